@@ -1,0 +1,125 @@
+// Streaming work on the cells of one image: norms, products with one vector, and the last step of a visual gradient.
+#pragma once
+#include "engine.h"
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+// out[p] = sum_c V[c, p] x[c]; with a null x, sum_c V[c, p]^2
+template <class T>
+inline void channel_dots(const Image<T>& image, const T* x, T* out) {
+  constexpr int L = kLanes<T>;
+  if (image.cell_stride != 1 || image.cells < L) {
+    for (int64_t p = 0; p < image.cells; ++p) {
+      const T* v = image.values + p * image.cell_stride;
+      Vec<T> sums[4] = {};
+      int64_t c = 0;
+      if (image.channel_stride == 1)
+        for (; c + 4 * L <= image.channels; c += 4 * L)
+          for (int i = 0; i < 4; ++i) sums[i] += load(v + c + i * L) * load((x ? x : v) + c + i * L);
+      T sum = sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+      for (; c < image.channels; ++c) sum += v[c * image.channel_stride] * (x ? x[c] : v[c * image.channel_stride]);
+      out[p] = sum;
+    }
+    return;
+  }
+  for (int64_t p = 0; p < image.cells; p += L) {
+    p = p + L > image.cells ? image.cells - L : p;
+    const T* v = image.values + p;
+    Vec<T> sums[4] = {};
+    int64_t c = 0;
+    for (; c + 4 <= image.channels; c += 4)
+      for (int i = 0; i < 4; ++i) {
+        Vec<T> value = load(v + (c + i) * image.cells);
+        sums[i] += value * (x ? Vec<T>{} + x[c + i] : value);
+      }
+    for (; c < image.channels; ++c) {
+      Vec<T> value = load(v + c * image.cells);
+      sums[0] += value * (x ? Vec<T>{} + x[c] : value);
+    }
+    store(out + p, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+  }
+}
+
+template <class T>
+inline void inverse_norms(const Image<T>& image, T* out) {
+  channel_dots<T>(image, nullptr, out);
+  for (int64_t p = 0; p < image.cells; ++p) out[p] = inverse_length(out[p]);
+}
+
+// out[c] = sum_p V[c, p] s[p]
+template <class T>
+inline void cell_sum(const Image<T>& image, const T* s, T* out) {
+  constexpr int L = kLanes<T>;
+  if (image.channel_stride == 1) {
+    for (int64_t c = 0; c < image.channels; ++c) out[c] = 0;
+    for (int64_t p = 0; p < image.cells; ++p) {
+      const T* v = image.values + p * image.cell_stride;
+      int64_t c = 0;
+      for (; c + L <= image.channels; c += L) store(out + c, load(out + c) + load(v + c) * s[p]);
+      for (; c < image.channels; ++c) out[c] += v[c] * s[p];
+    }
+    return;
+  }
+  for (int64_t c = 0; c < image.channels; ++c) {
+    const T* v = image.values + c * image.cells;
+    Vec<T> sums = {};
+    int64_t p = 0;
+    for (; p + L <= image.cells; p += L) sums += load(v + p) * load(s + p);
+    T sum = sum_lanes<T>(sums);
+    for (; p < image.cells; ++p) sum += v[p] * s[p];
+    out[c] = sum;
+  }
+}
+
+// out[c, p] = s[p] x[c] - t[p] V[c, p]: the gradient of a cell whose unit vector meets one vector x.
+template <class T>
+inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out) {
+  constexpr int L = kLanes<T>;
+  bool last = image.channel_stride == 1;
+  int64_t rows = last ? image.cells : image.channels, columns = last ? image.channels : image.cells;
+  for (int64_t r = 0; r < rows; ++r) {
+    const T* v = image.values + r * columns;
+    T* o = out + r * columns;
+    int64_t i = 0;
+    if (last) {
+      for (; i + L <= columns; i += L) store(o + i, load(x + i) * s[r] - load(v + i) * t[r]);
+      for (; i < columns; ++i) o[i] = x[i] * s[r] - v[i] * t[r];
+    } else {
+      for (; i + L <= columns; i += L) store(o + i, load(s + i) * x[r] - load(v + i) * load(t + i));
+      for (; i < columns; ++i) o[i] = x[r] * s[i] - v[i] * t[i];
+    }
+  }
+}
+
+// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, width): the gradient of a cell whose unit vector meets many audios.
+template <class T>
+inline void store_gradient(const Image<T>& image, const T* D, int64_t width, const T* t, T* out) {
+  constexpr int L = kLanes<T>;
+  int64_t cells = image.cells, channels = image.channels;
+  if (image.channel_stride == 1 || cells < L || channels < L) {
+    for (int64_t p = 0; p < cells; ++p)
+      for (int64_t c = 0; c < channels; ++c) {
+        int64_t at = c * image.channel_stride + p * image.cell_stride;
+        out[at] = D[p * width + c] - t[p] * image.values[at];
+      }
+    return;
+  }
+  // Transposed block by block; the last blocks overlap their neighbours, which writes the same values twice.
+  for (int64_t c = 0; c < channels; c += L) {
+    c = c + L > channels ? channels - L : c;
+    for (int64_t p = 0; p < cells; p += L) {
+      p = p + L > cells ? cells - L : p;
+      Vec<T> block[L], scale = load(t + p);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = load(D + (p + i) * width + c);
+      transpose<T>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        int64_t at = (c + i) * cells + p;
+        store(out + at, block[i] - scale * load(image.values + at));
+      }
+    }
+  }
+}
+
+}  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,0 +1,90 @@
+#include "dispatch.h"
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+
+namespace ssl_fast {
+
+namespace baseline {
+extern const KernelTable table;
+}
+namespace avx2 {
+extern const KernelTable table;
+}
+namespace avx512 {
+extern const KernelTable table;
+}
+
+namespace {
+
+const std::vector<const KernelTable*>& tables() {
+  static const std::vector<const KernelTable*> usable = [] {
+    std::vector<const KernelTable*> all{&baseline::table};
+#ifdef SSL_FAST_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&avx2::table);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+      all.push_back(&avx512::table);
+#endif
+    return all;
+  }();
+  return usable;
+}
+
+std::atomic<const KernelTable*> in_use{nullptr};
+
+// The threads of an OpenMP pool do not survive fork(): a child runs alone instead of waiting for them for ever.
+std::atomic<bool> forked{false};
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+
+}  // namespace
+
+const KernelTable& kernels() {
+  const KernelTable* table = in_use.load();
+  return table ? *table : *tables().back();
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const KernelTable* table : tables()) names.push_back(table->instruction_set);
+  return names;
+}
+
+void use_instruction_set(const std::string& name) {
+  for (const KernelTable* table : tables())
+    if (name == table->instruction_set) {
+      in_use = table;
+      return;
+    }
+  throw std::invalid_argument("instruction set '" + name + "' is not built or not supported by this processor");
+}
+
+template <class Params>
+void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
+  constexpr int64_t kHuge = 2 << 20;
+  for (auto [start, bytes] : large)  // half of the time of a streaming kernel is page faults of fresh memory
+    if (start && bytes >= 2 * kHuge) {
+      auto first = (reinterpret_cast<uintptr_t>(start) + kHuge - 1) / kHuge * kHuge;
+      auto last = (reinterpret_cast<uintptr_t>(start) + bytes) / kHuge * kHuge;
+      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: failure changes nothing
+    }
+  params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(params.shape.images, 1)));
+  int64_t bytes = kernel.bytes(params);
+  std::unique_ptr<char, decltype(&std::free)> workspace(static_cast<char*>(std::aligned_alloc(64, bytes + 64)), &std::free);
+  if (!workspace) throw std::bad_alloc();
+  kernel.run(params, workspace.get());
+}
+
+template void run(const Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
+template void run(const Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
+template void run(const Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
+
+}  // namespace ssl_fast

@@ -1,0 +1,279 @@
+// The tile engine of the CPU: three matrix products around one micro-kernel, none of which writes a map of all pairs.
+//
+// SIMD lanes run over audios, register rows over cells:
+//   similarities     alpha[p, m] = sum_c V[c, p] A[m, c]     handed tile by tile to an epilogue, which pools it
+//   visual_gradient  D[p, c]     = sum_m G[p, m] A[m, c]
+//   audio_gradient   dA[c, m]   += sum_p V[c, p] G[p, m]
+// V is read in place by scalar broadcasts (channels first or last), so pooling over cells is lane-wise: any number of cells
+// is as good as any other. Audios are packed once per call, in panels of kPanel lanes. G is one image's gradient with
+// respect to alpha, scaled by 1 / |v|.
+#pragma once
+#include "../params.h"
+#include "simd.h"
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Hands out aligned pieces of one buffer. With a null buffer it only adds up, so that one function sizes and lays out.
+struct Arena {
+  char* base;
+  int64_t used = 0;
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = reinterpret_cast<T*>(base + used);
+    used += round_up(count * sizeof(T), 64);
+    return piece;
+  }
+};
+
+// ---- one image -------------------------------------------------------------------------------------------------------
+template <class T>
+struct Image {
+  const T* values;
+  int64_t channels, cells, channel_stride, cell_stride;
+};
+
+SSL_FAST_AI float to_float(uint16_t bits, DType dtype) {
+  if (dtype == DType::bfloat16) {
+    uint32_t wide = uint32_t(bits) << 16;
+    float x;
+    __builtin_memcpy(&x, &wide, 4);
+    return x;
+  }
+  _Float16 half;
+  __builtin_memcpy(&half, &bits, 2);
+  return half;
+}
+SSL_FAST_AI uint16_t from_float(float x, DType dtype) {
+  uint16_t bits;
+  if (dtype == DType::bfloat16) {
+    uint32_t wide;
+    __builtin_memcpy(&wide, &x, 4);
+    return x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;  // round to nearest even
+  }
+  _Float16 half = x;
+  __builtin_memcpy(&bits, &half, 2);
+  return bits;
+}
+
+// `count` values from element `first` of a tensor, in the computing type: in place where it is stored so, else in `scratch`.
+template <class T>
+inline const T* values_of(const void* tensor, DType dtype, int64_t first, int64_t count, T* scratch) {
+  if constexpr (sizeof(T) == 4) {
+    if (dtype != DType::float32) {
+      const uint16_t* from = static_cast<const uint16_t*>(tensor) + first;
+      if (dtype == DType::bfloat16)
+        for (int64_t i = 0; i < count; ++i) scratch[i] = to_float(from[i], DType::bfloat16);
+      else
+        for (int64_t i = 0; i < count; ++i) scratch[i] = to_float(from[i], DType::float16);
+      return scratch;
+    }
+  }
+  return static_cast<const T*>(tensor) + first;
+}
+// Where `count` computed values may be written before `publish` brings them to element `first` of a tensor.
+template <class T>
+inline T* destination(void* tensor, DType dtype, int64_t first, T* scratch) {
+  return dtype == DType::bfloat16 || dtype == DType::float16 ? scratch : static_cast<T*>(tensor) + first;
+}
+template <class T>
+inline void publish(const T* values, void* tensor, DType dtype, int64_t first, int64_t count) {
+  if constexpr (sizeof(T) == 4) {
+    uint16_t* to = static_cast<uint16_t*>(tensor) + first;
+    if (dtype == DType::bfloat16)
+      for (int64_t i = 0; i < count; ++i) to[i] = from_float(values[i], DType::bfloat16);
+    if (dtype == DType::float16)
+      for (int64_t i = 0; i < count; ++i) to[i] = from_float(values[i], DType::float16);
+  }
+}
+
+template <class T>
+inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scratch) {
+  int64_t size = s.channels * s.cells;
+  return {values_of<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells, s.channels_last ? 1 : s.cells,
+          s.channels_last ? s.channels : 1};
+}
+
+template <class T>
+SSL_FAST_AI T inverse_length(T sum_of_squares) {
+  T length = sizeof(T) == 4 ? __builtin_sqrtf(sum_of_squares) : __builtin_sqrt(sum_of_squares);
+  return length < T(1e-12) ? 0 : 1 / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
+}
+
+// ---- the micro-kernel ------------------------------------------------------------------------------------------------
+template <class T, int R>
+struct Tile {
+  Vec<T> at[R][kVectors];
+};
+
+// tile[r, lane] += sum_k rows[r, k] panel[k, lane]; kRowStride = 0: the stride is given at run time.
+template <int kRowStride, class T, int R>
+SSL_FAST_AI void multiply(Tile<T, R>& tile, int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride,
+                          const T* panel) {
+  if (kRowStride) row_stride = kRowStride;
+  for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
+    Vec<T> q[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) q[v] = load(panel + v * kLanes<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      Vec<T> p = Vec<T>{} + rows[r * row_stride];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) tile.at[r][v] += p * q[v];
+    }
+  }
+}
+
+// Calls f(Rows<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
+template <int R>
+struct Rows {
+  static constexpr int value = R;
+};
+template <int R = kTileRows, class F>
+SSL_FAST_AI void run_tile(int rows, int64_t first, F& f) {
+  if (rows == R)
+    f(Rows<R>{}, first);
+  else if constexpr (R > 1)
+    run_tile<R - 1>(rows, first, f);
+}
+template <class F>
+SSL_FAST_AI void for_tiles(int64_t rows, F&& f) {
+  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
+  for (int64_t t = 0, first = 0; t < tiles; ++t) {
+    int height = int(rows / tiles + (t < rows % tiles));
+    run_tile(height, first, f);
+    first += height;
+  }
+}
+
+// ---- audios ----------------------------------------------------------------------------------------------------------
+template <class T>
+struct Audios {
+  int64_t count, channels, panels;
+  T* inverse_norm;  // (padded count)
+  T* rows;          // unit vectors (padded count, padded channels)
+  T* lanes;         // the same, for `similarities`: [panel][channel][lane of audio]
+  T* columns;       // the same, for `visual_gradient`: [panel of channels][audio][lane of channel]
+
+  int64_t padded() const { return panels * kPanel<T>; }
+  int64_t padded_channels() const { return round_up(channels, kPanel<T>); }
+
+  void lay_out(Arena& arena, const Shape& s, bool with_columns) {
+    count = s.audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
+    inverse_norm = arena.take<T>(padded());
+    rows = arena.take<T>(padded() * padded_channels());
+    lanes = arena.take<T>(padded() * channels);
+    columns = with_columns ? arena.take<T>(padded() * padded_channels()) : nullptr;
+  }
+
+  // Fills one panel; panels are independent of each other.
+  void pack(const Shape& s, const void* audio, int64_t panel, bool with_columns) {
+    constexpr int W = kPanel<T>;
+    int64_t width = padded_channels();
+    for (int64_t m = panel * W; m < (panel + 1) * W; ++m) {
+      T* row = rows + m * width;
+      T scale = 0;
+      for (int64_t c = channels; c < width; ++c) row[c] = 0;
+      if (m < count) {
+        const T* raw = values_of<T>(audio, s.dtype, m * channels, channels, row);
+        Vec<T> squares[4] = {};
+        int64_t c = 0;
+        for (; c + 4 * kLanes<T> <= channels; c += 4 * kLanes<T>)
+          for (int i = 0; i < 4; ++i) squares[i] += load(raw + c + i * kLanes<T>) * load(raw + c + i * kLanes<T>);
+        T sum = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+        for (; c < channels; ++c) sum += raw[c] * raw[c];
+        scale = inverse_length(sum);
+        for (c = 0; c < channels; ++c) row[c] = raw[c] * scale;
+      } else {
+        for (int64_t c = 0; c < channels; ++c) row[c] = 0;
+      }
+      inverse_norm[m] = scale;
+    }
+    constexpr int L = kLanes<T>;
+    for (int v = 0; v < kVectors; ++v)
+      for (int64_t c = 0; c < channels; c += L) {  // `rows` is padded: reading beyond the last channel is safe
+        Vec<T> block[L];
+        for (int i = 0; i < L; ++i) block[i] = load(rows + (panel * W + v * L + i) * width + c);
+        transpose<T>(block);
+        for (int i = 0; i < L && c + i < channels; ++i) store(lanes + (panel * channels + c + i) * W + v * L, block[i]);
+      }
+    if (with_columns)
+      for (int64_t c = 0; c < width; c += L)
+        for (int64_t m = panel * W; m < (panel + 1) * W; ++m)
+          store(columns + ((c / W) * padded() + m) * W + c % W, load(rows + m * width + c));
+  }
+
+  // grad[m, :] = (g - a (a . g)) / |a| for one audio, from the gradient g with respect to its unit vector.
+  void finish(const Shape& s, int64_t m, const T* unit_gradient, void* grad, T* scratch) const {
+    const T* a = rows + m * padded_channels();
+    Vec<T> dots = {};
+    T dot = 0;
+    int64_t c = 0;
+    for (; c + kLanes<T> <= channels; c += kLanes<T>) dots += load(a + c) * load(unit_gradient + c);
+    for (dot = sum_lanes<T>(dots); c < channels; ++c) dot += a[c] * unit_gradient[c];
+    T* out = destination<T>(grad, s.dtype, m * channels, scratch);
+    for (c = 0; c < channels; ++c) out[c] = inverse_norm[m] * (unit_gradient[c] - a[c] * dot);
+    publish(out, grad, s.dtype, m * channels, channels);
+  }
+};
+
+// ---- the three products ----------------------------------------------------------------------------------------------
+// Epilogue: template <int R> void tile(Tile<T, R>&, int64_t panel, int64_t cell), the products before normalisation.
+// The bodies stay out of line: one register allocation per tile height.
+template <class T, class Epilogue>
+inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue) {
+  const T* lanes = audios.lanes + panel * image.channels * kPanel<T>;
+  for_tiles(image.cells, [&](auto rows, int64_t cell) __attribute__((noinline)) {
+    Tile<T, decltype(rows)::value> tile = {};
+    const T* first = image.values + cell * image.cell_stride;
+    if (image.cell_stride == 1)
+      multiply<1>(tile, image.channels, first, 1, image.channel_stride, lanes);
+    else
+      multiply<0>(tile, image.channels, first, image.cell_stride, image.channel_stride, lanes);
+    epilogue.tile(tile, panel, cell);
+  });
+}
+
+// G: [panel][cell][lane]; D: (cells, padded channels)
+template <class T>
+inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D) {
+  constexpr int W = kPanel<T>;
+  for (int64_t channel = 0; channel < audios.channels; channel += W)
+    for_tiles(cells, [&](auto rows, int64_t cell) __attribute__((noinline)) {
+      constexpr int R = decltype(rows)::value;
+      Tile<T, R> tile = {};
+      const T* column = audios.columns + channel * audios.padded();
+      for (int64_t panel = 0; panel < audios.panels; ++panel)
+        multiply<W>(tile, W, G + (panel * cells + cell) * W, W, 1, column + panel * W * W);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          store(D + (cell + r) * audios.padded_channels() + channel + v * kLanes<T>, tile.at[r][v]);
+    });
+}
+
+// dA: [panel][channel][lane], added to
+template <class T>
+inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T* dA) {
+  constexpr int W = kPanel<T>;
+  for (int64_t panel = 0; panel < panels; ++panel, G += image.cells * W, dA += image.channels * W)
+    for_tiles(image.channels, [&](auto rows, int64_t channel) __attribute__((noinline)) {
+      constexpr int R = decltype(rows)::value;
+      Tile<T, R> tile;
+      T* out = dA + channel * W;
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) tile.at[r][v] = load(out + r * W + v * kLanes<T>);
+      multiply<0>(tile, image.cells, image.values + channel * image.channel_stride, image.channel_stride,
+                  image.cell_stride, G);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) store(out + r * W + v * kLanes<T>, tile.at[r][v]);
+    });
+}
+
+}  // namespace ssl_fast::SSL_FAST_ISA

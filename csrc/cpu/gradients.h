@@ -1,0 +1,78 @@
+// What the backward passes share: the scratch of one thread for one space of cosines, and its way back to the features.
+#pragma once
+#include <omp.h>
+
+#include "cells.h"
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+// Images of a thread whose G is gathered before one audio_gradient, so that its products are deep enough.
+inline int64_t group_of(const Shape& s) { return s.cells >= 128 ? 1 : s.cells > 16 ? 128 / s.cells : 8; }
+
+// The first `count` lanes of a panel, to and from a row of pairs.
+template <class V, class U>
+SSL_FAST_AI void store_lanes(const V (&vectors)[kVectors], U* out, int64_t count) {
+  constexpr int L = sizeof(V) / sizeof(vectors[0][0]);
+  for (int64_t i = 0; i < count; ++i) out[i] = U(vectors[i / L][i % L]);
+}
+template <class T>
+SSL_FAST_AI void load_lanes(const T* in, int64_t count, Vec<T> (&vectors)[kVectors]) {
+  alignas(64) T values[kPanel<T>];
+  for (int64_t i = 0; i < kPanel<T>; ++i) values[i] = i < count ? in[i] : 0;
+  for (int v = 0; v < kVectors; ++v) vectors[v] = load(values + v * kLanes<T>);
+}
+
+template <class T>
+struct Gradients {
+  T *image, *store;  // an image and its gradient in the computing type, where they are stored in 16 bits
+  T *G, *D, *dA, *t, *row;
+  Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
+
+  void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios, int64_t G_size) {
+    image = arena.take<T>(s.channels * s.cells);
+    store = arena.take<T>(s.channels * s.cells);
+    G = arena.take<T>(G_size);
+    D = arena.take<T>(s.cells * audios.padded_channels());
+    dA = arena.take<T>(audios.padded() * audios.padded_channels());
+    t = arena.take<T>(s.cells);
+    row = arena.take<T>(2 * audios.padded_channels());
+    t_lanes = arena.take<Vec<T>>(s.cells);
+  }
+  void clear(const Audios<T>& audios) {
+    for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) dA[i] = 0;
+  }
+  void open(const Shape& s) {
+    for (int64_t c = 0; c < s.cells; ++c) t_lanes[c] = Vec<T>{};
+  }
+  void close(const Shape& s) {
+    for (int64_t c = 0; c < s.cells; ++c) t[c] = sum_lanes<T>(t_lanes[c]);
+  }
+  // The gradient of image n from D and t: dv = D - v / |v| t, as G carries one factor 1 / |v| already.
+  void publish_visual(const Shape& s, const Features& f, const Image<T>& values, int64_t n, int64_t width,
+                      const T* inverse_norm) {
+    int64_t size = s.channels * s.cells;
+    for (int64_t c = 0; c < s.cells; ++c) t[c] *= inverse_norm[c];
+    T* out = destination<T>(f.grad_visual, s.dtype, n * size, store);
+    store_gradient(values, D, width, t, out);
+    publish(out, f.grad_visual, s.dtype, n * size, size);
+  }
+};
+
+// grad_audio from the sums of all threads, added in the order of the threads; dA in panels, or as rows of audios.
+template <class T>
+void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Gradients<T>* of_thread, bool by_rows) {
+  constexpr int W = kPanel<T>;
+  int threads = omp_get_num_threads();
+#pragma omp for schedule(static)
+  for (int64_t m = 0; m < s.audios; ++m) {
+    T* row = of_thread[omp_get_thread_num()].row;
+    for (int64_t c = 0; c < s.channels; ++c) {
+      int64_t at = by_rows ? m * audios.padded_channels() + c : ((m / W) * s.channels + c) * W + m % W;
+      row[c] = of_thread[0].dA[at];
+      for (int k = 1; k < threads; ++k) row[c] += of_thread[k].dA[at];
+    }
+    audios.finish(s, m, row, f.grad_audio, row + audios.padded_channels());
+  }
+}
+
+}  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,0 +1,356 @@
+// SLAVC: the product of a softmax over instances (space `avc`) and a softmax over cells (space `loc`), in log space.
+//
+//   x[n,m,p]  = avc / tau - Z + loc / tau,   Z[n,p] = log-sum-exp over audios m of avc / tau (or Z[m,p], over images n)
+//   S[n,m]    = log-sum-exp (or max) over p of x  -  L,   L[n,m] = log-sum-exp over p of loc / tau
+// With u = grad[n,m] dS/dx (the share of cell p in S, or 1 at the best cell) and R = the sum of u over instances:
+//   d avc = (u - exp(avc / tau - Z) R) / tau,   d loc = (u - grad exp(loc / tau - L)) / tau
+#include "gradients.h"
+#include "tables.h"
+
+#include "../pooling.h"  // after the vectors it works on
+
+namespace ssl_fast::SSL_FAST_ISA {
+namespace {
+
+template <class T>
+using LSE = LogSumExp<Vec<T>, T>;
+
+// log-sum-exp of all that the lanes of `state` have seen and of `count` more values.
+template <class T>
+T log_sum(typename LSE<T>::State state, const T* more, int64_t count, T per_tau) {
+  T shift = state.shift[0], sum = 0;
+  for (int i = 1; i < kLanes<T>; ++i) shift = state.shift[i] > shift ? state.shift[i] : shift;
+  for (int64_t i = 0; i < count; ++i) shift = more[i] * per_tau > shift ? more[i] * per_tau : shift;
+  Vec<T> ratio = state.sum * exponential(state.shift - shift);
+  for (int i = 0; i < kLanes<T>; ++i) sum += ratio[i];
+  for (int64_t i = 0; i < count; ++i) sum += T(__builtin_exp(double(more[i] * per_tau - shift)));
+  return shift + T(__builtin_log(double(sum)));
+}
+
+// alpha = product / |v|, kept in [panel][cell][lane].
+template <class T>
+struct KeepAlpha {
+  const T* inverse_norm;
+  T* kept;
+  int64_t cells;
+  template <int R>
+  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, tile.at[r][v] * inverse_norm[cell + r]);
+  }
+};
+template <class T>
+void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out) {
+  KeepAlpha<T> epilogue{inverse_norm, out, image.cells};
+  similarities(image, audios, panel, epilogue);
+}
+
+// What a thread needs for one image.
+template <class T>
+struct Maps {
+  Image<T> loc, avc;
+  const T *loc_norm, *avc_norm;
+};
+
+template <class T>
+struct Product {
+  const ProductParams& p;
+  const Shape& s;
+  const T per_tau;
+  Audios<T> loc, avc;
+  T* R;  // instances = image: sum over images of u, [panel][cell][lane]
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
+
+  explicit Product(const ProductParams& params) : p(params), s(params.shape), per_tau(T(1 / params.tau)) {}
+
+  bool over_images() const { return p.instances == Instances::image; }
+  int64_t map_size() const { return loc.padded() * s.cells; }
+  T* instance_norm() const { return static_cast<T*>(p.instance_norm); }
+  int64_t lanes_in(int64_t panel) const { return s.audios - panel * W < W ? s.audios - panel * W : W; }
+
+  void pack(bool with_columns) {
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < loc.panels; ++panel) {
+      loc.pack(s, p.loc.audio, panel, with_columns);
+      avc.pack(s, p.avc.audio, panel, with_columns);
+    }
+  }
+  Maps<T> maps_of(int64_t n, T* loc_scratch, T* avc_scratch) const {
+    return {image_at(s, p.loc.visual, n, loc_scratch), image_at(s, p.avc.visual, n, avc_scratch),
+            static_cast<const T*>(p.loc.inverse_norm) + n * s.cells,
+            static_cast<const T*>(p.avc.inverse_norm) + n * s.cells};
+  }
+  // One panel of alphas: from the kept ones where there are any, else computed into `scratch` (and kept if wanted).
+  const T* panel_of(const Features& f, const Image<T>& image, const Audios<T>& audios, const T* norm, int64_t n,
+                    int64_t panel, bool fresh, T* scratch) const {
+    T* place = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() : scratch;
+    if (fresh || n >= p.kept) alphas(image, audios, panel, norm, place);
+    return place + panel * s.cells * W;
+  }
+};
+
+template <class T>
+void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
+  constexpr int W = kPanel<T>, L = kLanes<T>;
+  Product<T> work(p);
+  const Shape& s = p.shape;
+  Arena arena{workspace};
+  work.loc.lay_out(arena, s, false);
+  work.avc.lay_out(arena, s, false);
+  struct Scratch {
+    T *loc_image, *avc_image, *loc, *avc;
+    typename LSE<T>::State* instance;
+  };
+  auto* scratch = arena.take<Scratch>(p.threads);
+  for (int i = 0; i < p.threads; ++i) {
+    Scratch mine{arena.take<T>(s.channels * s.cells), arena.take<T>(s.channels * s.cells),
+                 arena.take<T>(work.map_size()), arena.take<T>(work.map_size()),
+                 arena.take<typename LSE<T>::State>(s.cells * kVectors)};
+    if (workspace) scratch[i] = mine;
+  }
+  if (bytes) return void(*bytes = arena.used);
+  LSE<T> lse;
+
+#pragma omp parallel num_threads(p.threads)
+  {
+    Scratch& my = scratch[omp_get_thread_num()];
+    work.pack(false);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s.images; ++n) {
+      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+      inverse_norms(maps.loc, const_cast<T*>(maps.loc_norm));
+      inverse_norms(maps.avc, const_cast<T*>(maps.avc_norm));
+    }
+    if (work.over_images()) {  // Z[m,p]: threads own panels and see all images
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+        for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
+        for (int64_t n = 0; n < s.images; ++n) {
+          Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+          const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, true, my.avc);
+          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(my.instance[i], load(avc + i * L) * work.per_tau);
+        }
+        for (int64_t i = 0; i < s.cells * kVectors; ++i)
+          store(work.instance_norm() + panel * s.cells * W + i * L, lse.score(my.instance[i]));
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s.images; ++n) {
+      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+      T* Z = work.instance_norm() + n * s.cells;
+      const T* avc = nullptr;
+      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(), my.avc);
+        avc -= panel * s.cells * W;
+      }
+      for (int64_t cell = 0; cell < s.cells && !work.over_images(); ++cell) {
+        typename LSE<T>::State state{};
+        int64_t m = 0;
+        for (; m + L <= s.audios; m += L)
+          lse.absorb(state, load(avc + ((m / W) * s.cells + cell) * W + m % W) * work.per_tau);
+        Z[cell] = log_sum<T>(state, avc + ((m / W) * s.cells + cell) * W + m % W, s.audios - m, work.per_tau);
+      }
+      for (int64_t panel = 0; panel < work.loc.panels; ++panel) {
+        const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, true, my.loc);
+        const T* Z_panel = work.instance_norm() + panel * s.cells * W;
+        typename LSE<T>::State space[kVectors] = {}, total[kVectors] = {};
+        typename Max<Vec<T>, T>::State best[kVectors];
+        for (int v = 0; v < kVectors; ++v) best[v].best = Vec<T>{} - T(1e30);
+        for (int64_t cell = 0; cell < s.cells; ++cell)
+          for (int v = 0; v < kVectors; ++v) {
+            int64_t at = cell * W + v * L;
+            Vec<T> y = load(loc + at) * work.per_tau;
+            Vec<T> z = work.over_images() ? load(Z_panel + at) : Vec<T>{} + Z[cell];
+            Vec<T> x = load(avc + panel * s.cells * W + at) * work.per_tau - z + y;
+            lse.absorb(space[v], y);
+            if (p.reduce == Reduce::sum)
+              lse.absorb(total[v], x);
+            else
+              Max<Vec<T>, T>{}.absorb(best[v], x, int(cell));
+          }
+        Vec<T> norm[kVectors], score[kVectors];
+        Index<Vec<T>> cell[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          norm[v] = lse.score(space[v]);
+          score[v] = (p.reduce == Reduce::sum ? lse.score(total[v]) : best[v].best) - norm[v];
+          cell[v] = best[v].cell;
+        }
+        int64_t at = n * s.audios + panel * W, count = work.lanes_in(panel);
+        store_lanes(norm, static_cast<T*>(p.space_norm) + at, count);
+        store_lanes(score, static_cast<T*>(p.scores) + at, count);
+        if (p.reduce == Reduce::max) store_lanes(cell, static_cast<int32_t*>(p.best_cell) + at, count);
+      }
+    }
+  }
+}
+
+// u of one panel of one image, by cells: f(cell, v, u, avc / tau - Z, loc / tau).
+template <class T>
+struct Shares {
+  const Product<T>& work;
+  int64_t n;
+  Vec<T> grad[kVectors], score[kVectors], norm[kVectors], best[kVectors];
+
+  void open(int64_t panel) {
+    const ProductParams& p = work.p;
+    int64_t at = n * work.s.audios + panel * kPanel<T>, count = work.lanes_in(panel);
+    load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
+    load_lanes(static_cast<const T*>(p.scores) + at, count, score);
+    load_lanes(static_cast<const T*>(p.space_norm) + at, count, norm);
+    for (int64_t i = 0; i < kPanel<T> && p.reduce == Reduce::max; ++i)
+      best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.best_cell)[at + i]) : T(-1);
+  }
+  template <class F>
+  SSL_FAST_AI void for_cells(int64_t panel, const T* loc, const T* avc, F&& f) {
+    constexpr int W = kPanel<T>, L = kLanes<T>;
+    int64_t cells = work.s.cells;
+    const T* Z = work.instance_norm() + (work.over_images() ? panel * cells * W : n * cells);
+    for (int64_t cell = 0; cell < cells; ++cell)
+      for (int v = 0; v < kVectors; ++v) {
+        int64_t at = cell * W + v * L;
+        Vec<T> y = load(loc + at) * work.per_tau;
+        Vec<T> a = load(avc + at) * work.per_tau - (work.over_images() ? load(Z + at) : Vec<T>{} + Z[cell]);
+        Vec<T> u = work.p.reduce == Reduce::sum ? grad[v] * exponential(a + y - norm[v] - score[v])
+                                                : select(best[v] == T(cell), grad[v], Vec<T>{});
+        f(cell, v, u, a, y);
+      }
+  }
+};
+
+template <class T>
+void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
+  constexpr int W = kPanel<T>, L = kLanes<T>;
+  Product<T> work(p);
+  const Shape& s = p.shape;
+  bool visual = p.loc.grad_visual || p.avc.grad_visual, audio = p.loc.grad_audio || p.avc.grad_audio;
+  Arena arena{workspace};
+  work.loc.lay_out(arena, s, visual);
+  work.avc.lay_out(arena, s, visual);
+  work.R = work.over_images() ? arena.take<T>(work.map_size()) : nullptr;
+  struct Scratch {
+    T *loc, *avc;  // alphas of one image
+    Vec<T>* R;     // (cells), by lanes
+    Gradients<T> of_loc, of_avc;
+  };
+  auto* scratch = arena.take<Scratch>(p.threads);
+  auto* shares = arena.take<Gradients<T>>(2 * p.threads);
+  for (int i = 0; i < p.threads; ++i) {
+    Scratch mine;
+    mine.loc = arena.take<T>(work.map_size());
+    mine.avc = arena.take<T>(work.map_size());
+    mine.R = arena.take<Vec<T>>(s.cells);
+    mine.of_loc.lay_out(arena, s, work.loc, group_of(s) * work.map_size());
+    mine.of_avc.lay_out(arena, s, work.avc, group_of(s) * work.map_size());
+    if (!workspace) continue;
+    scratch[i] = mine;
+    shares[i] = mine.of_loc;
+    shares[p.threads + i] = mine.of_avc;
+  }
+  if (bytes) return void(*bytes = arena.used);
+
+#pragma omp parallel num_threads(p.threads)
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    Scratch& my = scratch[thread];
+    work.pack(visual);
+    if (audio) my.of_loc.clear(work.loc), my.of_avc.clear(work.avc);
+    if (work.over_images()) {  // R[m,p]: threads own panels and see all images
+#pragma omp for schedule(static)
+      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+        T* R = work.R + panel * s.cells * W;
+        for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
+        for (int64_t n = 0; n < s.images; ++n) {
+          Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
+          const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
+          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
+          Shares<T> share{work, n, {}, {}, {}, {}};
+          share.open(panel);
+          share.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>, Vec<T>) {
+            T* sum = R + cell * W + v * L;
+            store(sum, load(sum) + u);
+          });
+        }
+      }
+    }
+    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
+    for (int64_t first = begin, group = group_of(s); first < end; first += group) {
+      int64_t last = first + group < end ? first + group : end;
+      for (int64_t n = first; n < last; ++n) {
+        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
+        T *G_loc = my.of_loc.G + (n - first) * work.map_size(), *G_avc = my.of_avc.G + (n - first) * work.map_size();
+        my.of_loc.open(s), my.of_avc.open(s);
+        for (int64_t c = 0; c < s.cells; ++c) my.R[c] = Vec<T>{};
+        const T* avc = nullptr;
+        // First u, in place of G_avc, with R and the gradient of loc; then the gradient of avc.
+        for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+          const T* avc_panel = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
+          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
+          avc = avc_panel - panel * s.cells * W;
+          Shares<T> share{work, n, {}, {}, {}, {}};
+          share.open(panel);
+          share.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T>, Vec<T> y) {
+            int64_t at = cell * W + v * L;
+            store(G_avc + panel * s.cells * W + at, u);
+            my.R[cell] += u;
+            Vec<T> g = (u - share.grad[v] * exponential(y - share.norm[v])) * (work.per_tau * maps.loc_norm[cell]);
+            store(G_loc + panel * s.cells * W + at, g);
+            my.of_loc.t_lanes[cell] += g * load(loc + at);
+          });
+        }
+        for (int64_t cell = 0; cell < s.cells; ++cell) {
+          T R = sum_lanes<T>(my.R[cell]), scale = work.per_tau * maps.avc_norm[cell];
+          for (int64_t m = 0; m < s.audios; m += L) {
+            int64_t at = ((m / W) * s.cells + cell) * W + m % W;
+            Vec<T> alpha = load(avc + at);
+            Vec<T> z = work.over_images() ? load(work.instance_norm() + at) : Vec<T>{} + work.instance_norm()[n * s.cells + cell];
+            Vec<T> sum = work.over_images() ? load(work.R + at) : Vec<T>{} + R;
+            Vec<T> g = (load(G_avc + at) - exponential(alpha * work.per_tau - z) * sum) * scale;
+            for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
+            store(G_avc + at, g);
+            my.of_avc.t_lanes[cell] += g * alpha;
+          }
+          for (int64_t m = round_up(s.audios, L); m < work.avc.padded(); m += L)
+            store(G_avc + ((m / W) * s.cells + cell) * W + m % W, Vec<T>{});
+        }
+        if (visual) {
+          my.of_loc.close(s);
+          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D);
+          my.of_loc.publish_visual(s, p.loc, maps.loc, n, work.loc.padded_channels(), maps.loc_norm);
+          my.of_avc.close(s);
+          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D);
+          my.of_avc.publish_visual(s, p.avc, maps.avc, n, work.avc.padded_channels(), maps.avc_norm);
+        }
+      }
+      for (int64_t n = first; n < last && audio; ++n) {
+        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
+        audio_gradient(maps.loc, my.of_loc.G + (n - first) * work.map_size(), work.loc.panels, my.of_loc.dA);
+        audio_gradient(maps.avc, my.of_avc.G + (n - first) * work.map_size(), work.avc.panels, my.of_avc.dA);
+      }
+    }
+#pragma omp barrier
+    if (audio) {
+      finish_audios(s, p.loc, work.loc, shares, false);
+      finish_audios(s, p.avc, work.avc, shares + p.threads, false);
+    }
+  }
+}
+
+template <bool kBackward>
+void call(const ProductParams& p, char* workspace, int64_t* bytes) {
+  with_type(p, [&](auto zero) {
+    if constexpr (kBackward)
+      backward<decltype(zero)>(p, workspace, bytes);
+    else
+      forward<decltype(zero)>(p, workspace, bytes);
+  });
+}
+
+}  // namespace
+
+const Kernel<ProductParams> product_kernel = make_kernel<ProductParams, call<false>>();
+const Kernel<ProductParams> product_backward_kernel = make_kernel<ProductParams, call<true>>();
+
+}  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,0 +1,147 @@
+// SIMD vectors of this instruction set, by GCC/Clang vector extensions. Included only by the files that are compiled once
+// per instruction set; everything lives in a namespace of that name, so that no copy can be linked into another's place.
+#pragma once
+#include <cstdint>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define SSL_FAST_AI inline __attribute__((always_inline))
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kTileRows = 14;  // 28 accumulators of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 of 16
+#else
+constexpr int kVectorBytes = 16, kTileRows = 6;
+#endif
+constexpr int kVectors = 2;  // vectors in a panel
+
+template <class T>
+struct VectorTypes {
+  typedef T Aligned __attribute__((vector_size(kVectorBytes)));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <class T>
+using Vec = typename VectorTypes<T>::Aligned;
+
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+template <class T>
+constexpr int kPanel = kVectors * kLanes<T>;  // audios (or channels) in a panel
+
+template <class V>
+struct IndexOf;
+template <>
+struct IndexOf<Vec<float>> {
+  using type = Vec<int32_t>;
+};
+template <>
+struct IndexOf<Vec<double>> {
+  using type = Vec<int64_t>;
+};
+template <class V>
+using Index = typename IndexOf<V>::type;
+
+template <class T>
+SSL_FAST_AI Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename VectorTypes<T>::Unaligned*>(p);
+}
+template <class T>
+SSL_FAST_AI void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename VectorTypes<T>::Unaligned*>(p) = v;
+}
+template <class T>
+SSL_FAST_AI T sum_lanes(Vec<T> v) {
+  T s = 0;
+  for (int i = 0; i < kLanes<T>; ++i) s += v[i];
+  return s;
+}
+
+template <class Mask, class V>
+SSL_FAST_AI V select(Mask mask, V yes, V no) {
+  return mask ? yes : no;
+}
+
+// e^x to about 1 ulp: x = n ln 2 + r, a polynomial in r, n added to the exponent. Saturates instead of overflowing.
+SSL_FAST_AI Vec<float> exponential(Vec<float> x) {
+  using V = Vec<float>;
+  x = x > 88.f ? V{} + 88.f : x;
+  x = x < -87.3f ? V{} - 87.3f : x;
+  constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to the nearest integer
+  V shifted = x * 1.44269504088896341f + kRound;
+  V n = shifted - kRound;
+  V r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  V y = V{} + 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + (r + 1.f);
+  Vec<int32_t> bits = ((Vec<int32_t>)shifted - (Vec<int32_t>)(V{} + kRound) + 127) << 23;
+  return y * (V)bits;
+}
+SSL_FAST_AI Vec<double> exponential(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(x[i]);
+  return x;
+}
+
+// Natural logarithm, lane by lane: it is needed once per pair.
+SSL_FAST_AI Vec<float> logarithm(Vec<float> x) {
+  for (int i = 0; i < kLanes<float>; ++i) x[i] = __builtin_logf(x[i]);
+  return x;
+}
+SSL_FAST_AI Vec<double> logarithm(Vec<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_log(x[i]);
+  return x;
+}
+
+// 1 / x to about 1 ulp, for x in the normal range.
+SSL_FAST_AI Vec<float> reciprocal(Vec<float> x) {
+#if defined(__AVX512F__)
+  Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
+  return r * (2.f - x * r);
+#elif defined(__AVX2__)
+  Vec<float> r = (Vec<float>)_mm256_rcp_ps((__m256)x);
+  r = r * (2.f - x * r);
+  return r * (2.f - x * r);
+#else
+  return 1.f / x;
+#endif
+}
+SSL_FAST_AI Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
+
+// Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal blocks.
+template <class T, int B, class Lanes>
+struct Exchange;
+template <int... I>
+struct LaneList {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = LaneList<I...>;
+};
+template <class T, int B, int... I>
+struct Exchange<T, B, LaneList<I...>> {
+  static SSL_FAST_AI void run(Vec<T>& a, Vec<T>& b) {
+    constexpr int n = kLanes<T>;
+    Vec<T> upper = __builtin_shufflevector(a, b, ((I & B) ? n + (I ^ B) : I)...);
+    b = __builtin_shufflevector(a, b, ((I & B) ? n + I : (I | B))...);
+    a = upper;
+  }
+};
+template <class T, int B = kLanes<T> / 2>
+SSL_FAST_AI void transpose(Vec<T> (&block)[kLanes<T>]) {
+  if constexpr (B > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i)
+      if (!(i & B)) Exchange<T, B, typename MakeLanes<kLanes<T>>::type>::run(block[i], block[i | B]);
+    transpose<T, B / 2>(block);
+  }
+}
+
+}  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,0 +1,268 @@
+// Pooled similarity of all image-audio pairs: engine<Pooling>, forward and backward.
+#include "gradients.h"
+#include "tables.h"
+
+#include "../pooling.h"  // after the vectors it works on
+
+namespace ssl_fast::SSL_FAST_ISA {
+namespace {
+
+template <class T, class Pool>
+struct PoolEpilogue {
+  Pool pool;
+  const T* inverse_norm;
+  T* kept;  // alpha in [panel][cell][lane], or null
+  int64_t cells;
+  typename Pool::State state[kVectors];
+
+  template <int R>
+  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      auto s = state[v];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        Vec<T> alpha = tile.at[r][v] * inverse_norm[cell + r];
+        if (kept) store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
+        pool.absorb(s, alpha, int(cell) + r);
+      }
+      state[v] = s;
+    }
+  }
+};
+
+template <class T, class Pool>
+void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+  constexpr int W = kPanel<T>;
+  
+  const Shape& s = p.shape;
+  const Features& f = p.features;
+  Arena arena{workspace};
+  Audios<T> audios;
+  audios.lay_out(arena, s, false);
+  T* scratch = arena.take<T>(p.threads * s.channels * s.cells);
+  if (bytes) return void(*bytes = arena.used);
+
+#pragma omp parallel num_threads(p.threads)
+  {
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, false);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < s.images; ++n) {
+      Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * s.channels * s.cells);
+      T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
+      inverse_norms(image, inverse_norm);
+      for (int64_t panel = 0; panel < audios.panels; ++panel) {
+        T* kept = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * audios.padded() * s.cells : nullptr;
+        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, kept, s.cells, {}};
+        similarities(image, audios, panel, epilogue);
+        int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
+        Vec<T> scores[kVectors];
+        typename Pool::Kept pair[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          scores[v] = pool.score(epilogue.state[v]);
+          pair[v] = pool.kept(epilogue.state[v]);
+        }
+        store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
+        int64_t at = n * s.audios + first;
+        if constexpr (Pool::kSparse)
+          store_lanes(pair, static_cast<int32_t*>(p.pair) + at, count);
+        else
+          store_lanes(pair, static_cast<T*>(p.pair) + at, count);
+      }
+      if (p.positives) {
+        T* map = static_cast<T*>(p.positive_map) + n * s.cells;
+        channel_dots(image, audios.rows + p.positives[n] * audios.padded_channels(), map);
+        for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
+      }
+    }
+  }
+}
+
+// Turns alpha into G = slope * upstream gradient / |v|, and adds up t[p] = sum_m G alpha by lanes.
+template <class T, class Pool>
+struct SlopeEpilogue {
+  Pool pool;
+  const T* inverse_norm;
+  T* G;
+  Vec<T>* t;  // (cells)
+  int64_t cells;
+  Vec<T> score[kVectors], scale[kVectors];
+
+  template <int R>
+  SSL_FAST_AI void slopes(const Vec<T> (&alpha)[R][kVectors], int64_t panel, int64_t cell) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      Vec<T> sum = t[cell + r];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        Vec<T> g = pool.slope(alpha[r][v], score[v], scale[v]) * inverse_norm[cell + r];
+        store(G + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, g);
+        sum += g * alpha[r][v];
+      }
+      t[cell + r] = sum;
+    }
+  }
+  template <int R>
+  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) tile.at[r][v] *= inverse_norm[cell + r];
+    slopes<R>(tile.at, panel, cell);
+  }
+  // The same from kept alphas.
+  void all_cells(const T* kept, int64_t panel) {
+    for (int64_t cell = 0; cell < cells; ++cell) {
+      Vec<T> alpha[1][kVectors];
+      for (int v = 0; v < kVectors; ++v) alpha[0][v] = load(kept + (panel * cells + cell) * kPanel<T> + v * kLanes<T>);
+      slopes<1>(alpha, panel, cell);
+    }
+  }
+};
+
+// The gradient that arrives at the map of the positive pair joins G, and t, like that of any other cell.
+template <class T>
+void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_norm, T* G, T* t) {
+  int64_t cells = p.shape.cells, m = p.positives[n];
+  for (int64_t c = 0; c < cells; ++c) {
+    T g = inverse_norm[c] * static_cast<const T*>(p.grad_map)[n * cells + c];
+    G[((m / kPanel<T>) * cells + c) * kPanel<T> + m % kPanel<T>] += g;
+    t[c] += g * static_cast<const T*>(p.positive_map)[n * cells + c];
+  }
+}
+
+// out (cells, width) = the image with its channels last.
+template <class T>
+void transpose_image(const Image<T>& image, int64_t width, T* out) {
+  constexpr int L = kLanes<T>;
+  if (image.cell_stride != 1 || image.cells < L || image.channels < L) {
+    for (int64_t p = 0; p < image.cells; ++p)
+      for (int64_t c = 0; c < image.channels; ++c)
+        out[p * width + c] = image.values[p * image.cell_stride + c * image.channel_stride];
+    return;
+  }
+  for (int64_t c = 0; c < image.channels; c += L) {
+    c = c + L > image.channels ? image.channels - L : c;
+    for (int64_t p = 0; p < image.cells; p += L) {
+      p = p + L > image.cells ? image.cells - L : p;
+      Vec<T> block[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) block[i] = load(image.values + (c + i) * image.cells + p);
+      transpose<T>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store(out + (p + i) * width + c, block[i]);
+    }
+  }
+}
+
+// The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
+template <class T>
+void gather(const SimilarityParams& p, const Audios<T>& audios, const Image<T>& image, int64_t n, const T* inverse_norm,
+            Gradients<T>& my) {
+  const Shape& s = p.shape;
+  int64_t width = audios.padded_channels();
+  T* by_cell = my.G;
+  if (p.features.grad_audio) transpose_image(image, width, by_cell);
+  for (int64_t i = 0; i < s.cells * width; ++i) my.D[i] = 0;
+  for (int64_t c = 0; c < s.cells; ++c) my.t[c] = 0;
+  for (int64_t m = 0; m < s.audios; ++m) {
+    int64_t pair = n * s.audios + m, cell = static_cast<const int32_t*>(p.pair)[pair];
+    T g = static_cast<const T*>(p.grad_scores)[pair] * inverse_norm[cell];
+    my.t[cell] += g * static_cast<const T*>(p.scores)[pair];
+    T *D = my.D + cell * width, *dA = my.dA + m * width;
+    const T *a = audios.rows + m * width, *v = by_cell + cell * width;
+    if (p.features.grad_visual)
+      for (int64_t c = 0; c < s.channels; c += kLanes<T>) store(D + c, load(D + c) + load(a + c) * g);
+    if (p.features.grad_audio)
+      for (int64_t c = 0; c < s.channels; c += kLanes<T>) store(dA + c, load(dA + c) + load(v + c) * g);
+  }
+}
+
+template <class T, class Pool>
+void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+  constexpr int W = kPanel<T>;
+  const Shape& s = p.shape;
+  const Features& f = p.features;
+  bool with_columns = !Pool::kSparse && f.grad_visual;
+  Arena arena{workspace};
+  Audios<T> audios;
+  audios.lay_out(arena, s, with_columns);
+  const int64_t G_size = s.cells * (Pool::kSparse ? audios.padded_channels() : audios.padded());
+  auto* scratch = arena.take<Gradients<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) {
+    Gradients<T> mine;
+    mine.lay_out(arena, s, audios, (Pool::kSparse ? 1 : group_of(s)) * G_size);
+    if (workspace) scratch[i] = mine;
+  }
+  if (bytes) return void(*bytes = arena.used);
+
+#pragma omp parallel num_threads(p.threads)
+  {
+    int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    Gradients<T>& my = scratch[thread];
+    if (f.grad_audio) my.clear(audios);
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, with_columns);
+
+    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
+    for (int64_t first = begin, group = group_of(s); first < end; first += group) {
+      int64_t last = first + group < end ? first + group : end;
+      for (int64_t n = first; n < last; ++n) {
+        Image<T> image = image_at(s, f.visual, n, my.image);
+        const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
+        if constexpr (Pool::kSparse) {
+          gather(p, audios, image, n, inverse_norm, my);
+        } else {
+          T* G = my.G + (n - first) * G_size;
+          my.open(s);
+          SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, {}, {}};
+          for (int64_t panel = 0; panel < audios.panels; ++panel) {
+            int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
+            Vec<T> grad[kVectors];
+            load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score);
+            load_lanes(static_cast<const T*>(p.pair) + at, count, epilogue.scale);
+            load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
+            for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
+            if (n < p.kept)
+              epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * G_size, panel);
+            else
+              similarities(image, audios, panel, epilogue);
+          }
+          my.close(s);
+          if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
+          if (f.grad_visual) visual_gradient(G, s.cells, audios, my.D);
+        }
+        if (f.grad_visual) my.publish_visual(s, f, image, n, audios.padded_channels(), inverse_norm);
+      }
+      for (int64_t n = first; n < last && !Pool::kSparse && f.grad_audio; ++n)
+        audio_gradient(image_at(s, f.visual, n, my.image), my.G + (n - first) * G_size, audios.panels, my.dA);
+    }
+#pragma omp barrier
+    if (f.grad_audio) finish_audios(s, f, audios, scratch, Pool::kSparse);
+  }
+}
+
+template <bool kBackward>
+void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
+  with_type(p, [&](auto zero) {
+    using T = decltype(zero);
+    auto run = [&](auto pool) {
+      if constexpr (kBackward)
+        backward<T>(p, pool, workspace, bytes);
+      else
+        forward<T>(p, pool, workspace, bytes);
+    };
+    if (p.pooling == Pooling::soft_threshold)
+      run(SoftThreshold<Vec<T>, T>{T(p.epsilon), T(1 / p.beta)});
+    else
+      run(Max<Vec<T>, T>{});
+  });
+}
+
+}  // namespace
+
+const Kernel<SimilarityParams> similarity_kernel = make_kernel<SimilarityParams, call<false>>();
+const Kernel<SimilarityParams> similarity_backward_kernel = make_kernel<SimilarityParams, call<true>>();
+
+}  // namespace ssl_fast::SSL_FAST_ISA

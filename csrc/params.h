@@ -1,0 +1,74 @@
+// What crosses from Python to a kernel: plain structs, passed by value. Counts are in elements.
+#pragma once
+#include <cstdint>
+
+namespace ssl_fast {
+
+enum class DType : int { float32, bfloat16, float16, float64 };
+enum class Pooling : int { soft_threshold, max };
+enum class Reduce : int { sum, max };
+enum class Instances : int { audio, image };
+
+// Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C). All of one dtype.
+// "real" below is float, or double for float64 inputs.
+struct Shape {
+  DType dtype;
+  bool channels_last;
+  int64_t images, audios, channels, cells;
+};
+
+// One space of cosines: alpha[n,m,p]. Gradients that nobody wants are null.
+struct Features {
+  const void* visual;
+  const void* audio;
+  void* inverse_norm;  // real (N, cells): 1 / |visual|, written by the forward pass
+  void* kept_alpha;    // real (kept, padded M * cells): alpha of the first images, in the engine's own order
+  void* grad_visual;   // like visual
+  void* grad_audio;    // like audio
+};
+
+struct SimilarityParams {
+  Shape shape;
+  Features features;
+  Pooling pooling;
+  double epsilon, beta;
+  int64_t kept;              // images whose alpha is kept for the backward pass
+  const int64_t* positives;  // (N) or null: the audio whose map is wanted
+  void* positive_map;        // real (N, cells): alpha[n, positives[n], :]
+  void* scores;              // real (N, M)
+  void* pair;                // (N, M): what the pooling keeps of a pair; real (soft threshold) or int32 (max)
+  const void* grad_scores;   // real (N, M)
+  const void* grad_map;      // real (N, cells) or null
+  int threads;
+};
+
+struct ProductParams {
+  Shape shape;
+  Features loc, avc;
+  double tau;
+  Reduce reduce;
+  Instances instances;
+  int64_t kept;
+  void* scores;        // real (N, M): log sum_p (or max_p) of the product of both softmaxes
+  void* space_norm;    // real (N, M): log-sum-exp over cells of loc / tau
+  void* instance_norm; // real (N, cells), or (padded M, cells) for instances = image: log-sum-exp of avc / tau
+  void* best_cell;     // int32 (N, M), reduce = max only
+  const void* grad_scores;
+  int threads;
+};
+
+// Paired: audio (N, C). With a null `audio`, the mean of the unit vectors of each image.
+struct CellsParams {
+  Shape shape;
+  const void* visual;
+  const void* audio;
+  const void* weight;   // mean: real (N, cells), the weights, summing to 1 over an image
+  void* inverse_norm;   // real (N, cells)
+  void* out;            // map: real (N, cells); mean: real (N, C)
+  const void* grad_out;
+  void* grad_visual;
+  void* grad_audio;     // map only: real (N, C), with respect to the raw audio
+  int threads;
+};
+
+}  // namespace ssl_fast

@@ -1,0 +1,102 @@
+// The poolings of the field, written once for every device.
+//
+// For image n, audio m and cell p, alpha[n,m,p] is the cosine of two feature vectors. A loss needs, for all pairs, one
+// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: an engine computes a tile of alpha
+// and hands it to the pooling while it is still in registers. So a pooling is a monoid with a local derivative:
+//
+//   State                      what must be remembered of the cells seen so far; State{} has seen none
+//   absorb(state, alpha, p)    takes in cell p
+//   merge(state, later)        takes in all that another state has seen, of later cells
+//   score(state)               S
+//   kept(state)                one number of the pair that the backward pass needs besides S
+//   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`: scale = kept * the incoming gradient
+//
+// V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). The engine
+// declares exponential, reciprocal, select and Index<V> before it includes this header.
+//
+// The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit vector.
+#pragma once
+
+#ifdef __CUDACC__
+#define SSL_FAST_INLINE __host__ __device__ __forceinline__
+#else
+#define SSL_FAST_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+// LVS, MarginNCE: S = sum_p w alpha / sum_p w, w = sigmoid((alpha - epsilon) / beta).
+// The logit is cut off at -80, so that the sum of the weights cannot underflow.
+template <class V, class Scalar>
+struct SoftThreshold {
+  static constexpr bool kSparse = false;
+  static constexpr Scalar kLowestLogit = -80;
+  using Kept = V;
+  Scalar epsilon, inverse_beta;
+
+  struct State {
+    V weighted{}, weight{};
+  };
+  SSL_FAST_INLINE V logit(V alpha) const { return (alpha - epsilon) * inverse_beta; }
+  SSL_FAST_INLINE V weight(V x) const {
+    return reciprocal(1 + exponential(-select(x > kLowestLogit, x, V{} + kLowestLogit)));
+  }
+  SSL_FAST_INLINE void absorb(State& s, V alpha, int) const {
+    V w = weight(logit(alpha));
+    s.weighted += w * alpha;
+    s.weight += w;
+  }
+  SSL_FAST_INLINE void merge(State& s, const State& later) const {
+    s.weighted += later.weighted;
+    s.weight += later.weight;
+  }
+  SSL_FAST_INLINE V score(const State& s) const { return s.weighted / s.weight; }
+  SSL_FAST_INLINE Kept kept(const State& s) const { return 1 / s.weight; }
+  SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
+    V x = logit(alpha), w = weight(x);
+    V growth = select(x > kLowestLogit, (1 - w) * inverse_beta, V{});  // (dw/dalpha) / w
+    return scale * w * (1 + growth * (alpha - score));
+  }
+};
+
+// EZ-VSL: S = max_p alpha. Of equal cells the first wins; a NaN wins over all, as in torch.max.
+template <class V, class Scalar>
+struct Max {
+  static constexpr bool kSparse = true;  // one non-zero cell per pair, the kept one: the backward pass is a gather
+  using Kept = Index<V>;
+
+  struct State {
+    V best = V{} - 2;  // below any cosine
+    Index<V> cell{};
+  };
+  SSL_FAST_INLINE void absorb(State& s, V alpha, int cell) const { merge(s, {alpha, Index<V>{} + cell}); }
+  SSL_FAST_INLINE void merge(State& s, const State& later) const {
+    auto wins = (later.best > s.best) | (later.best != later.best);
+    s.best = select(wins, later.best, s.best);
+    s.cell = select(wins, later.cell, s.cell);
+  }
+  SSL_FAST_INLINE V score(const State& s) const { return s.best; }
+  SSL_FAST_INLINE Kept kept(const State& s) const { return s.cell; }
+};
+
+// SLAVC multiplies a softmax over instances by a softmax over space: log-sum-exps, S = log sum_p exp(x[p]).
+template <class V, class Scalar>
+struct LogSumExp {
+  struct State {
+    V shift = V{} - Scalar(1e30), sum{};  // sum of exp(x - shift), shift the largest x so far
+  };
+  SSL_FAST_INLINE void absorb(State& s, V x, int = 0) const {
+    V above = x - s.shift;
+    V ratio = exponential(select(above > 0, -above, above));
+    s.sum = select(above > 0, s.sum * ratio + 1, s.sum + ratio);
+    s.shift = select(above > 0, x, s.shift);
+  }
+  SSL_FAST_INLINE void merge(State& s, const State& later) const {
+    V shift = select(later.shift > s.shift, later.shift, s.shift);
+    s.sum = s.sum * exponential(s.shift - shift) + later.sum * exponential(later.shift - shift);
+    s.shift = shift;
+  }
+  SSL_FAST_INLINE V score(const State& s) const { return s.shift + logarithm(s.sum); }
+};
+
+}  // namespace ssl_fast::SSL_FAST_ISA

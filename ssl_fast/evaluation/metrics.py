@@ -1,0 +1,279 @@
+"""Metrics of visual sound source localization: pure, batched functions from maps to per-sample values, and the figures made of those.
+
+Arrays may be numpy or torch (any device); what comes back is numpy. Maps are (N, h, w) scores of any range, ground truths (N, H, W)
+weights in [0, 1]. Rules that hold everywhere:
+
+* A map or score with a NaN or an infinity is an error that names the sample.
+* A *constant map* puts no pixel before another: the top-fraction and adaptive rules predict the **whole image**, its pointing is a miss.
+* *Ties* at the border of the k best pixels go to the pixel that comes first in row-major order, so exactly k pixels are predicted.
+* Success is `>=` (IoU of exactly .5 counts); an absolute threshold is strict (`>`).
+"""
+
+import math
+import typing
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+THRESHOLDS = .05 * np.arange(21)    # floating products, as all published evaluators have them (some lie one ulp above the decimal)
+
+
+def array(values, name: str, ndim: int | None = None) -> np.ndarray:
+    """numpy float32 (float64 stays) copy-free view of a numpy array or a torch tensor; bool and integers become float32."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values if values.dtype == torch.float64 else values.float()).numpy()
+    values = np.asarray(values)
+    if values.dtype.kind not in "fbiu":
+        raise TypeError(f"{name}: expected real numbers, got dtype {values.dtype}")
+    if values.dtype not in (np.float32, np.float64):
+        values = values.astype(np.float32)
+    if ndim is not None and values.ndim != ndim:
+        raise ValueError(f"{name}: expected {ndim} dimensions, got shape {values.shape}")
+    return values
+
+
+def check_maps(maps, ids: Sequence[str] | None = None, name: str = "maps") -> np.ndarray:
+    """(N, h, w) float array; ValueError naming the first sample (its id where `ids` are given) that holds a NaN or an infinity."""
+    maps = array(maps, name, 3)
+    if maps.shape[1] * maps.shape[2] == 0:
+        raise ValueError(f"{name}: expected at least one cell, got shape {maps.shape}")
+    finite = np.isfinite(maps).all((1, 2))
+    if not finite.all():
+        i = int(finite.argmin())
+        who = f"sample {i}" if ids is None else f"sample {ids[i]!r}"
+        raise ValueError(f"{name}: {who} holds {int((~np.isfinite(maps[i])).sum())} values that are NaN or infinite")
+    return maps
+
+
+def _truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
+    ground_truth = array(ground_truth, "ground_truth", 3)
+    if shape is not None and ground_truth.shape != tuple(shape):
+        raise ValueError(f"ground_truth: expected shape {tuple(shape)}, got {ground_truth.shape}")
+    if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):     # a NaN fails both
+        i = int((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)).argmax())
+        raise ValueError(f"ground_truth: expected weights in [0, 1], sample {i} has values outside")
+    return ground_truth
+
+
+def _values(values, name: str = "iou") -> np.ndarray:
+    values = array(values, name, 1).astype(np.float64)
+    if not len(values):
+        raise ValueError(f"{name}: expected at least one sample, got none")
+    if np.isnan(values).any():
+        raise ValueError(f"{name}: sample {int(np.isnan(values).argmax())} is NaN")
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------- maps to predictions
+
+def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool = False) -> np.ndarray:
+    """(N, h, w) -> (N, H, W) float32 (float64 for float64); size = (H, W) or one number. torch's bilinear or bicubic interpolation.
+
+    Bilinear values stay within [min, max] of their own map to the last bit, so a constant map stays constant.
+    """
+    maps = check_maps(maps)
+    size = (int(size),) * 2 if np.ndim(size) == 0 else tuple(int(s) for s in size)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size: expected (height, width) of at least one pixel, got {size}")
+    if maps.shape[1:] == size or not len(maps):
+        return maps if len(maps) else np.zeros((0, *size), maps.dtype)
+    low = torch.from_numpy(np.ascontiguousarray(maps))
+    full = F.interpolate(low[:, None], size=size, mode=interpolation, align_corners=align_corners)[:, 0]
+    if interpolation == "bilinear":     # rounding may leave the range by an ulp
+        full.clamp_(low.amin((1, 2))[:, None, None], low.amax((1, 2))[:, None, None])
+    return full.numpy()
+
+
+def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The counts[i] largest pixels of map i; ties and constant maps by the rules above. An order statistic by selection, not by sorting."""
+    flat = maps.reshape(len(maps), -1)
+    n = flat.shape[1]
+    out = np.zeros(flat.shape, bool)
+    constant = flat.min(1) == flat.max(1) if len(flat) else []
+    for row, k, predicted, same in zip(flat, counts, out, constant):
+        if same or k >= n:
+            predicted[:] = True
+        elif k > 0:
+            edge = np.partition(row, n - k)[n - k]
+            np.greater(row, edge, out=predicted)
+            predicted[np.flatnonzero(row == edge)[:k - np.count_nonzero(predicted)]] = True
+    return out.reshape(maps.shape)
+
+
+def _fraction_count(fraction: float, n: int) -> int:
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction: expected a number in (0, 1], got {fraction}")
+    return math.ceil(fraction * n - 1e-9)
+
+
+def top_fraction(maps, fraction: float = .5) -> np.ndarray:
+    """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction · H·W) pixels with the highest values (25,088 of 224 x 224 at .5)."""
+    maps = check_maps(maps)
+    return _largest(maps, np.full(len(maps), _fraction_count(fraction, maps[0].size if len(maps) else 1)))
+
+
+def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
+    """(N, H, W), (N, H, W) -> bool: exactly as many pixels as have ground truth > 0 (SSL-Align's adaptive threshold).
+
+    Where the ground truth is empty the fraction `empty` of the image is predicted (the published rule), so that nothing is won by default.
+    """
+    maps = check_maps(maps)
+    counts = np.count_nonzero(_truth(ground_truth, maps.shape), axis=(1, 2))
+    return _largest(maps, np.where(counts > 0, counts, _fraction_count(empty, max(1, maps[:1].size))))
+
+
+def above(maps, threshold: float) -> np.ndarray:
+    """(N, H, W) -> bool: pixels strictly above an absolute threshold (may be none, may be all)."""
+    if not np.isfinite(threshold):
+        raise ValueError(f"threshold: expected a finite number, got {threshold}")
+    return check_maps(maps) > threshold
+
+
+# ---------------------------------------------------------------------------------------------------------------- per-sample values
+
+def consensus_iou(prediction, ground_truth, *, empty: float = 1.) -> np.ndarray:
+    """bool (N, H, W), weights (N, H, W) -> float64 (N,): sum b·g / (sum g + sum b·[g = 0]). Plain IoU where the weights are 0 and 1.
+
+    Empty ground truth and non-empty prediction: 0. Both empty: `empty` (1: rightly nothing; some published programs count 0).
+    """
+    prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
+    if prediction.dtype != bool or prediction.ndim != 3:
+        raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
+    truth = _truth(ground_truth, prediction.shape)
+    hit = np.where(prediction, truth, truth.dtype.type(0)).sum((1, 2), dtype=np.float64)
+    union = truth.sum((1, 2), dtype=np.float64) + np.count_nonzero(prediction & (truth == 0), axis=(1, 2))
+    return np.where(union > 0, hit / np.where(union > 0, union, 1), empty)
+
+
+def pointing(maps, ground_truth) -> np.ndarray:
+    """(N, h, w), (N, H, W) -> bool (N,): the centre of the cell with the highest value lies where ground truth > 0.
+
+    Works on low-resolution maps and on full ones (where a cell is a pixel). Several highest cells: the first in row-major order counts.
+    A constant map points nowhere: a miss.
+    """
+    maps, truth = check_maps(maps), _truth(ground_truth)
+    if len(maps) != len(truth):
+        raise ValueError(f"ground_truth: expected {len(maps)} samples to match maps, got {len(truth)}")
+    flat = maps.reshape(len(maps), -1)
+    best = flat.argmax(1)
+    row, column = np.divmod(best, maps.shape[2])
+    row = (2 * row + 1) * truth.shape[1] // (2 * maps.shape[1])
+    column = (2 * column + 1) * truth.shape[2] // (2 * maps.shape[2])
+    sample = np.arange(len(maps))
+    return (truth[sample, row, column] > 0) & (flat.min(1) < flat[sample, best])
+
+
+def pia(maps, threshold: float) -> np.ndarray:
+    """(N, H, W) -> float64 (N,): percentage of image area above the threshold, as a fraction (paper "pIA"; 0 is right for a negative)."""
+    return above(maps, threshold).mean((1, 2), dtype=np.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------- figures of a set
+
+def success_rate(iou, threshold: float = .5) -> float:
+    """Fraction of samples with IoU >= threshold: what the field prints as "cIoU"."""
+    return float((_values(iou) >= threshold).mean())
+
+
+def auc(iou) -> float:
+    """Area under the success rate at the 21 thresholds 0, .05, ... 1 (`>=`, trapezoid rule). At least .025, within .025 of the mean IoU."""
+    rates = (_values(iou)[None] >= THRESHOLDS[:, None]).mean(1)
+    return float((rates[0] / 2 + rates[1:-1].sum() + rates[-1] / 2) / 20)
+
+
+def group_minimum(values, image_ids: Sequence) -> np.ndarray:
+    """(N,) values -> (G,) lowest value among the samples of each image, images in order of first appearance."""
+    values = _values(values, "values")
+    if len(image_ids) != len(values):
+        raise ValueError(f"image_ids: expected {len(values)} ids, got {len(image_ids)}")
+    index: dict = {}
+    groups = np.array([index.setdefault(image, len(index)) for image in image_ids])
+    lowest = np.full(len(index), np.inf)
+    np.minimum.at(lowest, groups, values)
+    return lowest
+
+
+class Interactive(typing.NamedTuple):
+    iiou: float     # fraction of images whose sounds are all localised (IoU >= .5)
+    iauc: float     # area under that fraction over the 21 thresholds
+    groups: int     # number of images
+
+
+def interactive(per_sample_iou, image_ids: Sequence) -> Interactive:
+    """IIoU and IAUC of SSL-Align: an image counts at threshold t if *every* sample (sound) of it has IoU >= t."""
+    lowest = group_minimum(per_sample_iou, image_ids)
+    return Interactive(success_rate(lowest), auc(lowest), len(lowest))
+
+
+def interactive_pointing(hits, image_ids: Sequence) -> float:
+    """Fraction of images for each of whose sounds the maximum of the map lies in that sound's object."""
+    return float(group_minimum(array(hits, "hits", 1), image_ids).mean())
+
+
+class UniversalThreshold(typing.NamedTuple):
+    value: float
+    third_quartiles: dict[str, float]   # of the maxima, for each kind of negative
+
+
+def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
+    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's "U. th.").
+
+    A quarter of the worst kind of negatives is above it. Choose it on validation data, never on the set that is tested.
+    """
+    if not maxima:
+        raise ValueError("maxima: expected at least one kind of negative, got none")
+    quartiles = {kind: float(np.percentile(_values(values, f"maxima[{kind!r}]"), 75)) for kind, values in maxima.items()}
+    return UniversalThreshold(max(quartiles.values()), quartiles)
+
+
+# ---------------------------------------------------------------------------------------------------------------- retrieval
+
+def _one_hot(labels: Sequence, index: dict, name: str) -> torch.Tensor:
+    sets = [label if isinstance(label, (set, frozenset)) else (label,) for label in labels]
+    for i, members in enumerate(sets):
+        if not members or None in members:
+            raise ValueError(f"{name}: entry {i} has no label")
+    pairs = [(i, index[member]) for i, members in enumerate(sets) for member in members if member in index]
+    out = torch.zeros(len(sets), len(index))
+    if pairs:
+        out[tuple(torch.tensor(pairs).T)] = 1
+    return out
+
+
+def recall_ranks(scores, query_labels: Sequence, item_labels: Sequence) -> np.ndarray:
+    """(N, M) scores -> (N,) int: how many wrong items stand before the best right one (0 = the first answer is right).
+
+    An item is right if its label equals the query's; a label may be a set (all classes visible in an image), then one in common is enough.
+    A wrong item with the same score stands before: a model that scores everything alike retrieves nothing.
+    """
+    scores = array(scores, "scores", 2)
+    if scores.shape != (len(query_labels), len(item_labels)):
+        raise ValueError(f"scores: expected shape {(len(query_labels), len(item_labels))} to match the labels, got {scores.shape}")
+    index: dict = {}
+    for label in item_labels:
+        for member in label if isinstance(label, (set, frozenset)) else (label,):
+            index.setdefault(member, len(index))
+    queries, items = _one_hot(query_labels, index, "query_labels"), _one_hot(item_labels, index, "item_labels")
+    ranks = np.zeros(len(scores), np.int64)
+    rows = max(1, (1 << 24) // max(1, scores.shape[1]))     # 64 MiB at a time
+    for start in range(0, len(scores), rows):
+        part, right = scores[start:start + rows], (queries[start:start + rows] @ items.T).numpy() > 0
+        if np.isnan(part).any():
+            raise ValueError(f"scores: query {start + int(np.isnan(part).any(1).argmax())} has a NaN")
+        if not right.any(1).all():
+            i = start + int(right.any(1).argmin())
+            raise ValueError(f"query_labels: no item has the label {query_labels[i]!r} of query {i}")
+        best = np.where(right, part, -np.inf).max(1, keepdims=True)
+        ranks[start:start + rows] = np.count_nonzero((part >= best) & ~right, axis=1)
+    return ranks
+
+
+def recall_at(scores, query_labels: Sequence, item_labels: Sequence, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """Retrieval R@k: fraction of queries with a right item among the k best. Instances: the image's id as label; classes: the category."""
+    ranks = recall_ranks(scores, query_labels, item_labels)
+    if not len(ranks):
+        raise ValueError("scores: expected at least one query, got none")
+    return {int(k): float((ranks < k).mean()) for k in ks}

@@ -1,0 +1,475 @@
+"""Every loss of visual sound source localization, as functions (`ez_vsl`) and as modules (`EZVSL`).
+
+Shared conventions
+    Features are raw: cosines are taken inside, by the fused ops, so nothing of size N*M*h*w is stored.
+    `visual` (N, C, h, w) and `audio` (M, C), same dtype and device; float32, bfloat16, float16 or float64.
+    `positives` (N,) int64: the column (row of `audio`) that sounds in image n. Default: n itself, which needs N == M;
+        with gathered negatives (M > N) it must be given. Where negatives are images, only columns that are someone's
+        positive are queries, one per image; two images with the same positive are negatives of each other there.
+    `backend` "auto" | "compiled" | "reference", handed to the ops.
+    `margin` m is subtracted from the cosine of each positive before it is divided by tau; m < 0 makes positives easier.
+    `mean_weight` w in [0, 1] blends the pooling with the plain mean, S = (1 - w) S_pooling + w S_mean:
+        the pooling warm-up that keeps selective poolings from collapsing when a net starts from scratch.
+    Result: scalar, float32 (float64 for float64 features). Logits and cross-entropy are float32 under autocast too.
+    Raised: ValueError or TypeError naming the argument, for wrong shapes and dtypes, tau or beta <= 0, positives
+        missing or out of range, an empty batch, and a contrast without any negative (its loss would be a constant).
+    CE(z, y) stands for mean over rows of logsumexp(z_i) - z_i[y_i]; S has images as rows and audio as columns.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import ops
+from .ops.reference import accumulate_dtype, unit
+
+__all__ = ["LOSSES", "EZVSL", "FNAC", "LVS", "MarginNCE", "SLAVC", "SSLAlign", "SSLTIE",
+           "ez_vsl", "fnac", "lvs", "margin_nce", "slavc", "ssl_align", "ssl_tie"]  # fmt: skip
+
+Pooling = ops.Mean | ops.SoftThreshold | ops.Max
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parts that losses share
+
+
+def _check_tau(tau: float) -> None:
+    if not tau > 0:
+        raise ValueError(f"tau: expected > 0, got {tau}")
+
+
+def _check_positives(rows: int, columns: int, positives: Tensor | None, device: torch.device) -> None:
+    if rows == 0 or columns == 0:
+        raise ValueError(f"expected at least one image and one audio, got {rows} and {columns}")
+    if positives is None:
+        if rows != columns:
+            raise ValueError(f"positives: required where there are {rows} images and {columns} audios, got None")
+        return
+    if positives.dtype != torch.int64 or positives.shape != (rows,):
+        raise ValueError(f"positives: expected ({rows},) int64, got {tuple(positives.shape)} {positives.dtype}")
+    if positives.device != device:
+        raise ValueError(f"positives: expected device {device}, got {positives.device}")
+    if not torch.compiler.is_compiling():  # costs a synchronisation, and would break the graph
+        low, high = (int(x) for x in torch.aminmax(positives))
+        if low < 0 or high >= columns:
+            raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
+
+
+def _own(x: Tensor, positives: Tensor | None, dim: int = 0) -> Tensor:
+    """The entries of x along `dim` that are the positives of rows 0..N-1."""
+    return x if positives is None else x.index_select(dim, positives)
+
+
+def _cross_entropy(scores: Tensor, targets: Tensor | None, tau: float, margin: float = 0.0) -> Tensor:
+    """CE((scores - margin at the targets) / tau, targets); scores (R, K >= 2), targets (R,), default 0..R-1.
+
+    As log(1 + sum over the others of exp(gap)): a well-separated batch has a loss near 0, of which the usual
+    logsumexp(z) - z[y] keeps only the digits that are left after subtracting two large numbers.
+    """
+    if targets is None:
+        targets = torch.arange(scores.shape[0], device=scores.device)
+    targets = targets[:, None]
+    gaps = (scores - scores.gather(1, targets) + margin) / tau
+    others = gaps.scatter(1, targets, float("-inf")).logsumexp(1)
+    return torch.logaddexp(others, torch.zeros_like(others)).mean()
+
+
+def _contrast(scores: Tensor, positives: Tensor | None, negatives: str, tau: float = 1.0,
+              margin: float = 0.0) -> Tensor:
+    """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum)."""
+    rows, columns = scores.shape
+    _check_positives(rows, columns, positives, scores.device)
+    loss = 0
+    if negatives != "image":
+        if columns < 2:
+            raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
+        loss = _cross_entropy(scores, positives, tau, margin)
+    if negatives != "audio":
+        if rows < 2:
+            raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
+        loss = loss + _cross_entropy(_own(scores, positives, 1).t(), None, tau, margin)
+    return loss
+
+
+def _direction(symmetric: bool) -> tuple[str, float]:
+    """Negatives and weight of a loss that averages both directions if `symmetric`."""
+    return ("both", 0.5) if symmetric else ("audio", 1.0)
+
+
+def _pooled(visual: Tensor, audio: Tensor, pooling: Pooling, mean_weight: float, backend: str) -> Tensor:
+    """S (N, M) by `pooling`, blended with the mean over the same cells."""
+    if not 0 <= mean_weight <= 1:
+        raise ValueError(f"mean_weight: expected within [0, 1], got {mean_weight}")
+    if mean_weight == 0 or isinstance(pooling, ops.Mean):
+        return ops.pooled_similarity(visual, audio, pooling, backend=backend)
+    mean = ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend)
+    if mean_weight == 1:
+        return mean
+    return torch.lerp(ops.pooled_similarity(visual, audio, pooling, backend=backend), mean, mean_weight)
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
+
+
+def _accumulate(x: Tensor) -> Tensor:
+    return x.to(accumulate_dtype(x))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SSL-Align, MarginNCE, LVS, EZ-VSL
+
+
+def _views(name: str, views: Sequence[Tensor]) -> list[Tensor]:
+    if isinstance(views, Tensor) or not len(views):
+        got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else "none"
+        raise TypeError(f"{name}: expected a list of at least one view, got {got}")
+    if any(view.dim() == 0 or view.shape[0] != views[0].shape[0] for view in views):
+        raise ValueError(f"{name}: expected views of one batch size, got {[tuple(view.shape) for view in views]}")
+    return list(views)
+
+
+def _projections(visuals: list[Tensor], audios: list[Tensor], project_visual, project_audio, projected_visuals,
+                 projected_audios) -> tuple[list[Tensor], list[Tensor]] | None:
+    """What s_A compares, by either way of handing it over; None without s_A."""
+    ways = {"project_visual, project_audio": (project_visual, project_audio),
+            "projected_visuals, projected_audios": (projected_visuals, projected_audios)}
+    given = [name for name, pair in ways.items() if pair != (None, None)]
+    if len(given) > 1:
+        raise ValueError("projections: expected callables or projected tensors, got both")
+    if not given:
+        return None
+    if any(one is None for one in ways[given[0]]):
+        raise ValueError(f"{given[0]}: expected both or neither, got one")
+    if projected_visuals is None:
+        return [project_visual(v.mean((2, 3))) for v in visuals], [project_audio(a) for a in audios]
+    for name, projected, views in (("projected_visuals", projected_visuals, visuals),
+                                   ("projected_audios", projected_audios, audios)):
+        if len(projected) != len(views):
+            raise ValueError(f"{name}: expected {len(views)}, one per view, got {len(projected)}")
+    return list(projected_visuals), list(projected_audios)
+
+
+def _cosines(x: Tensor, y: Tensor) -> Tensor:
+    """All cosines of x (N, D) and y (M, D) -> (N, M), never in reduced precision."""
+    with _full_precision(x.device):
+        return unit(_accumulate(x)) @ unit(_accumulate(y)).t()
+
+
+def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
+              project_visual: Callable[[Tensor], Tensor] | None = None,
+              project_audio: Callable[[Tensor], Tensor] | None = None, *, pooling: Pooling = ops.Mean(),
+              tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0,
+              projected_visuals: Sequence[Tensor] | None = None, projected_audios: Sequence[Tensor] | None = None,
+              positives: Tensor | None = None, backend: str = "auto", return_terms: bool = False):
+    """SSL-Align: localization score s_L plus alignment score s_A, over all pairs of views (ICCV 2023, eq. 1-3).
+
+        L = sum over view pairs (v, a) of  CE(s_L(v, a) / tau, positives) + CE(s_A(v, a) / tau, positives)
+
+    s_L is `pooling` of the cosines of un-projected features; s_A = cos(p_V(mean over cells of v), p_A(a)). As in the
+    paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
+    minus sign is put in. `symmetric` averages both directions.
+
+    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C).
+    project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. Where the
+        projections are made elsewhere, `projected_visuals` and `projected_audios` take their results instead, one
+        (N, D) and one (M, D) for each view.
+    return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
+    """
+    _check_tau(tau)
+    visuals, audios = _views("visuals", visuals), _views("audios", audios)
+    projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
+    negatives, weight = _direction(symmetric)
+    every_audio = torch.cat(audios)  # all audio views at once: one pass over each visual view
+
+    def contrast(scores: Tensor) -> Tensor:
+        return sum(_contrast(block, positives, negatives, tau) for block in scores.chunk(len(audios), 1)) * weight
+
+    localization = sum(contrast(_pooled(visual, every_audio, pooling, mean_weight, backend)) for visual in visuals)
+    alignment = torch.zeros_like(localization)
+    if projected:
+        projected_audio = torch.cat(projected[1])
+        alignment = sum(contrast(_cosines(visual, projected_audio)) for visual in projected[0])
+    loss = localization + alignment
+    if return_terms:
+        return loss, {"localization": localization.detach(), "alignment": alignment.detach()}
+    return loss
+
+
+def margin_nce(visual: Tensor, audio: Tensor, *, margin: float = -0.2, epsilon: float = 0.65, beta: float = 0.03,
+               tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0, positives: Tensor | None = None,
+               backend: str = "auto") -> Tensor:
+    """MarginNCE: a negative margin for faulty positives (eq. 1-3 of its paper).
+
+        S = soft-threshold pooling of the cosines (epsilon, beta);  L = CE((S - margin at positives) / tau, positives)
+
+    Negatives are audio as in the paper; `symmetric` averages both directions.
+    """
+    _check_tau(tau)
+    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
+    negatives, weight = _direction(symmetric)
+    return _contrast(scores, positives, negatives, tau, margin) * weight
+
+
+def lvs(visual: Tensor, audio: Tensor, *, epsilon: float = 0.65, epsilon_negative: float = 0.4, beta: float = 0.03,
+        tau: float = 0.07, tri_map: bool = True, hard_negative: bool = True, margin: float = 0.0,
+        mean_weight: float = 0.0, positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """LVS: soft-threshold pooling, and the background of the image itself as one more negative (CVPR 2021).
+
+        S = soft-threshold pooling of the cosines (epsilon, beta)
+        H_i = mean of the positive map c_i weighted by sigmoid((e - c_i) / beta)
+              with e = epsilon_negative if tri_map, else epsilon
+        L = CE([S - margin at positives | H] / tau, positives)       H only with hard_negative
+
+    Equal to the released program wherever that is sound. That program multiplies the positives among the negatives by
+    -99, which turns a cosine of -.05 into a logit of +71, and divides 0 by 0 where a whole map exceeds .9; here
+    positives are left out of the negatives, and the background weights are normalised as logarithms.
+    """
+    return _lvs(visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
+                positives, backend, need_map=False)[0]  # fmt: skip
+
+
+def _lvs(visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight, positives,
+         backend, need_map):
+    """The loss, and the maps (N, h, w) of the positives where they are needed."""
+    _check_tau(tau)
+    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
+    maps = None
+    _check_positives(*scores.shape, positives, scores.device)
+    if hard_negative or need_map:
+        maps = ops.cosine_map(visual, _own(audio, positives), backend=backend)
+    if not hard_negative:
+        return _contrast(scores, positives, "audio", tau, margin), maps
+    cells = maps.flatten(1)
+    weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
+    background = (weight * cells).sum(1, keepdim=True)
+    return _cross_entropy(torch.cat([scores, background], 1), positives, tau, margin), maps
+
+
+def ez_vsl(visual: Tensor, audio: Tensor, *, tau: float = 0.03, margin: float = 0.0, mean_weight: float = 0.0,
+           positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """EZ-VSL: multiple-instance contrast of the best cell (ECCV 2022).
+
+        S = max over cells of the cosines;  L = CE(S / tau, positives) + CE(S^T / tau, positives)
+
+    The two directions are added, as released. The margin is subtracted from the positives of both.
+    """
+    _check_tau(tau)
+    return _contrast(_pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SLAVC, FNAC, SSL-TIE
+
+_SLAVC_FEATURES = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
+
+
+def _check_momentum(momentum: Sequence[Tensor], online: Sequence[Tensor]) -> None:
+    if len(momentum) != 4:
+        raise ValueError(f"momentum: expected {', '.join(_SLAVC_FEATURES)}, got {len(momentum)} tensors")
+    for name, copy, feature in zip(_SLAVC_FEATURES, momentum, online):
+        if copy.shape != feature.shape:
+            raise ValueError(f"momentum {name}: expected {tuple(feature.shape)}, got {tuple(copy.shape)}")
+        if copy.requires_grad:
+            raise ValueError(f"momentum {name}: expected no gradient (compute it under torch.no_grad()), "
+                             "got requires_grad=True")  # fmt: skip
+
+
+def slavc(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, *,
+          momentum: Sequence[Tensor] | None, tau: float = 0.03, reduce: str = "sum", negatives: str = "audio",
+          positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+    """SLAVC: localization and audio-visual correspondence in two spaces, against momentum features (NeurIPS 2022).
+
+        q(v, a)_ij = `reduce` over cells p of  softmax_j(cos_avc / tau)(p) * softmax_p(cos_loc / tau)(p)
+        L = CE(log q(v, a'), positives) + CE(log q(v', a), positives)            ' = momentum
+
+    visual_* (N, C, h, w), audio_* (M, C); `loc` and `avc` may differ in C.
+    momentum: the same four of the momentum nets, without gradient. None: no momentum nets, one term CE(log q(v, a)).
+    reduce: "sum" as released, "max" as in the paper.
+    negatives: the denominators run over "audio" for a fixed image as released, over "image" for a fixed audio as in the
+        paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
+    """
+    _check_tau(tau)
+    choices = (("reduce", reduce, ("sum", "max")), ("negatives", negatives, ("audio", "image", "both")))
+    for name, value, allowed in choices:
+        if value not in allowed:
+            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    online = (visual_loc, visual_avc, audio_loc, audio_avc)
+    terms = [online]
+    if momentum is not None:
+        _check_momentum(momentum, online)
+        terms = [(visual_loc, visual_avc, momentum[2], momentum[3]), (momentum[0], momentum[1], audio_loc, audio_avc)]
+    weight = 0.5 if negatives == "both" else 1.0
+    return sum(_contrast(ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),
+                         positives, negatives) * weight for features in terms)  # fmt: skip
+
+
+def _row_difference(p: Tensor, q: Tensor) -> Tensor:
+    """mean |p - q| of square matrices whose rows sum to 1.
+
+    The diagonal, close to 1 in both, is taken from the rest of the row, where the difference keeps its digits.
+    """
+    difference = (p - q).masked_fill(torch.eye(len(p), dtype=torch.bool, device=p.device), 0)
+    return (difference.abs().sum() + difference.sum(1).abs().sum()) / p.numel()
+
+
+def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float = 0.6,
+         weights: tuple[float, float, float] = (100.0, 100.0, 100.0), mean_weight: float = 0.0,
+         positives: Tensor | None = None, backend: str = "auto", return_terms: bool = False):
+    """FNAC: EZ-VSL's loss plus three L1 terms between row-softmaxed similarity matrices (CVPR 2023).
+
+        L = ez_vsl + weights . (fns1, tns, fns2);   M = max over cells of the cosines;   R(z) = row softmax of z / tau
+        fns1 = mean |R(a a^T) - R(M)|     tns = mean |R(a a^T) - R(f f^T)|     fns2 = mean |R(b b^T) - R(M)|
+
+    a: unit audio; b: mean over cells of the unit visual vectors; f: the same over all cells after those at or below
+    `threshold` of the min-max scaled positive map are set to 0. b and f are not normalised again. The released program
+    trains its first epochs (3 to 5) without the L1 terms: weights=(0, 0, 0). The L1 terms compare images with images,
+    so with gathered negatives they see only the N pairs themselves; ez_vsl sees all M audios.
+    return_terms: also a dict of "nce", "fns1", "tns", "fns2", unweighted, with gradient.
+    """
+    _check_tau(tau)
+    scores = _pooled(visual, audio, ops.Max(), mean_weight, backend)
+    nce = _contrast(scores, positives, "both", tau)
+    if not any(weights) and not return_terms:
+        return nce
+    audio = _own(audio, positives)
+    with torch.no_grad():
+        cells = ops.cosine_map(visual, audio, backend=backend)
+        low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
+        mask = (cells - low) / (high - low + 1e-5) > threshold
+    with _full_precision(visual.device):
+        vectors, sound = unit(_accumulate(visual)), unit(_accumulate(audio))
+        mean, foreground = vectors.mean((2, 3)), (vectors * mask[:, None]).mean((2, 3))
+        audio_audio, mean_mean, front_front = (torch.softmax(x @ x.t() / tau, 1) for x in (sound, mean, foreground))
+    visual_audio = torch.softmax(_own(scores, positives, 1) / tau, 1)
+    fns1 = _row_difference(audio_audio, visual_audio)
+    tns = _row_difference(audio_audio, front_front)
+    fns2 = _row_difference(mean_mean, visual_audio)
+    loss = nce + weights[0] * fns1 + weights[1] * tns + weights[2] * fns2
+    return (loss, {"nce": nce, "fns1": fns1, "tns": tns, "fns2": fns2}) if return_terms else loss
+
+
+def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform: Callable[[Tensor], Tensor], *,
+            weight: float = 1.0, detach_map: bool = False, positives: Tensor | None = None, backend: str = "auto",
+            return_terms: bool = False, **lvs_options):
+    """SSL-TIE: LVS on an image and its transform T, whose maps must agree (ACM MM 2022).
+
+        L = (lvs(x, s) + lvs(T x, s)) / 2 + weight * mean (A(T x, s) - T(A(x, s)))^2
+
+    transformed_visual (N, C, h', w'): features of the transformed images. transform: the same T on maps A(x, s)
+    (N, 1, h, w) -> (N, 1, h', w'). detach_map: no gradient through T(A(x, s)) (the released option heatmap_no_grad).
+    lvs_options: keyword options of `lvs`.
+    return_terms: also a dict of "contrast", "contrast_transformed" and "equivariance" (unweighted), detached.
+    """
+    if unknown := sorted(lvs_options.keys() - _LVS_DEFAULTS.keys()):
+        raise TypeError(f"ssl_tie: expected options of lvs, {', '.join(_LVS_DEFAULTS)}; got {', '.join(unknown)}")
+    options = _LVS_DEFAULTS | lvs_options
+    (contrast, maps), (contrast_transformed, maps_transformed) = (
+        _lvs(features, audio, **options, positives=positives, backend=backend, need_map=True)
+        for features in (visual, transformed_visual)
+    )
+    target = transform((maps.detach() if detach_map else maps)[:, None])
+    expected = maps_transformed[:, None]
+    if target.shape != expected.shape:
+        raise ValueError(f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, "
+                         f"got {tuple(target.shape)}")  # fmt: skip
+    equivariance = F.mse_loss(expected, target)
+    loss = 0.5 * (contrast + contrast_transformed) + weight * equivariance
+    if return_terms:
+        terms = {"contrast": contrast, "contrast_transformed": contrast_transformed, "equivariance": equivariance}
+        return loss, {name: term.detach() for name, term in terms.items()}
+    return loss
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Modules
+
+
+def _options(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
+    """Keyword options of `function`: defaults, overridden by `given`; TypeError for names it does not have."""
+    parameters = inspect.signature(function).parameters.values()
+    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in exclude}
+    unknown = sorted(given.keys() - defaults.keys())
+    if unknown:
+        raise TypeError(f"{function.__name__}: expected options among {', '.join(defaults)}, got {', '.join(unknown)}")
+    return defaults | given
+
+
+_LVS_DEFAULTS = _options(lvs, {}, exclude=("positives", "backend"))
+
+
+class _Loss(nn.Module):
+    """Options are fixed at construction; features, and what changes from call to call, are given to forward.
+
+    forward(*features, **changes): arguments of the function; `changes` override options (positives=, mean_weight= ...).
+    """
+
+    function: Callable
+    per_call = ("positives", "momentum")
+
+    def __init_subclass__(cls, function: Callable, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.function = staticmethod(function)
+        cls.__doc__ = f"`{function.__name__}` as a module. {cls.__doc__ or ''}\n\n{function.__doc__}"
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = _options(self.function, options, exclude=self.per_call)
+        if "tau" in self.options:
+            _check_tau(self.options["tau"])
+
+    def forward(self, *features, **changes):
+        return self.function(*features, **{**self.options, **changes})
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class SSLAlign(_Loss, function=ssl_align):
+    """project_visual, project_audio: projection layers (modules become children), or None."""
+
+    per_call = ("positives", "projected_visuals", "projected_audios")
+
+    def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
+        super().__init__(**options)
+        self.project_visual, self.project_audio = project_visual, project_audio
+
+    def forward(self, visuals, audios, **changes):
+        return super().forward(visuals, audios, self.project_visual, self.project_audio, **changes)
+
+
+class MarginNCE(_Loss, function=margin_nce):
+    pass
+
+
+class LVS(_Loss, function=lvs):
+    pass
+
+
+class EZVSL(_Loss, function=ez_vsl):
+    pass
+
+
+class SLAVC(_Loss, function=slavc):
+    """forward(visual_loc, visual_avc, audio_loc, audio_avc, momentum=...)."""
+
+
+class FNAC(_Loss, function=fnac):
+    pass
+
+
+class SSLTIE(_Loss, function=ssl_tie):
+    def __init__(self, **options):
+        own = {name: options.pop(name) for name in _options(ssl_tie, {}, self.per_call) if name in options}
+        super().__init__(**own)
+        self.options |= _options(lvs, options, exclude=("positives", "backend"))
+        _check_tau(self.options["tau"])
+
+
+LOSSES: dict[str, type[_Loss]] = {
+    "ssl_align": SSLAlign, "margin_nce": MarginNCE, "lvs": LVS, "ez_vsl": EZVSL, "slavc": SLAVC, "fnac": FNAC,
+    "ssl_tie": SSLTIE,
+}  # fmt: skip

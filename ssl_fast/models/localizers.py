@@ -1,0 +1,257 @@
+"""Localizers of all methods: an image net and an audio net, their heads, maps and retrieval scores, momentum copies."""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from .resnet import ResNet18, SmallResNet
+
+METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie")
+BACKBONES = ("resnet18", "resnet18_stride16", "small")
+_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+_HEADLESS = ("lvs", "ssl_tie", "ssl_align")  # as published, these compare the ReLU features themselves
+
+
+@dataclass(frozen=True)
+class LocalizerConfig:
+    """Everything that builds a localizer, and nothing that trains it. `published` and `small` fill it in for a method.
+
+    method: one of METHODS.
+    backbone: "resnet18" (224 px: 7x7 cells), "resnet18_stride16" (224 px: 14x14) or "small" (112 px: 7x7).
+    width: first width of the small nets.
+    dimension: output of the heads (1x1 convolution for images, linear for audio; two of each for slavc); None: none.
+    head_bias: whether heads and projections have a bias. Without a good start a bias lets all features drift to one
+        direction, where the contrast stays at chance.
+    projection: ssl_align only, output D of the projections that s_A compares; None: no s_A.
+    visual_dropout, audio_dropout: element-wise, on the features before the heads (one mask for both heads of slavc).
+    image_mean, image_std: of RGB in [0, 1]. spectrogram_mean, spectrogram_std: of the front end's output.
+    """
+
+    method: str = "ssl_align"
+    backbone: str = "small"
+    width: int = 16
+    dimension: int | None = 128
+    head_bias: bool = False
+    projection: int | None = None
+    visual_dropout: float = 0.0
+    audio_dropout: float = 0.0
+    image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    image_std: tuple[float, float, float] = (0.25, 0.25, 0.25)
+    spectrogram_mean: float = -0.9
+    spectrogram_std: float = 0.35
+
+    def __post_init__(self):
+        for name in ("image_mean", "image_std"):  # lists after a round trip through JSON
+            value = tuple(float(x) for x in getattr(self, name))
+            if len(value) != 3:
+                raise ValueError(f"{name}: expected three values, got {value}")
+            object.__setattr__(self, name, value)
+        if self.method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.backbone not in BACKBONES:
+            raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {self.backbone!r}")
+        for name in ("width", "dimension", "projection"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
+        if self.method == "slavc" and self.dimension is None:
+            raise ValueError("dimension: slavc needs heads for its two spaces, got None")
+        if self.projection is not None and self.method != "ssl_align":
+            raise ValueError(f"projection: only ssl_align has projections, got {self.projection} for {self.method}")
+        for name in ("visual_dropout", "audio_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")
+        if min(*self.image_std, self.spectrogram_std) <= 0:
+            raise ValueError(f"expected standard deviations > 0, got {self.image_std} and {self.spectrogram_std}")
+
+    @classmethod
+    def published(cls, method: str, **changes) -> "LocalizerConfig":
+        """The architecture that the method was published with (ssl_align's projections are not specified there)."""
+        config = {"method": method, "backbone": "resnet18", "dimension": 512, "head_bias": True,
+                  "spectrogram_mean": 0.0, "spectrogram_std": 1.0, **_IMAGENET}  # fmt: skip
+        if method in _HEADLESS:
+            config |= {"backbone": "resnet18_stride16", "dimension": None}
+        if method == "ssl_align":
+            config["projection"] = 512
+        if method in ("slavc", "fnac"):
+            config["visual_dropout"] = 0.9
+        return cls(**(config | changes))
+
+    @classmethod
+    def small(cls, method: str, **changes) -> "LocalizerConfig":
+        """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for ssl_align."""
+        return cls(**({"method": method, "projection": 128 if method == "ssl_align" else None} | changes))
+
+
+def build(config: LocalizerConfig) -> "Localizer":
+    """A freshly initialised localizer; the draw is torch's global generator's."""
+    return Localizer(config)
+
+
+def _backbone(config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int]) -> nn.Module:
+    if config.backbone == "small":
+        return SmallResNet(in_channels, strides, config.width)
+    return ResNet18(in_channels, 16 if config.backbone == "resnet18_stride16" else 32)
+
+
+class Localizer(nn.Module):
+    """An image net and an audio net whose features are compared by cosine.
+
+    visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
+        "visual" (B, C, h, w) and "audio" (B, C); instead, for slavc, "visual_loc", "visual_avc", "audio_loc", "audio_avc";
+        with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is ssl_align's s_A.
+    Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
+    """
+
+    def __init__(self, config: LocalizerConfig):
+        super().__init__()
+        self.config = config
+        self.visual_net = _backbone(config, 3, (1, 2, 2, 1))
+        self.audio_net = _backbone(config, 1, (1, 2, 2, 2))
+        channels, bias = self.visual_net.channels, config.head_bias
+        self.visual_dropout, self.audio_dropout = nn.Dropout(config.visual_dropout), nn.Dropout(config.audio_dropout)
+        self.spaces = ("_loc", "_avc") if config.method == "slavc" else ("",)
+        self.visual_heads, self.audio_heads = nn.ModuleDict(), nn.ModuleDict()
+        for space in self.spaces:
+            if config.dimension is not None:
+                self.visual_heads["visual" + space] = nn.Conv2d(channels, config.dimension, 1, bias=bias)
+                self.audio_heads["audio" + space] = nn.Linear(channels, config.dimension, bias=bias)
+        self.project_visual = self.project_audio = None
+        if config.projection is not None:
+            self.project_visual = nn.Linear(channels, config.projection, bias=bias)
+            self.project_audio = nn.Linear(channels, config.projection, bias=bias)
+        if config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
+            self._initialize_heads()
+        for name in ("image_mean", "image_std"):
+            self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1))
+        for name in ("spectrogram_mean", "spectrogram_std"):
+            self.register_buffer(name, torch.tensor(float(getattr(config, name))))
+        self.to(memory_format=torch.channels_last)  # much faster on CPU, and no slower elsewhere
+
+    def _initialize_heads(self) -> None:
+        for head in (*self.visual_heads.values(), *self.audio_heads.values(), self.project_visual, self.project_audio):
+            if isinstance(head, nn.Conv2d):
+                nn.init.kaiming_normal_(head.weight, mode="fan_out", nonlinearity="relu")
+            elif head is not None:
+                nn.init.trunc_normal_(head.weight, std=0.01)
+
+    def normalize_images(self, images: Tensor) -> Tensor:
+        """RGB uint8 (B, 3, H, W) -> float32, (x / 255 - image_mean) / image_std."""
+        if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
+            raise ValueError(f"images: expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
+        return (images.to(memory_format=torch.channels_last) / 255 - self.image_mean) / self.image_std
+
+    def normalize_spectrograms(self, spectrograms: Tensor) -> Tensor:
+        """Log spectrograms float (B, 1, F, T) -> float32, (x - spectrogram_mean) / spectrogram_std."""
+        if not spectrograms.is_floating_point() or spectrograms.dim() != 4 or spectrograms.shape[1] != 1:
+            got = f"{spectrograms.dtype} {tuple(spectrograms.shape)}"
+            raise ValueError(f"spectrograms: expected float (B, 1, F, T), got {got}")
+        return (spectrograms.float() - self.spectrogram_mean) / self.spectrogram_std
+
+    def visual_features(self, images: Tensor) -> dict[str, Tensor]:
+        _check_float("images", images, "normalize_images")
+        x = self.visual_dropout(self.visual_net(images.contiguous(memory_format=torch.channels_last)))
+        features = {name: head(x) for name, head in self.visual_heads.items()} or {"visual": x}
+        if self.project_visual is not None:
+            features["visual_projected"] = self.project_visual(x.mean((2, 3)))
+        return features
+
+    def audio_features(self, spectrograms: Tensor) -> dict[str, Tensor]:
+        _check_float("spectrograms", spectrograms, "normalize_spectrograms")
+        x = self.audio_net(spectrograms.contiguous(memory_format=torch.channels_last))
+        x = self.audio_dropout(x.amax((2, 3)))
+        features = {name: head(x) for name, head in self.audio_heads.items()} or {"audio": x}
+        if self.project_audio is not None:
+            features["audio_projected"] = self.project_audio(x)
+        return features
+
+    def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor:
+        """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces."""
+        maps = [ops.cosine_map(visual["visual" + space], audio["audio" + space]) for space in self.spaces]
+        return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
+
+    @torch.no_grad()
+    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], chunk: int = 64) -> Tensor:
+        """Scores (N, M) of all images with all audios, `chunk` images at a time, float32.
+
+        ssl_align with projections: s_A; all others: the largest value of the map that `maps` would give the pair.
+        """
+        if "visual_projected" in visual:
+            # the mean over the one cell of a map is its cosine
+            cells = {"visual": visual["visual_projected"][:, :, None, None]}
+            audio, pooling, spaces = {"audio": audio["audio_projected"]}, ops.Mean(), ("",)
+        else:
+            cells, pooling, spaces = visual, ops.Max(), self.spaces
+        scores = []
+        for start in range(0, len(cells["visual" + spaces[0]]), chunk):
+            images = [cells["visual" + space][start : start + chunk].float() for space in spaces]
+            sounds = [audio["audio" + space].float() for space in spaces]
+            if len(spaces) == 1:
+                scores.append(ops.pooled_similarity(images[0], sounds[0], pooling))
+            else:
+                scores.append(_largest_mean_cosine(images, sounds))
+        if not scores:
+            raise ValueError("visual: expected at least one image, got 0")
+        return torch.cat(scores)
+
+    def forward(self, images: Tensor, spectrograms: Tensor) -> Tensor:
+        """(B, 3, H, W), (B, 1, F, T) -> maps (B, h, w)."""
+        return self.maps(self.visual_features(images), self.audio_features(spectrograms))
+
+    def extra_repr(self) -> str:
+        return f"{self.config.method}, {self.config.backbone}"
+
+
+def _check_float(name: str, x: Tensor, normalize: str) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"{name}: expected the float output of {normalize}, got {x.dtype}")
+
+
+def _largest_mean_cosine(images: list[Tensor], sounds: list[Tensor]) -> Tensor:
+    """max over cells of the mean of the cosines in several spaces: (N, C, h, w) and (M, C) each -> (N, M)."""
+    maps = sum(torch.einsum("nchw,mc->nmhw", nn.functional.normalize(image), nn.functional.normalize(sound))
+               for image, sound in zip(images, sounds))  # fmt: skip
+    return maps.amax((2, 3)) / len(images)
+
+
+class Momentum(nn.Module):
+    """A slow copy of a localizer, theta_m <- decay * theta_m + (1 - decay) * theta, for SLAVC's second side.
+
+    momentum(online, images, spectrograms) -> dict of features without gradient; in train mode the average is updated
+    first, as released, and in eval mode it is not. Only parameters are averaged: in train mode the copy keeps running
+    batch norm statistics of its own. With `ema_buffers` these are averaged too, and not collected by the copy itself.
+    The online localizer is an argument and not a child, so a state dict holds each net once.
+    """
+
+    def __init__(self, online: Localizer, decay: float = 0.999, ema_buffers: bool = False):
+        super().__init__()
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay: expected within [0, 1], got {decay}")
+        self.decay, self.ema_buffers = decay, ema_buffers
+        self.localizer = copy.deepcopy(online).requires_grad_(False)
+        for parameter in self.localizer.parameters():
+            parameter.grad = None
+        if ema_buffers:
+            for layer in self.localizer.modules():
+                if isinstance(layer, nn.BatchNorm2d):
+                    layer.momentum = 0.0
+
+    @torch.no_grad()
+    def update(self, online: Localizer) -> None:
+        """One step of the average towards `online`."""
+        for slow, fast in zip(self.localizer.parameters(), online.parameters(), strict=True):
+            slow.lerp_(fast, 1 - self.decay)
+        if self.ema_buffers:
+            for slow, fast in zip(self.localizer.buffers(), online.buffers(), strict=True):
+                slow.lerp_(fast, 1 - self.decay) if slow.is_floating_point() else slow.copy_(fast)
+
+    @torch.no_grad()
+    def forward(self, online: Localizer, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
+        if self.training:
+            self.update(online)
+        return self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+
+    def extra_repr(self) -> str:
+        return f"decay={self.decay}, ema_buffers={self.ema_buffers}"

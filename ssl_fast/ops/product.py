@@ -1,0 +1,157 @@
+"""SLAVC's product of a softmax over instances and a softmax over space, in log space."""
+
+import torch
+from torch import Tensor
+
+from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, memory_format,
+                     use_compiled)
+from .reference import accumulate_dtype, similarity_maps
+
+REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
+INSTANCES = ("audio", "image")
+
+
+def product_log_scores_reference(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances):
+    log_space = torch.log_softmax(similarity_maps(visual_loc, audio_loc) / tau, dim=2)
+    log_instance = torch.log_softmax(similarity_maps(visual_avc, audio_avc) / tau, dim=1 if instances == "audio" else 0)
+    log_product = log_instance + log_space
+    return log_product.logsumexp(2) if reduce == "sum" else log_product.max(2).values
+
+
+def product_log_scores(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, *, tau: float,
+                       reduce: str = "sum", instances: str = "audio", backend: str = "auto") -> Tensor:
+    """`log((softmax(avc / tau, instances) * softmax(loc / tau, cells)).sum(cells))`, without an N x M x h x w map.
+
+    loc and avc are the cosine maps `einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1))` of two
+    embedding spaces (SLAVC, eq. 1-4 of its paper): where in the image, and which of the instances.
+
+    Args:
+        visual_loc, visual_avc: raw features (N, C, h, w); float32, bfloat16, float16 or float64.
+        audio_loc, audio_avc: raw features (M, C), same dtype and device.
+        tau: temperature of both softmaxes, > 0.
+        reduce: "sum" over cells (the released program) or "max" (the paper).
+        instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and program);
+            "image": over the N images, for each audio and cell.
+        backend: "auto", "compiled" (RuntimeError where there is no kernel) or "reference" (plain PyTorch).
+
+    Returns:
+        log q (N, M) <= 0; float32, or float64 for float64 inputs. Same input, number of threads and machine: same bits.
+
+    Raises:
+        ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau <= 0.
+    """
+    visual_loc, visual_avc, audio_loc, audio_avc = autocast_inputs(visual_loc, visual_avc, audio_loc, audio_avc)
+    check_pair(visual_loc, audio_loc, ("visual_loc", "audio_loc"))
+    check_pair(visual_avc, audio_avc, ("visual_avc", "audio_avc"))
+    for name, loc, avc in (("visual_avc", visual_loc, visual_avc), ("audio_avc", audio_loc, audio_avc)):
+        if (loc.shape, loc.dtype, loc.device) != (avc.shape, avc.dtype, avc.device):
+            raise ValueError(f"{name}: expected {loc.dtype} {tuple(loc.shape)} on {loc.device} as in the loc space, "
+                             f"got {avc.dtype} {tuple(avc.shape)} on {avc.device}")
+    if not tau > 0:
+        raise ValueError(f"tau: expected > 0, got {tau}")
+    if reduce not in REDUCTIONS:
+        raise ValueError(f"reduce: expected one of {REDUCTIONS}, got {reduce!r}")
+    if instances not in INSTANCES:
+        raise ValueError(f"instances: expected one of {INSTANCES}, got {instances!r}")
+    features = visual_loc, visual_avc, audio_loc, audio_avc
+    if not use_compiled(backend, visual_loc):
+        return product_log_scores_reference(*features, tau, reduce, instances)
+    keep = torch.is_grad_enabled() and any(f.requires_grad for f in features)
+    return _product(*features, float(tau), reduce, instances, keep)[0]
+
+
+# ---- the torch.library op ----
+
+
+def _outputs(visual, audio, reduce, instances, keep):
+    """scores, log-sum-exp over space, log-sum-exp over instances, best cell, 1 / |visual| twice, kept alphas twice"""
+    images, _, height, width = visual.shape
+    audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
+    kept_images, panels, _, lanes = kept_shape(visual, audios, keep)
+    kept = (kept_images // 2 if kept_images < images else images, panels, cells, lanes)
+    return (visual.new_empty(images, audios, dtype=dtype), visual.new_empty(images, audios, dtype=dtype),
+            visual.new_empty(images if instances == "audio" else panels * lanes, cells, dtype=dtype),
+            visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
+            visual.new_empty(images, cells, dtype=dtype), visual.new_empty(images, cells, dtype=dtype),
+            visual.new_empty(kept, dtype=dtype), visual.new_empty(kept, dtype=dtype))
+
+
+def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,) * 4):
+    visual_loc, visual_avc, audio_loc, audio_avc = features
+    scores, space_norm, instance_norm, best_cell, norm_loc, norm_avc, kept_loc, kept_avc = saved
+    extension.product(
+        kernel_shape(visual_loc, len(audio_loc)),
+        tuple(map(address, (visual_loc, audio_loc, norm_loc, kept_loc, grads[0], grads[2]))),
+        tuple(map(address, (visual_avc, audio_avc, norm_avc, kept_avc, grads[1], grads[3]))),
+        tau=tau, reduce=REDUCTIONS.index(reduce), instances=INSTANCES.index(instances), kept=len(kept_loc),
+        scores=address(scores), space_norm=address(space_norm), instance_norm=address(instance_norm),
+        best_cell=address(best_cell), grad_scores=address(grad_scores), threads=torch.get_num_threads())
+
+
+def _dense(visual_loc, visual_avc, audio_loc, audio_avc):
+    layout = memory_format(visual_loc)
+    return (visual_loc.contiguous(memory_format=layout), visual_avc.contiguous(memory_format=layout),
+            audio_loc.contiguous(), audio_avc.contiguous())
+
+
+@torch.library.custom_op("ssl_fast::product_log_scores", mutates_args=(), device_types="cpu")
+def _product(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, tau: float, reduce: str,
+             instances: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
+    outputs = _outputs(visual_loc, audio_loc, reduce, instances, keep)
+    if outputs[0].numel():
+        _run(features, tau, reduce, instances, outputs)
+    return outputs
+
+
+@_product.register_fake
+def _(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, keep):
+    return _outputs(visual_loc, audio_loc, reduce, instances, keep)
+
+
+def _gradients(visual_loc, audio_loc, need_visual, need_audio):
+    layout = memory_format(visual_loc)
+    visual = [torch.empty_like(visual_loc, memory_format=layout) if need_visual else visual_loc.new_empty(0) for _ in "la"]
+    audio = [torch.empty_like(audio_loc, memory_format=torch.contiguous_format) if need_audio else audio_loc.new_empty(0)
+             for _ in "la"]
+    return (*visual, *audio)
+
+
+@torch.library.custom_op("ssl_fast::product_log_scores_backward", mutates_args=(), device_types="cpu")
+def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor,
+                      tau: float, reduce: str, instances: str, saved: list[Tensor], need_visual: bool,
+                      need_audio: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    check_kept(saved[-1], visual_loc.dtype == torch.float64)
+    features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
+    grads = _gradients(visual_loc, audio_loc, need_visual, need_audio)
+    if not grad_scores.numel():
+        return tuple(grad.zero_() for grad in grads)
+    needed = [grad if need else None for grad, need in zip(grads, (need_visual, need_visual, need_audio, need_audio))]
+    _run(features, tau, reduce, instances, saved, grad_scores.contiguous(), needed)
+    return grads
+
+
+@_product_backward.register_fake
+def _(grad_scores, visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, saved, need_visual, need_audio):
+    return _gradients(visual_loc, audio_loc, need_visual, need_audio)
+
+
+def _setup_context(ctx, inputs, output):
+    *features, ctx.tau, ctx.reduce, ctx.instances, _ = inputs
+    ctx.save_for_backward(*features, *output)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_scores, *_):
+    none = (None,) * 4
+    if grad_scores is None:
+        return *none, *none
+    saved = ctx.saved_tensors
+    need = ctx.needs_input_grad[:4]
+    grads = _product_backward(grad_scores, *saved[:4], ctx.tau, ctx.reduce, ctx.instances, list(saved[4:]),
+                              need[0] or need[1], need[2] or need[3])
+    return *(grad if wanted else None for grad, wanted in zip(grads, need)), *none
+
+
+_product.register_autograd(_backward, setup_context=_setup_context)
