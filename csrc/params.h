@@ -49,10 +49,10 @@ struct ProductParams {
   Reduce reduce;
   Instances instances;
   int64_t kept;
-  void* scores;        // real (N, M): log sum_p (or max_p) of the product of both softmaxes
-  void* space_norm;    // real (N, M): log-sum-exp over cells of loc / tau
-  void* instance_norm; // real (N, cells), or (padded M, cells) for instances = image: log-sum-exp of avc / tau
-  void* best_cell;     // int32 (N, M), reduce = max only
+  void* scores;         // real (N, M): log sum_p (or max_p) of the product of both softmaxes
+  void* space_norm;     // real (2, N, M): of a pair, the largest loc, and log sum_p exp((loc - largest) / tau)
+  void* instance_norm;  // real (2, N, cells), or (2, padded M, cells) for instances = image: the same of avc
+  void* best_cell;      // int32 (N, M), reduce = max only
   const void* grad_scores;
   int threads;
 };

@@ -79,24 +79,26 @@ struct Max {
   SSL_FAST_INLINE Kept kept(const State& s) const { return s.cell; }
 };
 
-// SLAVC multiplies a softmax over instances by a softmax over space: log-sum-exps, S = log sum_p exp(x[p]).
+// SLAVC multiplies a softmax over instances by a softmax over space: two log-sum-exps, S = log sum_p exp(scale x[p]).
 template <class V, class Scalar>
 struct LogSumExp {
+  Scalar scale;
+
   struct State {
-    V shift = V{} - Scalar(1e30), sum{};  // sum of exp(x - shift), shift the largest x so far
+    V top = V{} - Scalar(1e30), sum{};  // the largest x so far, and the sum of exp(scale (x - top))
   };
   SSL_FAST_INLINE void absorb(State& s, V x, int = 0) const {
-    V above = x - s.shift;
+    V above = (x - s.top) * scale;
     V ratio = exponential(select(above > 0, -above, above));
     s.sum = select(above > 0, s.sum * ratio + 1, s.sum + ratio);
-    s.shift = select(above > 0, x, s.shift);
+    s.top = select(above > 0, x, s.top);
   }
   SSL_FAST_INLINE void merge(State& s, const State& later) const {
-    V shift = select(later.shift > s.shift, later.shift, s.shift);
-    s.sum = s.sum * exponential(s.shift - shift) + later.sum * exponential(later.shift - shift);
-    s.shift = shift;
+    V top = select(later.top > s.top, later.top, s.top);
+    s.sum = s.sum * exponential((s.top - top) * scale) + later.sum * exponential((later.top - top) * scale);
+    s.top = top;
   }
-  SSL_FAST_INLINE V score(const State& s) const { return s.shift + logarithm(s.sum); }
+  SSL_FAST_INLINE V score(const State& s) const { return s.top * scale + logarithm(s.sum); }
 };
 
 }  // namespace ssl_fast::SSL_FAST_ISA

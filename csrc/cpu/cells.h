@@ -46,26 +46,32 @@ inline void inverse_norms(const Image<T>& image, T* out) {
   for (int64_t p = 0; p < image.cells; ++p) out[p] = inverse_length(out[p]);
 }
 
-// out[c] = sum_p V[c, p] s[p]
+// out[c] = sum_p V[c, p] s[p], in four partial sums; `scratch` (4, channels) serves channels last.
 template <class T>
-inline void cell_sum(const Image<T>& image, const T* s, T* out) {
+inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch) {
   constexpr int L = kLanes<T>;
+  int64_t channels = image.channels;
   if (image.channel_stride == 1) {
-    for (int64_t c = 0; c < image.channels; ++c) out[c] = 0;
+    for (int64_t i = 0; i < 4 * channels; ++i) scratch[i] = 0;
     for (int64_t p = 0; p < image.cells; ++p) {
       const T* v = image.values + p * image.cell_stride;
+      T* sum = scratch + (p * 4 / image.cells) * channels;
       int64_t c = 0;
-      for (; c + L <= image.channels; c += L) store(out + c, load(out + c) + load(v + c) * s[p]);
-      for (; c < image.channels; ++c) out[c] += v[c] * s[p];
+      for (; c + L <= channels; c += L) store(sum + c, load(sum + c) + load(v + c) * s[p]);
+      for (; c < channels; ++c) sum[c] += v[c] * s[p];
     }
+    for (int64_t c = 0; c < channels; ++c)
+      out[c] = (scratch[c] + scratch[channels + c]) + (scratch[2 * channels + c] + scratch[3 * channels + c]);
     return;
   }
-  for (int64_t c = 0; c < image.channels; ++c) {
+  for (int64_t c = 0; c < channels; ++c) {
     const T* v = image.values + c * image.cells;
-    Vec<T> sums = {};
+    Vec<T> sums[4] = {};
     int64_t p = 0;
-    for (; p + L <= image.cells; p += L) sums += load(v + p) * load(s + p);
-    T sum = sum_lanes<T>(sums);
+    for (; p + 4 * L <= image.cells; p += 4 * L)
+      for (int i = 0; i < 4; ++i) sums[i] += load(v + p + i * L) * load(s + p + i * L);
+    for (; p + L <= image.cells; p += L) sums[0] += load(v + p) * load(s + p);
+    T sum = sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
     for (; p < image.cells; ++p) sum += v[p] * s[p];
     out[c] = sum;
   }

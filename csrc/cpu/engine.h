@@ -109,7 +109,7 @@ struct Tile {
 
 // tile[r, lane] += sum_k rows[r, k] panel[k, lane]; kRowStride = 0: the stride is given at run time.
 template <int kRowStride, class T, int R>
-SSL_FAST_AI void multiply(Tile<T, R>& tile, int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride,
+SSL_FAST_AI void multiply_add(Tile<T, R>& tile, int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride,
                           const T* panel) {
   if (kRowStride) row_stride = kRowStride;
   for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
@@ -123,6 +123,24 @@ SSL_FAST_AI void multiply(Tile<T, R>& tile, int64_t depth, const T* rows, int64_
       for (int v = 0; v < kVectors; ++v) tile.at[r][v] += p * q[v];
     }
   }
+}
+
+// The same from zero, added up in blocks of depth: fewer terms in a row, less rounding error.
+template <int kRowStride, class T, int R>
+SSL_FAST_AI Tile<T, R> multiply(int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride, const T* panel) {
+  constexpr int64_t kBlock = 128;
+  Tile<T, R> total = {};
+  multiply_add<kRowStride>(total, depth < kBlock ? depth : kBlock, rows, row_stride, depth_stride, panel);
+  for (int64_t k = kBlock; k < depth; k += kBlock) {
+    Tile<T, R> block = {};
+    int64_t size = depth - k < kBlock ? depth - k : kBlock;
+    multiply_add<kRowStride>(block, size, rows + k * depth_stride, row_stride, depth_stride, panel + k * kPanel<T>);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) total.at[r][v] += block.at[r][v];
+  }
+  return total;
 }
 
 // Calls f(Rows<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
@@ -225,12 +243,12 @@ template <class T, class Epilogue>
 inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue) {
   const T* lanes = audios.lanes + panel * image.channels * kPanel<T>;
   for_tiles(image.cells, [&](auto rows, int64_t cell) __attribute__((noinline)) {
-    Tile<T, decltype(rows)::value> tile = {};
+    constexpr int R = decltype(rows)::value;
     const T* first = image.values + cell * image.cell_stride;
-    if (image.cell_stride == 1)
-      multiply<1>(tile, image.channels, first, 1, image.channel_stride, lanes);
-    else
-      multiply<0>(tile, image.channels, first, image.cell_stride, image.channel_stride, lanes);
+    Tile<T, R> tile =
+        image.cell_stride == 1
+            ? multiply<1, T, R>(image.channels, first, 1, image.channel_stride, lanes)
+            : multiply<0, T, R>(image.channels, first, image.cell_stride, image.channel_stride, lanes);
     epilogue.tile(tile, panel, cell);
   });
 }
@@ -245,7 +263,7 @@ inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, 
       Tile<T, R> tile = {};
       const T* column = audios.columns + channel * audios.padded();
       for (int64_t panel = 0; panel < audios.panels; ++panel)
-        multiply<W>(tile, W, G + (panel * cells + cell) * W, W, 1, column + panel * W * W);
+        multiply_add<W>(tile, W, G + (panel * cells + cell) * W, W, 1, column + panel * W * W);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -267,7 +285,7 @@ inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T*
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) tile.at[r][v] = load(out + r * W + v * kLanes<T>);
-      multiply<0>(tile, image.cells, image.values + channel * image.channel_stride, image.channel_stride,
+      multiply_add<0>(tile, image.cells, image.values + channel * image.channel_stride, image.channel_stride,
                   image.cell_stride, G);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)

@@ -1,9 +1,11 @@
 // SLAVC: the product of a softmax over instances (space `avc`) and a softmax over cells (space `loc`), in log space.
 //
-//   x[n,m,p]  = avc / tau - Z + loc / tau,   Z[n,p] = log-sum-exp over audios m of avc / tau (or Z[m,p], over images n)
-//   S[n,m]    = log-sum-exp (or max) over p of x  -  L,   L[n,m] = log-sum-exp over p of loc / tau
-// With u = grad[n,m] dS/dx (the share of cell p in S, or 1 at the best cell) and R = the sum of u over instances:
-//   d avc = (u - exp(avc / tau - Z) R) / tau,   d loc = (u - grad exp(loc / tau - L)) / tau
+//   a[n,m,p] = avc / tau - log-sum-exp of avc / tau over audios m (or over images n): log of the instance softmax
+//   y[n,m,p] = (loc - the largest loc of the pair) / tau,   L[n,m] = log sum_p exp(y)
+//   S[n,m]   = log-sum-exp (or max) over p of a + y,  minus L
+// With u = grad[n,m] dS/da (grad times the share of cell p in S, or grad at the best cell), R = sum of u over instances:
+//   d avc = (u - exp(a) R) / tau,   d loc = (u - grad exp(y - L)) / tau
+// Every exponent is a difference from a largest value, taken in units of alpha: nothing large cancels.
 #include "gradients.h"
 #include "tables.h"
 
@@ -15,16 +17,17 @@ namespace {
 template <class T>
 using LSE = LogSumExp<Vec<T>, T>;
 
-// log-sum-exp of all that the lanes of `state` have seen and of `count` more values.
+// The largest x and log sum exp(scale (x - largest)) of all that the lanes of `state` have seen and of `count` more.
 template <class T>
-T log_sum(typename LSE<T>::State state, const T* more, int64_t count, T per_tau) {
-  T shift = state.shift[0], sum = 0;
-  for (int i = 1; i < kLanes<T>; ++i) shift = state.shift[i] > shift ? state.shift[i] : shift;
-  for (int64_t i = 0; i < count; ++i) shift = more[i] * per_tau > shift ? more[i] * per_tau : shift;
-  Vec<T> ratio = state.sum * exponential(state.shift - shift);
-  for (int i = 0; i < kLanes<T>; ++i) sum += ratio[i];
-  for (int64_t i = 0; i < count; ++i) sum += T(__builtin_exp(double(more[i] * per_tau - shift)));
-  return shift + T(__builtin_log(double(sum)));
+void log_sum(const typename LSE<T>::State& state, const T* more, int64_t count, T scale, T* top, T* log_of_sum) {
+  T largest = state.top[0], sum = 0;
+  for (int i = 1; i < kLanes<T>; ++i) largest = state.top[i] > largest ? state.top[i] : largest;
+  for (int64_t i = 0; i < count; ++i) largest = more[i] > largest ? more[i] : largest;
+  Vec<T> seen = state.sum * exponential((state.top - largest) * scale);
+  for (int i = 0; i < kLanes<T>; ++i) sum += seen[i];
+  for (int64_t i = 0; i < count; ++i) sum += T(__builtin_exp(double((more[i] - largest) * scale)));
+  *top = largest;
+  *log_of_sum = T(__builtin_log(double(sum)));
 }
 
 // alpha = product / |v|, kept in [panel][cell][lane].
@@ -68,7 +71,18 @@ struct Product {
 
   bool over_images() const { return p.instances == Instances::image; }
   int64_t map_size() const { return loc.padded() * s.cells; }
-  T* instance_norm() const { return static_cast<T*>(p.instance_norm); }
+  // The largest avc and the log of the sum, by cells of image n or by cells and lanes of a panel.
+  int64_t instance_at(int64_t n, int64_t panel) const { return over_images() ? panel * s.cells * W : n * s.cells; }
+  T* instance_top(int64_t n, int64_t panel) const { return static_cast<T*>(p.instance_norm) + instance_at(n, panel); }
+  T* instance_log(int64_t n, int64_t panel) const {
+    return instance_top(n, panel) + (over_images() ? avc.padded() : s.images) * s.cells;
+  }
+  // Log of the instance softmax at a cell and vector of lanes.
+  SSL_FAST_AI Vec<T> log_instance(Vec<T> alpha, const T* top, const T* log, int64_t cell, int v) const {
+    if (!over_images()) return (alpha - top[cell]) * per_tau - log[cell];
+    int64_t at = cell * W + v * L;
+    return (alpha - load(top + at)) * per_tau - load(log + at);
+  }
   int64_t lanes_in(int64_t panel) const { return s.audios - panel * W < W ? s.audios - panel * W : W; }
 
   void pack(bool with_columns) {
@@ -112,7 +126,7 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
     if (workspace) scratch[i] = mine;
   }
   if (bytes) return void(*bytes = arena.used);
-  LSE<T> lse;
+  const LSE<T> lse{work.per_tau}, plain{1};
 
 #pragma omp parallel num_threads(p.threads)
   {
@@ -131,91 +145,94 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
         for (int64_t n = 0; n < s.images; ++n) {
           Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
           const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, true, my.avc);
-          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(my.instance[i], load(avc + i * L) * work.per_tau);
+          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(my.instance[i], load(avc + i * L));
         }
-        for (int64_t i = 0; i < s.cells * kVectors; ++i)
-          store(work.instance_norm() + panel * s.cells * W + i * L, lse.score(my.instance[i]));
+        for (int64_t i = 0; i < s.cells * kVectors; ++i) {
+          store(work.instance_top(0, panel) + i * L, my.instance[i].top);
+          store(work.instance_log(0, panel) + i * L, logarithm(my.instance[i].sum));
+        }
       }
     }
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < s.images; ++n) {
       Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
-      T* Z = work.instance_norm() + n * s.cells;
       const T* avc = nullptr;
-      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
-        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(), my.avc);
-        avc -= panel * s.cells * W;
-      }
+      for (int64_t panel = 0; panel < work.avc.panels; ++panel)
+        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(), my.avc) -
+              panel * s.cells * W;
       for (int64_t cell = 0; cell < s.cells && !work.over_images(); ++cell) {
         typename LSE<T>::State state{};
         int64_t m = 0;
-        for (; m + L <= s.audios; m += L)
-          lse.absorb(state, load(avc + ((m / W) * s.cells + cell) * W + m % W) * work.per_tau);
-        Z[cell] = log_sum<T>(state, avc + ((m / W) * s.cells + cell) * W + m % W, s.audios - m, work.per_tau);
+        for (; m + L <= s.audios; m += L) lse.absorb(state, load(avc + ((m / W) * s.cells + cell) * W + m % W));
+        log_sum<T>(state, avc + ((m / W) * s.cells + cell) * W + m % W, s.audios - m, work.per_tau,
+                   work.instance_top(n, 0) + cell, work.instance_log(n, 0) + cell);
       }
       for (int64_t panel = 0; panel < work.loc.panels; ++panel) {
         const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, true, my.loc);
-        const T* Z_panel = work.instance_norm() + panel * s.cells * W;
-        typename LSE<T>::State space[kVectors] = {}, total[kVectors] = {};
-        typename Max<Vec<T>, T>::State best[kVectors];
-        for (int v = 0; v < kVectors; ++v) best[v].best = Vec<T>{} - T(1e30);
-        for (int64_t cell = 0; cell < s.cells; ++cell)
-          for (int v = 0; v < kVectors; ++v) {
-            int64_t at = cell * W + v * L;
-            Vec<T> y = load(loc + at) * work.per_tau;
-            Vec<T> z = work.over_images() ? load(Z_panel + at) : Vec<T>{} + Z[cell];
-            Vec<T> x = load(avc + panel * s.cells * W + at) * work.per_tau - z + y;
-            lse.absorb(space[v], y);
-            if (p.reduce == Reduce::sum)
-              lse.absorb(total[v], x);
-            else
-              Max<Vec<T>, T>{}.absorb(best[v], x, int(cell));
-          }
-        Vec<T> norm[kVectors], score[kVectors];
-        Index<Vec<T>> cell[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          norm[v] = lse.score(space[v]);
-          score[v] = (p.reduce == Reduce::sum ? lse.score(total[v]) : best[v].best) - norm[v];
-          cell[v] = best[v].cell;
-        }
+        const T *top = work.instance_top(n, panel), *log = work.instance_log(n, panel);
         int64_t at = n * s.audios + panel * W, count = work.lanes_in(panel);
-        store_lanes(norm, static_cast<T*>(p.space_norm) + at, count);
+        Vec<T> largest[kVectors], norm[kVectors], score[kVectors];
+        Index<Vec<T>> best_cell[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          largest[v] = load(loc + v * L);
+          for (int64_t cell = 1; cell < s.cells; ++cell) {
+            Vec<T> alpha = load(loc + cell * W + v * L);
+            largest[v] = select(alpha > largest[v], alpha, largest[v]);
+          }
+          Vec<T> sum{};
+          typename LSE<T>::State total{};
+          typename Max<Vec<T>, T>::State best{Vec<T>{} - T(1e30), {}};
+          for (int64_t cell = 0; cell < s.cells; ++cell) {
+            Vec<T> y = (load(loc + cell * W + v * L) - largest[v]) * work.per_tau;
+            Vec<T> x = work.log_instance(load(avc + panel * s.cells * W + cell * W + v * L), top, log, cell, v) + y;
+            sum += exponential(y);
+            if (p.reduce == Reduce::sum)
+              plain.absorb(total, x);
+            else
+              Max<Vec<T>, T>{}.absorb(best, x, int(cell));
+          }
+          norm[v] = logarithm(sum);
+          score[v] = (p.reduce == Reduce::sum ? plain.score(total) : best.best) - norm[v];
+          best_cell[v] = best.cell;
+        }
+        store_lanes(largest, static_cast<T*>(p.space_norm) + at, count);
+        store_lanes(norm, static_cast<T*>(p.space_norm) + s.images * s.audios + at, count);
         store_lanes(score, static_cast<T*>(p.scores) + at, count);
-        if (p.reduce == Reduce::max) store_lanes(cell, static_cast<int32_t*>(p.best_cell) + at, count);
+        if (p.reduce == Reduce::max) store_lanes(best_cell, static_cast<int32_t*>(p.best_cell) + at, count);
       }
     }
   }
 }
 
-// u of one panel of one image, by cells: f(cell, v, u, avc / tau - Z, loc / tau).
+// u of one panel of one image, by cells: f(cell, v, u, log of the space softmax).
 template <class T>
 struct Shares {
   const Product<T>& work;
   int64_t n;
-  Vec<T> grad[kVectors], score[kVectors], norm[kVectors], best[kVectors];
+  Vec<T> grad[kVectors], score[kVectors], largest[kVectors], norm[kVectors], best[kVectors];
 
   void open(int64_t panel) {
     const ProductParams& p = work.p;
     int64_t at = n * work.s.audios + panel * kPanel<T>, count = work.lanes_in(panel);
     load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
     load_lanes(static_cast<const T*>(p.scores) + at, count, score);
-    load_lanes(static_cast<const T*>(p.space_norm) + at, count, norm);
+    load_lanes(static_cast<const T*>(p.space_norm) + at, count, largest);
+    load_lanes(static_cast<const T*>(p.space_norm) + work.s.images * work.s.audios + at, count, norm);
     for (int64_t i = 0; i < kPanel<T> && p.reduce == Reduce::max; ++i)
       best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.best_cell)[at + i]) : T(-1);
   }
   template <class F>
   SSL_FAST_AI void for_cells(int64_t panel, const T* loc, const T* avc, F&& f) {
     constexpr int W = kPanel<T>, L = kLanes<T>;
-    int64_t cells = work.s.cells;
-    const T* Z = work.instance_norm() + (work.over_images() ? panel * cells * W : n * cells);
-    for (int64_t cell = 0; cell < cells; ++cell)
+    const T *top = work.instance_top(n, panel), *log = work.instance_log(n, panel);
+    for (int64_t cell = 0; cell < work.s.cells; ++cell)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = cell * W + v * L;
-        Vec<T> y = load(loc + at) * work.per_tau;
-        Vec<T> a = load(avc + at) * work.per_tau - (work.over_images() ? load(Z + at) : Vec<T>{} + Z[cell]);
-        Vec<T> u = work.p.reduce == Reduce::sum ? grad[v] * exponential(a + y - norm[v] - score[v])
+        Vec<T> log_space = (load(loc + at) - largest[v]) * work.per_tau - norm[v];
+        Vec<T> a = work.log_instance(load(avc + at), top, log, cell, v);
+        Vec<T> u = work.p.reduce == Reduce::sum ? grad[v] * exponential(a + log_space - score[v])
                                                 : select(best[v] == T(cell), grad[v], Vec<T>{});
-        f(cell, v, u, a, y);
+        f(cell, v, u, log_space);
       }
   }
 };
@@ -266,9 +283,9 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
           const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
           const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
-          Shares<T> share{work, n, {}, {}, {}, {}};
+          Shares<T> share{work, n, {}, {}, {}, {}, {}};
           share.open(panel);
-          share.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>, Vec<T>) {
+          share.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
             T* sum = R + cell * W + v * L;
             store(sum, load(sum) + u);
           });
@@ -289,13 +306,13 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           const T* avc_panel = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
           const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
           avc = avc_panel - panel * s.cells * W;
-          Shares<T> share{work, n, {}, {}, {}, {}};
+          Shares<T> share{work, n, {}, {}, {}, {}, {}};
           share.open(panel);
-          share.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T>, Vec<T> y) {
+          share.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
             int64_t at = cell * W + v * L;
             store(G_avc + panel * s.cells * W + at, u);
             my.R[cell] += u;
-            Vec<T> g = (u - share.grad[v] * exponential(y - share.norm[v])) * (work.per_tau * maps.loc_norm[cell]);
+            Vec<T> g = (u - share.grad[v] * exponential(log_space)) * (work.per_tau * maps.loc_norm[cell]);
             store(G_loc + panel * s.cells * W + at, g);
             my.of_loc.t_lanes[cell] += g * load(loc + at);
           });
@@ -305,9 +322,9 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           for (int64_t m = 0; m < s.audios; m += L) {
             int64_t at = ((m / W) * s.cells + cell) * W + m % W;
             Vec<T> alpha = load(avc + at);
-            Vec<T> z = work.over_images() ? load(work.instance_norm() + at) : Vec<T>{} + work.instance_norm()[n * s.cells + cell];
+            Vec<T> a = work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
             Vec<T> sum = work.over_images() ? load(work.R + at) : Vec<T>{} + R;
-            Vec<T> g = (load(G_avc + at) - exponential(alpha * work.per_tau - z) * sum) * scale;
+            Vec<T> g = (load(G_avc + at) - exponential(a) * sum) * scale;
             for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
             store(G_avc + at, g);
             my.of_avc.t_lanes[cell] += g * alpha;

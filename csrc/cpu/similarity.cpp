@@ -19,14 +19,14 @@ struct PoolEpilogue {
   SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      auto s = state[v];
+      typename Pool::State s{};  // of this tile: adding up in two levels halves the rounding error of long sums
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         Vec<T> alpha = tile.at[r][v] * inverse_norm[cell + r];
         if (kept) store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
-      state[v] = s;
+      pool.merge(state[v], s);
     }
   }
 };

@@ -9,7 +9,7 @@ namespace ssl_fast::SSL_FAST_ISA {
 
 template <class T>
 struct Row {
-  T *image, *store, *unit, *other;  // (channels * cells) twice, (channels) twice
+  T *image, *store, *unit, *other, *sums;  // (channels * cells) twice, (channels) twice, (4, channels)
   T *gain, *loss;                   // (cells): dv = gain x - loss v, where x is `unit`
 
   void lay_out(Arena& arena, const Shape& s) {
@@ -17,6 +17,7 @@ struct Row {
     store = arena.take<T>(s.channels * s.cells);
     unit = arena.take<T>(s.channels);
     other = arena.take<T>(s.channels);
+    sums = arena.take<T>(4 * s.channels);
     gain = arena.take<T>(s.cells);
     loss = arena.take<T>(s.cells);
   }
