@@ -30,11 +30,11 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
     for (; c + 4 <= image.channels; c += 4)
       for (int i = 0; i < 4; ++i) {
         Vec<T> value = load(v + (c + i) * image.cells);
-        sums[i] += value * (x ? Vec<T>{} + x[c + i] : value);
+        sums[i] += value * (x ? broadcast(x[c + i]) : value);
       }
     for (; c < image.channels; ++c) {
       Vec<T> value = load(v + c * image.cells);
-      sums[0] += value * (x ? Vec<T>{} + x[c] : value);
+      sums[0] += value * (x ? broadcast(x[c]) : value);
     }
     store(out + p, (sums[0] + sums[1]) + (sums[2] + sums[3]));
   }

@@ -102,56 +102,51 @@ SSL_FAST_AI T inverse_length(T sum_of_squares) {
 }
 
 // ---- the micro-kernel ------------------------------------------------------------------------------------------------
-template <class T, int R>
-struct Tile {
-  Vec<T> at[R][kVectors];
+// Where a product finds its rows: rows[block * block_stride + r * row_stride + k * depth_stride].
+template <class T>
+struct Rows {
+  const T* values;
+  int64_t row_stride, depth_stride, blocks, block_stride;
 };
 
-// tile[r, lane] += sum_k rows[r, k] panel[k, lane]; kRowStride = 0: the stride is given at run time.
-template <int kRowStride, class T, int R>
-SSL_FAST_AI void multiply_add(Tile<T, R>& tile, int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride,
-                          const T* panel) {
-  if (kRowStride) row_stride = kRowStride;
-  for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
-    Vec<T> q[kVectors];
+// tile[r, lane] (+)= sum over blocks and k < depth of rows[block, r, k] panel[block, k, lane].
+// Out of line, so that all accumulators stay in registers. kRowStride = 0: the stride is given at run time.
+template <int kRowStride, bool kAdd, int R, class T>
+__attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows<T>& from, int64_t depth, const T* panel) {
+  const int64_t row_stride = kRowStride ? kRowStride : from.row_stride, depth_stride = from.depth_stride;
+  Vec<T> sums[R][kVectors] = {};
+  for (int64_t block = 0; block < from.blocks; ++block) {
+    const T* rows = from.values + block * from.block_stride;
+    for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
+      Vec<T> q[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) q[v] = load(panel + v * kLanes<T>);
+      for (int v = 0; v < kVectors; ++v) q[v] = load(panel + v * kLanes<T>);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      Vec<T> p = Vec<T>{} + rows[r * row_stride];
+      for (int r = 0; r < R; ++r) {
+        T p = rows[r * row_stride];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) tile.at[r][v] += p * q[v];
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += p * q[v];
+      }
     }
   }
-}
-
-// The same from zero, added up in blocks of depth: fewer terms in a row, less rounding error.
-template <int kRowStride, class T, int R>
-SSL_FAST_AI Tile<T, R> multiply(int64_t depth, const T* rows, int64_t row_stride, int64_t depth_stride, const T* panel) {
-  constexpr int64_t kBlock = 128;
-  Tile<T, R> total = {};
-  multiply_add<kRowStride>(total, depth < kBlock ? depth : kBlock, rows, row_stride, depth_stride, panel);
-  for (int64_t k = kBlock; k < depth; k += kBlock) {
-    Tile<T, R> block = {};
-    int64_t size = depth - k < kBlock ? depth - k : kBlock;
-    multiply_add<kRowStride>(block, size, rows + k * depth_stride, row_stride, depth_stride, panel + k * kPanel<T>);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) total.at[r][v] += block.at[r][v];
-  }
-  return total;
+    for (int v = 0; v < kVectors; ++v) {
+      T* out = tile + r * tile_stride + v * kLanes<T>;
+      store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
+    }
 }
 
-// Calls f(Rows<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
+// Calls f(Height<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
 template <int R>
-struct Rows {
+struct Height {
   static constexpr int value = R;
 };
 template <int R = kTileRows, class F>
 SSL_FAST_AI void run_tile(int rows, int64_t first, F& f) {
   if (rows == R)
-    f(Rows<R>{}, first);
+    f(Height<R>{}, first);
   else if constexpr (R > 1)
     run_tile<R - 1>(rows, first, f);
 }
@@ -237,19 +232,25 @@ struct Audios {
 };
 
 // ---- the three products ----------------------------------------------------------------------------------------------
-// Epilogue: template <int R> void tile(Tile<T, R>&, int64_t panel, int64_t cell), the products before normalisation.
-// The bodies stay out of line: one register allocation per tile height.
+// Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not normalised.
 template <class T, class Epilogue>
 inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue) {
-  const T* lanes = audios.lanes + panel * image.channels * kPanel<T>;
-  for_tiles(image.cells, [&](auto rows, int64_t cell) __attribute__((noinline)) {
-    constexpr int R = decltype(rows)::value;
-    const T* first = image.values + cell * image.cell_stride;
-    Tile<T, R> tile =
-        image.cell_stride == 1
-            ? multiply<1, T, R>(image.channels, first, 1, image.channel_stride, lanes)
-            : multiply<0, T, R>(image.channels, first, image.cell_stride, image.channel_stride, lanes);
-    epilogue.tile(tile, panel, cell);
+  constexpr int W = kPanel<T>;
+  constexpr int64_t kDepth = 128;  // added up in blocks: fewer terms in a row, less rounding error
+  const T* lanes = audios.lanes + panel * image.channels * W;
+  for_tiles(image.cells, [&](auto height, int64_t cell) {
+    constexpr int R = decltype(height)::value;
+    alignas(64) T tile[R * W];
+    for (int64_t c = 0; c < image.channels; c += kDepth) {
+      int64_t depth = image.channels - c < kDepth ? image.channels - c : kDepth;
+      Rows<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
+                   image.channel_stride, 1, 0};
+      if (image.cell_stride != 1)
+        c ? multiply<0, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<0, false, R>(tile, W, rows, depth, lanes);
+      else
+        c ? multiply<1, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<1, false, R>(tile, W, rows, depth, lanes);
+    }
+    epilogue.template tile<R>(tile, panel, cell);
   });
 }
 
@@ -258,17 +259,10 @@ template <class T>
 inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D) {
   constexpr int W = kPanel<T>;
   for (int64_t channel = 0; channel < audios.channels; channel += W)
-    for_tiles(cells, [&](auto rows, int64_t cell) __attribute__((noinline)) {
-      constexpr int R = decltype(rows)::value;
-      Tile<T, R> tile = {};
-      const T* column = audios.columns + channel * audios.padded();
-      for (int64_t panel = 0; panel < audios.panels; ++panel)
-        multiply_add<W>(tile, W, G + (panel * cells + cell) * W, W, 1, column + panel * W * W);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v)
-          store(D + (cell + r) * audios.padded_channels() + channel + v * kLanes<T>, tile.at[r][v]);
+    for_tiles(cells, [&](auto height, int64_t cell) {
+      multiply<W, false, decltype(height)::value>(D + cell * audios.padded_channels() + channel, audios.padded_channels(),
+                                                  Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
+                                                  audios.columns + channel * audios.padded());
     });
 }
 
@@ -277,20 +271,11 @@ template <class T>
 inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T* dA) {
   constexpr int W = kPanel<T>;
   for (int64_t panel = 0; panel < panels; ++panel, G += image.cells * W, dA += image.channels * W)
-    for_tiles(image.channels, [&](auto rows, int64_t channel) __attribute__((noinline)) {
-      constexpr int R = decltype(rows)::value;
-      Tile<T, R> tile;
-      T* out = dA + channel * W;
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) tile.at[r][v] = load(out + r * W + v * kLanes<T>);
-      multiply_add<0>(tile, image.cells, image.values + channel * image.channel_stride, image.channel_stride,
-                  image.cell_stride, G);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) store(out + r * W + v * kLanes<T>, tile.at[r][v]);
+    for_tiles(image.channels, [&](auto height, int64_t channel) {
+      multiply<0, true, decltype(height)::value>(
+          dA + channel * W, W,
+          Rows<T>{image.values + channel * image.channel_stride, image.channel_stride, image.cell_stride, 1, 0},
+          image.cells, G);
     });
 }
 

@@ -37,12 +37,12 @@ struct KeepAlpha {
   T* kept;
   int64_t cells;
   template <int R>
-  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, tile.at[r][v] * inverse_norm[cell + r]);
+  void tile(const T* products, int64_t panel, int64_t cell) {
+    for (int64_t r = 0; r < R; ++r)
+      for (int v = 0; v < kVectors; ++v) {
+        int64_t at = r * kPanel<T> + v * kLanes<T>;
+        store(kept + (panel * cells + cell) * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
+      }
   }
 };
 template <class T>
@@ -323,7 +323,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             int64_t at = ((m / W) * s.cells + cell) * W + m % W;
             Vec<T> alpha = load(avc + at);
             Vec<T> a = work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
-            Vec<T> sum = work.over_images() ? load(work.R + at) : Vec<T>{} + R;
+            Vec<T> sum = work.over_images() ? load(work.R + at) : broadcast(R);
             Vec<T> g = (load(G_avc + at) - exponential(a) * sum) * scale;
             for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
             store(G_avc + at, g);

@@ -54,6 +54,10 @@ SSL_FAST_AI void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorTypes<T>::Unaligned*>(p) = v;
 }
 template <class T>
+SSL_FAST_AI Vec<T> broadcast(T x) {
+  return x - Vec<T>{};  // "0 + x" would be an addition: it turns -0 into 0
+}
+template <class T>
 SSL_FAST_AI T sum_lanes(Vec<T> v) {
   T s = 0;
   for (int i = 0; i < kLanes<T>; ++i) s += v[i];

@@ -16,13 +16,13 @@ struct PoolEpilogue {
   typename Pool::State state[kVectors];
 
   template <int R>
-  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
+  __attribute__((noinline)) void tile(const T* products, int64_t panel, int64_t cell) {
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       typename Pool::State s{};  // of this tile: adding up in two levels halves the rounding error of long sums
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        Vec<T> alpha = tile.at[r][v] * inverse_norm[cell + r];
+        Vec<T> alpha = load(products + r * kPanel<T> + v * kLanes<T>) * inverse_norm[cell + r];
         if (kept) store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
@@ -89,35 +89,25 @@ struct SlopeEpilogue {
   int64_t cells;
   Vec<T> score[kVectors], scale[kVectors];
 
-  template <int R>
-  SSL_FAST_AI void slopes(const Vec<T> (&alpha)[R][kVectors], int64_t panel, int64_t cell) {
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      Vec<T> sum = t[cell + r];
+  SSL_FAST_AI void row(const T* values, T scale, int64_t panel, int64_t cell) {
+    Vec<T> sum = t[cell];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        Vec<T> g = pool.slope(alpha[r][v], score[v], scale[v]) * inverse_norm[cell + r];
-        store(G + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, g);
-        sum += g * alpha[r][v];
-      }
-      t[cell + r] = sum;
+    for (int v = 0; v < kVectors; ++v) {
+      Vec<T> alpha = load(values + v * kLanes<T>) * scale;
+      Vec<T> g = pool.slope(alpha, score[v], this->scale[v]) * inverse_norm[cell];
+      store(G + (panel * cells + cell) * kPanel<T> + v * kLanes<T>, g);
+      sum += g * alpha;
     }
+    t[cell] = sum;
   }
   template <int R>
-  SSL_FAST_AI void tile(Tile<T, R>& tile, int64_t panel, int64_t cell) {
+  __attribute__((noinline)) void tile(const T* products, int64_t panel, int64_t cell) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) tile.at[r][v] *= inverse_norm[cell + r];
-    slopes<R>(tile.at, panel, cell);
+    for (int r = 0; r < R; ++r) row(products + r * kPanel<T>, inverse_norm[cell + r], panel, cell + r);
   }
   // The same from kept alphas.
   void all_cells(const T* kept, int64_t panel) {
-    for (int64_t cell = 0; cell < cells; ++cell) {
-      Vec<T> alpha[1][kVectors];
-      for (int v = 0; v < kVectors; ++v) alpha[0][v] = load(kept + (panel * cells + cell) * kPanel<T> + v * kLanes<T>);
-      slopes<1>(alpha, panel, cell);
-    }
+    for (int64_t cell = 0; cell < cells; ++cell) row(kept + (panel * cells + cell) * kPanel<T>, 1, panel, cell);
   }
 };
 

@@ -1,7 +1,7 @@
 """How scenes look: colours, textures of the categories, painted objects and cluttered backgrounds. numpy only.
 
-Images here are float64 (H, W, 3) RGB, about [0, 1], y down; they are rounded to uint8 once, when a scene is complete. Colours never depend on
-the category: shape and texture alone identify an object.
+Images here are float64 (H, W, 3) RGB, about [0, 1], y down; they are rounded to uint8 once, when a scene is complete.
+Colours never depend on the category: shape and texture alone identify an object.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def dots(u, v):
 
 
 def diamonds(u, v):
-    return np.add(*_from_centre(u, v)) < 0.38
+    return np.add(*_from_centre(u, 0.6 * v)) < 0.5
 
 
 def plus_signs(u, v):
@@ -135,8 +135,8 @@ def paint_object(
 ) -> np.ndarray:
     """Paint one object into `image` (H, W, 3) in place; returns its mask (H, W) bool.
 
-    centre (x, y) and size (side of the object's frame) are in pixels. Rotation, aspect, flip, colours, outline and the proportions
-    of the shape are drawn from `rng`.
+    centre (x, y) and size (side of the object's frame) are in pixels. Rotation, aspect, flip, colours, outline and
+    the proportions of the shape are drawn from `rng`.
     """
     height, width = image.shape[:2]
     radius, reach = size / 2, int(np.ceil(0.75 * size)) + 2
@@ -144,7 +144,9 @@ def paint_object(
     right, bottom = min(width, int(centre[0]) + reach), min(height, int(centre[1]) + reach)
     window = image[top:bottom, left:right]
 
-    x, y = np.meshgrid((np.arange(left, right) + 0.5 - centre[0]) / radius, (np.arange(top, bottom) + 0.5 - centre[1]) / radius)
+    x, y = np.meshgrid(
+        (np.arange(left, right) + 0.5 - centre[0]) / radius, (np.arange(top, bottom) + 0.5 - centre[1]) / radius
+    )
     stretch, mirror = np.exp(rng.uniform(-0.15, 0.15)), (2 * rng.integers(2) - 1)
     turned = Plane(x, y).turned(rng.uniform(-0.35, 0.35))
     plane = Plane(mirror * turned.x / stretch, turned.y * stretch)
@@ -176,7 +178,7 @@ def paint_object(
 
 
 def enlarge(grid: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear enlargement of (k, k, c) to (size, size, c); the corners of the grid fall on the corners of the result."""
+    """Bilinear enlargement of (k, k, c) to (size, size, c), corners of the grid on corners of the result."""
     last = grid.shape[0] - 1
     position = np.linspace(0, last, size)
     low = np.minimum(position.astype(int), last - 1)
@@ -187,7 +189,7 @@ def enlarge(grid: np.ndarray, size: int) -> np.ndarray:
 
 
 def paint_background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """(size, size, 3): a colour gradient, at times a ground, mottle at three scales and about five plain distractor shapes."""
+    """(size, size, 3): a colour gradient, at times a ground, mottle of three scales, about five distractors."""
     corners = np.stack([random_colour(rng) for _ in range(4)]).reshape(2, 2, 3)
     image = enlarge(corners, size)
     if rng.random() < 0.35:
@@ -215,7 +217,9 @@ def _paint_distractor(image: np.ndarray, rng: np.random.Generator) -> None:
     centre, radius = rng.uniform(0, size, 2), rng.uniform(0.04, 0.25) * size
     left, top = (np.maximum(0, centre - 1.5 * radius)).astype(int)
     right, bottom = (np.minimum(size, centre + 1.5 * radius + 1)).astype(int)
-    x, y = np.meshgrid((np.arange(left, right) + 0.5 - centre[0]) / radius, (np.arange(top, bottom) + 0.5 - centre[1]) / radius)
+    x, y = np.meshgrid(
+        (np.arange(left, right) + 0.5 - centre[0]) / radius, (np.arange(top, bottom) + 0.5 - centre[1]) / radius
+    )
     plane = Plane(x, y).turned(rng.uniform(0, 2 * np.pi))
     kind = rng.integers(5)
     if kind == 0:

@@ -1,8 +1,8 @@
 """Shapes of the scene categories: parts of an object as signed distances in its own frame. numpy only.
 
-The frame has x to the right and y down, and the object fills about [-1, 1]^2. A signed distance is negative inside a part; close to
-zero it is the Euclidean distance (anti-aliasing needs that), further away it only has the right sign. Every number that an
-object of the category may vary is drawn from `rng`, so no two bells are alike.
+The frame has x to the right and y down, and the object fills about [-1, 1]^2. A signed distance is negative inside a
+part; close to zero it is the Euclidean distance (anti-aliasing needs that), further away it only has the right sign.
+Every number that an object of the category may vary is drawn from `rng`, so no two bells are alike.
 """
 
 from __future__ import annotations
@@ -136,18 +136,17 @@ def guitar(plane: Plane, rng: np.random.Generator) -> list[Part]:
 
 
 def siren(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    width, rays = rng.uniform(0.4, 0.52), rng.integers(3, 6)
-    dome = intersection(plane.ellipse(0, 0.42, width, rng.uniform(0.66, 0.8)), plane.y - 0.45)
-    angles = np.linspace(-1.2, 1.2, rays)
+    width, rays = rng.uniform(0.5, 0.62), rng.integers(3, 6)
+    dome = intersection(plane.ellipse(0, 0.5, width, rng.uniform(0.86, 1.0)), plane.y - 0.5)
+    angles = np.linspace(-1.1, 1.1, rays)
     beams = [
-        plane.line((0.76 * np.sin(a), 0.28 - 0.76 * np.cos(a)), (0.98 * np.sin(a), 0.28 - 1.1 * np.cos(a)), 0.055)
+        plane.line((0.82 * np.sin(a), 0.34 - 0.98 * np.cos(a)), (0.96 * np.sin(a), 0.34 - 1.2 * np.cos(a)), 0.06)
         for a in angles
     ]
     return [
         (union(*beams), ACCENT),
-        (dome, BODY),
-        (plane.box(0, 0.62, 0.74, 0.2, 0.06), SECOND),
-        (plane.box(0, 0.62, 0.5, 0.05), ACCENT),
+        (union(dome, plane.box(0, 0.66, 0.78, 0.2, 0.06)), BODY),
+        (plane.box(0, 0.5, 0.78, 0.07, 0.04), SECOND),
     ]
 
 
@@ -159,7 +158,12 @@ def bird(plane: Plane, rng: np.random.Generator) -> list[Part]:
     wing = plane.turned(0.35 + tilt)
     return [
         (union(*legs), ACCENT),
-        (plane.polygon([(-0.35, 0.05), (-1.0, -0.22 + tilt), (-0.92, 0.1 + tilt), (-1.0, 0.36 + tilt), (-0.35, 0.3)]), SECOND),
+        (
+            plane.polygon(
+                [(-0.35, 0.05), (-1.0, -0.22 + tilt), (-0.92, 0.1 + tilt), (-1.0, 0.36 + tilt), (-0.35, 0.3)]
+            ),
+            SECOND,
+        ),
         (plane.polygon(beak), ACCENT),
         (union(plane.ellipse(-0.05, 0.12, 0.64, 0.43), plane.disc(*head, 0.31)), BODY),
         (wing.ellipse(-0.08, 0.1, 0.34, 0.17), SECOND),
@@ -175,17 +179,20 @@ def gear(plane: Plane, rng: np.random.Generator) -> list[Part]:
 
 
 def clock(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    face = rng.uniform(0.54, 0.62)
     parts = []
-    if rng.random() < 0.5:  # an alarm clock: two bells and two feet
-        caps = [plane.disc(side * 0.5, -0.78, 0.26) for side in (-1, 1)]
-        feet = [plane.line((side * 0.55, 0.7), (side * 0.72, 0.98), 0.07) for side in (-1, 1)]
+    if rng.random() < 0.35:  # an alarm clock: two bells and two feet
+        caps = [plane.disc(side * 0.52, -0.74, 0.24) for side in (-1, 1)]
+        feet = [plane.line((side * 0.55, 0.7), (side * 0.68, 0.94), 0.07) for side in (-1, 1)]
         parts.append((union(*caps, *feet), SECOND))
-    hours = np.arange(12) * np.pi / 6
-    marks = [plane.line(_at(h, face - 0.17), _at(h, face - 0.06), 0.035) for h in hours]
+    marks = [plane.line(_at(h, 0.66), _at(h, 0.78), 0.045) for h in np.arange(12) * np.pi / 6]
     short, long = rng.uniform(0, 2 * np.pi, 2)
-    hands = [plane.line((0, 0), _at(short, 0.3), 0.065), plane.line((0, 0), _at(long, face - 0.12), 0.045)]
-    return [*parts, (plane.disc(0, 0, 0.92), BODY), (plane.disc(0, 0, face), SECOND), (union(*marks, *hands), ACCENT)]
+    hands = [plane.line((0, 0), _at(short, 0.4), 0.085), plane.line((0, 0), _at(long, rng.uniform(0.56, 0.64)), 0.06)]
+    return [
+        *parts,
+        (plane.disc(0, 0, 0.92), BODY),
+        (plane.ring(0, 0, 0.87, 0.06), SECOND),
+        (union(*marks, *hands), ACCENT),
+    ]
 
 
 def _at(angle: float, radius: float) -> Point:
@@ -193,12 +200,12 @@ def _at(angle: float, radius: float) -> Point:
 
 
 def flute(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    plane = plane.turned(rng.uniform(-0.9, 0.9))
-    half, holes = rng.uniform(0.16, 0.21), rng.integers(5, 8)
+    plane = plane.turned(rng.uniform(-0.6, 0.6))
+    half, holes = rng.uniform(0.2, 0.26), rng.integers(5, 8)
     return [
         (plane.box(0, 0, 1.0, half, 0.06), BODY),
-        (union(plane.box(-0.84, 0, 0.1, half + 0.07, 0.03), plane.box(0.93, 0, 0.07, half + 0.04, 0.03)), SECOND),
-        (union(*(plane.disc(x, 0, 0.075) for x in np.linspace(-0.5, 0.76, holes))), ACCENT),
+        (plane.box(-0.86, 0, 0.08, half + 0.05, 0.03), SECOND),
+        (union(*(plane.disc(x, 0, 0.08) for x in np.linspace(-0.56, 0.84, holes))), ACCENT),
     ]
 
 
@@ -227,7 +234,7 @@ def drop(plane: Plane, rng: np.random.Generator) -> list[Part]:
 
 def phone(plane: Plane, rng: np.random.Generator) -> list[Part]:
     half = rng.uniform(0.46, 0.6)
-    side = (2 * rng.integers(2) - 1)
+    side = 2 * rng.integers(2) - 1
     keys = [
         plane.box(column * half * 0.56, 0.02 + 0.25 * row, 0.1, 0.08, 0.03) for column in (-1, 0, 1) for row in range(4)
     ]
@@ -240,25 +247,25 @@ def phone(plane: Plane, rng: np.random.Generator) -> list[Part]:
 
 
 def horn(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    mouth = rng.uniform(0.54, 0.66)
-    tube = [(-0.98, -0.1), (0.1, -0.14), (0.45, -0.24), (0.95, -mouth), (0.95, mouth), (0.45, 0.24), (0.1, 0.14), (-0.98, 0.1)]
-    valves = [
-        union(plane.box(x, -0.2, 0.065, 0.24), plane.box(x, -0.5, 0.1, 0.05, 0.02)) for x in (-0.52, -0.28, -0.04)
-    ]
-    loop = np.abs(plane.ellipse(-0.25, 0.28, 0.5, rng.uniform(0.26, 0.34))) - 0.08
+    mouth = rng.uniform(0.46, 0.58)
+    upper = [(-0.98, -0.17), (0.1, -0.2), (0.5, -0.28), (0.98, -mouth)]
+    tube = [*upper, *((x, -y) for x, y in reversed(upper))]
+    valves = [union(plane.box(x, -0.28, 0.07, 0.2), plane.box(x, -0.5, 0.1, 0.06, 0.02)) for x in (-0.5, -0.24, 0.02)]
+    loop = np.abs(plane.ellipse(-0.24, 0.28, 0.5, rng.uniform(0.26, 0.34))) - 0.1
     return [
-        (loop, SECOND),
         (union(*valves), ACCENT),
+        (loop, SECOND),
         (plane.polygon(tube), BODY),
-        (plane.box(0.95, 0, 0.06, mouth + 0.05, 0.05), SECOND),
-        (plane.box(-0.97, 0, 0.06, 0.17, 0.03), SECOND),
+        (plane.box(-0.97, 0, 0.06, 0.22, 0.03), SECOND),
     ]
 
 
 def cat(plane: Plane, rng: np.random.Generator) -> list[Part]:
     ear, eye = rng.uniform(-1.0, -0.82), rng.uniform(0.1, 0.15)
     ears = [plane.polygon([(s * 0.76, 0.0), (s * 0.68, ear), (s * 0.12, -0.4)]) for s in (-1, 1)]
-    whiskers = [plane.line((s * 0.3, 0.48), (s * 0.98, 0.48 + lift), 0.035) for s in (-1, 1) for lift in (-0.14, 0.05, 0.24)]
+    whiskers = [
+        plane.line((s * 0.3, 0.48), (s * 0.98, 0.48 + lift), 0.035) for s in (-1, 1) for lift in (-0.14, 0.05, 0.24)
+    ]
     nose = plane.polygon([(-0.12, 0.3), (0.12, 0.3), (0.0, 0.45)])
     mouth = plane.polyline([(-0.2, 0.62), (0.0, 0.52), (0.2, 0.62)], 0.03)
     return [

@@ -1,7 +1,8 @@
 """How scenes sound: one timbre per category, with varied pitch, tempo, envelope, level and added noise. numpy only.
 
-A timbre is a function (rng, samples) -> float64 (samples,), of any level; `render_sound` adds noise, sets the level and rounds to int16.
-Repeated events start before the clip does, so a clip may open within a ring or a bark, and no position in it is special.
+A timbre is a function (rng, samples) -> float64 (samples,), of any level; `render_sound` adds noise, sets the level
+and rounds to int16. Repeated events start before the clip does, so a clip may open within a ring or a bark, and no
+position in it is special.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def _phase(frequency: np.ndarray) -> np.ndarray:
 
 
 def _overtones(phase: np.ndarray, strengths: Iterable[complex | np.ndarray]) -> np.ndarray:
-    """Sum over k = 1, 2, ... of strength k times sin(k * phase), by powers of exp(i * phase); a complex strength shifts its partial."""
-    turn = np.exp(1j * phase)
+    """Sum over k = 1, 2, ... of strength k times sin(k * phase); a complex strength shifts its partial."""
+    turn = np.exp(1j * phase)  # its powers are cheaper than as many sines
     power, total = turn.copy(), np.zeros(len(phase))
     for strength in strengths:
         total += (strength * power).imag
@@ -117,16 +118,17 @@ def beaten_drum(rng: np.random.Generator, samples: int) -> np.ndarray:
 
 
 def plucked_string(rng: np.random.Generator, samples: int) -> np.ndarray:
-    """Karplus-Strong: a burst of noise circulates through a two-point average. Period k has passed it k times, so its spectrum
-    is that of the burst times the k-th power of the filter's."""
+    """Karplus-Strong: a burst of noise circulates through a two-point average. Period k has passed it k times, so its
+    spectrum is that of the burst times the k-th power of the filter's."""
     open_string, clip = rng.uniform(110, 220), np.zeros(samples)
     for start in _onsets(rng, samples, rng.uniform(2.5, 5), 0.1):
         note = open_string * 2 ** ((0, 3, 5, 7, 10, 12)[rng.integers(6)] / 12)
         period = int(SAMPLE_RATE / note)
         burst = np.fft.rfft(rng.uniform(-1, 1, period))
         average = 0.498 * (1 + np.exp(-2j * np.pi * np.arange(len(burst)) / period))
-        passes = np.arange(int(0.7 * SAMPLE_RATE / period))[:, None]
-        _add(clip, np.fft.irfft(burst * average**passes, period).ravel(), start)
+        periods = np.tile(average, (int(0.7 * SAMPLE_RATE / period), 1))
+        periods[0] = burst
+        _add(clip, np.fft.irfft(np.multiply.accumulate(periods), period).ravel(), start)
     return clip
 
 

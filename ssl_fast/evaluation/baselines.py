@@ -1,7 +1,8 @@
 """Predictors that look at the image and never hear the sound.
 
-Each maps uint8 images (B, 3, H, W) to float32 maps (B, h, w). What they score is what a data set gives away for nothing; on the interactive
-metrics (the same image, another sound) they fail by construction, because their map is a function of the image alone.
+Each maps uint8 images (B, 3, H, W) to float32 maps (B, h, w). What they score is what a data set gives away for
+nothing; on the interactive metrics (the same image, another sound) they fail by construction: their map is a
+function of the image alone.
 """
 
 import math
@@ -29,18 +30,19 @@ def whole_image(images: Tensor) -> Tensor:
 
 
 def centre_box(images: Tensor) -> Tensor:
-    """Distance from the border: its k highest pixels are the box of k pixels around the centre, of the image's aspect, for any k."""
+    """Distance from the border: its k highest pixels are the centred box of k pixels, of the image's aspect."""
     height, width = _check(images).shape[-2:]
     y = ((torch.arange(height) + .5) / height * 2 - 1)[:, None]
     x = (torch.arange(width) + .5) / width * 2 - 1
-    ring = torch.maximum(y.abs(), x.abs()) + 1e-3 * (y * y + x * x)     # the small term fills a ring from the middle of its sides
+    # the small second term fills a ring from the middle of its sides
+    ring = torch.maximum(y.abs(), x.abs()) + 1e-3 * (y * y + x * x)
     return (1 - ring).expand(len(images), height, width)
 
 
 def random(images: Tensor, *, seed: int = 0, cells: int = 7) -> Tensor:
-    """cells x cells uniform numbers, drawn from `seed` and the image's bytes: the same image always gets the same map."""
-    draws = [np.random.default_rng([seed, zlib.crc32(image.contiguous().cpu().numpy().tobytes())]).random((cells, cells), np.float32)
-             for image in _check(images)]
+    """cells x cells uniform numbers, drawn from `seed` and the image's bytes: an image always gets the same map."""
+    hashes = [zlib.crc32(image.contiguous().cpu().numpy().tobytes()) for image in _check(images)]
+    draws = [np.random.default_rng([seed, h]).random((cells, cells), np.float32) for h in hashes]
     return torch.from_numpy(np.stack(draws)) if draws else torch.zeros(0, cells, cells)
 
 
@@ -48,7 +50,8 @@ def _blur(planes: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of (B, 1, H, W), kernel cut at 4 sigma (or the image), borders continued by their last pixel."""
     for dim in (2, 3):
         radius = min(math.ceil(4 * sigma), planes.shape[dim] - 1)
-        kernel = torch.exp(-.5 * (torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device) / sigma) ** 2)
+        offsets = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
+        kernel = torch.exp(-.5 * (offsets / sigma) ** 2)
         padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
         shape = (1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1)
         planes = F.conv2d(F.pad(planes, padding, mode="replicate"), (kernel / kernel.sum()).view(shape))
@@ -56,12 +59,15 @@ def _blur(planes: Tensor, sigma: float) -> Tensor:
 
 
 def objectness(images: Tensor, *, detail: float = 3., scale: float = .07) -> Tensor:
-    """An object prior from pixels alone: local contrast, i.e. the root mean square of the grey image minus its blur (`detail` pixels at
-    112 px), in a Gaussian neighbourhood of `scale` image widths. Grey levels in [0, 1]; not normalised per image."""
+    """An object prior from pixels alone: local contrast.
+
+    Root mean square of the grey image minus its blur (sigma = `detail` pixels at 112 px) in a Gaussian neighbourhood
+    of sigma = `scale` image widths. Grey levels in [0, 1]; not normalised per image."""
     grey = _check(images).float().mean(1, keepdim=True) / 255
     size = (grey.shape[-2] * grey.shape[-1]) ** .5
     detailed = grey - _blur(grey, detail * size / 112)
     return _blur(detailed * detailed, scale * size).clamp_min(0).sqrt()[:, 0]
 
 
-BASELINES: dict[str, Baseline] = {"whole_image": whole_image, "centre_box": centre_box, "random": random, "objectness": objectness}
+BASELINES: dict[str, Baseline] = {
+    "whole_image": whole_image, "centre_box": centre_box, "random": random, "objectness": objectness}

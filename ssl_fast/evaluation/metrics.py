@@ -1,14 +1,18 @@
-"""Metrics of visual sound source localization: pure, batched functions from maps to per-sample values, and the figures made of those.
+"""Metrics of visual sound source localization: pure, batched functions from maps to per-sample values, and the
+figures made of those.
 
-Arrays may be numpy or torch (any device); what comes back is numpy. Maps are (N, h, w) scores of any range, ground truths (N, H, W)
-weights in [0, 1]. Rules that hold everywhere:
+Arrays may be numpy or torch (any device); what comes back is numpy. Maps are (N, h, w) scores of any range, ground
+truths (N, H, W) weights in [0, 1]. Rules that hold everywhere:
 
 * A map or score with a NaN or an infinity is an error that names the sample.
-* A *constant map* puts no pixel before another: the top-fraction and adaptive rules predict the **whole image**, its pointing is a miss.
-* *Ties* at the border of the k best pixels go to the pixel that comes first in row-major order, so exactly k pixels are predicted.
+* A *constant map* puts no pixel before another: the top-fraction and adaptive rules predict the **whole image**, its
+  pointing is a miss.
+* *Ties* at the border of the k best pixels go to the pixel that comes first in row-major order, so exactly k pixels
+  are predicted.
 * Success is `>=` (IoU of exactly .5 counts); an absolute threshold is strict (`>`).
 """
 
+import functools
 import math
 import typing
 from collections.abc import Mapping, Sequence
@@ -17,11 +21,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-THRESHOLDS = .05 * np.arange(21)    # floating products, as all published evaluators have them (some lie one ulp above the decimal)
+# floating products, as in all published evaluators (some lie one ulp above the decimal)
+THRESHOLDS = .05 * np.arange(21)
 
 
 def array(values, name: str, ndim: int | None = None) -> np.ndarray:
-    """numpy float32 (float64 stays) copy-free view of a numpy array or a torch tensor; bool and integers become float32."""
+    """numpy float32 (float64 stays) of a numpy array or a torch tensor, without a copy where possible."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values if values.dtype == torch.float64 else values.float()).numpy()
@@ -36,7 +41,7 @@ def array(values, name: str, ndim: int | None = None) -> np.ndarray:
 
 
 def check_maps(maps, ids: Sequence[str] | None = None, name: str = "maps") -> np.ndarray:
-    """(N, h, w) float array; ValueError naming the first sample (its id where `ids` are given) that holds a NaN or an infinity."""
+    """(N, h, w) floats; ValueError naming the first sample (by `ids` where given) with a NaN or an infinity."""
     maps = array(maps, name, 3)
     if maps.shape[1] * maps.shape[2] == 0:
         raise ValueError(f"{name}: expected at least one cell, got shape {maps.shape}")
@@ -67,28 +72,42 @@ def _values(values, name: str = "iou") -> np.ndarray:
     return values
 
 
-# ---------------------------------------------------------------------------------------------------------------- maps to predictions
+# ------------------------------------------------------------------------------------------------ maps to predictions
+
+@functools.lru_cache(maxsize=64)
+def _interpolation(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
+    """(pixels, cells) float64: torch's interpolation along one axis as a matrix."""
+    unit = torch.eye(cells, dtype=torch.float64)[None, :, :, None]
+    columns = F.interpolate(unit, size=(pixels, 1), mode=mode, align_corners=align_corners)[0, :, :, 0]
+    return columns.T.contiguous().numpy()
+
 
 def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool = False) -> np.ndarray:
-    """(N, h, w) -> (N, H, W) float32 (float64 for float64); size = (H, W) or one number. torch's bilinear or bicubic interpolation.
+    """(N, h, w) -> (N, H, W) float32 (float64 for float64) as torch interpolates; size = (H, W) or one number.
 
-    Bilinear values stay within [min, max] of their own map to the last bit, so a constant map stays constant.
+    Computed in float64, map by map: a map comes out the same in any batch, and equal values by symmetry stay equal.
+    Bilinear values stay within [min, max] of their map to the last bit, so a constant map stays constant.
     """
     maps = check_maps(maps)
     size = (int(size),) * 2 if np.ndim(size) == 0 else tuple(int(s) for s in size)
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size: expected (height, width) of at least one pixel, got {size}")
-    if maps.shape[1:] == size or not len(maps):
-        return maps if len(maps) else np.zeros((0, *size), maps.dtype)
-    low = torch.from_numpy(np.ascontiguousarray(maps))
-    full = F.interpolate(low[:, None], size=size, mode=interpolation, align_corners=align_corners)[:, 0]
-    if interpolation == "bilinear":     # rounding may leave the range by an ulp
-        full.clamp_(low.amin((1, 2))[:, None, None], low.amax((1, 2))[:, None, None])
-    return full.numpy()
+    if interpolation not in ("bilinear", "bicubic"):
+        raise ValueError(f"interpolation: expected 'bilinear' or 'bicubic', got {interpolation!r}")
+    if maps.shape[1:] == size:
+        return maps
+    rows, columns = (_interpolation(cells, pixels, interpolation, align_corners)
+                     for cells, pixels in zip(maps.shape[1:], size))
+    full = np.empty((len(maps), *size), maps.dtype)
+    for low, high in zip(maps, full):
+        high[:] = rows @ low.astype(np.float64) @ columns.T
+        if interpolation == "bilinear":     # rounding may leave the range by an ulp
+            np.clip(high, low.min(), low.max(), out=high)
+    return full
 
 
 def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The counts[i] largest pixels of map i; ties and constant maps by the rules above. An order statistic by selection, not by sorting."""
+    """The counts[i] largest pixels of map i, by selection, not sorting; ties and constant maps by the rules above."""
     flat = maps.reshape(len(maps), -1)
     n = flat.shape[1]
     out = np.zeros(flat.shape, bool)
@@ -110,7 +129,7 @@ def _fraction_count(fraction: float, n: int) -> int:
 
 
 def top_fraction(maps, fraction: float = .5) -> np.ndarray:
-    """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction · H·W) pixels with the highest values (25,088 of 224 x 224 at .5)."""
+    """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction * H * W) highest pixels (25,088 of 224 x 224 at .5)."""
     maps = check_maps(maps)
     return _largest(maps, np.full(len(maps), _fraction_count(fraction, maps[0].size if len(maps) else 1)))
 
@@ -118,7 +137,8 @@ def top_fraction(maps, fraction: float = .5) -> np.ndarray:
 def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
     """(N, H, W), (N, H, W) -> bool: exactly as many pixels as have ground truth > 0 (SSL-Align's adaptive threshold).
 
-    Where the ground truth is empty the fraction `empty` of the image is predicted (the published rule), so that nothing is won by default.
+    Where the ground truth is empty the fraction `empty` of the image is predicted (the published rule), so that
+    nothing is won by default.
     """
     maps = check_maps(maps)
     counts = np.count_nonzero(_truth(ground_truth, maps.shape), axis=(1, 2))
@@ -132,27 +152,32 @@ def above(maps, threshold: float) -> np.ndarray:
     return check_maps(maps) > threshold
 
 
-# ---------------------------------------------------------------------------------------------------------------- per-sample values
+# ------------------------------------------------------------------------------------------------ per-sample values
 
 def consensus_iou(prediction, ground_truth, *, empty: float = 1.) -> np.ndarray:
-    """bool (N, H, W), weights (N, H, W) -> float64 (N,): sum b·g / (sum g + sum b·[g = 0]). Plain IoU where the weights are 0 and 1.
+    """bool (N, H, W), weights (N, H, W) -> float64 (N,): sum b·g / (sum g + sum b·[g = 0]). Plain IoU where the
+    weights are 0 and 1.
 
-    Empty ground truth and non-empty prediction: 0. Both empty: `empty` (1: rightly nothing; some published programs count 0).
+    Empty ground truth and non-empty prediction: 0. Both empty: `empty` (1: rightly nothing; some published programs
+    count 0).
     """
     prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
     if prediction.dtype != bool or prediction.ndim != 3:
         raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
     truth = _truth(ground_truth, prediction.shape)
-    hit = np.where(prediction, truth, truth.dtype.type(0)).sum((1, 2), dtype=np.float64)
-    union = truth.sum((1, 2), dtype=np.float64) + np.count_nonzero(prediction & (truth == 0), axis=(1, 2))
-    return np.where(union > 0, hit / np.where(union > 0, union, 1), empty)
+    out = np.empty(len(truth))
+    for i, (b, g) in enumerate(zip(prediction, truth)):     # image by image: what a loop touches stays in cache
+        weights = g.astype(np.float64)
+        union = weights.sum() + np.count_nonzero(b & (g == 0))
+        out[i] = np.vdot(b.astype(np.float64), weights) / union if union else empty
+    return out
 
 
 def pointing(maps, ground_truth) -> np.ndarray:
     """(N, h, w), (N, H, W) -> bool (N,): the centre of the cell with the highest value lies where ground truth > 0.
 
-    Works on low-resolution maps and on full ones (where a cell is a pixel). Several highest cells: the first in row-major order counts.
-    A constant map points nowhere: a miss.
+    Works on low-resolution maps and on full ones (where a cell is a pixel). Several highest cells: the first in
+    row-major order counts. A constant map points nowhere: a miss.
     """
     maps, truth = check_maps(maps), _truth(ground_truth)
     if len(maps) != len(truth):
@@ -167,11 +192,11 @@ def pointing(maps, ground_truth) -> np.ndarray:
 
 
 def pia(maps, threshold: float) -> np.ndarray:
-    """(N, H, W) -> float64 (N,): percentage of image area above the threshold, as a fraction (paper "pIA"; 0 is right for a negative)."""
+    """(N, H, W) -> float64 (N,): share of the image strictly above the threshold (0 is right for a negative)."""
     return above(maps, threshold).mean((1, 2), dtype=np.float64)
 
 
-# ---------------------------------------------------------------------------------------------------------------- figures of a set
+# ------------------------------------------------------------------------------------------------ figures of a set
 
 def success_rate(iou, threshold: float = .5) -> float:
     """Fraction of samples with IoU >= threshold: what the field prints as "cIoU"."""
@@ -179,7 +204,7 @@ def success_rate(iou, threshold: float = .5) -> float:
 
 
 def auc(iou) -> float:
-    """Area under the success rate at the 21 thresholds 0, .05, ... 1 (`>=`, trapezoid rule). At least .025, within .025 of the mean IoU."""
+    """Area under the success rate at 21 thresholds (`>=`, trapezoid): at least .025, within .025 of the mean IoU."""
     rates = (_values(iou)[None] >= THRESHOLDS[:, None]).mean(1)
     return float((rates[0] / 2 + rates[1:-1].sum() + rates[-1] / 2) / 20)
 
@@ -219,17 +244,18 @@ class UniversalThreshold(typing.NamedTuple):
 
 
 def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
-    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's "U. th.").
+    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's
+    "U. th.").
 
     A quarter of the worst kind of negatives is above it. Choose it on validation data, never on the set that is tested.
     """
     if not maxima:
         raise ValueError("maxima: expected at least one kind of negative, got none")
-    quartiles = {kind: float(np.percentile(_values(values, f"maxima[{kind!r}]"), 75)) for kind, values in maxima.items()}
+    quartiles = {kind: float(np.percentile(_values(v, f"maxima[{kind!r}]"), 75)) for kind, v in maxima.items()}
     return UniversalThreshold(max(quartiles.values()), quartiles)
 
 
-# ---------------------------------------------------------------------------------------------------------------- retrieval
+# ------------------------------------------------------------------------------------------------ retrieval
 
 def _one_hot(labels: Sequence, index: dict, name: str) -> torch.Tensor:
     sets = [label if isinstance(label, (set, frozenset)) else (label,) for label in labels]
@@ -246,12 +272,14 @@ def _one_hot(labels: Sequence, index: dict, name: str) -> torch.Tensor:
 def recall_ranks(scores, query_labels: Sequence, item_labels: Sequence) -> np.ndarray:
     """(N, M) scores -> (N,) int: how many wrong items stand before the best right one (0 = the first answer is right).
 
-    An item is right if its label equals the query's; a label may be a set (all classes visible in an image), then one in common is enough.
-    A wrong item with the same score stands before: a model that scores everything alike retrieves nothing.
+    An item is right if its label equals the query's; a label may be a set (all classes visible in an image), then
+    one in common is enough. A wrong item with the same score stands before: a model that scores everything alike
+    retrieves nothing.
     """
     scores = array(scores, "scores", 2)
-    if scores.shape != (len(query_labels), len(item_labels)):
-        raise ValueError(f"scores: expected shape {(len(query_labels), len(item_labels))} to match the labels, got {scores.shape}")
+    shape = len(query_labels), len(item_labels)
+    if scores.shape != shape:
+        raise ValueError(f"scores: expected shape {shape} to match the labels, got {scores.shape}")
     index: dict = {}
     for label in item_labels:
         for member in label if isinstance(label, (set, frozenset)) else (label,):
@@ -271,8 +299,9 @@ def recall_ranks(scores, query_labels: Sequence, item_labels: Sequence) -> np.nd
     return ranks
 
 
-def recall_at(scores, query_labels: Sequence, item_labels: Sequence, ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
-    """Retrieval R@k: fraction of queries with a right item among the k best. Instances: the image's id as label; classes: the category."""
+def recall_at(scores, query_labels: Sequence, item_labels: Sequence,
+              ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+    """R@k: fraction of queries with a right item among the k best. Label = image id (instance) or category (class)."""
     ranks = recall_ranks(scores, query_labels, item_labels)
     if not len(ranks):
         raise ValueError("scores: expected at least one query, got none")

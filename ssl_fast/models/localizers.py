@@ -100,7 +100,7 @@ class Localizer(nn.Module):
     """An image net and an audio net whose features are compared by cosine.
 
     visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
-        "visual" (B, C, h, w) and "audio" (B, C); instead, for slavc, "visual_loc", "visual_avc", "audio_loc", "audio_avc";
+        "visual" (B, C, h, w) and "audio" (B, C), for slavc "visual_loc", "visual_avc", "audio_loc" and "audio_avc";
         with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is ssl_align's s_A.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
     """

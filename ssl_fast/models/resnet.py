@@ -46,8 +46,9 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """ResNet-18 without pooling and classifier.
 
-    (B, in_channels, H, W) -> (B, 512, H/stride, W/stride), sizes rounded up. Names of parameters and buffers are torchvision's (without `fc`). `stride` 32, or 16: the LVS family's variant whose
-    layer4 does not stride. ReLU output, so features are not negative.
+    (B, in_channels, H, W) -> (B, 512, H/stride, W/stride), sizes rounded up. ReLU output, so no feature is negative.
+    Names of parameters and buffers are torchvision's (without `fc`). Stride 16 is the LVS family's variant, whose
+    layer4 does not stride.
     """
 
     channels = 512

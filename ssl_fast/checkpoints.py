@@ -1,0 +1,78 @@
+"""The project's checkpoints: one file, written atomically, with the one before it kept beside it."""
+
+import os
+import pickle
+import platform
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import __version__
+
+FORMAT = "ssl_fast checkpoint 1"
+
+
+class CheckpointError(ValueError):
+    """A file that is missing, damaged, or not a checkpoint of this project. The message names it."""
+
+
+def versions() -> dict[str, str]:
+    return {"ssl_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}
+
+
+def previous(path: str | os.PathLike) -> Path:
+    """Where the checkpoint before `path` is kept."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def save(state: dict, path: str | os.PathLike) -> None:
+    """Write `state` (dicts, lists, numbers, strings, tensors) so that at no moment there is no complete checkpoint.
+
+    The file goes to a temporary name and to disk before it takes the name; what had the name becomes `previous(path)`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save({"format": FORMAT, "versions": versions(), **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
+        raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")
+    return state
+
+
+def load(path: str | os.PathLike, *, fall_back: bool = False) -> dict:
+    """The state that `save` was given, on the CPU. CheckpointError, naming the file, for anything else.
+
+    fall_back: where `path` cannot be read but the checkpoint before it can, warn (naming both) and return that.
+    """
+    path = Path(path)
+    try:
+        return _read(path)
+    except CheckpointError as error:
+        if not fall_back or not previous(path).is_file():
+            raise
+        state = _read(previous(path))
+        warnings.warn(f"{error}; going on from the one before it, {previous(path)}", stacklevel=2)
+        return state

@@ -1,0 +1,417 @@
+"""The command line: `ssl-fast quickstart | train | evaluate | data | bench | doctor`.
+
+Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import warnings
+from pathlib import Path
+
+# Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
+
+RUN = "run.json"
+_FREE = ("out", "resume", "threads", "minutes", "workers", "device", "checkpoint_every", "quiet", "command", "traceback")
+
+
+class UsageError(ValueError):
+    """Bad input, told to the user in one line."""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Arguments
+
+
+def _positive(kind):
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            raise argparse.ArgumentTypeError(f"expected a positive {'integer' if kind is int else 'number'}, got {text!r}")
+        return value
+
+    return parse
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
+    return int(text)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every command that trains takes. Options that decide the result have the default None: they come from the run
+    that is resumed, or else from `_DEFAULTS`."""
+    add = parser.add_argument
+    add("--method", metavar="NAME", help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie")
+    add("--seed", type=_natural, metavar="N", help="of weights, order, augmentation (default: 0)")
+    add("--epochs", type=_positive(int), metavar="N", help="default: the recipe's")
+    add("--batch-size", type=_positive(int), metavar="N", help="default: the recipe's")
+    add("--precision", choices=("auto", "float32", "bfloat16"), help="of the nets; auto: bfloat16 where the hardware has it")
+    add("--minutes", type=_positive(float), metavar="X", help="budget of training time; a run that does not fit is shortened")
+    add("--resume", action="store_true", help="go on with the run in --out")
+    add("--threads", type=_positive(int), metavar="N", help="threads of torch (default: as torch chooses)")
+    add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
+    add("--checkpoint-every", type=_positive(float), default=20.0, metavar="S", help="seconds between checkpoints (default: 20)")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="ssl-fast", description="Train and evaluate visual sound source localizers.")
+    top.add_argument("--traceback", action="store_true", help="show where an error arose")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, run, help: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        one.set_defaults(run=run)
+        return one
+
+    quick = command("quickstart", quickstart, "train a localizer on the embedded scenes, evaluate it, write a report")
+    quick.add_argument("--out", type=Path, metavar="DIR", help="default: runs/quickstart-METHOD-seedN")
+    quick.add_argument("--scenes", type=_positive(int), metavar="N", help="training images (default: 4000)")
+    quick.add_argument("--test-scenes", type=_positive(int), metavar="N", help="images of each test split (default: 150 to 300)")
+    _run_arguments(quick)
+
+    folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
+    folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
+    folder.add_argument("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    folder.add_argument("--val", type=Path, metavar="DIR", help="annotated samples to evaluate on at the end")
+    folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
+    folder.add_argument("--out", type=Path, required=True, metavar="DIR")
+    folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
+    folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
+    folder.add_argument("--image-size", type=_positive(int), metavar="N", help="side of the images in pixels (default: the recipe's)")
+    folder.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load samples (default: 0)")
+    _run_arguments(folder)
+
+    test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
+    what = test.add_mutually_exclusive_group(required=True)
+    what.add_argument("--data", type=Path, metavar="DIR", help="annotated samples (frames/, audio/, one annotation file)")
+    what.add_argument("--scenes", action="store_true", help="the embedded scenes")
+    test.add_argument("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    test.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint, or the folder of a run")
+    test.add_argument("--out", type=Path, required=True, metavar="DIR")
+    test.add_argument("--val", type=Path, metavar="DIR", help="samples on whose negatives the universal threshold is chosen")
+    test.add_argument("--test-scenes", type=_positive(int), metavar="N", help="images of each test split of the scenes")
+    test.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load samples (default: 0)")
+    test.add_argument("--threads", type=_positive(int), metavar="N", help="threads of torch (default: as torch chooses)")
+    test.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    data = command("data", data_check, "look after folders of images and sounds")
+    data.add_argument("action", choices=("check",), help="check: read every file of a folder and name each broken one")
+    data.add_argument("folder", type=Path, metavar="DIR")
+    data.add_argument("--split", metavar="NAME", help="only the ids of this list")
+    data.add_argument("--quiet", action="store_true", help="no progress bars")
+
+    timing = commands.add_parser("bench", help="time every op and loss against plain PyTorch and torch.compile", add_help=False)
+    timing.set_defaults(run=bench)
+    command("doctor", doctor, "what is installed, what was built, what is in use, and why something is not")
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        args, rest = parser().parse_known_args(argv)
+        if args.command == "bench":
+            args.rest = rest
+        elif rest:
+            parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    except SystemExit as stop:  # argparse has printed the help (0) or the error (2)
+        return int(stop.code or 0)
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from .checkpoints import CheckpointError
+
+    def tell(error: object) -> None:
+        if args.traceback:
+            raise error
+        print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+
+    warnings.showwarning = lambda message, *_, **__: print(f"ssl-fast {args.command}: {message}", file=sys.stderr)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt as stop:
+        saved = getattr(stop, "checkpoint", None)
+        where = f" after step {stop.step}; go on with: ssl-fast {args.command} --resume --out {saved.parent}" if saved else ""
+        print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
+        return 130
+    except (UsageError, CheckpointError, ValueError, OSError) as error:
+        tell(error)
+        return 2
+    except RuntimeError as error:
+        from .data.scenes import CacheError
+        from .training import TrainingError
+
+        if not isinstance(error, (CacheError, TrainingError)):
+            raise
+        tell(error)
+        return 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+_DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
+
+
+def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
+    """The arguments of a run, which `out`/run.json remembers, so that --resume needs none of them again.
+
+    UsageError where `out` holds a run and --resume was not asked for, where it holds none and it was, and where an
+    option contradicts the run that is resumed.
+    """
+    file = out / RUN
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out}: expected a folder, got a file")
+    holds_run = file.exists() or (out / "checkpoint.pt").exists()
+    if holds_run and not args.resume:
+        raise UsageError(f"--out {out}: holds another run; go on with it by --resume, or choose another folder")
+    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+             if key not in _FREE and key != "run"}  # fmt: skip
+    if args.resume:
+        if not file.is_file():
+            raise UsageError(f"--resume: expected a run in {out}, found no {RUN}")
+        try:
+            stored = json.loads(file.read_text())
+            before, minutes = stored["arguments"], stored["minutes"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{file}: expected the arguments of a run, got {type(error).__name__}: {error}") from error
+        if stored.get("command") != args.command:
+            raise UsageError(f"{file}: belongs to ssl-fast {stored.get('command')}, asked to go on with {args.command}")
+        for key, value in asked.items():
+            if value is not None and value != before.get(key):
+                option = f"--{key.replace('_', '-')}"
+                raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out to go on")
+        args = argparse.Namespace(**{**vars(args), **before})
+        args.minutes = args.minutes if args.minutes is not None else minutes
+    else:
+        args = argparse.Namespace(**vars(args))
+        for key, value in _DEFAULTS.items():
+            if hasattr(args, key) and getattr(args, key) is None:
+                setattr(args, key, value)
+    from .recipes import check_method
+
+    check_method(args.method)
+    args.out = out
+    return args
+
+
+def _remember(args: argparse.Namespace) -> None:
+    """Write run.json; the run exists from now on."""
+    from .evaluation.results import replace_file
+
+    args.out.mkdir(parents=True, exist_ok=True)
+    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
+                 if key not in _FREE and key != "run"}  # fmt: skip
+    stored = {"command": args.command, "arguments": arguments, "minutes": args.minutes}
+    replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
+
+
+def _set_up(args: argparse.Namespace) -> None:
+    import torch
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if getattr(args, "device", "cpu") not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected cpu or cuda, got {args.device!r}")
+    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
+
+
+def _train(args: argparse.Namespace, training_set, recipe):
+    from . import training
+
+    run = training.train(training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
+                         workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
+                         progress=not args.quiet)  # fmt: skip
+    short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
+    print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
+          f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
+    return run
+
+
+def quickstart(args: argparse.Namespace) -> int:
+    from . import recipes, training
+    from .data import scenes
+
+    _set_up(args)
+    method = args.method or _DEFAULTS["method"]
+    recipes.check_method(method)
+    seed = _DEFAULTS["seed"] if args.seed is None else args.seed
+    args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
+    if args.minutes is None:
+        args.minutes = 4.0
+    settings = _scene_settings(args)
+    recipe = recipes.recipe(args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision)
+    recipe.steps(settings.train)  # too few scenes are an error before anything is made
+    _remember(args)
+    training_set = scenes.load("train", settings, progress=not args.quiet)
+    run = _train(args, training_set, recipe)
+    tests, validation = _scene_tests(settings, args.quiet)
+    about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    return _evaluate(run.localizer, tests, validation, args.out, about, run.history, args)
+
+
+def _scene_settings(args: argparse.Namespace):
+    from .data.scenes import Settings
+
+    sizes = dict.fromkeys(("val", "single", "duo", "trio"), args.test_scenes) if args.test_scenes else {}
+    if not isinstance(args.scenes, bool) and args.scenes is not None:
+        sizes["train"] = args.scenes
+    return Settings(**sizes)
+
+
+def _scene_tests(settings, quiet: bool):
+    from .data import scenes
+
+    tests = {split: scenes.load(split, settings, progress=not quiet) for split in ("single", "duo", "trio")}
+    return tests, scenes.load("val", settings, progress=not quiet)
+
+
+def train(args: argparse.Namespace) -> int:
+    from . import recipes, training
+
+    _set_up(args)
+    args = _open_run(args, args.out)
+    recipe = recipes.recipe(args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
+                            front_end=args.front_end, image_size=args.image_size)  # fmt: skip
+    if args.val_split is not None and args.val is None:
+        raise UsageError("--val-split: expected with --val")
+    training_set = _folder(args.data, args.split, recipe.front_end, recipe.image_size)
+    validation = None
+    if args.val is not None:
+        validation = _folder(args.val, args.val_split, recipe.front_end, recipe.image_size, annotated=True)
+    recipe.steps(len(training_set))
+    _remember(args)
+    run = _train(args, training_set, recipe)
+    if validation is None:
+        print(f"checkpoint: {args.out / training.CHECKPOINT}")
+        return 0
+    about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    return _evaluate(run.localizer, {Path(args.val).resolve().name: validation}, None, args.out, about, run.history, args)
+
+
+def evaluate(args: argparse.Namespace) -> int:
+    from . import training
+
+    _set_up(args)
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out {args.out}: expected a folder, got a file")
+    if (args.out / "metrics.json").exists():
+        raise UsageError(f"--out {args.out}: holds results already; choose another folder")
+    localizer, state = training.load_localizer(args.weights)
+    recipe = state["recipe"]
+    if args.scenes:
+        if args.val is not None or args.split is not None:
+            raise UsageError("--val, --split: expected with --data, the scenes have splits of their own")
+        tests, validation = _scene_tests(_scene_settings(args), args.quiet)
+    else:
+        how = recipe["front_end"], recipe["image_size"]
+        tests = {args.data.resolve().name: _folder(args.data, args.split, *how, annotated=True)}
+        validation = None if args.val is None else _folder(args.val, None, *how)
+    file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
+    about = _about(file, recipe["method"], state["seed"], recipe) | {"train_seconds": state["seconds"], "steps": state["step"]}
+    args.out.mkdir(parents=True, exist_ok=True)
+    return _evaluate(localizer, tests, validation, args.out, about, state["history"], args)
+
+
+def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
+    """The samples of a folder; `annotated`: UsageError where they have no ground truth."""
+    from .data.datasets import FolderSet
+
+    found = FolderSet(path, front_end=front_end, size=image_size, split=split)
+    if annotated and not found.has_ground_truth:
+        raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against them")
+    for note in found.notes:
+        print(f"{path}: {note}")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Results
+
+
+def _about(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
+    import torch
+
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest, "recipe": recipe,
+            "threads": torch.get_num_threads()}  # fmt: skip
+
+
+def _about_run(run) -> dict:
+    return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps, "shortened": run.shortened,
+            "final_loss": run.final_loss, "chance": run.chance}  # fmt: skip
+
+
+def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, history: list, args: argparse.Namespace) -> int:
+    from . import evaluation
+    from .evaluation import overlays, report
+    from .training import fingerprint
+
+    workers = getattr(args, "workers", 0)
+    results = evaluation.evaluate(localizer, tests, validation=validation, workers=workers, progress=not args.quiet)
+    results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
+    results.write_json(out / "metrics.json")
+    results.write_csv(out / "per_sample.csv")
+    shown = overlays.collect(localizer, tests[results["interactive_on"]], results, results["interactive_on"])
+    report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
+    print(summary(results))
+    print(f"report: {(out / 'report.html').resolve()}")
+    return 0
+
+
+def summary(results) -> str:
+    """The figures that matter most, as text: the interactive set with its baselines, the other sets, retrieval, false alarms."""
+    main = results["interactive_on"]
+    columns = {"ciou_adaptive": "cIoU", "auc_adaptive": "AUC", "ciou_top50": "cIoU top50", "iiou_adaptive": "IIoU",
+               "interactive_pointing": "interactive pointing"}  # fmt: skip
+    rows = [(f"{name}: {results.get('method', 'model')}", one["model"]) for name, one in results["sets"].items() if name != main]
+    one = results["sets"][main]
+    rows += [(f"{main}: {results.get('method', 'model')}", one["model"]), *((f"{main}: {k}", v) for k, v in one["baselines"].items())]
+    width = max(len(title) for title, _ in rows)
+    lines = [" " * width + "".join(f"  {title:>{max(6, len(title))}}" for title in columns.values())]
+    for title, row in rows:
+        cells = (f"  {row[key]:>{max(6, len(head))}.3f}" if key in row else "  " + " " * max(6, len(head)) for key, head in columns.items())
+        lines.append(f"{title:<{width}}" + "".join(cells))
+    retrieval = results["retrieval"]
+    hit = "class" if "class" in retrieval else "instance"
+    lines += [f"retrieval on {retrieval['set']}, by {hit}: {title} " + ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
+              for way, title in (("a2i", "sound to image"), ("i2a", "image to sound"))]  # fmt: skip
+    alarms = {key: value for key, value in one["model"].items() if key.startswith("pia_")}
+    if alarms:
+        lines.append(f"false alarms on {main}, share of the image: " + ", ".join(f"{key.split('_')[1]} {value:.3f}" for key, value in alarms.items()))
+    return "\n".join(lines)
+
+
+def data_check(args: argparse.Namespace) -> int:
+    from .data.datasets import check
+
+    found = check(args.folder, split=args.split, progress=not args.quiet)
+    print(found)
+    return 0 if found.ok else 1
+
+
+def bench(args: argparse.Namespace) -> int:
+    from . import bench
+
+    timing = argparse.ArgumentParser(prog="ssl-fast bench", description="Time every op and loss against plain PyTorch and torch.compile.")
+    bench.add_arguments(timing)
+    try:
+        options = timing.parse_args(args.rest)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return bench.run(options)
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from . import doctor
+
+    return doctor.main()

@@ -1,0 +1,268 @@
+"""Sound files to waveforms, waveforms to the log spectrograms that the audio networks see.
+
+    from ssl_fast.data.audio import FRONT_ENDS, load_audio
+    front_end = FRONT_ENDS["ez_vsl"]
+    waveform = front_end.load("audio/clip.wav")                             # (48000,) float32, the 3 s in the middle
+    spectrogram = front_end.spectrogram(torch.from_numpy(waveform))         # (257, 200) float32
+    everything = load_audio("audio/clip.wav", sample_rate=16000)            # the whole file, mono
+
+Files are read by libsndfile (wav of every width, flac, ogg, mp3), mixed to mono by the mean over channels and resampled. The published
+programs never resample; their segments and readers are fields of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, e.g. unscaled integers.
+PEAK_LIMIT = 8.0
+_CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
+
+
+class MediaError(ValueError):
+    """A media file is missing, broken, empty or not what was expected. The message begins with its path."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontEnd:
+    """Which part of a file is heard and how it becomes a spectrogram.
+
+    name: of the front end. sample_rate: Hz. seconds: length that is heard. offset: "centre" or "start" of the clip; a shorter
+    file is tiled. clip_seconds: the file is first cut, or tiled, to so many seconds from its start (None: the whole file is the clip).
+    channels: "mean" of all, or the "first". reader: "float", or "int16": rounded up to 16 bits after mixing and divided by 32767.
+
+    window, hop: samples of one frame and between frames. floor: added to the power before the logarithm. scale: divides it.
+    pool: the log spectrogram is averaged over pool x pool; what does not fill a whole square at the end is left out.
+    """
+
+    name: str
+    seconds: float
+    hop: int
+    sample_rate: int = 16000
+    window: int = 512
+    floor: float = 1e-7
+    scale: float = 12.0
+    pool: int = 1
+    offset: str = "centre"
+    clip_seconds: float | None = None
+    channels: str = "mean"
+    reader: str = "float"
+
+    def __post_init__(self):
+        for name in ("sample_rate", "window", "hop", "pool"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        for name in ("seconds", "floor", "scale"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected > 0, got {getattr(self, name)!r}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.clip_seconds is not None and not self.seconds <= self.clip_seconds < math.inf:
+            raise ValueError(f"clip_seconds: expected at least seconds={self.seconds}, got {self.clip_seconds!r}")
+        if self.window % 2:
+            raise ValueError(f"window: expected an even number of samples, got {self.window}")
+        if min(self.shape) < 1:
+            raise ValueError(f"seconds: expected at least {self.pool} frames of {self.window} samples and hop {self.hop} "
+                             f"at {self.sample_rate} Hz, got {self.seconds} s")  # fmt: skip
+
+    @property
+    def samples(self) -> int:
+        """Length of a waveform."""
+        return round(self.seconds * self.sample_rate)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(F, T) of the spectrogram of `samples` samples."""
+        return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
+
+    def spectrogram(self, waveforms: Tensor) -> Tensor:
+        """log(psd + floor) / scale of waveforms (..., samples), pooled -> (..., F, T) float32, on the waveforms' device.
+
+        psd is what `scipy.signal.spectrogram(x, sample_rate, nperseg=window, noverlap=window - hop)` returns: of every frame, the mean removed, a
+        periodic Tukey window (.25), one-sided density; no padding. Computed in the waveforms' dtype. Any length from one window up is taken.
+
+        Raises TypeError for what is not a float32 or float64 tensor, ValueError for less than one window.
+        """
+        if not isinstance(waveforms, Tensor) or waveforms.dtype not in (torch.float32, torch.float64):
+            got = waveforms.dtype if isinstance(waveforms, Tensor) else type(waveforms).__name__
+            raise TypeError(f"waveforms: expected a float32 or float64 tensor, got {got}")
+        if waveforms.ndim < 1 or waveforms.shape[-1] < self.window:
+            raise ValueError(f"waveforms: expected (..., samples) with at least {self.window} samples, got {tuple(waveforms.shape)}")
+        taper = _tukey(self.window).to(waveforms)
+        frames = waveforms.unfold(-1, self.window, self.hop)
+        spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * taper))
+        power = spectrum.square().sum(-1) / (self.sample_rate * taper.square().sum())
+        power[..., 1:-1] *= 2  # one-sided: all but the mean and the Nyquist frequency stand for two
+        log = (power.transpose(-1, -2) + self.floor).log().div(self.scale).float()
+        if self.pool > 1:
+            leading, (bands, times) = log.shape[:-2], log.shape[-2:]
+            log = torch.nn.functional.avg_pool2d(log.reshape(-1, 1, bands, times), self.pool)
+            log = log.reshape(*leading, *log.shape[-2:])
+        return log.contiguous()
+
+    def load(self, path: str | os.PathLike) -> np.ndarray:
+        """The part of a file that is heard: (samples,) float32 in [-1, 1]. Raises MediaError, which names the file."""
+        return load_audio(path, sample_rate=self.sample_rate, seconds=self.seconds, offset=self.offset,
+                          clip_seconds=self.clip_seconds, channels=self.channels, reader=self.reader)  # fmt: skip
+
+
+@lru_cache(maxsize=16)
+def _tukey(window: int, taper: float = 0.25) -> Tensor:
+    """Periodic Tukey window, float64: half a cosine rises over taper/2 of the window and falls over the last taper/2."""
+    n = torch.arange(window, dtype=torch.float64)
+    to_edge = torch.minimum(n, window - n) / (taper * window / 2)
+    return 0.5 - 0.5 * torch.cos(math.pi * to_edge.clamp_max(1))
+
+
+# Segments as the programs of these names cut them. They differ from the published readers in two fields, which can be set: stereo is mixed
+# (SSL-Align takes channels="first", LVS mono only), and samples keep their precision (EZ-VSL, SLAVC, FNAC: reader="int16").
+_CENTRE = {"seconds": 3.0, "hop": 238}
+FRONT_ENDS: dict[str, FrontEnd] = {
+    front_end.name: front_end
+    for front_end in (
+        FrontEnd(name="ez_vsl", **_CENTRE),
+        FrontEnd(name="slavc", **_CENTRE),
+        FrontEnd(name="fnac", **_CENTRE),
+        FrontEnd(name="lvs", seconds=10.0, hop=238, offset="start"),
+        FrontEnd(name="ssl_align", seconds=3.0, hop=159, clip_seconds=10.0),
+        FrontEnd(name="scenes", seconds=1.0, hop=238, pool=2),
+    )
+}
+
+
+def front_end_named(front_end: str | FrontEnd) -> FrontEnd:
+    """A front end by its name; one that is a FrontEnd already is returned as it is."""
+    if isinstance(front_end, FrontEnd):
+        return front_end
+    if front_end not in FRONT_ENDS:
+        raise ValueError(f"front_end: expected a FrontEnd or one of {', '.join(FRONT_ENDS)}, got {front_end!r}")
+    return FRONT_ENDS[front_end]
+
+
+def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | None = None, offset: str = "centre",
+               clip_seconds: float | None = None, channels: str = "mean", reader: str = "float") -> np.ndarray:
+    """A sound file as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
+
+    seconds: None for the whole file, else round(seconds * sample_rate) samples from its `offset` ("centre" | "start"); a shorter file is
+    tiled. clip_seconds, channels, reader: see FrontEnd. Order: mix, resample, clip to [-1, 1], cut or tile.
+
+    Raises MediaError, which names the file: missing, not audio, truncated, of no samples, with NaN or infinite samples, beyond full scale.
+    """
+    for name, value in (("offset", offset), ("channels", channels), ("reader", reader)):
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}")
+    sound, rate = decode_audio(path)
+    mono = _to_int16(sound, channels) if reader == "int16" else sound[:, 0] if channels == "first" else sound.mean(1)
+    mono = np.clip(resample(mono, rate, sample_rate), -1, 1)
+    if not len(mono):  # a few samples of a much higher rate
+        raise MediaError(f"{path}: {len(sound)} samples at {rate} Hz are none at {sample_rate} Hz")
+    if clip_seconds is not None:
+        mono = cut(mono, round(clip_seconds * sample_rate), "start")
+    return np.ascontiguousarray(mono if seconds is None else cut(mono, round(seconds * sample_rate), offset))
+
+
+def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. Raises MediaError (see load_audio)."""
+    import soundfile
+
+    path = Path(path)
+    check_file(path)
+    try:
+        with soundfile.SoundFile(path) as file:
+            sound, rate, promised = file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0].replace(f"Error opening {str(path)!r}: ", "").rstrip(".")
+        if "does not exist" in reason:  # what the mp3 reader says of any other file
+            reason = "Format not recognised"
+        raise MediaError(f"{path}: cannot be read as audio ({reason})") from error
+    cut_off = _cut_off(path, len(sound), promised)
+    if cut_off:
+        raise MediaError(f"{path}: truncated, {cut_off}")
+    if not len(sound):
+        raise MediaError(f"{path}: expected audio, got a file of no samples")
+    if not np.isfinite(sound).all():
+        bad = int((~np.isfinite(sound)).any(1).argmax())
+        raise MediaError(f"{path}: expected finite samples, got {sound[bad][~np.isfinite(sound[bad])][0]} at {bad / rate:.3f} s")
+    peak = float(np.abs(sound).max())
+    if peak > PEAK_LIMIT:
+        raise MediaError(f"{path}: expected samples in [-1, 1] (clipped up to {PEAK_LIMIT:g}), got a peak of {peak:g}")
+    return sound, rate
+
+
+def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """float32 (samples,) from `rate` to `sample_rate` Hz by torchaudio's windowed sinc.
+
+    The sinc's table grows with both terms of the reduced ratio, so an odd ratio is replaced by the nearest with a denominator up to 1000:
+    exact for all usual rates, else off by less than a millionth.
+    """
+    if rate == sample_rate:
+        return mono
+    from torchaudio.functional import resample as sinc
+
+    ratio = Fraction(rate, sample_rate).limit_denominator(1000)
+    return sinc(torch.from_numpy(np.ascontiguousarray(mono)), ratio.numerator, ratio.denominator).numpy()
+
+
+def cut(mono: np.ndarray, samples: int, offset: str = "centre") -> np.ndarray:
+    """`samples` from the "centre" or the "start" of (n,) samples, tiled where n is smaller."""
+    if len(mono) < samples:
+        mono = np.tile(mono, -(-samples // len(mono)))[:samples]
+    start = (len(mono) - samples) // 2 if offset == "centre" else 0
+    return mono[start : start + samples]
+
+
+def check_file(path: Path) -> None:
+    """MediaError, which names the file, for one that is missing, no file, unreadable or of no bytes."""
+    try:
+        if not path.is_file():
+            raise MediaError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
+        if path.stat().st_size == 0:
+            raise MediaError(f"{path}: empty file (0 bytes)")
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise MediaError(f"{path}: {error.strerror or error}") from error
+
+
+def _to_int16(sound: np.ndarray, channels: str) -> np.ndarray:
+    """Samples as a 16-bit reader gives them: channels averaged and rounded up, one is 32767."""
+    whole = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int64)
+    whole = whole[:, 0] if channels == "first" else -(-whole.sum(1) // whole.shape[1])
+    return (whole / 32767.0).astype(np.float32)
+
+
+def _cut_off(path: Path, samples: int, promised: int) -> str:
+    """Why a file that was decoded without complaint is incomplete, or "".
+
+    libsndfile takes what it finds. A wav's length stands in its head (unless it was streamed), an ogg's last page tells its own, an mp3's
+    number of samples is a guess unless it begins with a table of contents.
+    """
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(4096)
+        file.seek(max(0, size - 131072))  # two pages of ogg at the most
+        tail = file.read()
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        length = int.from_bytes(head[4:8], "little") + 8
+        if size + 1 < length < 0x7FFF0000:  # an odd chunk may lack its padding; streams have no or a huge length
+            return f"its header tells of {length} bytes, the file has {size}"
+    elif head[:4] == b"OggS":
+        page = tail[max(0, tail.rfind(b"OggS")) :]
+        segments = page[26] if len(page) > 26 else 255
+        if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
+            return "its last page is incomplete"
+    guessed = (head[:3] == b"ID3" or head[:1] == b"\xff") and b"Xing" not in head and b"Info" not in head
+    if samples < promised and not guessed:
+        return f"its header tells of {promised} samples, {samples} could be decoded"
+    return ""

@@ -1,0 +1,107 @@
+"""`ssl-fast doctor`: what is installed, what was built, what is in use, and why something is not."""
+
+import importlib
+import importlib.metadata
+import os
+import platform
+
+import torch
+
+from . import __version__
+from .ops import checks
+from .training import bfloat16_native
+
+# (distribution, module, what it is for); torch itself is reported on its own
+LIBRARIES = (
+    ("torchaudio", "torchaudio", "resampling"),
+    ("numpy", "numpy", "arrays"),
+    ("pillow", "PIL", "images"),
+    ("soundfile", "soundfile", "decoding of sound"),
+    ("faiss-cpu", "faiss", "nearest neighbours"),
+    ("matplotlib", "matplotlib", "plots of the report"),
+    ("tqdm", "tqdm", "progress bars"),
+)
+OPTIONAL = (("scipy", "scipy", "tests only"), ("pytest", "pytest", "tests only"), ("tensorboard", "tensorboard", "live curves"))
+
+
+def _library(distribution: str, module: str) -> tuple[bool, str]:
+    """Whether it imports, and its version or the reason."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # a broken binary raises anything from OSError to RuntimeError: report it, whatever it is
+        return False, f"MISSING ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})"
+    try:
+        return True, importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return True, "version unknown"
+
+
+def _processor() -> str:
+    name = ""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    return name or platform.processor() or platform.machine()
+
+
+def _cuda_built(extension) -> tuple[str, str]:
+    """What CUDA code was built, and whether a device is usable through it: two lines of text."""
+    if extension is None:
+        return "unknown: the compiled module did not load", "no"
+    architectures = getattr(extension, "cuda_architectures", "")
+    if not architectures:
+        return "none (no nvcc was found when the package was built, or it was switched off)", "no: no CUDA code was built"
+    count, error = extension.cuda_status()
+    if error:
+        return architectures, f"no: {error}"
+    return architectures, f"yes, {count} device(s)" if count else "no: no device"
+
+
+def _cuda_torch() -> str:
+    if torch.version.cuda is None:
+        return "no: torch was built without CUDA"
+    if not torch.cuda.is_available():
+        return f"no: torch was built for CUDA {torch.version.cuda}, but finds no usable device or driver"
+    names = ", ".join(f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
+                      for i in range(torch.cuda.device_count()))  # fmt: skip
+    return f"yes: {names}"
+
+
+def report() -> tuple[dict[str, dict[str, str]], bool]:
+    """{section: {item: finding}}, and whether everything that the package needs is there and works."""
+    usable = True
+    software = {"ssl_fast": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for distribution, module, purpose in LIBRARIES:
+        found, text = _library(distribution, module)
+        usable &= found
+        software[distribution] = text if found else f"{text}; needed for {purpose}"
+    for distribution, module, purpose in OPTIONAL:
+        found, text = _library(distribution, module)
+        software[distribution] = text if found else f"not installed (optional, {purpose})"
+    extension = checks.extension
+    if extension is None:
+        kernels = {"compiled module": f"NOT LOADED ({checks.extension_error}); every op runs its plain-PyTorch reference"}
+    else:
+        kernels = {"compiled module": extension.__file__, "instruction set in use": extension.instruction_set(),
+                   "instruction sets available": ", ".join(extension.instruction_sets())}  # fmt: skip
+    architectures, device = _cuda_built(extension)
+    processor = {
+        "name": _processor(),
+        "cores": str(os.cpu_count()),
+        "torch threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})",
+        "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": "native: used in training by default" if bfloat16_native() else "not native: training uses float32",
+    }
+    cuda = {"built for": architectures, "device usable by the kernels": device, "device usable by torch": _cuda_torch()}
+    return {"software": software, "processor": processor, "kernels": kernels, "cuda": cuda}, usable
+
+
+def main() -> int:
+    """Print the report; 0 where the package is usable, 1 where something that it needs is missing."""
+    sections, usable = report()
+    for section, items in sections.items():
+        print(section)
+        for name, text in items.items():
+            print(f"  {name:<28} {text}")
+    print("usable" if usable else "NOT usable: install what is missing above")
+    return 0 if usable else 1

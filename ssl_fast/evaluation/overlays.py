@@ -1,0 +1,92 @@
+"""Samples to look at: the same image under its two sounds and under sounds of nothing in it, best, worst and random
+ones.
+
+They are chosen from the per-sample values of an evaluation, pairs and random samples by a seed, never by how they look.
+"""
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from . import metrics
+from .evaluate import NEGATIVES, Localizer, from_localizer, inference
+from .results import Results
+
+if typing.TYPE_CHECKING:
+    from ..data.datasets import SampleSet
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One image under one sound. image: uint8 (H, W, 3); map (h, w). ground_truth (H, W), all 0 for a negative."""
+
+    image: np.ndarray
+    map: np.ndarray
+    ground_truth: np.ndarray
+    sound: str                              # the category heard, or the kind of negative
+    sample: str                             # id
+    image_id: str
+    iou: float | None = None                # adaptive threshold
+    waveform: np.ndarray | None = None      # float32 (samples,) in [-1, 1]
+    sample_rate: int = 16000
+
+
+@dataclass(frozen=True)
+class Row:
+    """Tiles that belong together; with `common_scale` their colours mean the same values."""
+
+    tiles: tuple[Tile, ...]
+    common_scale: bool = False
+
+
+def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, name: str, *, pairs: int = 4,
+            negatives: int = 3, extremes: int = 4, random: int = 4, seed: int = 0) -> dict[str, list[Row]]:
+    """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
+
+    Row of "two_sounds": all sounds of one image (none where no image has two). Row of "negatives": a sample's own
+    sound, then those kinds of negative that were evaluated, on a common scale; in both cases images are drawn by
+    `seed`.
+    """
+    rng = np.random.default_rng(seed)
+    columns = results.samples[name]
+    kinds = [kind for kind in NEGATIVES if f"{kind}_max" in columns]
+    groups: dict[str, list[int]] = {}
+    for i, image in enumerate(sample_set.image_ids):
+        groups.setdefault(image, []).append(i)
+    groups = {image: members for image, members in groups.items() if len(members) > 1}
+    shuffled = [list(groups)[i] for i in rng.permutation(len(groups))]
+    order = np.argsort(columns["iou_adaptive"], kind="stable")
+    chosen = {"best": order[::-1][:extremes], "worst": order[:extremes], "random": rng.permutation(len(order))[:random]}
+    tile = _Tiles(localizer, sample_set, columns, results["protocol"]["negatives_seed"])
+    out = {"two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
+           "negatives": [Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
+                         for i in rng.permutation(len(sample_set))[:negatives].tolist() if kinds]}
+    return out | {section: [Row((tile(i),)) for i in members.tolist()] for section, members in chosen.items()}
+
+
+class _Tiles:
+    """Makes tiles of a set; each kind of negative is drawn once."""
+
+    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence], seed: int):
+        self.predict, self.localizer = from_localizer(localizer), localizer
+        self.set, self.columns, self.seed, self.drawn = sample_set, columns, seed, {}
+
+    def __call__(self, i: int, kind: str = "positive") -> Tile:
+        from ..data.negatives import negatives
+        sample, name = self.set[i], self.set.ids[i]
+        image, truth = sample["image"], np.asarray(self.set.ground_truth(i), np.float32)
+        if kind == "positive":
+            spectrogram, waveform, iou = sample["spectrogram"], self.set.waveform(i), self.columns["iou_adaptive"][i]
+            sound = self.set.categories[i] or "positive"
+        else:
+            if kind not in self.drawn:
+                self.drawn[kind] = negatives(self.set, kind, self.seed)
+            waveform, truth, iou, sound = np.asarray(self.drawn[kind][i]), np.zeros_like(truth), None, kind
+            spectrogram = self.set.front_end.spectrogram(torch.from_numpy(waveform))[None]
+        with inference(self.localizer):
+            maps = self.predict(image[None], {kind: spectrogram[None]})[kind]
+        return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, sound, name,
+                    self.set.image_ids[i], iou, waveform, self.set.front_end.sample_rate)

@@ -1,0 +1,315 @@
+"""One self-contained HTML page of an evaluation: no script, no outside address; for light, dark and narrow screens."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+from . import pictures
+from .overlays import Row, Tile
+from .results import replace_file
+
+STYLE = """
+:root{--paper:#fff;--ink:#1c2430;--soft:#5b6675;--line:#d5dae2;--card:#f5f7fa;--mark:#0072b2;--other:#d55e00}
+@media(prefers-color-scheme:dark){:root{--paper:#12161d;--ink:#e8ecf2;--soft:#a3adbb;--line:#3b4454;--card:#1b212b;
+--mark:#6cb8e6;--other:#f0955a}}
+:root{color-scheme:light dark}
+*{box-sizing:border-box}
+body{margin:0 auto;max-width:72rem;padding:1rem 1rem 3rem;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0 .2rem}h2{font-size:1.25rem;margin:2.4rem 0 .4rem}
+h3{font-size:1rem;margin:1.4rem 0 .3rem}
+p{margin:.4rem 0;max-width:60rem}.soft,figcaption,caption,small{color:var(--soft)}small,figcaption{font-size:.8rem}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(13.5rem,1fr));gap:.8rem;margin:1rem 0;padding:0}
+.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
+.card small{line-height:1.35;display:block;margin-top:.15rem}.card dt{font-size:.9rem}.card dd{margin:0}.card
+.value{font-size:1.9rem;font-weight:650;line-height:1.2;color:var(--mark)} .card .deaf{color:var(--other)}
+.wide{overflow-x:auto;margin:.8rem 0}
+table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:28rem}
+caption{text-align:left;padding:.2rem 0;font-size:.85rem}
+th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
+th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+thead th{vertical-align:bottom;font-weight:600;white-space:normal}
+tr.model td,tr.model th{font-weight:650;color:var(--mark)}
+td small{display:block;font-weight:400}
+.row{display:grid;gap:.8rem;margin:.8rem 0 1.4rem;max-width:calc(var(--n)*16.8rem);
+grid-template-columns:repeat(auto-fit,minmax(max(6.2rem,calc(100%/var(--n) - 1rem)),1fr))}
+.pairs{display:grid;gap:0 1.6rem;grid-template-columns:repeat(auto-fill,minmax(min(30rem,100%),1fr))}
+figure{margin:0;min-width:0}.chart{max-width:46rem;margin:1rem 0}
+img{max-width:100%;height:auto;display:block;border-radius:.4rem}.row img{width:100%}
+.chart img{border:1px solid var(--line)}
+audio{width:100%;height:2.2rem;margin-top:.35rem}
+figcaption b{color:var(--ink)}
+details{margin:.4rem 0 1.2rem}summary{cursor:pointer;font-size:.88rem}
+pre{background:var(--card);border:1px solid
+var(--line);border-radius:.4rem;padding:.8rem;overflow-x:auto;font-size:.78rem} footer{margin-top:3rem;border-top:1px
+solid var(--line);padding-top:.6rem} .scale{height:.6rem;border-radius:.3rem;max-width:16rem;
+background:linear-gradient(90deg,#0d0887,#6a00a8,#b12a90,#e16462,#fca636,#f0f921)}
+"""
+
+TITLES = {"random": "random map", "objectness": "image-only object prior"}
+# Columns of the comparison, as far as a table has them: those that are always open, those behind a fold.
+MAIN = {"ciou_adaptive": "cIoU adaptive", "auc_adaptive": "AUC adaptive", "mean_iou_adaptive": "mean IoU adaptive",
+        "iiou_adaptive": "IIoU adaptive", "iauc_adaptive": "IAUC adaptive", "pointing": "pointing",
+        "interactive_pointing": "interactive pointing"}
+MORE = {"ciou_top50": "cIoU top 50 %", "auc_top50": "AUC top 50 %", "iiou_top50": "IIoU top 50 %",
+        "iauc_top50": "IAUC top 50 %", "ciou_universal": "cIoU universal", "mean_iou_universal": "mean IoU universal",
+        "ciou_test_threshold": "cIoU thr. of test set", "mean_iou_test_threshold": "mean IoU thr. of test set",
+        "ciou_adaptive_mask": "cIoU adaptive, masks", "iiou_adaptive_mask": "IIoU adaptive, masks"}
+PER_IMAGE = ("iiou_", "iauc_", "interactive_")
+COMPARING = ("two_sounds", "negatives")     # sections that compare sounds: one row of pictures for each image
+SECTIONS = {
+    "two_sounds": ("The same image under its own sounds",
+                   "A localizer that hears moves the heat from one object to the other; one that has only learnt what "
+                   "objects look like shows the same map twice. Images drawn at random."),
+    "negatives": ("The same image under sounds of nothing in it",
+                  "All maps of a row share one colour scale: under silence, noise and the sound of something that is "
+                  "not in the image, nothing should light up. Samples drawn at random."),
+    "best": ("Best samples", "Highest IoU with the adaptive threshold."),
+    "worst": ("Worst samples", "Lowest IoU with the adaptive threshold."),
+    "random": ("Random samples", "Drawn at random.")}
+READING = """<p>The <b>adaptive</b> rule predicts as many pixels as the ground truth has, <b>top 50 %</b>
+half of the image, and <b>universal</b> all above one threshold; the ground truth is the box of the sounding
+object. <b>cIoU</b> is the share of samples with an IoU of at least .5, <b>AUC</b> that share averaged over
+thresholds from 0 to 1. On images of one object a predictor that never hears can do very well. What tells
+hearing from guessing is the <b>interactive</b> score (<b>IIoU</b>, <b>IAUC</b>): an image counts only if
+each of its sounds is localised. <b>Pointing</b> asks whether the maximum of the map lies in the object.
+<b>pIA</b> is the share of the image above the universal threshold while nothing visible sounds. All figures
+are fractions between 0 and 1.</p>"""
+LEGEND = """<div class="scale" role="img" aria-label="Colour scale from dark blue (low) to yellow
+(high)"></div> <p><small>Colours run from the minimum to the maximum of a map, or of a row that shares its
+scale. Green outline: ground truth of the sound. Ring: maximum of the map.</small></p>"""
+
+
+def number(value: float) -> str:
+    """How the page prints a rate."""
+    return f"{value:.3f}"
+
+
+def name_of(key: str) -> str:
+    return TITLES.get(key, key.replace("_", " "))
+
+
+def _text(value) -> str:
+    return escape(str(value), quote=True)
+
+
+def _picture(light: str, dark: str, alt: str, caption: str = "") -> str:
+    caption = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
+    return (f'<figure class="chart"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+            f'<img src="{light}" alt="{_text(alt)}"></picture>{caption}</figure>')
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section>\n<h2>{_text(title)}</h2>\n" + "\n".join(part for part in parts if part) + "\n</section>"
+
+
+def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, Iterable[str]]]) -> str:
+    """rows: (row title, cells as HTML); the model's row is marked."""
+    body = []
+    for title, cells in rows:
+        mark = ' class="model"' if title == "model" else ""
+        cells = "".join(f"<td>{cell}</td>" for cell in cells)
+        body.append(f'<tr{mark}><th scope="row">{_text(title)}</th>{cells}</tr>')
+    titles = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
+    return (f'<div class="wide" tabindex="0"><table><caption>{_text(caption)}</caption>\n'
+            f"<thead><tr>{titles}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>")
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = None) -> str:
+    rival = "" if deaf is None else (f'<dd class="deaf"><small>best without hearing: {number(deaf[0])} '
+                                     f"({_text(name_of(deaf[1]))})</small></dd>")
+    return (f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
+            f"<dd><small>{_text(note)}</small></dd></div>")
+
+
+def _cards(results: Mapping) -> str:
+    """Headline figures; beside each the best that a predictor without ears gets."""
+    def measured(title, name, key, note, total):
+        one = results["sets"][name]
+        deaf = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
+        return _card(title, one["model"][key], f"{note}: {one['model']['counts'][key]} of {one[total]}", deaf)
+
+    main, retrieval = results["interactive_on"], results["retrieval"]
+    success = "samples with IoU ≥ .5, adaptive threshold"
+    cards = [measured(f"Success rate on {name}", name, "ciou_adaptive", success, "n") for name in results["sets"]]
+    if results["sets"][main]["interactive_images"]:
+        cards += [measured(f"{title} on {main}", main, key, note, "images") for title, key, note in (
+            ("Interactive IoU", "iiou_adaptive", "images whose sounds are all localised"),
+            ("Interactive pointing", "interactive_pointing", "images where each sound's maximum is in its object"))]
+    hit = "class" if "class" in retrieval else "instance"
+    among = f"retrieval by {hit} among {retrieval['n']} of {retrieval['set']}"
+    cards += [_card(f"{title} R@1", retrieval[hit][way]["r1"], among)
+              for way, title in (("a2i", "Sound to image"), ("i2a", "Image to sound"))]
+    alarms = [rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")]
+    if alarms:
+        cards.append(_card(f"False alarms on {main}", max(alarms),
+                           "share of the image lit by the worst kind of negative sound; 0 is right"))
+    return f'<dl class="cards">{"".join(cards)}</dl>'
+
+
+def _comparison(name: str, one: Mapping) -> str:
+    def cell(row, key):
+        total = "images" if key.startswith(PER_IMAGE) else "n"
+        total = row["counts"].get(f"{total}_{key.partition('_')[2]}", one[total])
+        return number(row[key]) + (f"<small>{row['counts'][key]} / {total}</small>" if key in row["counts"] else "")
+
+    def part(titles, caption):
+        columns = [key for key in titles if key in one["model"]]
+        if not one["interactive_images"]:
+            columns = [key for key in columns if not key.startswith(PER_IMAGE)]
+        rows = {"model": one["model"], **one["baselines"]}.items()
+        return _table(caption, ["", *(titles[key] for key in columns)],
+                      [(name_of(row), [cell(values, key) for key in columns]) for row, values in rows])
+
+    several = f", {one['interactive_images']} of them with several sounds" if one["interactive_images"] else ""
+    title = f"{name}: {one['n']} samples, {one['images']} images{several}"
+    return (part(MAIN, title) + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
+            + part(MORE, f"{name}, continued") + "</details>")
+
+
+def _retrieval(retrieval: Mapping) -> str:
+    rows = [(f"{title}, by {hit}", [number(rate) for rate in retrieval[hit][way].values()])
+            for hit in ("class", "instance") if hit in retrieval
+            for way, title in (("a2i", "sound to image"), ("i2a", "image to sound"))]
+    head = ["", *(f"R@{key.removeprefix('r')}" for key in retrieval["instance"]["a2i"])]
+    return _section("Retrieval", _table(f"{retrieval['set']}: {retrieval['n']} samples", head, rows),
+                    "<p><small>By class: the category of the sound is visible in the image. By instance: it is the "
+                    "image's own sound.</small></p>")
+
+
+def _false_positives(results: Mapping) -> str:
+    chosen = results["universal_threshold"]
+    of_test = chosen["chosen_on"] == "test"
+    parts = []
+    for name, one in results["sets"].items():
+        kinds = {key: key.removeprefix("pia_").removesuffix("_test_threshold")
+                 for key in one["model"] if key.startswith("pia_")}
+        if not kinds:
+            continue
+        thresholds = chosen["by_set"][name if of_test else "validation"]
+        rows = [(name_of(row), [number(values[key]) for key in kinds] + [number(thresholds[row]["value"])])
+                for row, values in {"model": one["model"], **one["baselines"]}.items()]
+        parts.append(_table(f"{name}: share of the image above the universal threshold (pIA)",
+                            ["", *(name_of_sound(kind) for kind in kinds.values()), "threshold"], rows))
+        medians = "; ".join(f"{name_of_sound(kind)} median {five[2]:.3f}" for kind, five in one["map_maxima"].items())
+        parts.append(_picture(*pictures.maxima_boxes(one["map_maxima"], thresholds["model"]["value"]),
+                              f"Box plots of the maximum of the map on {name}: {medians}",
+                              f"Maximum of the model's map on {name}: range and quartiles over the samples."))
+    origin = "the negatives of the validation set"
+    if of_test:
+        origin = "the test set's own negatives, for want of a validation set: what depends on it is optimistic"
+    return parts and _section(
+        "Sounds of nothing visible",
+        "<p>The threshold of a predictor is the highest third quartile of its map maxima over the kinds of negative "
+        f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>", *parts)
+
+
+def name_of_sound(kind: str) -> str:
+    return pictures.SOUNDS.get(kind, kind)
+
+
+# ------------------------------------------------------------------------------------------------ overlays
+
+def _figure(tile: Tile, low: float, high: float) -> str:
+    extent = f"min {tile.map.min():.2f}, max {tile.map.max():.2f}"
+    sound, iou = name_of_sound(tile.sound), "" if tile.iou is None else f", IoU {tile.iou:.2f}"
+    alt = f"Heat map of {tile.sample} under the sound: {sound}; {extent}{iou}"
+    player = ""
+    if tile.waveform is not None:
+        player = (f'<audio controls preload="none" aria-label="{_text(f"Sound: {sound}")}" '
+                  f'src="{pictures.wav(tile.waveform, tile.sample_rate)}"></audio>')
+    return (f'<figure><img src="{pictures.jpeg(pictures.overlay(tile, low, high))}" alt="{_text(alt)}">'
+            f"<figcaption><b>{_text(sound)}</b>{iou}<br>{extent}</figcaption>{player}</figure>")
+
+
+def _row(row: Row, plain: bool) -> str:
+    """The figures of a row, before them the image itself where `plain`."""
+    first, extents = row.tiles[0], [(float(tile.map.min()), float(tile.map.max())) for tile in row.tiles]
+    common = min(low for low, _ in extents), max(high for _, high in extents)
+    out = [_figure(tile, *(common if row.common_scale else extent)) for tile, extent in zip(row.tiles, extents)]
+    if plain:
+        image = pictures.jpeg(pictures.enlarged(first.image))
+        out.insert(0, f'<figure><img src="{image}" alt="{_text(f"Image {first.image_id}")}">'
+                      f"<figcaption>{_text(first.image_id)}</figcaption></figure>")
+    return "".join(out)
+
+
+def _grid(figures: Sequence[str], columns: int) -> str:
+    return f'<div class="row" style="--n:{columns}">{"".join(figures)}</div>'
+
+
+def _overlays(overlays: Mapping[str, Sequence[Row]]) -> tuple[str, str]:
+    """The sections that compare sounds, and those that show single samples."""
+    unknown = [section for section in overlays if section not in SECTIONS]
+    if unknown:
+        raise ValueError(f"overlays: expected sections among {list(SECTIONS)}, got {unknown}")
+    out = {}
+    for section in SECTIONS:
+        rows = overlays.get(section)
+        if not rows:
+            continue
+        if section in COMPARING:
+            figures = "".join(_grid([_row(row, True)], len(row.tiles) + 1) for row in rows)
+            pairs = max(len(row.tiles) for row in rows) == 2
+            figures = f'<div class="pairs">{figures}</div>' if pairs else figures
+        else:
+            figures = _grid([_row(row, False) for row in rows], len(rows))
+        title, note = SECTIONS[section]
+        out[section] = _section(title, f"<p>{note}</p>", "" if out else LEGEND, figures)
+    singles = [part for section, part in out.items() if section not in COMPARING]
+    return "\n".join(part for section, part in out.items() if section in COMPARING), "\n".join(singles)
+
+
+# ------------------------------------------------------------------------------------------------ page
+
+def _training(history, chance: float | None) -> str:
+    loss = pictures.history_columns(history).get("loss", [])
+    alt = f"Training curves; loss from {loss[0]:.3f} to {loss[-1]:.3f}" if len(loss) else "Training curves"
+    return _section("Training", _picture(*pictures.training_curves(history, chance), alt))
+
+
+def _footer(results: Mapping, config: Mapping) -> str:
+    notes = "".join(f"<li>{_text(note)}</li>" for note in results["notes"])
+    versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    settings = {"config": config, "protocol": results["protocol"]}
+    settings = json.dumps(settings, indent=1, default=str, ensure_ascii=False)
+    left_out = f"<h2>Left out</h2><ul>{notes}</ul>" if notes else ""
+    return (f"<footer>{left_out}<h2>Versions and settings</h2><p><small>{_text(versions)}</small></p>"
+            f'<pre tabindex="0">{_text(settings)}</pre></footer>')
+
+
+def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = None, history=None,
+           config: Mapping | None = None) -> str:
+    """The page as text; arguments as in `write_report`."""
+    config = dict(config or {})
+    about = {key: config.get(key, results.get(key)) for key in ("method", "seed")}
+    title = "Sound source localization"
+    title += "" if about["method"] is None else f": {about['method']}"
+    title += "" if about["seed"] is None else f", seed {about['seed']}"
+    comparisons = [_comparison(name, one) for name, one in results["sets"].items()]
+    sounds, singles = _overlays(overlays or {})
+    parts = [f"<header><h1>{_text(title)}</h1></header>", _cards(results), _section("How to read the numbers", READING),
+             sounds, _section("Model and predictors that never hear", *comparisons), _false_positives(results),
+             _retrieval(results["retrieval"]), _training(history, config.get("chance")) if history else "", singles,
+             _footer(results, config)]
+    policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
+    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style>\n</head>\n<body>\n'
+            + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n")
+
+
+def write_report(path, results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = None, history=None,
+                 config: Mapping | None = None) -> None:
+    """Write the page of an evaluation: headline figures, overlays, tables beside the deaf baselines, box plots,
+    curves, settings.
+
+    results: what `evaluate` gives, or the content of a metrics.json. overlays: what `overlays.collect` gives.
+    history: the training log, a list of records or a mapping of lists with `step`, `loss`, `learning_rate`,
+    `mean_weight` as far as there are. config: what the footer prints; `method`, `seed` also stand in the title,
+    `chance` (loss of a collapsed net) in the loss curve. The file is written under another name and renamed. Raises
+    ValueError for an unknown section of overlays.
+    """
+    replace_file(path, render(results, overlays=overlays, history=history, config=config))

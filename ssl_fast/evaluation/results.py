@@ -1,0 +1,106 @@
+"""Results of an evaluation: per-sample columns to tables, tables to flat keys, both to files."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import metrics
+
+
+class Results(dict):
+    """The figures as nested plain dicts, lists, floats and ints (what `metrics.json` holds), beside them the
+    per-sample values.
+
+    Nested: `sets[SET]` = {n, images, interactive_images, size, model: table, baselines: {NAME: table}, map_maxima:
+    {sound: five numbers}}, `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}},
+    `universal_threshold`, `protocol`, `versions`, `notes` (what was left out and why).
+    Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
+    `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
+    `samples[SET][column]` is the list of the model's N values.
+    """
+
+    def __init__(self, *args, samples: Mapping[str, dict[str, list]] | None = None, **entries):
+        super().__init__(*args, **entries)
+        self.samples = dict(samples or {})
+
+    def write_json(self, path) -> None:
+        """metrics.json, written beside `path` and renamed. ValueError where a value is NaN or infinite."""
+        replace_file(path, json.dumps(self, indent=1, allow_nan=False) + "\n")
+
+    def write_csv(self, path) -> None:
+        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value."""
+        columns = list(dict.fromkeys(column for values in self.samples.values() for column in values))
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["set", *columns])
+        for name, values in self.samples.items():
+            for i in range(len(values["id"])):
+                writer.writerow([name, *(_cell(values[column][i]) if column in values else "" for column in columns)])
+        replace_file(path, text.getvalue())
+
+
+def _cell(value):
+    if value is None or value != value:
+        return ""
+    if isinstance(value, bool):
+        return int(value)
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+def replace_file(path, text: str) -> None:
+    """Write a text file under a temporary name beside `path` and rename it: a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
+
+
+def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str]) -> dict:
+    """Per-sample columns (N,) of one predictor -> its figures.
+
+    For each column `iou_RULE`: success rate `ciou_RULE`, `auc_RULE`, `mean_iou_RULE`, `iiou_RULE`, `iauc_RULE`; then
+    `pointing`, `interactive_pointing` and the mean of each `pia_` column, all in [0, 1]. `counts` holds the number
+    of successes behind each rate and, where a column has values for some samples only (NaN elsewhere: masks),
+    `n_RULE` and `images_RULE`.
+    """
+    rates: dict[str, float] = {}
+    counts: dict[str, int] = {}
+    for column, values in columns.items():
+        if not column.startswith("iou_"):
+            continue
+        rule, have = column.removeprefix("iou_"), ~np.isnan(values)
+        values, images = values[have], [image for image, h in zip(image_ids, have) if h]
+        group = metrics.interactive(values, images)
+        rates |= {f"ciou_{rule}": metrics.success_rate(values), f"auc_{rule}": metrics.auc(values),
+                  f"mean_iou_{rule}": float(values.mean()), f"iiou_{rule}": group.iiou, f"iauc_{rule}": group.iauc}
+        counts |= {f"ciou_{rule}": round(rates[f"ciou_{rule}"] * len(values)),
+                   f"iiou_{rule}": round(group.iiou * group.groups)}
+        if not have.all():
+            counts |= {f"n_{rule}": len(values), f"images_{rule}": group.groups}
+    rates["pointing"] = float(columns["pointing"].mean())
+    rates["interactive_pointing"] = metrics.interactive_pointing(columns["pointing"], image_ids)
+    counts["pointing"] = round(rates["pointing"] * len(image_ids))
+    counts["interactive_pointing"] = round(rates["interactive_pointing"] * len(set(image_ids)))
+    rates |= {column: float(values.mean()) for column, values in columns.items() if column.startswith("pia_")}
+    return rates | {"counts": counts}
+
+
+def flat_keys(results: Mapping) -> dict[str, float]:
+    """The main figures of the nested tables under the flat names that `Results` describes (without those on masks)."""
+    def rates(row, *starts):
+        return {key: rate for key, rate in row.items() if key.startswith(starts) and not key.endswith("_mask")}
+
+    interactive = results["sets"][results["interactive_on"]]
+    flat = {f"{name}_{key}": rate for name, one in results["sets"].items()
+            for key, rate in rates(one["model"], "ciou_", "auc_", "mean_iou_", "pointing").items()}
+    flat |= rates(interactive["model"], "iiou_", "iauc_", "interactive_", "pia_")
+    flat |= {f"baseline_{name}_{key}": rate for name, row in interactive["baselines"].items()
+             for key, rate in rates(row, "ciou_", "iiou_", "pointing", "interactive_").items()}
+    flat |= {f"retrieval_{way}_{k}{suffix}": rate for hit, suffix in (("class", ""), ("instance", "_instance"))
+             for way, recalls in results["retrieval"].get(hit, {}).items() for k, rate in recalls.items()}
+    return flat

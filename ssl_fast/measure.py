@@ -1,0 +1,137 @@
+"""Time and peak memory of calls, for benchmarks."""
+
+import ctypes
+import gc
+import multiprocessing
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+LATE_IMPORTS = ["torch._dynamo"]  # by the first backward pass through a custom op
+
+class Stopwatch:
+    """Seconds of wall time and of CPU time (None on CUDA) that one call of `job` takes."""
+
+    def __init__(self, device: str, flush_l2: bool = False):
+        self.cuda = device == "cuda"
+        size = 2 * torch.cuda.get_device_properties(device).L2_cache_size if self.cuda and flush_l2 else 0
+        self.flush = torch.empty(size, dtype=torch.uint8, device=device) if size else None
+
+    def __call__(self, job: Callable[[], object]) -> tuple[float, float | None]:
+        if not self.cuda:
+            wall, cpu = time.perf_counter(), time.process_time()
+            result = job()  # noqa: F841  named, so that freeing it is not timed
+            return time.perf_counter() - wall, time.process_time() - cpu
+        if self.flush is not None:
+            self.flush.zero_()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        job()
+        stop.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(stop) / 1000, None
+
+
+def time_rounds(jobs: dict[str, Callable], stopwatch: Stopwatch, rounds: int, least_seconds: float) -> dict[str, tuple]:
+    """name -> (wall seconds, CPU seconds) by round; jobs take turns. Short jobs get up to ten times `rounds` rounds."""
+    names, samples = list(jobs), {name: [] for name in jobs}
+    for name in names * 2:
+        stopwatch(jobs[name])
+    gc.collect()
+    gc.disable()
+    try:
+        end = time.perf_counter() + least_seconds
+        for k in range(10 * rounds):
+            if k >= rounds and time.perf_counter() > end:
+                break
+            turn = k % len(names)
+            for name in names[turn:] + names[:turn]:
+                samples[name].append(stopwatch(jobs[name]))
+    finally:
+        gc.enable()
+    return {name: tuple(zip(*sample)) for name, sample in samples.items()}
+
+
+def _tensor_bytes(result: object) -> int:
+    """Bytes of the tensors in a tuple, shared storage counted once; 0 for anything else."""
+    storages = [x.untyped_storage() for x in result if isinstance(x, Tensor)] if isinstance(result, tuple) else []
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+def peak_cuda(job: Callable[[], object]) -> int:
+    """Bytes of torch's CUDA allocator at the peak of job(), minus those before it and of the tensors it returns."""
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = job()
+    torch.cuda.synchronize()
+    return max(0, torch.cuda.max_memory_allocated() - before - _tensor_bytes(result))
+
+
+def _status_bytes(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return 1024 * int(line.split()[1])
+    raise OSError(f"/proc/self/status: expected a line {field}, got none")
+
+
+def peak_resident(job: Callable[[], object], reset: str = "/proc/self/clear_refs") -> int:
+    """Bytes of resident memory at the peak of job(), minus those before it and those of the tensors it returns. Linux.
+
+    Where the high-water mark cannot be reset (by writing to `reset`), memory is sampled every half millisecond.
+    """
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:  # glibc: give free heap back, else the job would use it unseen
+        trim(0)
+    before, samples, done = _status_bytes("VmRSS"), [], threading.Event()
+
+    def sample():
+        while not done.wait(0.0005):
+            samples.append(_status_bytes("VmRSS"))
+
+    sampler = None
+    try:
+        Path(reset).write_text("5")
+    except OSError:
+        sampler = threading.Thread(target=sample)
+        sampler.start()
+    try:
+        result = job()
+    finally:
+        done.set()
+        if sampler:
+            sampler.join()
+    samples.append(_status_bytes("VmRSS" if sampler else "VmHWM"))
+    return max(0, max(samples) - before - _tensor_bytes(result))
+
+
+def _send(sender, function, arguments):
+    sender.send(function(*arguments))
+
+
+def in_fresh_process(function: Callable, *arguments):
+    """function(*arguments) in a process that has run nothing yet, or None if that died (its last words are on stderr).
+
+    Forked from a server that has imported what torch imports late but used none of it: quick, and without any threads.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*LATE_IMPORTS, function.__module__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_send, args=(sender, function, arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        process.join()
+        print(f"peak memory unknown: its process ended with exit code {process.exitcode}", file=sys.stderr)
+        return None
+    finally:
+        process.join()

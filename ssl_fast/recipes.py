@@ -1,0 +1,194 @@
+"""Recipes: everything that decides how a method is trained, as data. `recipe(method)` is the one that `ssl-fast quickstart` uses."""
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from . import ops
+from .losses import LOSSES
+from .models import LocalizerConfig
+
+METHODS = tuple(LOSSES)
+POOLINGS = {"mean": ops.Mean, "soft_threshold": ops.SoftThreshold, "max": ops.Max}
+_CHOICES = {
+    "optimizer": ("adamw", "adam"),
+    "decay": ("cosine", "constant"),
+    "precision": ("auto", "float32", "bfloat16"),
+    "augmentation": ("none", "shift", "crop"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one method is trained.
+
+    method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss, numbers
+        and strings; `pooling` is a dict of its `name` in POOLINGS and its options.
+    front_end, image_size: name of the audio front end and side of the square images, for folders of media.
+    warm_up_steps: the learning rate rises linearly from 0 over as many steps, then follows `decay` over the whole run.
+    pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
+        both they are blended linearly into the method's own pooling. Selective poolings (soft threshold, maximum) can
+        collapse without it when nets start from scratch: they select before there is anything to select. None: no
+        warm-up. slavc has no such pooling, and ignores it.
+    precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
+        losses are computed in float32 always.
+    augmentation: of images, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
+        of `crop_area` or more); sounds are shifted circularly in time with either.
+    views: how many times each pair is drawn (augmented) in a step; more than one only for ssl_align.
+    nce_only: fnac's L1 terms are left out for this fraction of the run.
+    momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
+    """
+
+    method: str
+    name: str
+    model: LocalizerConfig
+    loss: dict = field(default_factory=dict)
+    front_end: str = "scenes"
+    image_size: int = 112
+    epochs: int = 10
+    batch_size: int = 32
+    optimizer: str = "adamw"
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+    warm_up_steps: int = 50
+    decay: str = "cosine"
+    pooling_warm_up: tuple[float, float] | None = (0.1, 0.3)
+    precision: str = "auto"
+    augmentation: str = "shift"
+    crop_area: float = 0.5
+    views: int = 1
+    nce_only: float = 0.0
+    momentum_decay: float | None = None
+
+    def __post_init__(self):
+        check_method(self.method)
+        if self.model.method != self.method:
+            raise ValueError(f"model: expected a localizer for {self.method}, got one for {self.model.method}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        for name in ("epochs", "image_size", "views"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
+        if self.views > 1 and self.method != "ssl_align":
+            raise ValueError(f"views: only ssl_align compares several views, got {self.views} for {self.method}")
+        if self.momentum_decay is not None and self.method != "slavc":
+            raise ValueError(f"momentum_decay: only slavc has momentum nets, got {self.momentum_decay} for {self.method}")
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
+        if self.pooling_warm_up is not None:
+            start, end = (float(x) for x in self.pooling_warm_up)  # a list after a round trip through JSON
+            if not 0 <= start <= end <= 1:
+                raise ValueError(f"pooling_warm_up: expected 0 <= start <= end <= 1, got {(start, end)}")
+            object.__setattr__(self, "pooling_warm_up", (start, end))
+        loss = {name: tuple(value) if isinstance(value, list) else value for name, value in self.loss.items()}
+        object.__setattr__(self, "loss", loss)
+        if "pooling" in self.loss:
+            _pooling(self.loss["pooling"])
+
+    def build_loss(self):
+        """The loss module with this recipe's options."""
+        options = dict(self.loss)
+        if "pooling" in options:
+            options["pooling"] = _pooling(options["pooling"])
+        return LOSSES[self.method](**options)
+
+    def to_dict(self) -> dict:
+        """Plain dicts, lists and numbers, for JSON and checkpoints."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "Recipe":
+        values = dict(values)
+        unknown = sorted(values.keys() - {f.name for f in dataclasses.fields(cls)})
+        if unknown or not isinstance(values.get("model"), dict):
+            raise ValueError(f"recipe: expected the fields of Recipe, got {', '.join(unknown) or 'no model'}")
+        values["model"] = LocalizerConfig(**values["model"])
+        return cls(**values)
+
+    def steps(self, samples: int) -> int:
+        """Planned steps on a set of `samples`; a last incomplete batch of each epoch is left out."""
+        if samples < self.batch_size:
+            raise ValueError(f"batch_size: expected at most the {samples} samples of the set, got {self.batch_size}")
+        return self.epochs * (samples // self.batch_size)
+
+    def learning_rate_at(self, step: int, progress: float) -> float:
+        """Learning rate of step 0, 1, ... at `progress` in [0, 1] of the run."""
+        rise = min(1.0, (step + 1) / max(1, self.warm_up_steps))
+        fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if self.decay == "cosine" else 1.0
+        return self.learning_rate * rise * fall
+
+    def mean_weight_at(self, progress: float) -> float:
+        """Weight of the plain mean in the blend of poolings: 1 until `start`, 0 from `end`."""
+        if self.pooling_warm_up is None:
+            return 0.0
+        start, end = self.pooling_warm_up
+        return float(progress < end) if start == end else min(1.0, max(0.0, (end - progress) / (end - start)))
+
+
+def _pooling(spec: dict) -> ops.Mean | ops.SoftThreshold | ops.Max:
+    """{"name": name in POOLINGS, **its options}"""
+    options = dict(spec) if isinstance(spec, dict) else {}
+    name = options.pop("name", None)
+    if name not in POOLINGS:
+        raise ValueError(f"pooling: expected a dict with a name among {', '.join(POOLINGS)}, got {spec!r}")
+    return POOLINGS[name](**options)
+
+
+def check_method(method: str) -> None:
+    """ValueError that lists the methods, for a name that is none of them."""
+    if method not in METHODS:
+        raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
+
+
+# Losses of the small nets. Where a published temperature of .03 does not start from scratch within minutes, it is .07.
+# FNAC's L1 terms are means over the entries of matrices whose rows sum to 1, so their weights go with the batch: 100 for
+# 128 as published are 25 for 32.
+_QUICKSTART: dict[str, dict] = {
+    "ssl_align": {"loss": {"pooling": {"name": "soft_threshold"}, "symmetric": True}},
+    "margin_nce": {"loss": {"symmetric": True}},
+    "ez_vsl": {"loss": {"tau": 0.07}},
+    "lvs": {},
+    "slavc": {"loss": {"tau": 0.07, "negatives": "both"}},
+    "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_only": 0.3},
+    "ssl_tie": {},
+}
+
+# As published (methods differ in little else): Adam at a constant rate, no warm-up of any kind. What a paper leaves open
+# (MarginNCE's rate, SSL-Align's batch) is filled in from its nearest relative.
+_PUBLISHED: dict[str, dict] = {
+    "ssl_align": {"epochs": 50, "views": 2, "weight_decay": 0.0, "augmentation": "crop"},
+    "margin_nce": {"epochs": 20, "weight_decay": 1e-4},
+    "ez_vsl": {"epochs": 20, "weight_decay": 0.0},
+    "lvs": {"epochs": 100, "weight_decay": 1e-4},
+    "slavc": {"epochs": 20, "weight_decay": 1e-4, "momentum_decay": 0.999},
+    "fnac": {"epochs": 30, "batch_size": 256, "weight_decay": 1e-4, "nce_only": 0.1},
+    "ssl_tie": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "augmentation": "crop", "crop_area": 0.3},
+}
+
+
+def quickstart(method: str) -> dict:
+    return {"model": LocalizerConfig.small(method), **_QUICKSTART[method]}
+
+
+def published(method: str) -> dict:
+    common = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "batch_size": 128,
+              "optimizer": "adam", "learning_rate": 1e-4, "warm_up_steps": 0, "decay": "constant", "pooling_warm_up": None,
+              "precision": "float32"}  # fmt: skip
+    return common | _PUBLISHED[method]
+
+
+RECIPES = {"quickstart": quickstart, "published": published}
+
+
+def recipe(method: str, name: str = "quickstart", **changes) -> Recipe:
+    """The recipe `name` ("quickstart" | "published") of a method; `changes` replace fields (None leaves a field alone)."""
+    check_method(method)
+    if name not in RECIPES:
+        raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
+    fields = RECIPES[name](method) | {key: value for key, value in changes.items() if value is not None}
+    return Recipe(method=method, name=name, **fields)

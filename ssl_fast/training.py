@@ -1,0 +1,417 @@
+"""Training: one loop over any sample set, that stops and goes on without a trace.
+
+Everything random in step k is drawn from (seed, k), and the order of the samples from (seed, epoch). So a run that was
+killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import signal
+import threading
+import time
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import augmentation, checkpoints
+from .data.images import horizontal_flip, random_resized_crop
+from .models import Localizer, LocalizerConfig, Momentum, build
+from .recipes import Recipe
+
+if typing.TYPE_CHECKING:
+    from .data.datasets import SampleSet
+
+CHECKPOINT = "checkpoint.pt"
+HISTORY = "metrics.jsonl"
+# Fraction of a time budget that may pass before lateness counts: slow first steps must not change a run that is in time.
+GRACE = 0.1
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and the samples."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Stopped by a signal after a complete step. `checkpoint` is the file that was written (None without `out`)."""
+
+    def __init__(self, step: int, checkpoint: Path | None):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.checkpoint = step, checkpoint
+
+
+def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
+    """A 64-bit seed, another one for every (seed of the run, purpose, number)."""
+    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0])
+
+
+def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | None = None) -> float:
+    """How much of a run is over, in [0, 1]: by steps, or by time where a budget of seconds leaves it behind.
+
+    max(step / steps, (seconds - g) / (budget - g)) with g a tenth of the budget: a run that keeps the pace of its budget
+    is driven by its steps alone, and so is the same every time; a slower one ends on time, with complete schedules.
+    """
+    done = step / steps
+    if budget is not None:
+        grace = GRACE * budget
+        done = max(done, (seconds - grace) / (budget - grace))
+    return min(1.0, done)
+
+
+class StepSampler(torch.utils.data.Sampler):
+    """Batches of indices from step `first` on: every epoch a permutation drawn from (seed, epoch), incomplete batch left out."""
+
+    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
+        self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.first)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        per_epoch = self.samples // self.batch_size
+        order: list[int] = []
+        for step in range(self.first, self.steps):
+            epoch, k = divmod(step, per_epoch)
+            if k == 0 or not order:
+                generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
+                order = torch.randperm(self.samples, generator=generator).tolist()
+            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+
+
+def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
+    columns = (torch.stack([torch.as_tensor(s[key]) for s in samples]) for key in ("image", "spectrogram"))
+    return [int(s["index"]) for s in samples], *columns
+
+
+def bfloat16_native() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself; where it does not, bfloat16 is slower than float32."""
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dtype:
+    """What the nets compute in: `recipe.precision`, or for "auto" bfloat16 where the hardware multiplies it."""
+    if recipe.precision != "auto":
+        return getattr(torch, recipe.precision)
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if bfloat16_native() else torch.float32
+
+
+class Learner:
+    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch."""
+
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu"):
+        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
+        self.precision = precision_of(recipe, device)
+        torch.manual_seed(derived_seed(seed, 0))
+        self.localizer = build(recipe.model).to(self.device)
+        self.momentum = None
+        if recipe.momentum_decay is not None:
+            self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
+        self.loss = recipe.build_loss()
+        make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
+        self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+
+    def state(self) -> dict:
+        return {"localizer": self.localizer.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "momentum": None if self.momentum is None else self.momentum.state_dict()}  # fmt: skip
+
+    def load(self, state: dict) -> None:
+        self.localizer.load_state_dict(state["localizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.momentum is not None:
+            self.momentum.load_state_dict(state["momentum"])
+
+    def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """uint8 images and log spectrograms -> normalised float, augmented."""
+        if self.recipe.augmentation == "shift":
+            images = augmentation.shift_and_flip(images, generator)
+        elif self.recipe.augmentation == "crop":
+            images = random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
+            images = horizontal_flip(images, generator)
+        if self.recipe.augmentation != "none":
+            spectrograms = augmentation.roll(spectrograms, generator)
+        images = self.localizer.normalize_images(images.to(self.device))
+        return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
+
+    def _features(self, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
+        """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+        return {name: value.float() for name, value in features.items()}
+
+    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+        """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
+
+        Augmentation draws from `generator`, dropout from torch's global generator.
+        """
+        recipe, views = self.recipe, self.recipe.views
+        augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
+        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
+        changes = {}
+        if recipe.method not in ("slavc",):
+            changes["mean_weight"] = recipe.mean_weight_at(progress)
+        features = self._features(images, spectrograms)
+        if recipe.method == "ssl_align":
+            split = {name: value.chunk(views) for name, value in features.items()}
+            if "visual_projected" in split:
+                changes |= {"projected_visuals": split["visual_projected"], "projected_audios": split["audio_projected"]}
+            return self.loss(split["visual"], split["audio"], **changes)
+        if recipe.method == "slavc":
+            names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
+            slow = None
+            if self.momentum is not None:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                    slow = self.momentum(self.localizer, images, spectrograms)
+                slow = [slow[name].float() for name in names]
+            return self.loss(*(features[name] for name in names), momentum=slow)
+        if recipe.method == "ssl_tie":
+            transform = augmentation.Equivariance(len(images), generator)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                transformed = self.localizer.visual_features(transform(images))["visual"]
+            return self.loss(features["visual"], features["audio"], transformed.float(), transform, **changes)
+        if recipe.method == "fnac" and progress < recipe.nce_only:
+            changes["weights"] = (0.0, 0.0, 0.0)
+        return self.loss(features["visual"], features["audio"], **changes)
+
+    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
+        """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
+        torch.manual_seed(derived_seed(self.seed, 2, number))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
+        rate = self.recipe.learning_rate_at(number, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.localizer.train()
+        loss = self.batch_loss(images, spectrograms, progress, generator)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        value, norm = loss.item(), norm.item()
+        for name, x in (("loss", value), ("norm of the gradient", norm)):
+            if not math.isfinite(x):
+                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
+        self.optimizer.step()
+        return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
+                "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
+
+    def chance(self) -> float:
+        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
+        shapes = {"visual": (self.recipe.batch_size, 2, 1, 1), "audio": (self.recipe.batch_size, 2)}
+        visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
+        method, projected = self.recipe.method, self.recipe.model.projection is not None
+        with torch.no_grad():
+            if method == "ssl_align":
+                extra = {"projected_visuals": [audio] * self.recipe.views, "projected_audios": [audio] * self.recipe.views}
+                loss = self.loss([visual] * self.recipe.views, [audio] * self.recipe.views, **(extra if projected else {}))
+            elif method == "slavc":
+                four = (visual, visual, audio, audio)
+                loss = self.loss(*four, momentum=None if self.momentum is None else four)
+            elif method == "ssl_tie":
+                loss = self.loss(visual, audio, visual, lambda maps: maps)
+            else:
+                loss = self.loss(visual, audio)
+        return float(loss)
+
+
+@dataclass
+class Run:
+    """What `train` gives back. history: one record a step. chance: see `Learner.chance`."""
+
+    localizer: Localizer
+    recipe: Recipe
+    seed: int
+    steps: int
+    planned_steps: int
+    seconds: float
+    chance: float
+    history: list[dict] = field(default_factory=list)
+
+    @property
+    def shortened(self) -> bool:
+        """Whether a time budget ended the run before its planned steps."""
+        return self.steps < self.planned_steps
+
+    @property
+    def final_loss(self) -> float:
+        """Mean loss of the last twentieth of the steps (at least one)."""
+        last = self.history[-max(1, len(self.history) // 20) :]
+        return sum(record["loss"] for record in last) / max(1, len(last))
+
+
+def fingerprint(sample_set: "SampleSet") -> str:
+    """Hash of the ids of a set, in order: what a checkpoint remembers of its training data."""
+    return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _signals():
+    """Inside, the first SIGINT or SIGTERM only sets a flag (yields a function that reads it); the second one acts as ever.
+
+    Outside the main thread, where signals cannot be handled, the flag is never set.
+    """
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def note(number, frame):
+        received.append(number)
+        restore()
+
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
+
+
+class _History:
+    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line."""
+
+    def __init__(self, path: Path | None, records: list[dict]):
+        self.file = None
+        if path is not None:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+            os.replace(temporary, path)
+            self.file = open(path, "a", buffering=1)
+
+    def add(self, record: dict) -> None:
+        if self.file:
+            self.file.write(json.dumps(record) + "\n")
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+
+def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet | None" = None) -> dict | None:
+    """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
+
+    ValueError where it belongs to a run of another recipe, seed or training set.
+    """
+    path = Path(out) / CHECKPOINT
+    if not path.exists() and not checkpoints.previous(path).exists():
+        return None
+    state = checkpoints.load(path, fall_back=True)
+    expected = {"seed": seed, "recipe": recipe.to_dict()}
+    if sample_set is not None:
+        expected |= {"samples": len(sample_set), "data": fingerprint(sample_set)}
+    for name, value in expected.items():
+        if name == "recipe":  # compare as JSON does, where a tuple is a list
+            changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
+            if changed:
+                got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
+                asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
+                raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
+        elif state[name] != value:
+            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, asked to go on with {name}={value!r}")
+    return state
+
+
+def train(sample_set: "SampleSet", recipe: Recipe, *, seed: int = 0, out: str | os.PathLike | None = None,
+          resume: bool = False, minutes: float | None = None, workers: int = 0, device: str = "cpu",
+          checkpoint_every: float = 20.0, progress: bool = True, on_step=None) -> Run:
+    """Train a localizer from scratch by `recipe`.
+
+    out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
+        (from the start where there is none yet). minutes: budget of training time, all parts of a resumed run together;
+        a run that does not fit is shortened, schedules and all. workers: processes that load samples.
+    checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
+    on_step: called with (Learner, record) after every step, before any checkpoint of it.
+    Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
+    torch's global generator is left as it was found.
+    """
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
+        return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
+                      checkpoint_every, progress, on_step)  # fmt: skip
+
+
+def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step) -> Run:
+    from tqdm import tqdm
+
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes: expected > 0, got {minutes}")
+    planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
+    per_epoch = len(sample_set) // recipe.batch_size
+    learner = Learner(recipe, seed, device)
+    run = Run(learner.localizer, recipe, seed, 0, planned, 0.0, learner.chance())
+    state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
+    if state is not None:
+        learner.load(state)
+        run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    identity = {"recipe": recipe.to_dict(), "seed": seed, "samples": len(sample_set), "data": fingerprint(sample_set)}
+
+    def checkpoint() -> Path | None:
+        if out is None:
+            return None
+        about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
+        checkpoints.save(identity | about | learner.state(), out / CHECKPOINT)
+        return out / CHECKPOINT
+
+    history = _History(None if out is None else out / HISTORY, run.history)
+    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
+    loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
+                                         generator=torch.Generator().manual_seed(0))  # fmt: skip
+    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
+    smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
+    try:
+        with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
+            for indices, images, spectrograms in loader:
+                done = progress_of(run.steps, planned, run.seconds, budget)
+                if done >= 1:
+                    break
+                record = {"step": run.steps, "epoch": run.steps / per_epoch}
+                record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])
+                run.steps, run.seconds = run.steps + 1, time.monotonic() - began
+                record["seconds"] = round(run.seconds, 3)
+                run.history.append(record)
+                history.add(record)
+                smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
+                bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
+                bar.update()
+                if on_step is not None:
+                    on_step(learner, record)
+                if stopped():
+                    raise Interrupted(run.steps, checkpoint())
+                if run.seconds - saved >= checkpoint_every:
+                    checkpoint()
+                    saved = run.seconds
+                    began = time.monotonic() - run.seconds  # writing is no training
+    finally:
+        learner.localizer.eval()
+    checkpoint()
+    return run
+
+
+def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
+    """The localizer of a checkpoint (a file, or the folder of a run), in evaluation mode, and the checkpoint's state.
+
+    CheckpointError, naming the file, for what is missing, damaged or no checkpoint of this project.
+    """
+    path = Path(path)
+    path = path / CHECKPOINT if path.is_dir() else path
+    state = checkpoints.load(path)
+    localizer = build(LocalizerConfig(**state["recipe"]["model"]))
+    try:
+        localizer.load_state_dict(state["localizer"])
+    except RuntimeError as error:
+        raise checkpoints.CheckpointError(f"{path}: weights do not fit the localizer it describes ({error})") from error
+    return localizer.eval(), state

@@ -1,0 +1,389 @@
+"""Localizers: counts and maps of the published layouts, dropout places, momentum in closed form, retrieval."""
+
+import json
+import math
+import os
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ssl_fast import losses
+from ssl_fast.models import METHODS, LocalizerConfig, Momentum, build
+
+GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
+
+
+def small(method, **changes):
+    torch.manual_seed(0)
+    return build(LocalizerConfig.small(method, width=4, dimension=8, **changes))
+
+
+def inputs(count=4, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, 64, 64, generator=generator, dtype=dtype)
+    return images, torch.randn(count, 1, 64, 32, generator=generator, dtype=dtype)
+
+
+def parameters(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Published layouts
+
+
+# the first layer for optical flow and the classifier of both nets, and each net's first layer for the other modality
+UNUSED = 2 * (64 * 6 * 49 + 1000 * 512 + 1000) + 64 * 49 + 64 * 3 * 49
+
+
+@pytest.mark.parametrize("method, count", [
+    ("ez_vsl", 22_872_064), ("margin_nce", 22_872_064), ("fnac", 22_872_064), ("lvs", 23_422_928 - UNUSED),
+    ("ssl_tie", 23_422_928 - UNUSED), ("slavc", 46_794_752 // 2),
+])  # fmt: skip
+def test_parameter_counts_are_the_published(method, count):
+    assert parameters(build(LocalizerConfig.published(method))) == count
+
+
+def published_weights(salt, shapes):
+    """The README of the golden folder tells how."""
+    state = {}
+    for key, shape in shapes.items():
+        x = np.random.default_rng(zlib.crc32(f"{salt}:{key}".encode())).standard_normal(shape)
+        last = key.rsplit(".", 1)[-1]
+        if last == "num_batches_tracked":
+            x = np.array(7)
+        elif last == "running_var":
+            x = np.exp(0.2 * x)
+        elif last in ("running_mean", "bias"):
+            x = 0.1 * x
+        elif len(shape) == 1:
+            x = 1 + 0.1 * x
+        else:
+            x = x * math.sqrt(2 / math.prod(shape[1:]))
+        state[key] = torch.from_numpy(np.asarray(x, np.float32))
+    return state
+
+
+HEADS = {"": ("visual_heads.visual", "audio_heads.audio"), "1": ("visual_heads.visual_avc", "audio_heads.audio_avc"),
+         "2": ("visual_heads.visual_loc", "audio_heads.audio_loc")}  # fmt: skip
+
+
+def own_name(name, key):
+    """Our name of a published key, None where the map does not depend on it."""
+    if name == "slavc_momentum":
+        return own_name("slavc", key.removeprefix("momentum_")) if key.startswith("momentum_") else None
+    module, _, rest = key.partition(".")
+    if module in ("imgnet", "audnet") and name in ("lvs", "sslalign", "ssltie"):
+        first = "conv1.weight" if module == "imgnet" else "conv1_a.weight"
+        if rest.startswith("fc.") or rest in {"conv1.weight", "conv1_a.weight", "conv1_flow.weight"} - {first}:
+            return None
+        rest = "conv1.weight" if rest == first else rest
+    if module in ("imgnet", "audnet"):
+        return f"{'visual' if module == 'imgnet' else 'audio'}_net.{rest}"
+    kind, _, head = module.partition("_proj")
+    return f"{HEADS[head][kind == 'aud']}.{rest}" if kind in ("img", "aud") else None
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden folder {GOLDEN}")
+@pytest.mark.parametrize("name, method", [("ezvsl", "ez_vsl"), ("slavc", "slavc"), ("slavc_momentum", "slavc"),
+                                          ("fnac", "fnac"), ("lvs", "lvs"), ("sslalign", "ssl_align"),
+                                          ("ssltie", "ssl_tie")])  # fmt: skip
+def test_maps_equal_golden_maps_of_the_public_models(name, method):
+    salt = (GOLDEN / "salt.txt").read_text().strip()
+    published = published_weights(salt, json.loads((GOLDEN / "checkpoint_keys.json").read_text())[name])
+    changes = {"projection": None} if method == "ssl_align" else {}
+    localizer = build(LocalizerConfig.published(method, **changes)).eval()
+    constants = {k: v for k, v in localizer.state_dict().items() if k.startswith(("image_", "spectrogram_"))}
+    ours = {own_name(name, key): value for key, value in published.items() if own_name(name, key)}
+    localizer.load_state_dict(ours | constants)  # strict: every key is found
+    random = np.random.default_rng(zlib.crc32(f"{salt}:input".encode()))
+    images = random.standard_normal((2, 3, 224, 224)).astype(np.float32)
+    spectrograms = (-1 + 0.2 * random.standard_normal((2, 1, 257, 200))).astype(np.float32)
+    with torch.no_grad():
+        maps = localizer(torch.from_numpy(images), torch.from_numpy(spectrograms))
+    np.testing.assert_allclose(maps.numpy(), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
+
+
+def test_published_initialisation_of_heads():
+    torch.manual_seed(0)
+    localizer = build(LocalizerConfig.published("ez_vsl"))
+    conv, linear = localizer.visual_heads["visual"].weight.detach(), localizer.audio_heads["audio"].weight.detach()
+    assert float(conv.std()) == pytest.approx(math.sqrt(2 / 512), rel=0.01)
+    assert float(linear.std()) == pytest.approx(0.01, rel=0.01)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features, maps, retrieval
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_maps_are_cosines_of_features(method):
+    localizer = small(method, projection=None).eval()
+    images, spectrograms = inputs()
+    with torch.no_grad():
+        visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
+        maps = localizer(images, spectrograms)
+    spaces = ("_loc", "_avc") if method == "slavc" else ("",)
+    assert visual.keys() | audio.keys() == {kind + space for kind in ("visual", "audio") for space in spaces}
+    cosines = [F.cosine_similarity(visual[f"visual{s}"], audio[f"audio{s}"][:, :, None, None]) for s in spaces]
+    torch.testing.assert_close(maps, sum(cosines) / len(cosines))
+    assert maps.shape == (4, 4, 4) and maps.abs().max() <= 1 and maps.std() > 1e-3
+
+
+def test_audio_features_are_the_maximum_over_time_and_frequency():
+    localizer = small("ez_vsl", head_bias=True).eval()
+    _, spectrograms = inputs()
+    with torch.no_grad():
+        cells = localizer.audio_net(spectrograms)
+        strongest = torch.stack([cells[:, k].flatten(1).sort().values[:, -1] for k in range(cells.shape[1])], 1)
+        expected = strongest @ localizer.audio_heads["audio"].weight.t() + localizer.audio_heads["audio"].bias
+        torch.testing.assert_close(localizer.audio_features(spectrograms)["audio"], expected)
+
+
+def test_projections_see_unnormalised_averages():
+    localizer = small("ssl_align", projection=6).eval()
+    images, spectrograms = inputs()
+    with torch.no_grad():
+        cells = localizer.visual_net(images)
+        expected = torch.stack([cells[:, :, r, c] for r in range(4) for c in range(4)]).mean(0)
+        expected = expected @ localizer.project_visual.weight.t()
+        torch.testing.assert_close(localizer.visual_features(images)["visual_projected"], expected)
+        assert localizer.audio_features(spectrograms)["audio_projected"].shape == (4, 6)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_retrieval_in_chunks_equals_loops(method):
+    localizer = small(method).eval()
+    (images, _), (_, spectrograms) = inputs(5), inputs(3, seed=1)
+    with torch.no_grad():
+        visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
+    scores = localizer.retrieval(visual, audio, chunk=2)
+    torch.testing.assert_close(scores, localizer.retrieval(visual, audio))
+    expected = torch.empty(5, 3)
+    for n in range(5):
+        for m in range(3):
+            one, other = {k: v[n : n + 1] for k, v in visual.items()}, {k: v[m : m + 1] for k, v in audio.items()}
+            expected[n, m] = localizer.maps(one, other).max()
+            if method == "ssl_align":
+                expected[n, m] = F.cosine_similarity(one["visual_projected"], other["audio_projected"])
+    torch.testing.assert_close(scores, expected)
+
+
+def test_retrieval_of_slavc_takes_zero_vectors_as_cosine_zero():
+    localizer = small("slavc")
+    visual = {"visual_loc": torch.zeros(1, 2, 1, 1), "visual_avc": torch.tensor([3.0, 4.0]).view(1, 2, 1, 1)}
+    audio = {"audio_loc": torch.ones(1, 2), "audio_avc": torch.tensor([[5.0, 0.0]])}
+    assert float(localizer.retrieval(visual, audio)) == pytest.approx(0.3)
+    assert float(localizer.maps(visual, audio)) == pytest.approx(0.3)
+
+
+def test_normalisation_uses_the_constants_of_the_config():
+    localizer = build(LocalizerConfig.published("ez_vsl", spectrogram_mean=-1.0, spectrogram_std=0.5))
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 1, 1, 3).expand(1, 3, 2, 3)
+    out = localizer.normalize_images(images)
+    for channel, (mean, std) in enumerate(zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))):
+        expected = [(x / 255 - mean) / std for x in (0, 128, 255)]
+        assert out[0, channel, 1].tolist() == pytest.approx(expected, rel=1e-5)
+    spectrograms = torch.tensor([-2.0, 0.0]).view(2, 1, 1, 1)
+    assert localizer.normalize_spectrograms(spectrograms).flatten().tolist() == [-2.0, 2.0]
+
+
+def test_a_checkpoint_carries_the_normalisation():
+    source = small("lvs", image_mean=(0.1, 0.2, 0.3), spectrogram_std=0.7)
+    target = small("lvs")
+    target.load_state_dict(source.state_dict())
+    images = torch.randint(0, 256, (1, 3, 4, 4), dtype=torch.uint8)
+    assert torch.equal(target.normalize_images(images), source.normalize_images(images))
+    state = {key: value for key, value in source.state_dict().items() if key != "visual_heads.visual.weight"}
+    with pytest.raises(RuntimeError, match="visual_heads.visual.weight"):
+        target.load_state_dict(state)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Dropout and gradients
+
+
+def test_dropout_is_element_wise_and_shared_by_both_heads_of_slavc():
+    localizer = small("slavc", visual_dropout=0.9).train()
+    seen = []
+    for head in localizer.visual_heads.values():
+        head.register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    images, _ = inputs(8)
+    localizer.visual_features(images)
+    assert torch.equal(seen[0], seen[1])
+    rate = float((seen[0] == 0).float().mean())
+    assert 0.85 < rate < 0.99  # 0.9 and what ReLU had set to 0
+    per_channel = (seen[0] != 0).flatten(2).any(2).float().mean()
+    assert per_channel > 0.5  # whole channels are not dropped: 16 cells leave 1 - .9^16 = .81 of those with signal
+    with torch.no_grad():
+        clean = localizer.eval().visual_net(images)
+        localizer.visual_features(images)
+    torch.testing.assert_close(seen[2], clean)
+
+
+def test_audio_dropout_stands_before_the_linear_head():
+    localizer = small("fnac", audio_dropout=0.5).train()
+    seen = []
+    localizer.audio_heads["audio"].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach()))
+    localizer.audio_features(inputs(16)[1])
+    kept = float((seen[0] != 0).float().mean())
+    assert 0.2 < kept < 0.6
+    assert not any(module.p for module in small("ez_vsl").modules() if isinstance(module, torch.nn.Dropout))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_learns(method):
+    localizer = small(method).train()
+    images, spectrograms = inputs(6)
+    f = localizer.visual_features(images) | localizer.audio_features(spectrograms)
+    if method == "ssl_align":
+        projected = {"projected_visuals": [f["visual_projected"]], "projected_audios": [f["audio_projected"]]}
+        loss = losses.ssl_align([f["visual"]], [f["audio"]], **projected)
+    elif method == "slavc":
+        copies = Momentum(localizer)(localizer, images, spectrograms)
+        names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
+        loss = losses.slavc(*(f[n] for n in names), momentum=[copies[n] for n in names])
+    elif method == "ssl_tie":
+        flipped = localizer.visual_features(images.flip(3))["visual"]
+        loss = losses.ssl_tie(f["visual"], f["audio"], flipped, lambda maps: maps.flip(3))
+    else:
+        loss = losses.LOSSES[method]()(f["visual"], f["audio"])
+    loss.backward()
+    assert loss.isfinite()
+    for name, parameter in localizer.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_the_draw_is_torchs_generators():
+    one, same, other = small("slavc"), small("slavc"), build(LocalizerConfig.small("slavc", width=4, dimension=8))
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), same.parameters()))
+    assert not all(torch.equal(x, y) for x, y in zip(one.parameters(), other.parameters()))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Momentum
+
+
+def perturbed(localizer, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in localizer.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator))
+    return localizer
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9, 1.0])
+def test_momentum_in_closed_form(decay):
+    """Towards a constant theta: theta_m after k steps is theta + decay^k (theta_0 - theta)."""
+    online = small("slavc").double()
+    start = [p.detach().clone() for p in online.parameters()]
+    momentum = Momentum(online, decay)
+    perturbed(online)
+    for _ in range(5):
+        momentum.update(online)
+    for slow, first, target in zip(momentum.localizer.parameters(), start, online.parameters(), strict=True):
+        torch.testing.assert_close(slow, target + decay**5 * (first - target), rtol=1e-12, atol=1e-12)
+        assert not slow.requires_grad
+
+
+def test_momentum_updates_before_its_features_and_only_in_train_mode():
+    online = small("slavc")
+    images, spectrograms = inputs()
+    momentum = Momentum(online, decay=0.0)
+    online(images, spectrograms).sum().backward()
+    perturbed(online)
+    before = [p.clone() for p in momentum.localizer.parameters()]
+    momentum.eval()(online, images, spectrograms)
+    assert all(torch.equal(x, y) for x, y in zip(before, momentum.localizer.parameters()))
+    features = momentum.train()(online, images, spectrograms)
+    with torch.no_grad():
+        expected = online.visual_features(images) | online.audio_features(spectrograms)
+    assert features.keys() == expected.keys()
+    for name, value in features.items():  # decay 0: equal to the online nets of this very step
+        torch.testing.assert_close(value, expected[name])
+        assert not value.requires_grad
+    assert all(p.grad is None for p in momentum.parameters())
+
+
+def test_momentum_keeps_its_own_batch_norm_statistics():
+    online = small("slavc").train()
+    momentum = Momentum(online, decay=0.5)
+    images, spectrograms = inputs()
+    mean = "visual_net.bn1.running_mean"
+    momentum(online, images, spectrograms)
+    assert not online.state_dict()[mean].any()  # not touched
+    with torch.no_grad():
+        batch = momentum.localizer.visual_net.conv1(images).mean((0, 2, 3))
+    torch.testing.assert_close(momentum.localizer.state_dict()[mean], 0.1 * batch)
+
+
+def test_momentum_with_averaged_buffers():
+    online = small("slavc").train()
+    momentum = Momentum(online, decay=0.75, ema_buffers=True)
+    images, spectrograms = inputs()
+    online(images, spectrograms)
+    momentum(online, images, spectrograms)
+    state, fast = momentum.localizer.state_dict(), online.state_dict()
+    for name in ("visual_net.bn1", "audio_net.layer4.bn2"):
+        torch.testing.assert_close(state[f"{name}.running_mean"], 0.25 * fast[f"{name}.running_mean"])
+        torch.testing.assert_close(state[f"{name}.running_var"], 0.75 + 0.25 * fast[f"{name}.running_var"])
+
+
+def test_momentum_state_round_trip(tmp_path):
+    online = perturbed(small("slavc"))
+    momentum = Momentum(online, decay=0.9)
+    momentum(online, *inputs())
+    torch.save(momentum.state_dict(), tmp_path / "momentum.pt")
+    other = Momentum(small("slavc"), decay=0.9)
+    other.load_state_dict(torch.load(tmp_path / "momentum.pt", weights_only=True))
+    for net in (momentum, other):
+        net.eval()
+    for name, value in momentum(online, *inputs()).items():
+        assert torch.equal(other(online, *inputs())[name], value)
+    assert not any(key.startswith("online") for key in momentum.state_dict())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Configuration and errors
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_config_round_trips_through_json(method):
+    for config in (LocalizerConfig.published(method), LocalizerConfig.small(method, image_mean=(0.1, 0.2, 0.3))):
+        assert LocalizerConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"method": "ezvsl"}, "method: expected one of ssl_align, .*got 'ezvsl'"),
+    ({"backbone": "resnet50"}, "backbone: expected one of resnet18, .*got 'resnet50'"),
+    ({"method": "slavc", "dimension": None}, "dimension: slavc needs heads"),
+    ({"method": "lvs", "projection": 16}, "projection: only ssl_align has projections, got 16 for lvs"),
+    ({"visual_dropout": 1.0}, r"visual_dropout: expected within \[0, 1\), got 1.0"),
+    ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
+    ({"image_mean": (0.5,)}, "image_mean: expected three values"),
+    ({"dimension": 0}, "dimension: expected >= 1, got 0"),
+])  # fmt: skip
+def test_bad_configurations_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LocalizerConfig(**changes)
+
+
+def test_bad_inputs_are_named():
+    localizer = small("lvs")
+    images, spectrograms = inputs()
+    with pytest.raises(ValueError, match=r"images: expected uint8 \(B, 3, H, W\), got torch.float32 \(4, 3, 64, 64\)"):
+        localizer.normalize_images(images)
+    with pytest.raises(ValueError, match=r"spectrograms: expected float .*, got torch.float32 \(4, 64, 32\)"):
+        localizer.normalize_spectrograms(spectrograms[:, 0])
+    with pytest.raises(TypeError, match="images: expected the float output of normalize_images, got torch.uint8"):
+        localizer.visual_features(images.to(torch.uint8))
+    with pytest.raises(ValueError, match="decay: expected within"):
+        Momentum(localizer, decay=1.5)
+    with pytest.raises(ValueError, match="at least one image"):
+        localizer.retrieval({"visual": torch.zeros(0, 8, 4, 4)}, {"audio": torch.zeros(2, 8)})

@@ -1,0 +1,349 @@
+"""Metrics against closed forms, brute-force loops over pixels, and the published programs' own values."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from ssl_fast.evaluation import metrics
+
+GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(7)
+
+
+def weights(rng, shape):
+    return rng.choice([0, 0, 0, .5, 1], shape).astype(np.float32)
+
+
+# ------------------------------------------------------------------------------------------------ up-sampling
+
+def test_upsample_equals_a_loop_over_pixels(rng):
+    low = rng.standard_normal((2, 3, 5))
+    full = metrics.upsample(low, (8, 11))
+    for n in range(2):
+        for i in range(8):
+            for j in range(11):
+                y, x = (i + .5) * 3 / 8 - .5, (j + .5) * 5 / 11 - .5    # cell centres aligned, border cells continued
+                y, x = min(max(y, 0), 2), min(max(x, 0), 4)
+                i0, j0 = int(y), int(x)
+                i1, j1, a, b = min(i0 + 1, 2), min(j0 + 1, 4), y - i0, x - j0
+                expected = ((1 - a) * ((1 - b) * low[n, i0, j0] + b * low[n, i0, j1])
+                            + a * ((1 - b) * low[n, i1, j0] + b * low[n, i1, j1]))
+                assert full[n, i, j] == pytest.approx(expected, abs=1e-12)
+
+
+def test_upsample_with_corners_aligned_equals_scipy(rng):
+    low = rng.standard_normal((3, 7, 7))
+    full = metrics.upsample(low, 25, align_corners=True)
+    for a, b in zip(low, full):
+        np.testing.assert_allclose(ndimage.zoom(a, 25 / 7, order=1, grid_mode=False), b, atol=1e-12)
+
+
+def test_upsample_keeps_the_range_and_constant_maps_to_the_bit(rng):
+    low = rng.standard_normal((200, 7, 7)).astype(np.float32)
+    low[0] = np.float32(.1234567)
+    full = metrics.upsample(low, 101)
+    assert full.dtype == np.float32
+    assert (full.max((1, 2)) <= low.max((1, 2))).all() and (full.min((1, 2)) >= low.min((1, 2))).all()
+    assert np.unique(full[0]).tolist() == [np.float32(.1234567)]
+    assert metrics.upsample(low, (7, 7)) is low
+    assert metrics.upsample(low[:0], (9, 4)).shape == (0, 9, 4)
+
+
+def test_torch_and_numpy_inputs_agree(rng):
+    low, truth = rng.standard_normal((4, 7, 7)).astype(np.float32), weights(rng, (4, 28, 28))
+    tensor = torch.from_numpy(low).to(torch.bfloat16)
+    np.testing.assert_array_equal(metrics.upsample(tensor, 28), metrics.upsample(tensor.float().numpy(), 28))
+    full = metrics.upsample(low, 28)
+    prediction = metrics.adaptive(torch.from_numpy(full).requires_grad_(), torch.from_numpy(truth))
+    np.testing.assert_array_equal(prediction, metrics.adaptive(full, truth))
+    np.testing.assert_array_equal(metrics.consensus_iou(torch.from_numpy(prediction), torch.from_numpy(truth)),
+                                  metrics.consensus_iou(prediction, truth))
+
+
+# ------------------------------------------------------------------------------------------------ predictions
+
+def best_pixels(row, k):
+    """The k best of a flat map by a stable sort: ties in row-major order; a constant map predicts everything."""
+    out = np.zeros(row.size, bool)
+    out[np.argsort(-row, kind="stable")[:k]] = True
+    return np.ones_like(out) if (row == row[0]).all() else out
+
+
+@pytest.mark.parametrize("levels", [2, 3, 7, None])
+@pytest.mark.parametrize("shape", [(1, 7), (5, 9), (16, 16)])
+def test_exact_counts_and_ties_equal_a_stable_sort(rng, levels, shape):
+    maps = rng.standard_normal((50, *shape)).astype(np.float32)
+    if levels:
+        maps = rng.integers(0, levels, (50, *shape)).astype(np.float32)
+    truth = weights(rng, (50, *shape))
+    n = shape[0] * shape[1]
+    for fraction in (.01, .25, .5, .9, 1.):
+        k = int(np.ceil(fraction * n))
+        got = metrics.top_fraction(maps, fraction).reshape(50, -1)
+        for row, predicted in zip(maps.reshape(50, -1), got):
+            np.testing.assert_array_equal(predicted, best_pixels(row, k))
+    got = metrics.adaptive(maps, truth).reshape(50, -1)
+    for row, g, predicted in zip(maps.reshape(50, -1), truth.reshape(50, -1), got):
+        k = int((g > 0).sum()) or (n + 1) // 2
+        np.testing.assert_array_equal(predicted, best_pixels(row, k))
+        assert predicted.sum() == k or np.ptp(row) == 0
+
+
+def test_half_of_the_field_s_frame_is_25088_pixels():
+    assert metrics.top_fraction(np.random.default_rng(0).random((1, 224, 224))).sum() == 25088
+
+
+def test_a_constant_map_predicts_the_whole_image_under_both_rules():
+    maps, truth = np.full((1, 4, 4), .3, np.float32), np.zeros((1, 4, 4))
+    truth[0, :2] = 1
+    assert metrics.top_fraction(maps).all() and metrics.adaptive(maps, truth).all()
+    assert metrics.consensus_iou(metrics.adaptive(maps, truth), truth) == [.5]
+
+
+def test_an_empty_ground_truth_wins_nothing_by_the_adaptive_rule(rng):
+    maps, truth = rng.random((1, 6, 6)), np.zeros((1, 6, 6))
+    prediction = metrics.adaptive(maps, truth)
+    assert prediction.sum() == 18
+    assert metrics.consensus_iou(prediction, truth) == [0]
+
+
+def test_an_absolute_threshold_is_strict():
+    maps = np.array([[[.1, .5], [.5000001, -1]]])
+    np.testing.assert_array_equal(metrics.above(maps, .5), [[[False, False], [True, False]]])
+    assert metrics.pia(maps, .5) == [.25]
+    assert not metrics.above(np.ones((1, 3, 3), np.float32), 1.).any()
+    assert metrics.above(np.ones((1, 3, 3), np.float32), -5.).all()
+
+
+# ------------------------------------------------------------------------------------------------ IoU
+
+def test_consensus_iou_equals_a_double_loop(rng):
+    prediction, truth = rng.random((40, 6, 7)) < .4, weights(rng, (40, 6, 7))
+    for b, g, iou in zip(prediction, truth, metrics.consensus_iou(prediction, truth)):
+        hit = false = total = 0.
+        for i in range(6):
+            for j in range(7):
+                total += float(g[i, j])
+                hit += float(g[i, j]) if b[i, j] else 0
+                false += 1 if b[i, j] and g[i, j] == 0 else 0
+        assert iou == pytest.approx(hit / (total + false), abs=1e-12)
+
+
+def test_consensus_iou_of_binary_ground_truth_is_plain_iou(rng):
+    prediction, truth = rng.random((40, 6, 7)) < .4, rng.random((40, 6, 7)) < .3
+    expected = (prediction & truth).sum((1, 2)) / (prediction | truth).sum((1, 2))
+    np.testing.assert_allclose(metrics.consensus_iou(prediction, truth), expected, atol=1e-15)
+
+
+def test_half_weights_are_not_plain_iou():
+    truth = np.array([[[.5, .5, 1, 0]]])
+    prediction = np.array([[[True, False, True, True]]])
+    assert metrics.consensus_iou(prediction, truth) == [1.5 / 3]     # (.5 + 1) / (2 + one false pixel)
+
+
+def test_empty_predictions_and_ground_truths():
+    nothing, something = np.zeros((1, 3, 3), bool), np.ones((1, 3, 3), bool)
+    assert metrics.consensus_iou(nothing, nothing) == [1]
+    assert metrics.consensus_iou(nothing, nothing, empty=0.) == [0]
+    assert metrics.consensus_iou(something, nothing) == [0]
+    assert metrics.consensus_iou(nothing, something) == [0]
+    assert metrics.consensus_iou(something, something) == [1]
+
+
+def test_success_at_exactly_one_half_counts():
+    assert metrics.success_rate([.5, .4999999, .9, 0]) == .5
+
+
+def test_auc_identity_floor_and_ceiling(rng):
+    for x in (rng.random(1000), rng.random(5), .9 * rng.random(64) ** 3):
+        assert metrics.auc(x) - x.mean() == pytest.approx(.025 - np.mod(x, .05).mean(), abs=1e-9)
+    assert metrics.auc(np.zeros(4)) == pytest.approx(.025)
+    assert metrics.auc(np.ones(4)) == 1
+    x = rng.random(101)
+    rates = [np.mean([value >= .05 * i for value in x]) for i in range(21)]
+    assert metrics.auc(x) == pytest.approx(sum((a + b) / 2 * .05 for a, b in zip(rates, rates[1:])), abs=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------ groups, pointing
+
+def test_interactive_equals_a_loop_over_images(rng):
+    ids = [f"image {i}" for i in rng.integers(0, 30, 90)]
+    iou = rng.random(90)
+    images = sorted(set(ids))
+
+    def rate(t):
+        return np.mean([all(iou[k] >= t for k in range(90) if ids[k] == image) for image in images])
+
+    got = metrics.interactive(iou, ids)
+    assert got.groups == len(images)
+    assert got.iiou == pytest.approx(rate(.5), abs=1e-12)
+    rates = [rate(.05 * i) for i in range(21)]
+    assert got.iauc == pytest.approx(sum((a + b) / 40 for a, b in zip(rates, rates[1:])), abs=1e-12)
+
+
+def test_interactive_needs_every_sound_of_the_image():
+    assert metrics.interactive([.9, .5, .9, .49], ["a", "a", "b", "b"]) == (.5, metrics.auc([.5, .49]), 2)
+    assert metrics.interactive_pointing(np.array([True, True, True, False, True]), ["a", "b", "a", "b", "c"]) == 2 / 3
+    with pytest.raises(ValueError, match="image_ids: expected 2 ids, got 1"):
+        metrics.interactive([.1, .2], ["a"])
+
+
+@pytest.mark.parametrize("cells, pixels", [((7, 7), (112, 112)), ((5, 3), (5, 3)), ((4, 6), (20, 33))])
+def test_pointing_equals_a_loop_over_cells(rng, cells, pixels):
+    maps, truth = rng.standard_normal((60, *cells)), weights(rng, (60, *pixels))
+    for m, g, hit in zip(maps, truth, metrics.pointing(maps, truth)):
+        best = None
+        for i in range(cells[0]):
+            for j in range(cells[1]):
+                if best is None or m[i, j] > m[best]:
+                    best = i, j
+        y, x = (int((at + .5) / c * p) for at, c, p in zip(best, cells, pixels))
+        assert hit == (g[y, x] > 0)
+
+
+def test_pointing_of_constant_maps_misses_and_of_ties_takes_the_first():
+    truth = np.zeros((1, 4, 4))
+    truth[0, 1, 1] = 1
+    maps = np.zeros((1, 2, 2))
+    assert not metrics.pointing(maps, np.ones((1, 4, 4)))[0]
+    maps[0, 0, 0] = maps[0, 1, 1] = 1
+    assert metrics.pointing(maps, truth)[0]                 # cell (0, 0) has its centre at pixel (1, 1)
+    assert not metrics.pointing(maps * [.5, 1], truth)[0]
+    with pytest.raises(ValueError, match="expected 1 samples to match maps, got 2"):
+        metrics.pointing(maps, np.zeros((2, 4, 4)))
+
+
+def test_universal_threshold_is_the_highest_third_quartile():
+    maxima = {"silence": np.arange(5.), "noise": np.array([0, 0, 0, 10.]), "offscreen": np.array([2.9, 2.9])}
+    assert metrics.universal_threshold(maxima) == (3., {"silence": 3., "noise": 2.5, "offscreen": pytest.approx(2.9)})
+    with pytest.raises(ValueError, match=r"maxima\['noise'\]: sample 1 is NaN"):
+        metrics.universal_threshold({"noise": [0, np.nan]})
+    with pytest.raises(ValueError, match="at least one kind"):
+        metrics.universal_threshold({})
+
+
+# ------------------------------------------------------------------------------------------------ retrieval
+
+def test_recall_equals_sorting(rng):
+    scores = rng.standard_normal((60, 45))
+    queries, items = rng.integers(0, 6, 60).tolist(), rng.integers(0, 6, 45).tolist()
+    got = metrics.recall_at(scores, queries, items, (1, 5, 10))
+    order = np.argsort(-scores, axis=1)
+    for k in (1, 5, 10):
+        hits = [any(items[j] == queries[i] for j in order[i, :k]) for i in range(60)]
+        assert got[k] == pytest.approx(np.mean(hits), abs=1e-12)
+    for i, rank in enumerate(metrics.recall_ranks(scores, queries, items)):
+        assert rank == min(place for place, j in enumerate(order[i]) if items[j] == queries[i])
+
+
+def test_recall_with_several_labels_an_item(rng):
+    scores = rng.standard_normal((20, 30))
+    queries = [frozenset(rng.choice(list("abcdef"), 2)) for _ in range(20)]
+    items = [frozenset(rng.choice(list("abcdef"), 3)) for _ in range(30)]
+    order = np.argsort(-scores, axis=1)
+    expected = np.mean([any(queries[i] & items[j] for j in order[i, :2]) for i in range(20)])
+    assert metrics.recall_at(scores, queries, items, (2,))[2] == pytest.approx(expected, abs=1e-12)
+    single = [next(iter(sorted(q))) for q in queries]
+    expected = np.mean([any(single[i] in items[j] for j in order[i, :2]) for i in range(20)])
+    assert metrics.recall_at(torch.from_numpy(scores), single, items, (2,))[2] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_score_that_is_the_same_for_all_retrieves_nothing():
+    assert metrics.recall_at(np.zeros((4, 4)), range(4), range(4), (1, 3, 4)) == {1: 0, 3: 0, 4: 1}
+
+
+def test_recall_errors():
+    with pytest.raises(ValueError, match="no item has the label 'c' of query 1"):
+        metrics.recall_at(np.zeros((2, 2)), ["a", "c"], ["a", "b"])
+    with pytest.raises(ValueError, match="query 1 has a NaN"):
+        metrics.recall_at([[0, 1], [np.nan, 0]], "ab", "ab")
+    with pytest.raises(ValueError, match="query_labels: entry 1 has no label"):
+        metrics.recall_at(np.zeros((2, 2)), ["a", None], ["a", "b"])
+    with pytest.raises(ValueError, match=r"expected shape \(2, 3\)"):
+        metrics.recall_at(np.zeros((3, 2)), "ab", "abc")
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("function", [
+    lambda m, g: metrics.upsample(m, 9), lambda m, g: metrics.top_fraction(m), metrics.adaptive,
+    lambda m, g: metrics.above(m, 0.), metrics.pointing, lambda m, g: metrics.pia(m, 0.)])
+def test_a_map_that_is_not_finite_names_its_sample(rng, bad, function):
+    maps = rng.random((5, 4, 4))
+    maps[3, 1, 2] = bad
+    with pytest.raises(ValueError, match="maps: sample 3 holds 1 values that are NaN or infinite"):
+        function(maps, np.ones((5, 4, 4)))
+    with pytest.raises(ValueError, match="heat: sample 'dog_7' holds 1"):
+        metrics.check_maps(maps, ["a", "b", "c", "dog_7", "e"], "heat")
+
+
+def test_wrong_shapes_and_values_say_what_came(rng):
+    maps = rng.random((2, 4, 4))
+    with pytest.raises(ValueError, match=r"maps: expected 3 dimensions, got shape \(4, 4\)"):
+        metrics.top_fraction(maps[0])
+    with pytest.raises(ValueError, match=r"ground_truth: expected shape \(2, 4, 4\), got \(2, 4, 5\)"):
+        metrics.adaptive(maps, np.zeros((2, 4, 5)))
+    with pytest.raises(ValueError, match=r"weights in \[0, 1\], sample 1"):
+        metrics.adaptive(maps, np.stack([np.zeros((4, 4)), np.full((4, 4), 1.5)]))
+    with pytest.raises(TypeError, match="prediction: expected bool"):
+        metrics.consensus_iou(maps, maps)
+    with pytest.raises(ValueError, match=r"fraction: expected a number in \(0, 1\], got 0"):
+        metrics.top_fraction(maps, 0)
+    with pytest.raises(ValueError, match="iou: expected at least one sample"):
+        metrics.success_rate([])
+    with pytest.raises(ValueError, match="iou: sample 1 is NaN"):
+        metrics.auc([0, np.nan])
+    with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
+        metrics.above(maps, float("nan"))
+    with pytest.raises(TypeError, match="expected real numbers"):
+        metrics.check_maps(np.zeros((1, 2, 2), complex))
+
+
+# ------------------------------------------------------------------------------------------------ published programs
+
+def golden_cases():
+    files = sorted(GOLDEN.glob("eval_*.npz"))
+    return [pytest.param(f, id=f.stem) for f in files] or [
+        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden values in {GOLDEN}"))]
+
+
+@pytest.mark.parametrize("file", golden_cases())
+def test_golden_success_rates_and_universal_threshold(file):
+    """Where a published pipeline is made of these functions, their values are its values."""
+    arrays, record = np.load(file), json.loads(file.with_suffix(".json").read_text())
+    truth = np.zeros((len(record["boxes"]), 224, 224), np.float32)
+    consensus = np.zeros_like(truth)
+    for image, votes, boxes in zip(truth, consensus, record["boxes"]):
+        for x0, y0, x1, y1 in boxes:
+            image[y0:y1, x0:x1] = 1
+            votes[y0:y1, x0:x1] += .5
+    consensus = np.minimum(consensus, 1)
+    results = record["results"]
+    for ground_truth, name in ((truth, "ezvsl_vggss"), (consensus, "ezvsl_flickr")):
+        full = metrics.upsample(arrays["heat"], 224, align_corners=True)
+        iou = metrics.consensus_iou(metrics.top_fraction(full), ground_truth)
+        np.testing.assert_allclose(iou, results[name]["av"]["per_sample"], atol=1e-6)
+        assert metrics.success_rate(iou) == pytest.approx(results[name]["av"]["cIoU"], abs=1e-6)
+        assert metrics.auc(iou) == pytest.approx(results[name]["av"]["AUC"], abs=1e-6)
+    full = metrics.upsample(arrays["heat"], 224, interpolation="bicubic")
+    iou = metrics.consensus_iou(metrics.top_fraction(full), truth)
+    np.testing.assert_allclose(iou, results["ezvsl_train_val"]["per_sample"], atol=1e-6)
+    threshold = metrics.universal_threshold({k: arrays[k].max((1, 2)) for k in ("silence", "noise", "offscreen")})
+    assert threshold.value == pytest.approx(results["universal_threshold"], abs=1e-6)
+    full = metrics.upsample(arrays["heat"], 224)
+    iou = metrics.consensus_iou(metrics.above(full, threshold.value), truth, empty=0.)
+    assert 100 * iou.mean() == pytest.approx(results["vssl_eval_cv"]["cIoU_U"], abs=1e-4)
+    assert 100 * metrics.auc(iou) == pytest.approx(results["vssl_eval_cv"]["AUC_U"], abs=1e-4)
+    for kind in ("silence", "noise", "offscreen"):
+        area = metrics.pia(metrics.upsample(arrays[kind], 224), threshold.value)
+        assert 100 * area.mean() == pytest.approx(results["vssl_eval_cv"][f"pIA_{kind}"], abs=1e-4)

@@ -1,0 +1,421 @@
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+
+import pytest
+import torch
+from training_toys import ToySet
+
+from ssl_fast import checkpoints, recipes, training
+from ssl_fast.losses import LOSSES
+from ssl_fast.models import LocalizerConfig
+from ssl_fast.recipes import recipe
+from ssl_fast.training import Learner, StepSampler, derived_seed, progress_of, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny(method="ssl_align", **changes):
+    """40 samples make 5 steps of 8 an epoch; 3 epochs."""
+    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
+    return recipe(method, **({"model": model, "batch_size": 8, "epochs": 3, "warm_up_steps": 2} | changes))
+
+
+def run(one, **options):
+    return train(ToySet(), one, progress=False, **options)
+
+
+def weights(localizer):
+    return {name: value.clone() for name, value in localizer.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [name for name in a if not torch.equal(a[name], b[name])]
+    assert not different
+
+
+def figures(history):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(step):
+    def on_step(learner, record):
+        if record["step"] == step:
+            raise Crash
+
+    return on_step
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Progress, seeds, order
+
+
+def test_progress_is_that_of_the_steps_while_time_keeps_pace():
+    # 100 steps in 80 of 100 s, the first one slow: 5 s
+    seconds = [0.0] + [5 + 75 * k / 99 for k in range(100)]
+    assert [progress_of(k, 100, seconds[k], 100.0) for k in range(101)] == [k / 100 for k in range(101)]
+
+
+def test_progress_is_that_of_time_where_it_is_short():
+    assert progress_of(10, 100, 55.0, 100.0) == pytest.approx((55 - 10) / 90)
+    assert progress_of(10, 100, 100.0, 100.0) == 1.0
+    assert progress_of(10, 100, 1e6) == 0.1  # no budget
+    assert progress_of(120, 100) == 1.0
+
+
+def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():
+    whole = list(StepSampler(21, 4, 15, seed=3))
+    assert len(whole) == 15
+    epochs = [sum(whole[k : k + 5], []) for k in (0, 5, 10)]
+    assert all(len(set(epoch)) == 20 and set(epoch) <= set(range(21)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    for first in (0, 4, 5, 7, 15):
+        later = StepSampler(21, 4, 15, seed=3, first=first)
+        assert list(later) == whole[first:] and len(later) == 15 - first
+    assert list(StepSampler(21, 4, 15, seed=4)) != whole
+
+
+def test_seeds_differ_by_every_part_of_their_key():
+    keys = [(seed, purpose, number) for seed in range(4) for purpose in range(4) for number in range(4)]
+    assert len({derived_seed(*key) for key in keys}) == len(keys)
+    assert derived_seed(3, 2, 9) == derived_seed(3, 2, 9)
+
+
+def test_global_generator_is_left_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(3)
+    torch.manual_seed(11)
+    run(tiny(epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Losses in a step
+
+CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entropy that the method sums
+    "ssl_align": 2 * math.log(8), "margin_nce": math.log(1 + 7 * math.exp(-0.2 / 0.07)), "lvs": math.log(9),
+    "ez_vsl": 2 * math.log(8), "slavc": math.log(8), "fnac": 2 * math.log(8), "ssl_tie": math.log(9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_chance_is_the_loss_of_a_collapsed_net(method):
+    assert Learner(tiny(method)).chance() == pytest.approx(CHANCE[method], rel=1e-5)
+
+
+def test_chance_counts_views_and_momentum_terms():
+    assert Learner(tiny("ssl_align", views=2)).chance() == pytest.approx(4 * CHANCE["ssl_align"], rel=1e-5)
+    assert Learner(tiny("slavc", momentum_decay=0.9)).chance() == pytest.approx(2 * CHANCE["slavc"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method, pooling, tau", [("margin_nce", "soft_threshold", 0.07), ("ez_vsl", "max", 0.07)])
+def test_warm_up_blends_scores(method, pooling, tau):
+    """At progress .2 of a warm-up from .1 to .3, scores are half mean and half the method's pooling."""
+    learner, samples = Learner(tiny(method, augmentation="none", precision="float32")), ToySet()
+    images, sounds = samples.images[:8], samples.spectrograms[:8]
+    with torch.no_grad():
+        got = learner.batch_loss(images, sounds, 0.2, torch.Generator())
+        v = learner.localizer.visual_features(learner.localizer.normalize_images(images))["visual"].double()
+        a = learner.localizer.audio_features(learner.localizer.normalize_spectrograms(sounds))["audio"].double()
+        cosine = torch.einsum("nchw,mc->nmhw", v / v.norm(dim=1, keepdim=True), a / a.norm(dim=1, keepdim=True)).flatten(2)
+        weight = torch.sigmoid((cosine - 0.65) / 0.03)
+        own = (weight * cosine).sum(2) / weight.sum(2) if pooling == "soft_threshold" else cosine.amax(2)
+        scores = 0.5 * cosine.mean(2) + 0.5 * own
+        if method == "margin_nce":
+            scores = scores + 0.2 * torch.eye(8)  # margin -.2
+        z = scores / tau
+        rows, columns = (torch.logsumexp(z, dim).sub(z.diagonal()).mean() for dim in (1, 0))
+    expected = (rows + columns) / (2 if method == "margin_nce" else 1)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_l1_terms_of_fnac_wait():
+    learner, samples = Learner(tiny("fnac", nce_only=0.5, augmentation="none", precision="float32")), ToySet()
+    learner.localizer.eval()
+    early, late = (learner.batch_loss(samples.images[:8], samples.spectrograms[:8], p, torch.Generator()).item() for p in (0.49, 0.5))
+    plain = Learner(tiny("ez_vsl", augmentation="none", precision="float32"))
+    plain.localizer.load_state_dict(learner.localizer.state_dict())
+    plain.localizer.eval()
+    assert early == pytest.approx(plain.batch_loss(samples.images[:8], samples.spectrograms[:8], 0.49, torch.Generator()).item(), rel=1e-6)
+    assert late > early * 1.01
+
+
+@pytest.mark.parametrize("method", LOSSES)
+def test_every_method_learns_the_toys(method):
+    changes = {"slavc": {"momentum_decay": 0.5}, "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}}}.get(method, {})
+    done, samples = run(tiny(method, epochs=12, augmentation="none", **changes)), ToySet()
+    losses = [record["loss"] for record in done.history]
+    assert len(losses) == 60 and not done.shortened and not done.localizer.training
+    assert done.final_loss == pytest.approx(sum(losses[-3:]) / 3)
+    localizer = done.localizer
+    with torch.no_grad():
+        visual = localizer.visual_features(localizer.normalize_images(samples.images))
+        audio = localizer.audio_features(localizer.normalize_spectrograms(samples.spectrograms))
+        answer = localizer.retrieval(visual, audio).argmax(1)
+    right = (answer % 4 == torch.arange(40) % 4).float().mean().item()
+    assert right >= 0.75  # chance: .25
+
+
+def test_views_of_ssl_align_are_drawn_anew():
+    """Two views: four pairs; were both views one draw, the loss would be four times that of one view."""
+    samples = ToySet()
+    losses = {}
+    for views in (1, 2):
+        learner = Learner(tiny(views=views, precision="float32"))
+        learner.localizer.eval()  # batch norm of the running statistics: rows do not see each other
+        generator = torch.Generator().manual_seed(5)
+        losses[views] = learner.batch_loss(samples.images[:8], samples.spectrograms[:8], 1.0, generator).item()
+    assert losses[2] != pytest.approx(4 * losses[1], rel=1e-4) and losses[2] == pytest.approx(4 * losses[1], rel=0.2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resume
+
+RESUMED = {
+    "ssl_align": {}, "lvs": {"precision": "bfloat16"},
+    # dropout and momentum nets: what a step draws, and what only the checkpoint can carry over
+    "slavc": {"momentum_decay": 0.9, "model": LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5)},
+    "ssl_tie": {"augmentation": "crop"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", RESUMED)
+def test_resume_equals_an_uninterrupted_run(method, tmp_path):
+    one = tiny(method, **RESUMED[method])
+    whole = run(one, seed=5)
+    for crash in (3, 11):  # the last checkpoints are those of steps 3 and 11
+        with pytest.raises(Crash):
+            run(one, seed=5, out=tmp_path, resume=crash > 3, checkpoint_every=1e-9, on_step=crash_at(crash))
+        assert checkpoints.load(tmp_path / "checkpoint.pt")["step"] == crash
+    resumed = run(one, seed=5, out=tmp_path, resume=True)
+    assert_same(weights(resumed.localizer), weights(whole.localizer))
+    assert figures(resumed.history) == figures(whole.history)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == resumed.history and [line["step"] for line in lines] == list(range(15))
+
+
+def test_seeds_and_repeats():
+    one = tiny(epochs=1)
+    assert_same(weights(run(one, seed=1).localizer), weights(run(one, seed=1).localizer))
+    assert not torch.equal(run(one, seed=1).localizer.visual_net.conv1.weight, run(one, seed=2).localizer.visual_net.conv1.weight)
+
+
+def test_loader_processes_change_nothing():
+    one = tiny(epochs=1)
+    assert_same(weights(run(one, workers=2).localizer), weights(run(one).localizer))
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_training import run, tiny
+from ssl_fast import training
+def on_step(learner, record):
+    if record["step"] == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9, on_step=on_step)
+"""
+
+
+def test_resume_after_sigkill(tmp_path):
+    script = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 9  # one line more than the checkpoint knows
+    resumed = run(tiny("ez_vsl"), seed=2, out=tmp_path, resume=True)
+    whole = run(tiny("ez_vsl"), seed=2)
+    assert_same(weights(resumed.localizer), weights(whole.localizer))
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 15
+
+
+def test_finished_run_resumes_to_itself(tmp_path):
+    first = run(tiny(epochs=1), out=tmp_path)
+    again = run(tiny(epochs=1), out=tmp_path, resume=True)
+    assert_same(weights(again.localizer), weights(first.localizer))
+    assert again.history == first.history and again.seconds == first.seconds
+
+
+def test_resume_refuses_another_run(tmp_path):
+    run(tiny(epochs=1), out=tmp_path)
+    with pytest.raises(ValueError, match="belongs to a run with seed=0, asked to go on with seed=1"):
+        run(tiny(epochs=1), out=tmp_path, resume=True, seed=1)
+    with pytest.raises(ValueError, match="belongs to a run with epochs=1, asked to go on with epochs=2"):
+        run(tiny(epochs=2), out=tmp_path, resume=True)
+    with pytest.raises(ValueError, match="belongs to a run with samples=40, asked to go on with samples=48"):
+        train(ToySet(48), tiny(epochs=1), out=tmp_path, resume=True, progress=False)
+    other = ToySet()
+    other.ids = [f"other-{i}" for i in range(40)]
+    with pytest.raises(ValueError, match="belongs to a run with data="):
+        train(other, tiny(epochs=1), out=tmp_path, resume=True, progress=False)
+
+
+def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch):
+    clock = iter(x * 0.5 for x in range(10_000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    done = run(tiny(epochs=100), minutes=20 / 60)  # each step takes half a second: 40 of 500 steps
+    assert done.shortened and done.steps == 40 and done.planned_steps == 500 and done.seconds == pytest.approx(20)
+    rates = [record["learning_rate"] for record in done.history]
+    assert rates[-1] < 0.02 * max(rates)
+    weight = [record["mean_weight"] for record in done.history]
+    assert weight[0] == 1 and weight[-1] == 0
+
+
+def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
+    clock = iter(x * 0.5 for x in range(10_000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    one = tiny(epochs=100)
+    with pytest.raises(Crash):
+        run(one, out=tmp_path, minutes=20 / 60, checkpoint_every=1e-9, on_step=crash_at(30))
+    done = run(one, out=tmp_path, minutes=20 / 60, resume=True)
+    assert 20 <= done.seconds <= 21
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+def test_checkpoint_opens_without_pickled_code_and_carries_the_run(tmp_path):
+    done = run(tiny("slavc", epochs=1, momentum_decay=0.9), out=tmp_path, seed=4)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (state["format"], state["step"], state["seed"], state["samples"]) == (checkpoints.FORMAT, 5, 4, 40)
+    assert state["versions"]["torch"] == torch.__version__
+    assert recipes.Recipe.from_dict(state["recipe"]) == done.recipe
+    assert state["history"] == done.history and state["momentum"] is not None
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]  # no temporary files are left
+    localizer, again = training.load_localizer(tmp_path)
+    assert not localizer.training and again["step"] == 5
+    assert_same(weights(localizer), weights(done.localizer))
+
+
+def test_truncated_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+    one = tiny()
+    with pytest.raises(Crash):
+        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(checkpoints.CheckpointError, match=re.escape(f"{path}: truncated, damaged or not a checkpoint")):
+        training.load_localizer(path)
+    with pytest.warns(UserWarning, match=re.escape(f"{path}: truncated") + ".*" + re.escape("checkpoint.previous.pt")):
+        resumed = run(one, out=tmp_path, resume=True)
+    assert_same(weights(resumed.localizer), weights(run(one).localizer))
+
+
+def test_both_checkpoints_damaged_is_an_error(tmp_path):
+    with pytest.raises(Crash):
+        run(tiny(), out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(checkpoints.CheckpointError, match="checkpoint.previous.pt: truncated, damaged"):
+        run(tiny(), out=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(range(256)) * 40])
+def test_strange_files_are_named(content, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(checkpoints.CheckpointError, match=re.escape(str(path))):
+        checkpoints.load(path)
+
+
+def test_foreign_checkpoints_are_named(tmp_path):
+    torch.save({"model": {}}, tmp_path / "other.pt")
+    with pytest.raises(checkpoints.CheckpointError, match="other.pt: expected the format .*, got 'none'"):
+        checkpoints.load(tmp_path / "other.pt")
+    with pytest.raises(checkpoints.CheckpointError, match="absent.pt: no such file"):
+        checkpoints.load(tmp_path / "absent.pt")
+    state = {"recipe": tiny("lvs").to_dict(), "localizer": {"strange": torch.zeros(1)}}
+    checkpoints.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(checkpoints.CheckpointError, match="wrong.pt: weights do not fit the localizer it describes"):
+        training.load_localizer(tmp_path / "wrong.pt")
+
+
+def test_failed_write_leaves_the_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    checkpoints.save({"step": 1}, path)
+    with pytest.raises(Exception, match="pickle"):
+        checkpoints.save({"step": 2, "bad": lambda: None}, path)
+    assert checkpoints.load(path)["step"] == 1 and os.listdir(tmp_path) == ["checkpoint.pt"]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Trouble
+
+
+def test_non_finite_input_stops_with_the_ids_of_the_batch(tmp_path):
+    samples = ToySet()
+    samples.spectrograms[17, 0, 3, 3] = math.nan
+    with pytest.raises(training.TrainingError) as error:
+        train(samples, tiny(), out=tmp_path, progress=False)
+    step, ids = re.fullmatch(r"step (\d+): the loss is nan for the samples (.*)", str(error.value)).groups()
+    order = list(StepSampler(40, 8, 15, seed=0))
+    assert 17 in order[int(step)] and ids.split(", ") == [f"toy-{i:03d}" for i in order[int(step)]]
+
+
+def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
+    learner, samples = Learner(tiny()), ToySet()
+    before = weights(learner.localizer)
+    parameter = learner.parameters[0]
+    parameter.register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(training.TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"):
+        learner.step(3, samples.images[:8], samples.spectrograms[:8], 0.5, ["a", "b"])
+    after = weights(learner.localizer)
+    assert all(torch.equal(before[name], after[name]) for name, _ in learner.localizer.named_parameters())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
+    one = tiny("lvs")
+    handler = signal.getsignal(number)
+
+    def interrupt(learner, record):
+        if record["step"] == 6:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(training.Interrupted) as stop:
+        run(one, out=tmp_path, on_step=interrupt)
+    assert isinstance(stop.value, KeyboardInterrupt)
+    assert stop.value.step == 7 and stop.value.checkpoint == tmp_path / "checkpoint.pt"
+    assert signal.getsignal(number) is handler
+    resumed = run(one, out=tmp_path, resume=True)
+    assert_same(weights(resumed.localizer), weights(run(one).localizer))
+
+
+def test_training_works_outside_the_main_thread():
+    result = []
+    thread = threading.Thread(target=lambda: result.append(run(tiny(epochs=1))))
+    thread.start()
+    thread.join()
+    assert result[0].steps == 5
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(ValueError, match="minutes: expected > 0, got 0"):
+        run(tiny(), minutes=0)
+    with pytest.raises(ValueError, match="batch_size: expected at most the 40 samples of the set, got 64"):
+        run(tiny(batch_size=64), out=tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+def test_no_warnings_in_a_step():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(tiny(epochs=1))
