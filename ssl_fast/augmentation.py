@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 
 def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 12) -> Tensor:
-    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border, and flipped by a fair coin."""
+    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped by a coin."""
     batch, _, height, width = images.shape
 
     def source(size: int) -> Tensor:
@@ -37,9 +37,11 @@ def roll(spectrograms: Tensor, generator: Generator) -> Tensor:
 
 
 class Equivariance:
-    """SSL-TIE's transform, drawn once for a batch: flip and halving by a coin for all, rotation by up to 30 degrees for each.
+    """SSL-TIE's transform, drawn once for a batch: flip and halving by a coin for all, rotation by up to 30 degrees
+    for each.
 
-    Called on square images (B, C, H, H) or maps (B, 1, h, h), float, it does the same to both; what comes from outside is 0.
+    Called on square images (B, C, H, H) or maps (B, 1, h, h), float, it does the same to both; what comes from outside
+    is 0.
     """
 
     def __init__(self, batch: int, generator: Generator, degrees: float = 30.0):

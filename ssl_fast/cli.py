@@ -13,7 +13,10 @@ from pathlib import Path
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
 
 RUN = "run.json"
-_FREE = ("out", "resume", "threads", "minutes", "workers", "device", "checkpoint_every", "quiet", "command", "traceback")
+SCENE_TESTS = ("single", "duo", "trio")
+# Arguments that a resumed run may have anew: they change how a run goes, not what it is.
+_FREE = {"out", "resume", "threads", "minutes", "workers", "device", "checkpoint_every", "quiet"}
+_NOT_REMEMBERED = _FREE | {"command", "traceback", "run"}
 
 
 class UsageError(ValueError):
@@ -31,7 +34,8 @@ def _positive(kind):
         except ValueError:
             value = 0
         if not 0 < value < float("inf"):
-            raise argparse.ArgumentTypeError(f"expected a positive {'integer' if kind is int else 'number'}, got {text!r}")
+            number = "integer" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"expected a positive {number}, got {text!r}")
         return value
 
     return parse
@@ -43,21 +47,36 @@ def _natural(text: str) -> int:
     return int(text)
 
 
+_THREADS = {"type": _positive(int), "metavar": "N", "help": "threads of torch (default: as torch chooses)"}
+_WORKERS = {"type": _natural, "default": 0, "metavar": "N", "help": "processes that load samples (default: 0)"}
+_TEST_SCENES = {"type": _positive(int), "metavar": "N", "help": "images of each test split (default: 150 to 300)"}
+_SPLIT = {"metavar": "NAME", "help": "list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)"}
+_QUIET = {"action": "store_true", "help": "no progress bars"}
+
+
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    """What every command that trains takes. Options that decide the result have the default None: they come from the run
-    that is resumed, or else from `_DEFAULTS`."""
+    """What every command that trains takes.
+
+    Options that decide the result have the default None: they come from the run that is resumed, or from `_DEFAULTS`.
+    """
     add = parser.add_argument
     add("--method", metavar="NAME", help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie")
     add("--seed", type=_natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=_positive(int), metavar="N", help="default: the recipe's")
     add("--batch-size", type=_positive(int), metavar="N", help="default: the recipe's")
-    add("--precision", choices=("auto", "float32", "bfloat16"), help="of the nets; auto: bfloat16 where the hardware has it")
-    add("--minutes", type=_positive(float), metavar="X", help="budget of training time; a run that does not fit is shortened")
+    add("--precision", choices=("auto", "float32", "bfloat16"),
+        help="of the nets (default: auto, bfloat16 where the hardware has it)")  # fmt: skip
+    add("--minutes", type=_positive(float), metavar="X",
+        help="budget of training time: a run that does not fit is shortened (quickstart: 4; train: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out")
-    add("--threads", type=_positive(int), metavar="N", help="threads of torch (default: as torch chooses)")
+    add("--threads", **_THREADS)
     add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
-    add("--checkpoint-every", type=_positive(float), default=20.0, metavar="S", help="seconds between checkpoints (default: 20)")
-    add("--quiet", action="store_true", help="no progress bars")
+    add("--checkpoint-every", type=_positive(float), default=20.0, metavar="S",
+        help="seconds between checkpoints (default: 20)")  # fmt: skip
+    add("--quiet", **_QUIET)
+
+
+_BENCH = "time every op and loss against plain PyTorch and torch.compile"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,41 +92,41 @@ def parser() -> argparse.ArgumentParser:
     quick = command("quickstart", quickstart, "train a localizer on the embedded scenes, evaluate it, write a report")
     quick.add_argument("--out", type=Path, metavar="DIR", help="default: runs/quickstart-METHOD-seedN")
     quick.add_argument("--scenes", type=_positive(int), metavar="N", help="training images (default: 4000)")
-    quick.add_argument("--test-scenes", type=_positive(int), metavar="N", help="images of each test split (default: 150 to 300)")
+    quick.add_argument("--test-scenes", **_TEST_SCENES)
     _run_arguments(quick)
 
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
-    folder.add_argument("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    folder.add_argument("--split", **_SPLIT)
     folder.add_argument("--val", type=Path, metavar="DIR", help="annotated samples to evaluate on at the end")
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
     folder.add_argument("--out", type=Path, required=True, metavar="DIR")
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
-    folder.add_argument("--image-size", type=_positive(int), metavar="N", help="side of the images in pixels (default: the recipe's)")
-    folder.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load samples (default: 0)")
+    folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    folder.add_argument("--workers", **_WORKERS)
     _run_arguments(folder)
 
     test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
     what = test.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, metavar="DIR", help="annotated samples (frames/, audio/, one annotation file)")
+    what.add_argument("--data", type=Path, metavar="DIR", help="annotated samples (frames/, audio/, annotations.json)")
     what.add_argument("--scenes", action="store_true", help="the embedded scenes")
-    test.add_argument("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
-    test.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint, or the folder of a run")
+    test.add_argument("--split", **_SPLIT)
+    test.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint, or a run's folder")
     test.add_argument("--out", type=Path, required=True, metavar="DIR")
-    test.add_argument("--val", type=Path, metavar="DIR", help="samples on whose negatives the universal threshold is chosen")
-    test.add_argument("--test-scenes", type=_positive(int), metavar="N", help="images of each test split of the scenes")
-    test.add_argument("--workers", type=_natural, default=0, metavar="N", help="processes that load samples (default: 0)")
-    test.add_argument("--threads", type=_positive(int), metavar="N", help="threads of torch (default: as torch chooses)")
-    test.add_argument("--quiet", action="store_true", help="no progress bars")
+    test.add_argument("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
+    test.add_argument("--test-scenes", **_TEST_SCENES)
+    test.add_argument("--workers", **_WORKERS)
+    test.add_argument("--threads", **_THREADS)
+    test.add_argument("--quiet", **_QUIET)
 
     data = command("data", data_check, "look after folders of images and sounds")
     data.add_argument("action", choices=("check",), help="check: read every file of a folder and name each broken one")
     data.add_argument("folder", type=Path, metavar="DIR")
     data.add_argument("--split", metavar="NAME", help="only the ids of this list")
-    data.add_argument("--quiet", action="store_true", help="no progress bars")
+    data.add_argument("--quiet", **_QUIET)
 
-    timing = commands.add_parser("bench", help="time every op and loss against plain PyTorch and torch.compile", add_help=False)
+    timing = commands.add_parser("bench", help=_BENCH, add_help=False)  # its own parser, made when it is called
     timing.set_defaults(run=bench)
     command("doctor", doctor, "what is installed, what was built, what is in use, and why something is not")
     return top
@@ -139,7 +158,7 @@ def _run(args: argparse.Namespace) -> int:
         return args.run(args)
     except KeyboardInterrupt as stop:
         saved = getattr(stop, "checkpoint", None)
-        where = f" after step {stop.step}; go on with: ssl-fast {args.command} --resume --out {saved.parent}" if saved else ""
+        where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent)}" if saved else ""
         print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
         return 130
     except (UsageError, CheckpointError, ValueError, OSError) as error:
@@ -155,10 +174,20 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _resume_line(args: argparse.Namespace, out: Path) -> str:
+    data = f" --data {args.data}" if args.command == "train" else ""
+    return f"ssl-fast {args.command} --resume --out {out}{data}"
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 
 _DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
+
+
+def _remembered(args: argparse.Namespace) -> dict:
+    arguments = {key: value for key, value in vars(args).items() if key not in _NOT_REMEMBERED}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
 
 
 def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
@@ -173,8 +202,7 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
     holds_run = file.exists() or (out / "checkpoint.pt").exists()
     if holds_run and not args.resume:
         raise UsageError(f"--out {out}: holds another run; go on with it by --resume, or choose another folder")
-    asked = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-             if key not in _FREE and key != "run"}  # fmt: skip
+    asked = _remembered(args)
     if args.resume:
         if not file.is_file():
             raise UsageError(f"--resume: expected a run in {out}, found no {RUN}")
@@ -188,7 +216,7 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
         for key, value in asked.items():
             if value is not None and value != before.get(key):
                 option = f"--{key.replace('_', '-')}"
-                raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out to go on")
+                raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out")
         args = argparse.Namespace(**{**vars(args), **before})
         args.minutes = args.minutes if args.minutes is not None else minutes
     else:
@@ -208,9 +236,7 @@ def _remember(args: argparse.Namespace) -> None:
     from .evaluation.results import replace_file
 
     args.out.mkdir(parents=True, exist_ok=True)
-    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()
-                 if key not in _FREE and key != "run"}  # fmt: skip
-    stored = {"command": args.command, "arguments": arguments, "minutes": args.minutes}
+    stored = {"command": args.command, "arguments": _remembered(args), "minutes": args.minutes}
     replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
 
 
@@ -228,9 +254,11 @@ def _set_up(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, training_set, recipe):
     from . import training
 
-    run = training.train(training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
-                         workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-                         progress=not args.quiet)  # fmt: skip
+    run = training.train(
+        training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
+        workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
+        progress=not args.quiet,
+    )  # fmt: skip
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
@@ -248,7 +276,7 @@ def quickstart(args: argparse.Namespace) -> int:
     args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
     if args.minutes is None:
         args.minutes = 4.0
-    settings = _scene_settings(args)
+    settings = _scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision)
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _remember(args)
@@ -259,19 +287,17 @@ def quickstart(args: argparse.Namespace) -> int:
     return _evaluate(run.localizer, tests, validation, args.out, about, run.history, args)
 
 
-def _scene_settings(args: argparse.Namespace):
+def _scene_settings(train: int | None, test: int | None):
     from .data.scenes import Settings
 
-    sizes = dict.fromkeys(("val", "single", "duo", "trio"), args.test_scenes) if args.test_scenes else {}
-    if not isinstance(args.scenes, bool) and args.scenes is not None:
-        sizes["train"] = args.scenes
-    return Settings(**sizes)
+    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS), test)}
+    return Settings(**{split: size for split, size in sizes.items() if size is not None})
 
 
 def _scene_tests(settings, quiet: bool):
     from .data import scenes
 
-    tests = {split: scenes.load(split, settings, progress=not quiet) for split in ("single", "duo", "trio")}
+    tests = {split: scenes.load(split, settings, progress=not quiet) for split in SCENE_TESTS}
     return tests, scenes.load("val", settings, progress=not quiet)
 
 
@@ -280,8 +306,10 @@ def train(args: argparse.Namespace) -> int:
 
     _set_up(args)
     args = _open_run(args, args.out)
-    recipe = recipes.recipe(args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-                            front_end=args.front_end, image_size=args.image_size)  # fmt: skip
+    recipe = recipes.recipe(
+        args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
+        front_end=args.front_end, image_size=args.image_size,
+    )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     training_set = _folder(args.data, args.split, recipe.front_end, recipe.image_size)
@@ -295,7 +323,8 @@ def train(args: argparse.Namespace) -> int:
         print(f"checkpoint: {args.out / training.CHECKPOINT}")
         return 0
     about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return _evaluate(run.localizer, {Path(args.val).resolve().name: validation}, None, args.out, about, run.history, args)
+    tests = {Path(args.val).resolve().name: validation}
+    return _evaluate(run.localizer, tests, None, args.out, about, run.history, args)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -311,13 +340,14 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.scenes:
         if args.val is not None or args.split is not None:
             raise UsageError("--val, --split: expected with --data, the scenes have splits of their own")
-        tests, validation = _scene_tests(_scene_settings(args), args.quiet)
+        tests, validation = _scene_tests(_scene_settings(None, args.test_scenes), args.quiet)
     else:
         how = recipe["front_end"], recipe["image_size"]
         tests = {args.data.resolve().name: _folder(args.data, args.split, *how, annotated=True)}
         validation = None if args.val is None else _folder(args.val, None, *how)
     file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
-    about = _about(file, recipe["method"], state["seed"], recipe) | {"train_seconds": state["seconds"], "steps": state["step"]}
+    about = _about(file, recipe["method"], state["seed"], recipe)
+    about |= {"train_seconds": state["seconds"], "steps": state["step"]}
     args.out.mkdir(parents=True, exist_ok=True)
     return _evaluate(localizer, tests, validation, args.out, about, state["history"], args)
 
@@ -328,7 +358,7 @@ def _folder(path, split: str | None, front_end: str, image_size: int, annotated:
 
     found = FolderSet(path, front_end=front_end, size=image_size, split=split)
     if annotated and not found.has_ground_truth:
-        raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against them")
+        raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:
         print(f"{path}: {note}")
     return found
@@ -347,11 +377,11 @@ def _about(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
 
 
 def _about_run(run) -> dict:
-    return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps, "shortened": run.shortened,
-            "final_loss": run.final_loss, "chance": run.chance}  # fmt: skip
+    return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
+            "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance}  # fmt: skip
 
 
-def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, history: list, args: argparse.Namespace) -> int:
+def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, history: list, args) -> int:
     from . import evaluation
     from .evaluation import overlays, report
     from .training import fingerprint
@@ -369,25 +399,28 @@ def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, histor
 
 
 def summary(results) -> str:
-    """The figures that matter most, as text: the interactive set with its baselines, the other sets, retrieval, false alarms."""
-    main = results["interactive_on"]
+    """The figures that matter most, as text: all sets, the interactive one with its baselines, retrieval, false
+    alarms."""
     columns = {"ciou_adaptive": "cIoU", "auc_adaptive": "AUC", "ciou_top50": "cIoU top50", "iiou_adaptive": "IIoU",
                "interactive_pointing": "interactive pointing"}  # fmt: skip
-    rows = [(f"{name}: {results.get('method', 'model')}", one["model"]) for name, one in results["sets"].items() if name != main]
-    one = results["sets"][main]
-    rows += [(f"{main}: {results.get('method', 'model')}", one["model"]), *((f"{main}: {k}", v) for k, v in one["baselines"].items())]
-    width = max(len(title) for title, _ in rows)
-    lines = [" " * width + "".join(f"  {title:>{max(6, len(title))}}" for title in columns.values())]
-    for title, row in rows:
-        cells = (f"  {row[key]:>{max(6, len(head))}.3f}" if key in row else "  " + " " * max(6, len(head)) for key, head in columns.items())
-        lines.append(f"{title:<{width}}" + "".join(cells))
+    main, name = results["interactive_on"], results.get("method", "model")
+    order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
+    rows = {f"{one}: {name}": results["sets"][one]["model"] for one in order}
+    rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]
+    for title, row in rows.items():
+        cells = (f"{row[key]:>{max(6, len(head))}.3f}" for key, head in columns.items())
+        lines.append(f"{title:<{width}}  " + "  ".join(cells))
     retrieval = results["retrieval"]
     hit = "class" if "class" in retrieval else "instance"
-    lines += [f"retrieval on {retrieval['set']}, by {hit}: {title} " + ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
-              for way, title in (("a2i", "sound to image"), ("i2a", "image to sound"))]  # fmt: skip
-    alarms = {key: value for key, value in one["model"].items() if key.startswith("pia_")}
+    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")):
+        rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
+        lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
+    alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
     if alarms:
-        lines.append(f"false alarms on {main}, share of the image: " + ", ".join(f"{key.split('_')[1]} {value:.3f}" for key, value in alarms.items()))
+        rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
+        lines.append(f"false alarms on {main}, share of the image: {rates}")
     return "\n".join(lines)
 
 
@@ -402,7 +435,7 @@ def data_check(args: argparse.Namespace) -> int:
 def bench(args: argparse.Namespace) -> int:
     from . import bench
 
-    timing = argparse.ArgumentParser(prog="ssl-fast bench", description="Time every op and loss against plain PyTorch and torch.compile.")
+    timing = argparse.ArgumentParser(prog="ssl-fast bench", description=f"{_BENCH[0].upper()}{_BENCH[1:]}.")
     bench.add_arguments(timing)
     try:
         options = timing.parse_args(args.rest)

@@ -21,15 +21,19 @@ LIBRARIES = (
     ("matplotlib", "matplotlib", "plots of the report"),
     ("tqdm", "tqdm", "progress bars"),
 )
-OPTIONAL = (("scipy", "scipy", "tests only"), ("pytest", "pytest", "tests only"), ("tensorboard", "tensorboard", "live curves"))
+OPTIONAL = (
+    ("scipy", "scipy", "tests only"),
+    ("pytest", "pytest", "tests only"),
+)
 
 
 def _library(distribution: str, module: str) -> tuple[bool, str]:
     """Whether it imports, and its version or the reason."""
     try:
         importlib.import_module(module)
-    except Exception as error:  # a broken binary raises anything from OSError to RuntimeError: report it, whatever it is
-        return False, f"MISSING ({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''})"
+    except Exception as error:  # a broken binary raises anything from OSError to RuntimeError: report whatever it is
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return False, f"MISSING ({type(error).__name__}: {reason})"
     try:
         return True, importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -50,7 +54,8 @@ def _cuda_built(extension) -> tuple[str, str]:
         return "unknown: the compiled module did not load", "no"
     architectures = getattr(extension, "cuda_architectures", "")
     if not architectures:
-        return "none (no nvcc was found when the package was built, or it was switched off)", "no: no CUDA code was built"
+        built = "none (no nvcc was found when the package was built, or it was switched off)"
+        return built, "no: no CUDA code was built"
     count, error = extension.cuda_status()
     if error:
         return architectures, f"no: {error}"
@@ -80,7 +85,8 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         software[distribution] = text if found else f"not installed (optional, {purpose})"
     extension = checks.extension
     if extension is None:
-        kernels = {"compiled module": f"NOT LOADED ({checks.extension_error}); every op runs its plain-PyTorch reference"}
+        reason = f"NOT LOADED ({checks.extension_error}); every op runs its plain-PyTorch reference"
+        kernels = {"compiled module": reason}
     else:
         kernels = {"compiled module": extension.__file__, "instruction set in use": extension.instruction_set(),
                    "instruction sets available": ", ".join(extension.instruction_sets())}  # fmt: skip

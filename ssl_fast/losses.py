@@ -24,7 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .ops.checks import check_pair
 from .ops.reference import accumulate_dtype, unit
+from .ops.similarity import similarity_and_map
 
 __all__ = ["LOSSES", "EZVSL", "FNAC", "LVS", "MarginNCE", "SLAVC", "SSLAlign", "SSLTIE",
            "ez_vsl", "fnac", "lvs", "margin_nce", "slavc", "ssl_align", "ssl_tie"]  # fmt: skip
@@ -101,14 +103,19 @@ def _direction(symmetric: bool) -> tuple[str, float]:
 
 def _pooled(visual: Tensor, audio: Tensor, pooling: Pooling, mean_weight: float, backend: str) -> Tensor:
     """S (N, M) by `pooling`, blended with the mean over the same cells."""
+    if mean_weight == 1:
+        return ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend)
+    scores = ops.pooled_similarity(visual, audio, pooling, backend=backend)
+    return scores if isinstance(pooling, ops.Mean) else _blend(scores, visual, audio, mean_weight, backend)
+
+
+def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, backend: str) -> Tensor:
+    """(1 - mean_weight) scores + mean_weight (the mean over the same cells)."""
     if not 0 <= mean_weight <= 1:
         raise ValueError(f"mean_weight: expected within [0, 1], got {mean_weight}")
-    if mean_weight == 0 or isinstance(pooling, ops.Mean):
-        return ops.pooled_similarity(visual, audio, pooling, backend=backend)
-    mean = ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend)
-    if mean_weight == 1:
-        return mean
-    return torch.lerp(ops.pooled_similarity(visual, audio, pooling, backend=backend), mean, mean_weight)
+    if mean_weight == 0:
+        return scores
+    return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
 
 
 def _full_precision(device: torch.device) -> torch.autocast:
@@ -236,11 +243,15 @@ def _lvs(visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_nega
          backend, need_map):
     """The loss, and the maps (N, h, w) of the positives where they are needed."""
     _check_tau(tau)
-    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
-    maps = None
-    _check_positives(*scores.shape, positives, scores.device)
+    pooling, maps = ops.SoftThreshold(epsilon, beta), None
     if hard_negative or need_map:
-        maps = ops.cosine_map(visual, _own(audio, positives), backend=backend)
+        check_pair(visual, audio)
+        _check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
+        columns = torch.arange(visual.shape[0], device=visual.device) if positives is None else positives
+        scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
+        scores = _blend(scores, visual, audio, mean_weight, backend)
+    else:
+        scores = _pooled(visual, audio, pooling, mean_weight, backend)
     if not hard_negative:
         return _contrast(scores, positives, "audio", tau, margin), maps
     cells = maps.flatten(1)

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides how a method is trained, as data. `recipe(method)` is the one that `ssl-fast quickstart` uses."""
+"""Recipes: everything that decides how a method is trained, as data. `recipe(method)` is what quickstart uses."""
 
 import dataclasses
 import math
@@ -29,7 +29,7 @@ class Recipe:
     pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
         both they are blended linearly into the method's own pooling. Selective poolings (soft threshold, maximum) can
         collapse without it when nets start from scratch: they select before there is anything to select. None: no
-        warm-up. slavc has no such pooling, and ignores it.
+        warm-up. slavc, whose pooling is another, has none.
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
         losses are computed in float32 always.
     augmentation: of images, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
@@ -45,7 +45,7 @@ class Recipe:
     loss: dict = field(default_factory=dict)
     front_end: str = "scenes"
     image_size: int = 112
-    epochs: int = 10
+    epochs: int = 20
     batch_size: int = 32
     optimizer: str = "adamw"
     learning_rate: float = 2e-3
@@ -76,8 +76,11 @@ class Recipe:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if self.views > 1 and self.method != "ssl_align":
             raise ValueError(f"views: only ssl_align compares several views, got {self.views} for {self.method}")
+        if self.pooling_warm_up is not None and self.method == "slavc":
+            raise ValueError(f"pooling_warm_up: slavc has none, got {self.pooling_warm_up}")
         if self.momentum_decay is not None and self.method != "slavc":
-            raise ValueError(f"momentum_decay: only slavc has momentum nets, got {self.momentum_decay} for {self.method}")
+            got = f"{self.momentum_decay} for {self.method}"
+            raise ValueError(f"momentum_decay: only slavc has momentum nets, got {got}")
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
         if self.pooling_warm_up is not None:
@@ -146,20 +149,20 @@ def check_method(method: str) -> None:
 
 
 # Losses of the small nets. Where a published temperature of .03 does not start from scratch within minutes, it is .07.
-# FNAC's L1 terms are means over the entries of matrices whose rows sum to 1, so their weights go with the batch: 100 for
-# 128 as published are 25 for 32.
+# FNAC's L1 terms are means over the entries of matrices whose rows sum to 1, so their weights go with the batch: 100
+# for 128 as published are 25 for 32.
 _QUICKSTART: dict[str, dict] = {
     "ssl_align": {"loss": {"pooling": {"name": "soft_threshold"}, "symmetric": True}},
     "margin_nce": {"loss": {"symmetric": True}},
     "ez_vsl": {"loss": {"tau": 0.07}},
     "lvs": {},
-    "slavc": {"loss": {"tau": 0.07, "negatives": "both"}},
+    "slavc": {"loss": {"tau": 0.07, "negatives": "both"}, "pooling_warm_up": None},
     "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_only": 0.3},
     "ssl_tie": {},
 }
 
-# As published (methods differ in little else): Adam at a constant rate, no warm-up of any kind. What a paper leaves open
-# (MarginNCE's rate, SSL-Align's batch) is filled in from its nearest relative.
+# As published (methods differ in little else): Adam at a constant rate, no warm-up of any kind. What a paper leaves
+# open (MarginNCE's rate, SSL-Align's batch) is filled in from its nearest relative.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {"epochs": 50, "views": 2, "weight_decay": 0.0, "augmentation": "crop"},
     "margin_nce": {"epochs": 20, "weight_decay": 1e-4},
@@ -177,8 +180,8 @@ def quickstart(method: str) -> dict:
 
 def published(method: str) -> dict:
     common = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "batch_size": 128,
-              "optimizer": "adam", "learning_rate": 1e-4, "warm_up_steps": 0, "decay": "constant", "pooling_warm_up": None,
-              "precision": "float32"}  # fmt: skip
+              "optimizer": "adam", "learning_rate": 1e-4, "warm_up_steps": 0, "decay": "constant",
+              "pooling_warm_up": None, "precision": "float32"}  # fmt: skip
     return common | _PUBLISHED[method]
 
 
@@ -186,7 +189,7 @@ RECIPES = {"quickstart": quickstart, "published": published}
 
 
 def recipe(method: str, name: str = "quickstart", **changes) -> Recipe:
-    """The recipe `name` ("quickstart" | "published") of a method; `changes` replace fields (None leaves a field alone)."""
+    """The recipe `name` ("quickstart" | "published") of a method; `changes` that are not None replace its fields."""
     check_method(method)
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")

@@ -31,7 +31,8 @@ if typing.TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "metrics.jsonl"
-# Fraction of a time budget that may pass before lateness counts: slow first steps must not change a run that is in time.
+# Fraction of a time budget that may pass before lateness counts: slow first steps must not change a run that is in
+# time.
 GRACE = 0.1
 
 
@@ -55,8 +56,8 @@ def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
 def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | None = None) -> float:
     """How much of a run is over, in [0, 1]: by steps, or by time where a budget of seconds leaves it behind.
 
-    max(step / steps, (seconds - g) / (budget - g)) with g a tenth of the budget: a run that keeps the pace of its budget
-    is driven by its steps alone, and so is the same every time; a slower one ends on time, with complete schedules.
+    max(step / steps, (seconds - g) / (budget - g)) with g a tenth of the budget: a run that keeps the pace of its
+    budget is driven by its steps alone, and so is the same every time; a slower one ends on time, all schedules over.
     """
     done = step / steps
     if budget is not None:
@@ -66,7 +67,8 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """Batches of indices from step `first` on: every epoch a permutation drawn from (seed, epoch), incomplete batch left out."""
+    """Batches of indices from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without the last
+    batch if that is incomplete."""
 
     def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
@@ -91,7 +93,7 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
 
 
 def bfloat16_native() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself; where it does not, bfloat16 is slower than float32."""
+    """Whether this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
     able = torch.cpu.get_capabilities()
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
@@ -157,14 +159,13 @@ class Learner:
         recipe, views = self.recipe, self.recipe.views
         augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
         images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
-        changes = {}
-        if recipe.method not in ("slavc",):
-            changes["mean_weight"] = recipe.mean_weight_at(progress)
+        changes = {} if recipe.method == "slavc" else {"mean_weight": recipe.mean_weight_at(progress)}
         features = self._features(images, spectrograms)
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
-                changes |= {"projected_visuals": split["visual_projected"], "projected_audios": split["audio_projected"]}
+                changes["projected_visuals"] = split["visual_projected"]
+                changes["projected_audios"] = split["audio_projected"]
             return self.loss(split["visual"], split["audio"], **changes)
         if recipe.method == "slavc":
             names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
@@ -183,7 +184,8 @@ class Learner:
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
-    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
+    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
+             ids: list[str]) -> dict[str, float]:  # fmt: skip
         """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
         torch.manual_seed(derived_seed(self.seed, 2, number))
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
@@ -210,8 +212,9 @@ class Learner:
         method, projected = self.recipe.method, self.recipe.model.projection is not None
         with torch.no_grad():
             if method == "ssl_align":
-                extra = {"projected_visuals": [audio] * self.recipe.views, "projected_audios": [audio] * self.recipe.views}
-                loss = self.loss([visual] * self.recipe.views, [audio] * self.recipe.views, **(extra if projected else {}))
+                visuals, audios = [visual] * self.recipe.views, [audio] * self.recipe.views
+                extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
+                loss = self.loss(visuals, audios, **extra)
             elif method == "slavc":
                 four = (visual, visual, audio, audio)
                 loss = self.loss(*four, momentum=None if self.momentum is None else four)
@@ -252,9 +255,14 @@ def fingerprint(sample_set: "SampleSet") -> str:
     return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
 
 
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int) -> dict:
+    """What a run is, and must be again when it is resumed."""
+    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set)}
+
+
 @contextlib.contextmanager
 def _signals():
-    """Inside, the first SIGINT or SIGTERM only sets a flag (yields a function that reads it); the second one acts as ever.
+    """Inside, the first SIGINT or SIGTERM only sets a flag, the second acts as ever. Yields a function that reads it.
 
     Outside the main thread, where signals cannot be handled, the flag is never set.
     """
@@ -266,7 +274,7 @@ def _signals():
 
     def restore():
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def note(number, frame):
         received.append(number)
@@ -300,7 +308,7 @@ class _History:
             self.file.close()
 
 
-def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet | None" = None) -> dict | None:
+def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet") -> dict | None:
     """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
 
     ValueError where it belongs to a run of another recipe, seed or training set.
@@ -309,9 +317,7 @@ def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: 
     if not path.exists() and not checkpoints.previous(path).exists():
         return None
     state = checkpoints.load(path, fall_back=True)
-    expected = {"seed": seed, "recipe": recipe.to_dict()}
-    if sample_set is not None:
-        expected |= {"samples": len(sample_set), "data": fingerprint(sample_set)}
+    expected = _identity(sample_set, recipe, seed)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
@@ -320,13 +326,25 @@ def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: 
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
         elif state[name] != value:
-            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, asked to go on with {name}={value!r}")
+            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, "
+                             f"asked to go on with {name}={value!r}")  # fmt: skip
     return state
 
 
-def train(sample_set: "SampleSet", recipe: Recipe, *, seed: int = 0, out: str | os.PathLike | None = None,
-          resume: bool = False, minutes: float | None = None, workers: int = 0, device: str = "cpu",
-          checkpoint_every: float = 20.0, progress: bool = True, on_step=None) -> Run:
+def train(
+    sample_set: "SampleSet",
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    out: str | os.PathLike | None = None,
+    resume: bool = False,
+    minutes: float | None = None,
+    workers: int = 0,
+    device: str = "cpu",
+    checkpoint_every: float = 20.0,
+    progress: bool = True,
+    on_step=None,
+) -> Run:
     """Train a localizer from scratch by `recipe`.
 
     out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
@@ -357,7 +375,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    identity = {"recipe": recipe.to_dict(), "seed": seed, "samples": len(sample_set), "data": fingerprint(sample_set)}
+    identity = _identity(sample_set, recipe, seed)
 
     def checkpoint() -> Path | None:
         if out is None:
@@ -377,6 +395,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
             for indices, images, spectrograms in loader:
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
+                    bar.total = run.steps
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
                 record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])

@@ -14,6 +14,7 @@ CELLS, SIDE = 4, 16         # 4 x 4 cells of 4 x 4 pixels
 
 
 class FrontEnd(SimpleNamespace):
+    shape = (2, 1)
     name, sample_rate, seconds, samples = "fake", 16000, .01, 160
 
     def spectrogram(self, waveforms):

@@ -18,7 +18,8 @@ from ssl_fast.evaluation.overlays import Row, Tile
 DUO = [[(c % 4, 0, 0, 2, 2), ((c + 1) % 4, 2, 1, 2, 3)] for c in range(8)]
 HOSTILE = ["<script>alert(1)</script>", '"quoted" & \'co\'', "</figure><b>", "löwe"]
 VOID = {"meta", "img", "br", "source"}
-HISTORY = [{"step": i, "loss": 4. / (1 + i), "learning_rate": 1e-3, "mean_weight": 1 - i / 40, "epoch": "x"} for i in range(40)]
+HISTORY = [{"step": i, "loss": 4. / (1 + i), "learning_rate": 1e-3, "mean_weight": 1 - i / 40, "device": "cpu"}
+           for i in range(40)]
 
 
 class Page(HTMLParser):
@@ -62,7 +63,8 @@ def job():
 
 @pytest.fixture(scope="module")
 def text(job):
-    return report.render(job[2], overlays=job[3], history=HISTORY, config={"method": "ez_vsl", "seed": 3, "note": HOSTILE})
+    config = {"method": "ez_vsl", "seed": 3, "note": HOSTILE}
+    return report.render(job[2], overlays=job[3], history=HISTORY, config=config)
 
 
 def test_the_page_is_balanced_and_loads_nothing(text):
@@ -106,7 +108,7 @@ def test_the_tables_hold_the_figures(job, text):
               "objectness": "image-only object prior"}
     for name, one in results["sets"].items():
         for predictor, row in {"model": one["model"], **one["baselines"]}.items():
-            columns = [key for key in report.MAIN if name == "duo" or not key.startswith(("iiou", "iauc", "interactive"))]
+            columns = [key for key in report.MAIN if name == "duo" or not key.startswith(report.PER_IMAGE)]
             expected = titles[predictor]
             for key in columns:
                 expected += f"{row[key]:.3f}"
@@ -210,6 +212,10 @@ def test_what_is_shown_is_chosen_by_numbers_and_seed(job):
             assert tile.map.max() == pytest.approx(results.samples["duo"][f"{tile.sound}_max"][index])
             assert not tile.ground_truth.any() and tile.iou is None
         assert not row.tiles[1].waveform.any()
+        away = row.tiles[3]
+        assert away.category not in sets["duo"].visible[index] and row.tiles[1].category is None
+        assert away.waveform[0] * 16 == HOSTILE.index(away.category) + 1
+        assert f"off-screen sound: {away.category}" in report.heard(away)
     for section in ("best", "worst", "random"):
         for row in shown[section]:
             index = ids.index(row.tiles[0].sample)
@@ -226,7 +232,8 @@ def test_what_is_shown_is_chosen_by_numbers_and_seed(job):
 
 def tile(heat, truth=None):
     truth = np.zeros((SIDE, SIDE), np.float32) if truth is None else truth
-    return Tile(np.full((SIDE, SIDE, 3), 100, np.uint8), np.asarray(heat, np.float32), truth, "bell", "s", "i")
+    image = np.full((SIDE, SIDE, 3), 100, np.uint8)
+    return Tile(image, np.asarray(heat, np.float32), truth, "positive", "bell", "s", "i")
 
 
 def test_the_overlay_outlines_the_truth_and_rings_the_maximum():
@@ -255,12 +262,15 @@ def test_colours_follow_the_scale_of_the_row():
     assert np.unique(flat.reshape(-1, 3), axis=0).shape == (1, 3)
 
 
-def test_images_keep_their_aspect():
+def test_images_keep_their_aspect(job):
     image = np.zeros((30, 60, 3), np.uint8)
     assert pictures.enlarged(image).shape == (pictures.SIDE // 2, pictures.SIDE, 3)
-    wide = Tile(image, np.eye(4, dtype=np.float32), np.zeros((30, 60), np.float32), "bell", "s", "i")
+    wide = Tile(image, np.eye(4, dtype=np.float32), np.zeros((30, 60), np.float32), "silence", None, "s", "i")
     assert pictures.overlay(wide, 0, 1).shape == (pictures.SIDE // 2, pictures.SIDE, 3)
-    assert "--n:1" in report.render_rows([Row((wide,))], plain=False)
+    page = Page(report.render(job[2], overlays={"two_sounds": [Row((wide, wide, wide))]}))
+    sizes = [Image.open(decoded(p["src"], "image/jpeg")).size for p in page.all("img") if "jpeg" in p["src"][:20]]
+    assert sizes == [(pictures.SIDE, pictures.SIDE // 2)] * 4
+    assert [e["style"] for e in page.all("div") if e.get("class") == "row"] == ["--n:4"]
 
 
 def test_wav_holds_the_samples_clipped():

@@ -134,7 +134,9 @@ def test_warm_up_blends_scores(method, pooling, tau):
         got = learner.batch_loss(images, sounds, 0.2, torch.Generator())
         v = learner.localizer.visual_features(learner.localizer.normalize_images(images))["visual"].double()
         a = learner.localizer.audio_features(learner.localizer.normalize_spectrograms(sounds))["audio"].double()
-        cosine = torch.einsum("nchw,mc->nmhw", v / v.norm(dim=1, keepdim=True), a / a.norm(dim=1, keepdim=True)).flatten(2)
+        cosine = torch.einsum(
+            "nchw,mc->nmhw", v / v.norm(dim=1, keepdim=True), a / a.norm(dim=1, keepdim=True)
+        ).flatten(2)
         weight = torch.sigmoid((cosine - 0.65) / 0.03)
         own = (weight * cosine).sum(2) / weight.sum(2) if pooling == "soft_threshold" else cosine.amax(2)
         scores = 0.5 * cosine.mean(2) + 0.5 * own
@@ -149,17 +151,24 @@ def test_warm_up_blends_scores(method, pooling, tau):
 def test_l1_terms_of_fnac_wait():
     learner, samples = Learner(tiny("fnac", nce_only=0.5, augmentation="none", precision="float32")), ToySet()
     learner.localizer.eval()
-    early, late = (learner.batch_loss(samples.images[:8], samples.spectrograms[:8], p, torch.Generator()).item() for p in (0.49, 0.5))
+    early, late = (
+        learner.batch_loss(samples.images[:8], samples.spectrograms[:8], p, torch.Generator()).item()
+        for p in (0.49, 0.5)
+    )
     plain = Learner(tiny("ez_vsl", augmentation="none", precision="float32"))
     plain.localizer.load_state_dict(learner.localizer.state_dict())
     plain.localizer.eval()
-    assert early == pytest.approx(plain.batch_loss(samples.images[:8], samples.spectrograms[:8], 0.49, torch.Generator()).item(), rel=1e-6)
+    assert early == pytest.approx(
+        plain.batch_loss(samples.images[:8], samples.spectrograms[:8], 0.49, torch.Generator()).item(), rel=1e-6
+    )
     assert late > early * 1.01
 
 
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_the_toys(method):
-    changes = {"slavc": {"momentum_decay": 0.5}, "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}}}.get(method, {})
+    changes = {"slavc": {"momentum_decay": 0.5}, "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}}}.get(
+        method, {}
+    )
     done, samples = run(tiny(method, epochs=12, augmentation="none", **changes)), ToySet()
     losses = [record["loss"] for record in done.history]
     assert len(losses) == 60 and not done.shortened and not done.localizer.training
@@ -214,7 +223,9 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
 def test_seeds_and_repeats():
     one = tiny(epochs=1)
     assert_same(weights(run(one, seed=1).localizer), weights(run(one, seed=1).localizer))
-    assert not torch.equal(run(one, seed=1).localizer.visual_net.conv1.weight, run(one, seed=2).localizer.visual_net.conv1.weight)
+    assert not torch.equal(
+        run(one, seed=1).localizer.visual_net.conv1.weight, run(one, seed=2).localizer.visual_net.conv1.weight
+    )
 
 
 def test_loader_processes_change_nothing():
@@ -375,7 +386,9 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
     before = weights(learner.localizer)
     parameter = learner.parameters[0]
     parameter.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(training.TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"):
+    with pytest.raises(
+        training.TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"
+    ):
         learner.step(3, samples.images[:8], samples.spectrograms[:8], 0.5, ["a", "b"])
     after = weights(learner.localizer)
     assert all(torch.equal(before[name], after[name]) for name, _ in learner.localizer.named_parameters())

@@ -22,21 +22,24 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
     }
     return;
   }
-  for (int64_t p = 0; p < image.cells; p += L) {
-    p = p + L > image.cells ? image.cells - L : p;
-    const T* v = image.values + p;
-    Vec<T> sums[4] = {};
-    int64_t c = 0;
-    for (; c + 4 <= image.channels; c += 4)
-      for (int i = 0; i < 4; ++i) {
-        Vec<T> value = load(v + (c + i) * image.cells);
-        sums[i] += value * (x ? broadcast(x[c + i]) : value);
-      }
-    for (; c < image.channels; ++c) {
-      Vec<T> value = load(v + c * image.cells);
-      sums[0] += value * (x ? broadcast(x[c]) : value);
+  // By blocks of kBlock vectors of cells, all channels through: long runs of memory. The last vectors of a block overlap.
+  constexpr int kBlock = 8;
+  for (int64_t first = 0; first < image.cells; first += kBlock * L) {
+    int64_t starts[kBlock], left = image.cells - first;
+    for (int i = 0; i < kBlock; ++i) starts[i] = (i + 1) * L <= left || left < L ? first + i * L : image.cells - L;
+    int vectors = int(left >= kBlock * L ? kBlock : (left + L - 1) / L);
+    if (left < L) starts[0] = image.cells - L;
+    Vec<T> sums[kBlock] = {};
+    for (int64_t c = 0; c < image.channels; ++c) {
+      const T* v = image.values + c * image.cells;
+#pragma GCC unroll 8
+      for (int i = 0; i < kBlock; ++i)
+        if (i < vectors) {
+          Vec<T> value = load(v + starts[i]);
+          sums[i] += value * (x ? broadcast(x[c]) : value);
+        }
     }
-    store(out + p, (sums[0] + sums[1]) + (sums[2] + sums[3]));
+    for (int i = 0; i < vectors; ++i) store(out + starts[i], sums[i]);
   }
 }
 

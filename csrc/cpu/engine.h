@@ -27,6 +27,17 @@ struct Arena {
   }
 };
 
+// Brings memory that is needed next into the second-level cache, a little at each of `steps` steps of a running product.
+struct Ahead {
+  const char* at;
+  int64_t lines, per_step;
+  Ahead(const void* memory, int64_t bytes, int64_t steps)
+      : at(static_cast<const char*>(memory)), lines(memory ? bytes / 64 : 0), per_step(lines / steps + 1) {}
+  SSL_FAST_AI void step() {
+    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 // ---- one image -------------------------------------------------------------------------------------------------------
 template <class T>
 struct Image {
@@ -93,6 +104,12 @@ inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scrat
   int64_t size = s.channels * s.cells;
   return {values_of<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells, s.channels_last ? 1 : s.cells,
           s.channels_last ? s.channels : 1};
+}
+
+// Image n while the one before it is worked on, over `steps` steps.
+inline Ahead image_ahead(const Shape& s, const void* visual, int64_t n, int64_t steps) {
+  int64_t bytes = s.channels * s.cells * (s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2);
+  return {n < s.images ? static_cast<const char*>(visual) + n * bytes : nullptr, bytes, steps};
 }
 
 template <class T>
@@ -232,16 +249,24 @@ struct Audios {
 };
 
 // ---- the three products ----------------------------------------------------------------------------------------------
+constexpr int64_t kDepth = 128;  // products are added up in blocks of channels: fewer terms in a row, less rounding error
+
+// Steps of a whole image through `similarities`, for what is to be brought in meanwhile.
+template <class T>
+int64_t steps_of(const Image<T>& image, const Audios<T>& audios) {
+  return audios.panels * ((image.cells + kTileRows - 1) / kTileRows) * ((image.channels + kDepth - 1) / kDepth);
+}
+
 // Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not normalised.
 template <class T, class Epilogue>
-inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue) {
+inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
   constexpr int W = kPanel<T>;
-  constexpr int64_t kDepth = 128;  // added up in blocks: fewer terms in a row, less rounding error
   const T* lanes = audios.lanes + panel * image.channels * W;
   for_tiles(image.cells, [&](auto height, int64_t cell) {
     constexpr int R = decltype(height)::value;
     alignas(64) T tile[R * W];
     for (int64_t c = 0; c < image.channels; c += kDepth) {
+      ahead.step();
       int64_t depth = image.channels - c < kDepth ? image.channels - c : kDepth;
       Rows<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
                    image.channel_stride, 1, 0};
@@ -254,12 +279,14 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
   });
 }
 
-// G: [panel][cell][lane]; D: (cells, padded channels)
+// G: [panel][cell][lane]; D: (cells, padded channels); `next`: memory to bring in meanwhile
 template <class T>
-inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D) {
+inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const void* next, int64_t bytes) {
   constexpr int W = kPanel<T>;
+  Ahead ahead(next, bytes, audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows));
   for (int64_t channel = 0; channel < audios.channels; channel += W)
     for_tiles(cells, [&](auto height, int64_t cell) {
+      ahead.step();
       multiply<W, false, decltype(height)::value>(D + cell * audios.padded_channels() + channel, audios.padded_channels(),
                                                   Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
                                                   audios.columns + channel * audios.padded());

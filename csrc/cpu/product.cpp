@@ -17,38 +17,24 @@ namespace {
 template <class T>
 using LSE = LogSumExp<Vec<T>, T>;
 
-// The largest x and log sum exp(scale (x - largest)) of all that the lanes of `state` have seen and of `count` more.
-template <class T>
-void log_sum(const typename LSE<T>::State& state, const T* more, int64_t count, T scale, T* top, T* log_of_sum) {
-  T largest = state.top[0], sum = 0;
-  for (int i = 1; i < kLanes<T>; ++i) largest = state.top[i] > largest ? state.top[i] : largest;
-  for (int64_t i = 0; i < count; ++i) largest = more[i] > largest ? more[i] : largest;
-  Vec<T> seen = state.sum * exponential((state.top - largest) * scale);
-  for (int i = 0; i < kLanes<T>; ++i) sum += seen[i];
-  for (int64_t i = 0; i < count; ++i) sum += T(__builtin_exp(double((more[i] - largest) * scale)));
-  *top = largest;
-  *log_of_sum = T(__builtin_log(double(sum)));
-}
-
-// alpha = product / |v|, kept in [panel][cell][lane].
+// alpha = product / |v| of one panel, kept in [cell][lane].
 template <class T>
 struct KeepAlpha {
   const T* inverse_norm;
   T* kept;
-  int64_t cells;
   template <int R>
-  void tile(const T* products, int64_t panel, int64_t cell) {
+  void tile(const T* products, int64_t, int64_t cell) {
     for (int64_t r = 0; r < R; ++r)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = r * kPanel<T> + v * kLanes<T>;
-        store(kept + (panel * cells + cell) * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
+        store(kept + cell * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
       }
   }
 };
 template <class T>
-void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out) {
-  KeepAlpha<T> epilogue{inverse_norm, out, image.cells};
-  similarities(image, audios, panel, epilogue);
+void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out, Ahead& ahead) {
+  KeepAlpha<T> epilogue{inverse_norm, out};
+  similarities(image, audios, panel, epilogue, ahead);
 }
 
 // What a thread needs for one image.
@@ -99,10 +85,36 @@ struct Product {
   }
   // One panel of alphas: from the kept ones where there are any, else computed into `scratch` (and kept if wanted).
   const T* panel_of(const Features& f, const Image<T>& image, const Audios<T>& audios, const T* norm, int64_t n,
-                    int64_t panel, bool fresh, T* scratch) const {
-    T* place = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() : scratch;
-    if (fresh || n >= p.kept) alphas(image, audios, panel, norm, place);
-    return place + panel * s.cells * W;
+                    int64_t panel, bool fresh, T* scratch, Ahead ahead = {nullptr, 0, 1}) const {
+    T* place = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() + panel * s.cells * W : scratch;
+    if (fresh || n >= p.kept) alphas(image, audios, panel, norm, place, ahead);
+    return place;
+  }
+  // A share of the next image, to be brought in while one panel is worked on.
+  Ahead ahead_of(const Features& f, const Image<T>& image, int64_t n, int64_t panel) const {
+    int64_t steps = steps_of(image, loc);
+    Ahead all = image_ahead(s, f.visual, n + 1, steps);
+    int64_t share = (all.lines + loc.panels - 1) / loc.panels, left = all.lines - panel * share;
+    return {all.at + panel * share * 64, (left < share ? left : share) * 64, steps / loc.panels};
+  }
+  // log of the softmax over audios, of one image: the largest avc of each cell, and the log of the sum.
+  void normalise_instances(const T* avc, T* top, T* log) const {
+    for (int64_t cell = 0; cell < s.cells; ++cell) {
+      auto lanes = [&](int64_t m) { return avc + ((m / W) * s.cells + cell) * W + m % W; };
+      int64_t full = s.audios / L * L;
+      Vec<T> largest = broadcast(T(-2)), sum{};
+      for (int64_t m = 0; m < full; m += L) {
+        Vec<T> alpha = load(lanes(m));
+        largest = select(alpha > largest, alpha, largest);
+      }
+      T most = max_lanes<T>(largest);
+      for (int64_t m = full; m < s.audios; ++m) most = *lanes(m) > most ? *lanes(m) : most;
+      for (int64_t m = 0; m < full; m += L) sum += exponential((load(lanes(m)) - most) * per_tau);
+      T total = sum_lanes<T>(sum);
+      for (int64_t m = full; m < s.audios; ++m) total += T(__builtin_exp(double((*lanes(m) - most) * per_tau)));
+      top[cell] = most;
+      log[cell] = T(__builtin_log(double(total)));
+    }
   }
 };
 
@@ -121,12 +133,12 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
   auto* scratch = arena.take<Scratch>(p.threads);
   for (int i = 0; i < p.threads; ++i) {
     Scratch mine{arena.take<T>(s.channels * s.cells), arena.take<T>(s.channels * s.cells),
-                 arena.take<T>(work.map_size()), arena.take<T>(work.map_size()),
+                 arena.take<T>(s.cells * W), arena.take<T>(work.map_size()),
                  arena.take<typename LSE<T>::State>(s.cells * kVectors)};
     if (workspace) scratch[i] = mine;
   }
   if (bytes) return void(*bytes = arena.used);
-  const LSE<T> lse{work.per_tau}, plain{1};
+  const LSE<T> lse{work.per_tau};
 
 #pragma omp parallel num_threads(p.threads)
   {
@@ -158,17 +170,13 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
       Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
       const T* avc = nullptr;
       for (int64_t panel = 0; panel < work.avc.panels; ++panel)
-        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(), my.avc) -
+        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(),
+                            my.avc + panel * s.cells * W, work.ahead_of(p.avc, maps.avc, n, panel)) -
               panel * s.cells * W;
-      for (int64_t cell = 0; cell < s.cells && !work.over_images(); ++cell) {
-        typename LSE<T>::State state{};
-        int64_t m = 0;
-        for (; m + L <= s.audios; m += L) lse.absorb(state, load(avc + ((m / W) * s.cells + cell) * W + m % W));
-        log_sum<T>(state, avc + ((m / W) * s.cells + cell) * W + m % W, s.audios - m, work.per_tau,
-                   work.instance_top(n, 0) + cell, work.instance_log(n, 0) + cell);
-      }
+      if (!work.over_images()) work.normalise_instances(avc, work.instance_top(n, 0), work.instance_log(n, 0));
       for (int64_t panel = 0; panel < work.loc.panels; ++panel) {
-        const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, true, my.loc);
+        const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, true, my.loc,
+                                     work.ahead_of(p.loc, maps.loc, n, panel));
         const T *top = work.instance_top(n, panel), *log = work.instance_log(n, panel);
         int64_t at = n * s.audios + panel * W, count = work.lanes_in(panel);
         Vec<T> largest[kVectors], norm[kVectors], score[kVectors];
@@ -179,20 +187,18 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
             Vec<T> alpha = load(loc + cell * W + v * L);
             largest[v] = select(alpha > largest[v], alpha, largest[v]);
           }
-          Vec<T> sum{};
-          typename LSE<T>::State total{};
-          typename Max<Vec<T>, T>::State best{Vec<T>{} - T(1e30), {}};
-          for (int64_t cell = 0; cell < s.cells; ++cell) {
-            Vec<T> y = (load(loc + cell * W + v * L) - largest[v]) * work.per_tau;
-            Vec<T> x = work.log_instance(load(avc + panel * s.cells * W + cell * W + v * L), top, log, cell, v) + y;
-            sum += exponential(y);
-            if (p.reduce == Reduce::sum)
-              plain.absorb(total, x);
-            else
-              Max<Vec<T>, T>{}.absorb(best, x, int(cell));
-          }
+          auto y = [&](int64_t cell) { return (load(loc + cell * W + v * L) - largest[v]) * work.per_tau; };
+          auto x = [&](int64_t cell) {
+            return work.log_instance(load(avc + (panel * s.cells + cell) * W + v * L), top, log, cell, v) + y(cell);
+          };
+          typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
+          for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
+          Vec<T> sum{}, total{};
+          for (int64_t cell = 0; cell < s.cells; ++cell) sum += exponential(y(cell));
+          for (int64_t cell = 0; cell < s.cells && p.reduce == Reduce::sum; ++cell) total += exponential(x(cell) - best.best);
           norm[v] = logarithm(sum);
-          score[v] = (p.reduce == Reduce::sum ? plain.score(total) : best.best) - norm[v];
+          score[v] = best.best - norm[v];
+          if (p.reduce == Reduce::sum) score[v] += logarithm(total);
           best_cell[v] = best.cell;
         }
         store_lanes(largest, static_cast<T*>(p.space_norm) + at, count);
@@ -248,7 +254,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
   work.avc.lay_out(arena, s, visual);
   work.R = work.over_images() ? arena.take<T>(work.map_size()) : nullptr;
   struct Scratch {
-    T *loc, *avc;  // alphas of one image
+    T *loc, *avc;  // alphas of one panel; of one image
     Vec<T>* R;     // (cells), by lanes
     Gradients<T> of_loc, of_avc;
   };
@@ -256,7 +262,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
   auto* shares = arena.take<Gradients<T>>(2 * p.threads);
   for (int i = 0; i < p.threads; ++i) {
     Scratch mine;
-    mine.loc = arena.take<T>(work.map_size());
+    mine.loc = arena.take<T>(s.cells * W);
     mine.avc = arena.take<T>(work.map_size());
     mine.R = arena.take<Vec<T>>(s.cells);
     mine.of_loc.lay_out(arena, s, work.loc, group_of(s) * work.map_size());
@@ -303,8 +309,10 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
         const T* avc = nullptr;
         // First u, in place of G_avc, with R and the gradient of loc; then the gradient of avc.
         for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
-          const T* avc_panel = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
-          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
+          const T* avc_panel = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false,
+                                             my.avc + panel * s.cells * W, work.ahead_of(p.avc, maps.avc, n, panel));
+          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc,
+                                       work.ahead_of(p.loc, maps.loc, n, panel));
           avc = avc_panel - panel * s.cells * W;
           Shares<T> share{work, n, {}, {}, {}, {}, {}};
           share.open(panel);
@@ -333,11 +341,12 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             store(G_avc + ((m / W) * s.cells + cell) * W + m % W, Vec<T>{});
         }
         if (visual) {
+          int64_t in_need = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;  // not read for this image yet
           my.of_loc.close(s);
-          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D);
+          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D, maps.loc.values, in_need);
           my.of_loc.publish_visual(s, p.loc, maps.loc, n, work.loc.padded_channels(), maps.loc_norm);
           my.of_avc.close(s);
-          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D);
+          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D, maps.avc.values, in_need);
           my.of_avc.publish_visual(s, p.avc, maps.avc, n, work.avc.padded_channels(), maps.avc_norm);
         }
       }

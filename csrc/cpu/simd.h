@@ -57,11 +57,37 @@ template <class T>
 SSL_FAST_AI Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // "0 + x" would be an addition: it turns -0 into 0
 }
+template <int... I>
+struct LaneList {};
+template <int N, int... I>
+struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct MakeLanes<0, I...> {
+  using type = LaneList<I...>;
+};
 template <class T>
+using Lanes = typename MakeLanes<kLanes<T>>::type;
+
+// Lanes whose number differs in bit B change places.
+template <int B, class V, int... I>
+SSL_FAST_AI V swap_lanes(V v, LaneList<I...>) {
+  return __builtin_shufflevector(v, v, (I ^ B)...);
+}
+template <class T, int B = kLanes<T> / 2>
 SSL_FAST_AI T sum_lanes(Vec<T> v) {
-  T s = 0;
-  for (int i = 0; i < kLanes<T>; ++i) s += v[i];
-  return s;
+  if constexpr (B == 0)
+    return v[0];
+  else
+    return sum_lanes<T, B / 2>(v + swap_lanes<B>(v, Lanes<T>{}));
+}
+template <class T, int B = kLanes<T> / 2>
+SSL_FAST_AI T max_lanes(Vec<T> v) {
+  if constexpr (B == 0) {
+    return v[0];
+  } else {
+    Vec<T> other = swap_lanes<B>(v, Lanes<T>{});
+    return max_lanes<T, B / 2>(other > v ? other : v);
+  }
 }
 
 template <class Mask, class V>
@@ -69,10 +95,9 @@ SSL_FAST_AI V select(Mask mask, V yes, V no) {
   return mask ? yes : no;
 }
 
-// e^x to about 1 ulp: x = n ln 2 + r, a polynomial in r, n added to the exponent. Saturates instead of overflowing.
+// e^x for x <= 88, to about 1 ulp: x = n ln 2 + r, a polynomial in r, n added to the exponent. Below -87.3: e^-87.3.
 SSL_FAST_AI Vec<float> exponential(Vec<float> x) {
   using V = Vec<float>;
-  x = x > 88.f ? V{} + 88.f : x;
   x = x < -87.3f ? V{} - 87.3f : x;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to the nearest integer
   V shifted = x * 1.44269504088896341f + kRound;
@@ -85,8 +110,7 @@ SSL_FAST_AI Vec<float> exponential(Vec<float> x) {
   y = y * r + 1.6666665459e-1f;
   y = y * r + 5.0000001201e-1f;
   y = y * (r * r) + (r + 1.f);
-  Vec<int32_t> bits = ((Vec<int32_t>)shifted - (Vec<int32_t>)(V{} + kRound) + 127) << 23;
-  return y * (V)bits;
+  return (V)((Vec<int32_t>)y + (((Vec<int32_t>)shifted - (Vec<int32_t>)(V{} + kRound)) << 23));
 }
 SSL_FAST_AI Vec<double> exponential(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(x[i]);
@@ -119,31 +143,19 @@ SSL_FAST_AI Vec<float> reciprocal(Vec<float> x) {
 SSL_FAST_AI Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
 
 // Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal blocks.
-template <class T, int B, class Lanes>
-struct Exchange;
-template <int... I>
-struct LaneList {};
-template <int N, int... I>
-struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeLanes<0, I...> {
-  using type = LaneList<I...>;
-};
 template <class T, int B, int... I>
-struct Exchange<T, B, LaneList<I...>> {
-  static SSL_FAST_AI void run(Vec<T>& a, Vec<T>& b) {
-    constexpr int n = kLanes<T>;
-    Vec<T> upper = __builtin_shufflevector(a, b, ((I & B) ? n + (I ^ B) : I)...);
-    b = __builtin_shufflevector(a, b, ((I & B) ? n + I : (I | B))...);
-    a = upper;
-  }
-};
+SSL_FAST_AI void exchange(Vec<T>& a, Vec<T>& b, LaneList<I...>) {
+  constexpr int n = kLanes<T>;
+  Vec<T> upper = __builtin_shufflevector(a, b, ((I & B) ? n + (I ^ B) : I)...);
+  b = __builtin_shufflevector(a, b, ((I & B) ? n + I : (I | B))...);
+  a = upper;
+}
 template <class T, int B = kLanes<T> / 2>
 SSL_FAST_AI void transpose(Vec<T> (&block)[kLanes<T>]) {
   if constexpr (B > 0) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i)
-      if (!(i & B)) Exchange<T, B, typename MakeLanes<kLanes<T>>::type>::run(block[i], block[i | B]);
+      if (!(i & B)) exchange<T, B>(block[i], block[i | B], Lanes<T>{});
     transpose<T, B / 2>(block);
   }
 }

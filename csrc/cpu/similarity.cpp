@@ -52,10 +52,11 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
       Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * s.channels * s.cells);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
       inverse_norms(image, inverse_norm);
+      Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
       for (int64_t panel = 0; panel < audios.panels; ++panel) {
         T* kept = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * audios.padded() * s.cells : nullptr;
         PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, kept, s.cells, {}};
-        similarities(image, audios, panel, epilogue);
+        similarities(image, audios, panel, epilogue, ahead);
         int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
         Vec<T> scores[kVectors];
         typename Pool::Kept pair[kVectors];
@@ -195,7 +196,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, with_columns);
 
-    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
+    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads, image_size = s.channels * s.cells;
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
@@ -206,6 +207,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
         } else {
           T* G = my.G + (n - first) * G_size;
           my.open(s);
+          Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
           SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, {}, {}};
           for (int64_t panel = 0; panel < audios.panels; ++panel) {
             int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
@@ -217,11 +219,12 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
             if (n < p.kept)
               epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * G_size, panel);
             else
-              similarities(image, audios, panel, epilogue);
+              similarities(image, audios, panel, epilogue, ahead);
           }
           my.close(s);
           if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
-          if (f.grad_visual) visual_gradient(G, s.cells, audios, my.D);
+          if (f.grad_visual)
+            visual_gradient(G, s.cells, audios, my.D, image.values, n < p.kept ? image_size * int64_t(sizeof(T)) : 0);
         }
         if (f.grad_visual) my.publish_visual(s, f, image, n, audios.padded_channels(), inverse_norm);
       }

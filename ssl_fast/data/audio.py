@@ -4,10 +4,11 @@
     front_end = FRONT_ENDS["ez_vsl"]
     waveform = front_end.load("audio/clip.wav")                             # (48000,) float32, the 3 s in the middle
     spectrogram = front_end.spectrogram(torch.from_numpy(waveform))         # (257, 200) float32
-    everything = load_audio("audio/clip.wav", sample_rate=16000)            # the whole file, mono
+    whole = load_audio("audio/clip.wav", sample_rate=16000)                 # the whole file, mono
 
-Files are read by libsndfile (wav of every width, flac, ogg, mp3), mixed to mono by the mean over channels and resampled. The published
-programs never resample; their segments and readers are fields of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
+Files are read by libsndfile (wav of every width, flac, ogg, mp3), mixed to mono by the mean over channels, resampled.
+The published programs never resample; their segments and readers are fields of `FrontEnd`. A file that cannot be used
+raises MediaError, which names it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, e.g. unscaled integers.
+# A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
 _CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
 
@@ -36,12 +37,13 @@ class MediaError(ValueError):
 class FrontEnd:
     """Which part of a file is heard and how it becomes a spectrogram.
 
-    name: of the front end. sample_rate: Hz. seconds: length that is heard. offset: "centre" or "start" of the clip; a shorter
-    file is tiled. clip_seconds: the file is first cut, or tiled, to so many seconds from its start (None: the whole file is the clip).
-    channels: "mean" of all, or the "first". reader: "float", or "int16": rounded up to 16 bits after mixing and divided by 32767.
+    name: of the front end. sample_rate: Hz. seconds: length that is heard. offset: "centre" or "start" of the clip; a
+    shorter clip is tiled. clip_seconds: the file is first cut, or tiled, to so many seconds from its start (None: the
+    whole file is the clip). channels: "mean" of all, or the "first". reader: "float", or "int16": after mixing rounded
+    up to 16 bits and divided by 32767, as EZ-VSL, SLAVC and FNAC do.
 
-    window, hop: samples of one frame and between frames. floor: added to the power before the logarithm. scale: divides it.
-    pool: the log spectrogram is averaged over pool x pool; what does not fill a whole square at the end is left out.
+    window, hop: samples of a frame and between frames. floor: added to the power before the logarithm. scale: divides
+    it. pool: the log spectrogram is averaged over pool x pool; what does not fill a square at the end is left out.
     """
 
     name: str
@@ -69,12 +71,12 @@ class FrontEnd:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if self.clip_seconds is not None and not self.seconds <= self.clip_seconds < math.inf:
-            raise ValueError(f"clip_seconds: expected at least seconds={self.seconds}, got {self.clip_seconds!r}")
+            raise ValueError(f"clip_seconds: expected at least the {self.seconds} s heard, got {self.clip_seconds!r}")
         if self.window % 2:
             raise ValueError(f"window: expected an even number of samples, got {self.window}")
         if min(self.shape) < 1:
-            raise ValueError(f"seconds: expected at least {self.pool} frames of {self.window} samples and hop {self.hop} "
-                             f"at {self.sample_rate} Hz, got {self.seconds} s")  # fmt: skip
+            raise ValueError(f"seconds: expected {self.pool} frames or more, of {self.window} samples with a hop of "
+                             f"{self.hop}, got {self.samples} samples")  # fmt: skip
 
     @property
     def samples(self) -> int:
@@ -87,20 +89,22 @@ class FrontEnd:
         return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
-        """log(psd + floor) / scale of waveforms (..., samples), pooled -> (..., F, T) float32, on the waveforms' device.
+        """Waveforms (..., samples) -> log(psd + floor) / scale, pooled: (..., F, T) float32, on the waveforms' device.
 
-        psd is what `scipy.signal.spectrogram(x, sample_rate, nperseg=window, noverlap=window - hop)` returns: of every frame, the mean removed, a
-        periodic Tukey window (.25), one-sided density; no padding. Computed in the waveforms' dtype. Any length from one window up is taken.
+        psd is what `scipy.signal.spectrogram(x, sample_rate, nperseg=window, noverlap=window - hop)` returns: of every
+        frame the mean is removed, then a periodic Tukey window (.25) and the one-sided density; no padding. Computed in
+        the waveforms' dtype. Any length from `pool` frames up is taken.
 
-        Raises TypeError for what is not a float32 or float64 tensor, ValueError for less than one window.
+        Raises TypeError for what is not a float32 or float64 tensor, ValueError for waveforms that are too short.
         """
         if not isinstance(waveforms, Tensor) or waveforms.dtype not in (torch.float32, torch.float64):
             got = waveforms.dtype if isinstance(waveforms, Tensor) else type(waveforms).__name__
             raise TypeError(f"waveforms: expected a float32 or float64 tensor, got {got}")
-        if waveforms.ndim < 1 or waveforms.shape[-1] < self.window:
-            raise ValueError(f"waveforms: expected (..., samples) with at least {self.window} samples, got {tuple(waveforms.shape)}")
+        least = self.window + (self.pool - 1) * self.hop
+        if waveforms.ndim < 1 or waveforms.shape[-1] < least:
+            raise ValueError(f"waveforms: expected (..., {least}) or longer, got {tuple(waveforms.shape)}")
         taper = _tukey(self.window).to(waveforms)
-        frames = waveforms.unfold(-1, self.window, self.hop)
+        frames = waveforms.contiguous().unfold(-1, self.window, self.hop)
         spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * taper))
         power = spectrum.square().sum(-1) / (self.sample_rate * taper.square().sum())
         power[..., 1:-1] *= 2  # one-sided: all but the mean and the Nyquist frequency stand for two
@@ -119,14 +123,15 @@ class FrontEnd:
 
 @lru_cache(maxsize=16)
 def _tukey(window: int, taper: float = 0.25) -> Tensor:
-    """Periodic Tukey window, float64: half a cosine rises over taper/2 of the window and falls over the last taper/2."""
+    """Periodic Tukey window, float64: half a cosine rises over the first taper/2 of it and falls over the last."""
     n = torch.arange(window, dtype=torch.float64)
     to_edge = torch.minimum(n, window - n) / (taper * window / 2)
     return 0.5 - 0.5 * torch.cos(math.pi * to_edge.clamp_max(1))
 
 
-# Segments as the programs of these names cut them. They differ from the published readers in two fields, which can be set: stereo is mixed
-# (SSL-Align takes channels="first", LVS mono only), and samples keep their precision (EZ-VSL, SLAVC, FNAC: reader="int16").
+# Segments as the programs of these names cut them. Two fields differ from what the programs do, and can be set: stereo
+# is mixed (SSL-Align: channels="first"; LVS knows mono only); samples keep their precision (EZ-VSL, SLAVC, FNAC:
+# reader="int16").
 _CENTRE = {"seconds": 3.0, "hop": 238}
 FRONT_ENDS: dict[str, FrontEnd] = {
     front_end.name: front_end
@@ -154,10 +159,11 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | No
                clip_seconds: float | None = None, channels: str = "mean", reader: str = "float") -> np.ndarray:
     """A sound file as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
 
-    seconds: None for the whole file, else round(seconds * sample_rate) samples from its `offset` ("centre" | "start"); a shorter file is
-    tiled. clip_seconds, channels, reader: see FrontEnd. Order: mix, resample, clip to [-1, 1], cut or tile.
+    seconds: None for the whole file, else round(seconds * sample_rate) samples of its "centre" or "start" (`offset`); a
+    shorter file is tiled. clip_seconds, channels, reader: see FrontEnd. Order: mix, resample, clip to [-1, 1], cut.
 
-    Raises MediaError, which names the file: missing, not audio, truncated, of no samples, with NaN or infinite samples, beyond full scale.
+    Raises MediaError, which names the file, for one that is missing, not audio, truncated, of no samples, with NaN or
+    infinite samples, or far beyond full scale.
     """
     for name, value in (("offset", offset), ("channels", channels), ("reader", reader)):
         if value not in _CHOICES[name]:
@@ -173,7 +179,8 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | No
 
 
 def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. Raises MediaError (see load_audio)."""
+    """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. Raises MediaError
+    as load_audio does."""
     import soundfile
 
     path = Path(path)
@@ -192,19 +199,19 @@ def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     if not len(sound):
         raise MediaError(f"{path}: expected audio, got a file of no samples")
     if not np.isfinite(sound).all():
-        bad = int((~np.isfinite(sound)).any(1).argmax())
-        raise MediaError(f"{path}: expected finite samples, got {sound[bad][~np.isfinite(sound[bad])][0]} at {bad / rate:.3f} s")
+        at, channel = np.argwhere(~np.isfinite(sound))[0]
+        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {at / rate:.3f} s")
     peak = float(np.abs(sound).max())
     if peak > PEAK_LIMIT:
-        raise MediaError(f"{path}: expected samples in [-1, 1] (clipped up to {PEAK_LIMIT:g}), got a peak of {peak:g}")
+        raise MediaError(f"{path}: expected samples within full scale, [-1, 1], got a peak of {peak:g}")
     return sound, rate
 
 
 def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """float32 (samples,) from `rate` to `sample_rate` Hz by torchaudio's windowed sinc.
 
-    The sinc's table grows with both terms of the reduced ratio, so an odd ratio is replaced by the nearest with a denominator up to 1000:
-    exact for all usual rates, else off by less than a millionth.
+    The sinc's table grows with both terms of the reduced ratio, so an odd ratio gives way to the nearest one with a
+    denominator up to 1000: exact for all usual rates, else off by less than a millionth.
     """
     if rate == sample_rate:
         return mono
@@ -245,8 +252,8 @@ def _to_int16(sound: np.ndarray, channels: str) -> np.ndarray:
 def _cut_off(path: Path, samples: int, promised: int) -> str:
     """Why a file that was decoded without complaint is incomplete, or "".
 
-    libsndfile takes what it finds. A wav's length stands in its head (unless it was streamed), an ogg's last page tells its own, an mp3's
-    number of samples is a guess unless it begins with a table of contents.
+    libsndfile takes what it finds. A wav's length stands in its head (unless it was streamed), the last page of an ogg
+    tells its own; the number of samples of an mp3 is a guess unless it begins with a table of contents.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:

@@ -11,15 +11,18 @@ The layout of a folder is the field's:
     annotations.json                      optional: boxes, categories, masks
     train.txt, test.txt, NAME.txt | .csv  optional lists of ids: one a line, of a .csv the first column
 
-IDs may contain folders (`bell/clip 7`). Annotations are one JSON list in VGG-SS's format, {"file": ID, "class": NAME, "bbox": [[xmin, ymin, xmax, ymax], ...]}
-with boxes as fractions of the frame; further keys, all optional:
+IDs may contain folders (`bell/clip 7`). Annotations are one JSON list in VGG-SS's format,
+{"file": ID, "class": NAME, "bbox": [[xmin, ymin, xmax, ymax], ...]}, with boxes as fractions of the frame. All but
+"file" is optional, and so are further keys:
 
-    "image", "audio"   other files than ID's: an id under frames/ (audio/), or a path from the folder. Samples of one image are its several sounds.
+    "image", "audio"   other files than ID's: an id under frames/ (audio/), or a path from the folder. Samples with
+                       the same image are its several sounds.
     "mask"             path, from the folder, of an image that is white where the sounding object is
     "visible"          names of all classes in the frame; by default the classes of all samples of the image
 
-Dirt in boxes is handled by rule: coordinates are clipped to [0, 1], boxes without area then are dropped and counted (`notes`). Nothing else is
-repaired: what is missing, broken, empty or listed twice is an error that names the file. No sample is ever skipped or replaced by another.
+Dirt in boxes is handled by rule: coordinates are clipped to [0, 1], boxes without area then are dropped and counted
+(`FolderSet.notes`). Nothing else is repaired: what is missing, broken, empty or listed twice is an error that names the
+file. No sample is ever skipped or replaced by another.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +47,16 @@ ANNOTATIONS = "annotations.json"
 
 
 class DataError(ValueError):
-    """A folder's files, lists and annotations do not fit together. The message names the first files and tells how many."""
+    """A folder's files, lists and annotations do not fit together. Names the first problems and tells how many."""
 
 
 class SampleSet(torch.utils.data.Dataset):
-    """A map-style data set of (image, sound) pairs: what training and evaluation use. Subclasses fill in the fields and methods below.
+    """A map-style data set of (image, sound) pairs: what training and evaluation use. Subclasses fill it in.
 
-    Fields, one entry a sample: ids (unique), image_ids (samples with the same image share it), categories (of the sounding object, None where
-    unknown), visible (all categories in the image, empty where unknown). Further front_end, the FrontEnd of the spectrograms, and has_ground_truth.
+    Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
+    sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
+    the FrontEnd of the spectrograms, and has_ground_truth. Samples are counted from 0 (or from the end, below 0);
+    IndexError for what is not there.
     """
 
     ids: list[str]
@@ -69,7 +75,7 @@ class SampleSet(torch.utils.data.Dataset):
 
     def ground_truth(self, index: int) -> np.ndarray:
         """(H, W) float32 with weights in [0, 1], of the size of the image; ValueError where there is none."""
-        raise ValueError(f"sample {self.ids[self._checked(index)]!r}: expected ground truth, this set has none")
+        raise ValueError(f"sample {self.ids[self._checked(index)]!r}: expected boxes or a mask, it has none")
 
     def mask(self, index: int) -> np.ndarray | None:
         """(H, W) bool, the exact outline of the sounding object; None where it is unknown."""
@@ -90,43 +96,77 @@ class SampleSet(torch.utils.data.Dataset):
 class FolderSet(SampleSet):
     """A folder of frames and sounds (layout: see the module).
 
-    root: the folder. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to size x size directly, whatever
-    their aspect ratio, so that boxes in fractions of the frame stay right. annotations: path of the annotation file; by default annotations.json
-    in the folder where there is one. split: "NAME" for NAME.txt or NAME.csv in the folder, or the path of a list.
+    root: the folder. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to
+    size x size directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. annotations:
+    path of the annotation file; by default annotations.json in the folder where there is one. split: "NAME" for
+    NAME.txt or NAME.csv in the folder, or the path of such a list.
 
-    The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and audio/, sorted. Listed ids
-    must be annotated all or none; has_ground_truth tells which. `notes` (list of str) tells what was dropped by rule.
+    The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
+    audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
+    rule, and how many are annotated where only some are.
 
-    Files are looked up at once, and read when a sample is asked for. Raises DataError where ids and files do not fit, MediaError for a file that is
-    empty or broken; each names the file.
+    Files are looked up at once and read when a sample is asked for, every time anew unless `preload` was called. Raises
+    DataError where ids and files do not fit, MediaError for a file that is empty or broken; both name the file.
     """
 
-    def __init__(self, root: str | os.PathLike, *, front_end: str | FrontEnd, size: int, annotations: str | os.PathLike | None = None,
-                 split: str | os.PathLike | None = None):  # fmt: skip
+    def __init__(self, root: str | os.PathLike, *, front_end: str | FrontEnd, size: int,
+                 annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None):  # fmt: skip
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size: expected an integer >= 1, got {size!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
         folder = _Folder(self.root, annotations, split)
-        problems = folder.problems
-        if problems:
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise DataError(f"{self.root}: {len(problems)} problem{'s' * (len(problems) > 1)}: {'; '.join(problems[:5])}{more}")
+        if folder.problems:
+            count, shown = len(folder.problems), "; ".join(folder.problems[:5])
+            more = f"; and {count - 5} more" if count > 5 else ""
+            raise DataError(f"{self.root}: {count} problem{'s' * (count > 1)}: {shown}{more}")
         self._items, self.notes = folder.items, folder.notes
         self.ids = [item.id for item in self._items]
         self.image_ids = [item.image_id for item in self._items]
         self.categories = [item.category for item in self._items]
         self.visible = folder.visible()
-        self.has_ground_truth = all(item.boxes is not None or item.mask for item in self._items)
+        self.has_ground_truth = all(item.annotated for item in self._items)
+        self._images: dict[Path, torch.Tensor] = {}
+        self._spectrograms: dict[Path, torch.Tensor] = {}
 
     def __getitem__(self, index: int) -> dict:
         index = self._checked(index)
-        image = load_image(self._items[index].frame, self.size)
-        spectrogram = self.front_end.spectrogram(torch.from_numpy(self.waveform(index)))
-        return {"image": image, "spectrogram": spectrogram[None], "index": index}
+        item = self._items[index]
+        image, spectrogram = self._images.get(item.frame), self._spectrograms.get(item.sound)
+        return {"image": load_image(item.frame, self.size) if image is None else image,
+                "spectrogram": self._spectrogram(item.sound) if spectrogram is None else spectrogram,
+                "index": index}  # fmt: skip
+
+    def _spectrogram(self, sound: Path) -> torch.Tensor:
+        return self.front_end.spectrogram(torch.from_numpy(self.front_end.load(sound)))[None]
+
+    @property
+    def preloaded_bytes(self) -> int:
+        """What `preload` would take: size * size * 3 for every frame, 4 * F * T for every sound."""
+        bands, times = self.front_end.shape
+        frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sound"))
+        return len(frames) * self.size**2 * 3 + len(sounds) * bands * times * 4
+
+    def preload(self, *, progress: bool = False) -> FolderSet:
+        """Read every frame and sound now, once, and keep images and spectrograms in memory; returns the set itself.
+
+        Epochs then cost no decoding and resampling, and a broken file shows before training starts (MediaError). Worker
+        processes that are forked share the memory.
+        """
+        items = self._items
+        if progress:
+            from tqdm import tqdm
+
+            items = tqdm(items, unit="sample", desc=f"reading {self.root.name}")
+        for item in items:
+            if item.frame not in self._images:
+                self._images[item.frame] = load_image(item.frame, self.size)
+            if item.sound not in self._spectrograms:
+                self._spectrograms[item.sound] = self._spectrogram(item.sound)
+        return self
 
     def ground_truth(self, index: int) -> np.ndarray:
-        """Union of the boxes, (size, size) float32: rows int(ymin * size) to int(ymax * size), exclusive, and columns alike. The mask where a sample
-        has one and no boxes. All 0 where every box was dropped."""
+        """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
+        and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
         item = self._items[self._checked(index)]
         if item.boxes is None:
             mask = self.mask(index)
@@ -146,7 +186,8 @@ class FolderSet(SampleSet):
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What `check` found: ids that are complete, missing (file and id), broken (file and reason), notes on what rules dropped."""
+    """What `check` found: ids of complete samples, what is missing, empty or ambiguous, what is broken (each names the
+    file), and notes on what rules dropped."""
 
     root: str
     ids: list[str]
@@ -159,17 +200,18 @@ class FolderReport:
         return not self.missing and not self.broken
 
     def __str__(self) -> str:
-        lines = [f"{self.root}: {len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} broken"]
-        for title in ("missing", "broken", "notes"):
-            lines += [f"  {title}: {entry}" for entry in getattr(self, title)]
+        found = f"{len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} files broken"
+        lines = [f"{self.root}: {found}"]
+        for title, entries in (("missing", self.missing), ("broken", self.broken), ("note", self.notes)):
+            lines += [f"  {title}: {entry}" for entry in entries]
         return "\n".join(lines)
 
 
-def check(root: str | os.PathLike, *, annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None,
-          progress: bool = False) -> FolderReport:
-    """Look at every file of a folder (arguments: see FolderSet) and decode it; nothing is raised for what is missing or broken, it is listed.
+def check(root: str | os.PathLike, *, annotations: str | os.PathLike | None = None,
+          split: str | os.PathLike | None = None, progress: bool = False) -> FolderReport:
+    """Decode every file that a FolderSet with these arguments would use; list what is missing or broken.
 
-    DataError only for what cannot be gone through: no such folder, a list or annotation file that is unreadable.
+    DataError only for what cannot be gone through: no such folder, an unreadable list or annotation file.
     """
     folder = _Folder(Path(root), annotations, split)
     items = folder.items
@@ -177,23 +219,25 @@ def check(root: str | os.PathLike, *, annotations: str | os.PathLike | None = No
         from tqdm import tqdm
 
         items = tqdm(items, unit="sample", desc="check")
-    reasons: dict[Path, str | None] = {}
+    errors: dict[Path, str] = {}  # of each file that was read, "" where it is good: samples may share files
 
-    def reason(path: Path, read) -> str | None:
-        if path not in reasons:  # several samples may share a frame or a sound
+    def good(path: Path, read) -> bool:
+        if path not in errors:
             try:
                 read(path)
-                reasons[path] = None
+                errors[path] = ""
             except MediaError as error:
-                reasons[path] = str(error)
-        return reasons[path]
+                errors[path] = str(error)
+        return not errors[path]
 
-    def sound_of(item):
-        return [(item.frame, decode_image), (item.sound, decode_audio)] + ([(item.mask, lambda p: load_mask(p, 16))] if item.mask else [])
-
-    complete = [item.id for item in items if not [r for r in [reason(*part) for part in sound_of(item)] if r]]
-    broken = [r for r in reasons.values() if r]
-    return FolderReport(str(root), complete, [p for p in folder.problems if p not in broken], broken, folder.notes)
+    complete = []
+    for item in items:
+        parts = [(item.frame, decode_image), (item.sound, decode_audio)]
+        parts += [(item.mask, lambda path: load_mask(path, 16))] if item.mask else []
+        if all([good(*part) for part in parts]):
+            complete.append(item.id)
+    broken = [error for error in errors.values() if error]
+    return FolderReport(str(root), complete, folder.problems, broken, folder.notes)
 
 
 @dataclass(frozen=True)
@@ -202,10 +246,14 @@ class _Item:
     frame: Path
     sound: Path
     image_id: str
-    category: str | None = None
-    boxes: np.ndarray | None = None  # (k, 4) fractions
-    mask: Path | None = None
-    visible: frozenset[str] = frozenset()
+    category: str | None
+    boxes: np.ndarray | None  # (k, 4) fractions
+    mask: Path | None
+    visible: frozenset[str]
+
+    @property
+    def annotated(self) -> bool:
+        return self.boxes is not None or self.mask is not None
 
 
 class _Folder:
@@ -213,53 +261,65 @@ class _Folder:
 
     def __init__(self, root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None):
         if not root.is_dir():
-            raise DataError(f"{root}: expected a folder with frames/ and audio/, got {'a file' if root.exists() else 'nothing there'}")
+            got = "a file" if root.exists() else "nothing there"
+            raise DataError(f"{root}: expected a folder with frames/ and audio/, got {got}")
         self.root, self.problems, self.notes = root, [], []
         self.media = {"frames": _files(root / "frames", IMAGES), "audio": _files(root / "audio", SOUNDS)}
         if annotations is None and (root / ANNOTATIONS).exists():
             annotations = root / ANNOTATIONS
         entries = {} if annotations is None else _annotations(Path(annotations))
         if split is not None:
-            listed = _list(root, split)
-            ids = list(dict.fromkeys(listed))
-            self.problems += [f"{name!r} is listed twice" for name in ids if listed.count(name) > 1] if len(ids) < len(listed) else []
-            bare = [name for name in ids if name not in entries]
-            if entries and 0 < len(bare) < len(ids):
-                self.problems.append(f"{annotations}: {len(bare)} of {len(ids)} listed ids are not annotated, among them {bare[0]!r}")
+            listed = Counter(_list(root, split))
+            self.problems += [f"id {name!r} is listed {n} times" for name, n in listed.items() if n > 1]
+            ids = list(listed)
         else:
             ids = list(entries) or sorted(self.media["frames"].keys() | self.media["audio"].keys())
         if not ids:
-            raise DataError(f"{root}: expected samples, got none ({_have(self.media)})")
-        self._dropped: list[str] = []
+            found = " and ".join(f"{len(files)} files in {kind}/" for kind, files in self.media.items())
+            raise DataError(f"{root}: expected samples, got {found}")
+        self.dropped: list[str] = []
+        self.clipped = 0
         self.items = [item for name in ids if (item := self._item(name, entries.get(name, {})))]
-        if self._dropped:
-            self.notes.append(f"{len(self._dropped)} boxes without area dropped, of {', '.join(dict.fromkeys(self._dropped))}")
+        annotated = sum(item.annotated for item in self.items)
+        if 0 < annotated < len(self.items):
+            first = next(item.id for item in self.items if not item.annotated)
+            self.notes.append(f"{annotated} of {len(self.items)} samples have boxes or a mask, {first!r} has none")
+        if self.clipped:
+            self.notes.append(f"{self.clipped} coordinates of boxes clipped to [0, 1]")
+        if self.dropped:
+            of = ", ".join(dict.fromkeys(self.dropped))
+            self.notes.append(f"{len(self.dropped)} boxes without area dropped, of {of}")
 
     def _item(self, name: str, entry: dict) -> _Item | None:
-        frame, sound = (self._find(name, entry.get(key, name), kind) for key, kind in (("image", "frames"), ("audio", "audio")))
-        mask = entry.get("mask") and self._present(self.root / entry["mask"], f"the mask of {name!r}")
-        if frame is None or sound is None or (entry.get("mask") and mask is None):
+        frame = self._find(name, entry.get("image", name), "frames", IMAGES)
+        sound = self._find(name, entry.get("audio", name), "audio", SOUNDS)
+        mask = self._present(self.root / entry["mask"], f"mask of {name!r}") if "mask" in entry else None
+        if frame is None or sound is None or (mask is None and "mask" in entry):
             return None
-        boxes = entry.get("bbox")
-        if boxes is not None:
-            boxes = np.clip(np.asarray(boxes, np.float64).reshape(-1, 4), 0, 1)
+        boxes = None
+        if "bbox" in entry:
+            given = np.asarray(entry["bbox"], np.float64).reshape(-1, 4)
+            boxes = given.clip(0, 1)
+            self.clipped += int((boxes != given).sum())
             solid = (boxes[:, :2] < boxes[:, 2:]).all(1)
-            self._dropped += [name] * int((~solid).sum())
+            self.dropped += [name] * int((~solid).sum())
             boxes = boxes[solid]
-        return _Item(name, frame, sound, str(entry.get("image", name)), entry.get("class"), boxes, mask, frozenset(entry.get("visible", ())))
+        # however an annotation names a frame, it is one image
+        frames = self.root / "frames"
+        image_id = (frame.relative_to(frames).with_suffix("") if frame.is_relative_to(frames) else frame).as_posix()
+        return _Item(name, frame, sound, image_id, entry.get("class"), boxes, mask, frozenset(entry.get("visible", ())))
 
-    def _find(self, name: str, wanted: str, kind: str) -> Path | None:
-        """The file of an id under frames/ or audio/, or at a path from the folder; a problem where there is none or several."""
-        suffixes = IMAGES if kind == "frames" else SOUNDS
+    def _find(self, name: str, wanted: str, kind: str, suffixes: Sequence[str]) -> Path | None:
+        """The file of an id under frames/ or audio/, or at a path from the folder; a problem where there is not one."""
         found = self.media[kind].get(wanted, [])
         if not found and Path(wanted).suffix.lower() in suffixes:
-            return self._present(self.root / wanted, f"of {name!r}")
+            found = [self.root / wanted]
         if len(found) == 1:
-            return self._present(found[0], f"of {name!r}")
+            return self._present(found[0], f"id {name!r}")
         if found:
-            self.problems.append(f"{name!r} has {len(found)} files: {', '.join(map(str, found))}")
+            self.problems.append(f"id {name!r}: expected one file, got {', '.join(map(str, found))}")
         else:
-            self.problems.append(f"{self.root / kind / wanted}.*: no such file ({', '.join(s[1:] for s in suffixes)}), of {name!r}")
+            self.problems.append(f"{self.root / kind / wanted}: no such file ({', '.join(suffixes)}), id {name!r}")
         return None
 
     def _present(self, path: Path, what: str) -> Path | None:
@@ -277,38 +337,34 @@ class _Folder:
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """{id: files} of a folder and the folders in it, by name."""
+    """{id: files} of a folder and the folders in it, by name; hidden files aside."""
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
-    for place, folders, names in os.walk(folder):
-        folders.sort()
+    for place, _, names in os.walk(folder, followlinks=True):
         for name in sorted(names):
             path = Path(place, name)
-            if path.suffix.lower() in suffixes:
+            if path.suffix.lower() in suffixes and not name.startswith("."):
                 found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
 
 
-def _have(media: dict[str, dict]) -> str:
-    return ", ".join(f"{len(files)} files in {kind}/" for kind, files in media.items())
-
-
 def _list(root: Path, split: str | os.PathLike) -> list[str]:
     """Ids of a list file, in order."""
-    candidates = [Path(split)] if Path(split).suffix else [root / f"{split}.txt", root / f"{split}.csv"]
+    listed = Path(split)
+    candidates = [listed] if listed.suffix in (".txt", ".csv") else [root / f"{split}.txt", root / f"{split}.csv"]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise DataError(f"{' or '.join(map(str, candidates))}: no such list of ids")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected a list of ids in UTF-8, got {error.reason} at byte {error.start}") from error
+        raise DataError(f"{path}: expected ids in UTF-8, got {error.reason} at byte {error.start}") from error
     if path.suffix == ".csv":
         lines = [row[0] for row in csv.reader(lines) if row]
     ids = [line.strip() for line in lines if line.strip()]
     if not ids:
-        raise DataError(f"{path}: expected a list of ids, got an empty file")
+        raise DataError(f"{path}: expected a list of ids, got none")
     return ids
 
 
@@ -319,35 +375,39 @@ def _annotations(path: Path) -> dict[str, dict]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: expected annotations as a JSON list, got {error}") from error
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path}: expected a JSON list of annotations, got {'an empty one' if entries == [] else type(entries).__name__}")
+        got = "an empty one" if entries == [] else type(entries).__name__
+        raise DataError(f"{path}: expected a JSON list of annotations, got {got}")
     out: dict[str, dict] = {}
     for i, entry in enumerate(entries):
-        wrong = _wrong(entry)
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
+            raise DataError(f'{path}: entry {i}: expected an object with "file": id, got {str(entry)[:80]}')
+        wrong = "annotated twice" if entry["file"] in out else _wrong(entry)
         if wrong:
-            raise DataError(f"{path}: entry {i}: {wrong}")
-        if entry["file"] in out:
-            raise DataError(f"{path}: entry {i}: {entry['file']!r} is annotated twice")
+            raise DataError(f"{path}: entry {i}, {entry['file']!r}: {wrong}")
         out[entry["file"]] = entry
     return out
 
 
-def _wrong(entry) -> str:
+def _wrong(entry: dict) -> str:
     """What is wrong with an annotation, or ""."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
-        return f'expected an object with "file": id, got {str(entry)[:80]}'
     unknown = sorted(entry.keys() - {"file", "class", "bbox", "mask", "image", "audio", "visible"})
     if unknown:
-        return f"{entry['file']!r}: unknown key {unknown[0]!r}"
+        return f"unknown key {unknown[0]!r}"
     for key in ("class", "mask", "image", "audio"):
-        if key in entry and not isinstance(entry[key], str):
-            return f"{entry['file']!r}: {key}: expected a string, got {entry[key]!r}"
-    if not all(isinstance(name, str) for name in entry.get("visible", ())) or isinstance(entry.get("visible"), str):
-        return f"{entry['file']!r}: visible: expected a list of strings, got {entry['visible']!r}"
+        if key in entry and (not isinstance(entry[key], str) or not entry[key]):
+            return f"{key}: expected a string, got {entry[key]!r}"
+    visible = entry.get("visible", [])
+    if not isinstance(visible, list) or not all(isinstance(name, str) for name in visible):
+        return f"visible: expected a list of strings, got {visible!r}"
+    if visible and "class" in entry and entry["class"] not in visible:
+        return f"visible: expected the sample's own class {entry['class']!r} among them, got {visible!r}"
     boxes = entry.get("bbox", [])
     try:
         array = np.asarray(boxes, np.float64)
     except (TypeError, ValueError):
         array = np.zeros(1)
     if not isinstance(boxes, list) or (array.size and array.shape[1:] != (4,)) or not np.isfinite(array).all():
-        return f"{entry['file']!r}: bbox: expected [[xmin, ymin, xmax, ymax], ...] as fractions of the frame, got {str(boxes)[:80]}"
+        return f"bbox: expected [[xmin, ymin, xmax, ymax], ...], got {str(boxes)[:80]}"
+    if array.size and array.max() > 2:  # far below 0 is known dirt, far above 1 another unit
+        return f"bbox: expected fractions of the frame, got pixels or the like ({array.max():g})"
     return ""

@@ -5,12 +5,12 @@
     generator = torch.Generator().manual_seed(step)
     images = colour_jitter(random_resized_crop(images, generator), generator)
 
-Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB; CMYK by (1 - C)(1 - K); transparent pixels are laid over
-white; 16-bit grey is divided by 257 and rounded; of several frames the first counts. Nothing is guessed: other modes, truncated and empty files raise
-MediaError, which names the file.
+Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB, CMYK too by (1 - C)(1 - K);
+transparent pixels are laid over white; 16-bit grey is divided by 257 and rounded; of several frames the first counts.
+Images of floats, truncated, empty and unreadable files raise MediaError, which names the file.
 
-The augmentations take (B, 3, H, W), uint8 in [0, 255] or float in [0, 1], and return the same. Every image of a batch has its own draw, and all
-draws are made on the CPU from the generator that is given, so that a seed decides them on any device.
+The augmentations take (B, 3, H, W), uint8 in [0, 255] or float in [0, 1], and return the same. Every image of a batch
+has its own draw, and all draws are made on the CPU from the generator that is given: a seed decides them on any device.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def decode_image(path: str | os.PathLike) -> np.ndarray:
 def load_image(path: str | os.PathLike, size: int, fit: str = "squash") -> Tensor:
     """An image file as uint8 (3, size, size) RGB, resized with an antialiased bicubic filter.
 
-    fit: "squash" resizes both sides to `size`, whatever the aspect ratio, so that coordinates given as fractions of the frame stay right.
-    "centre_crop" resizes the shorter side and crops the middle; fractional boxes have to be moved along.
+    fit: "squash" resizes both sides to `size`, whatever the aspect ratio, so that coordinates in fractions of the frame
+    stay right. "centre_crop" resizes the shorter side and crops the middle; boxes have to be moved along.
     """
     from PIL import Image
 
@@ -56,7 +56,7 @@ def load_image(path: str | os.PathLike, size: int, fit: str = "squash") -> Tenso
 def load_mask(path: str | os.PathLike, size: int) -> np.ndarray:
     """A mask image (white on black) as bool (size, size): averaged over each target pixel, true from one half on.
 
-    Raises MediaError, which names the file; also for a mask that would vanish because its values are labels (0 and 1), not 0 and 255.
+    Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
     """
     from PIL import Image
 
@@ -77,7 +77,7 @@ def _open(path: str | os.PathLike):
         with Image.open(path) as file:
             file.load()
             image = ImageOps.exif_transpose(file)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # what Pillow's plug-ins raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's plug-ins
         reason = "Format not recognised" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise MediaError(f"{path}: cannot be read as an image ({reason})") from error
     if image.mode.startswith("I"):  # I;16 and its byte orders, I: Pillow would clip these at 255
@@ -104,7 +104,10 @@ def _checked(images: Tensor) -> Tensor:
 
 
 def _as_given(images: Tensor, given: Tensor) -> Tensor:
-    return (images * 255).round().clamp(0, 255).to(torch.uint8) if given.dtype == torch.uint8 else images.to(given.dtype)
+    """float32 in [0, 1] as the type of `given`."""
+    if given.dtype != torch.uint8:
+        return images.to(given.dtype)
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: float) -> Tensor:
@@ -112,16 +115,20 @@ def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: flo
 
 
 def random_resized_crop(images: Tensor, generator: Generator, *, scale: tuple[float, float] = (0.5, 1.0),
-                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Tensor:
+                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Tensor:  # fmt: skip
     """Of every image a random box, resized (bilinear) to the full size.
 
-    scale: range of the box's share of the image's area. ratio: range of its width : height relative to the image's own, even in its logarithm;
-    narrowed where a box of that area would not fit. The place is uniform.
+    scale: range of the box's share of the image's area. ratio: range of its width : height relative to the image's own,
+    uniform in the logarithm, narrowed where a box of that area would not fit. The place is uniform.
     """
     pixels = _checked(images)
-    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
-        raise ValueError(f"expected 0 < scale <= 1 and 0 < ratio, both (low, high), got scale={scale}, ratio={ratio}")
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(f"scale: expected 0 < low <= high <= 1, got {scale}")
+    if not 0 < ratio[0] <= ratio[1]:
+        raise ValueError(f"ratio: expected 0 < low <= high, got {ratio}")
     batch = len(images)
+    if not batch:
+        return images.clone()
     area = _uniform(generator, (batch,), *scale)
     low, high = (torch.tensor(math.log(r)).clamp(area.log(), -area.log()) for r in ratio)
     aspect = (low + torch.rand(batch, generator=generator) * (high - low)).exp()
@@ -134,7 +141,7 @@ def random_resized_crop(images: Tensor, generator: Generator, *, scale: tuple[fl
 
 def horizontal_flip(images: Tensor, generator: Generator, p: float = 0.5) -> Tensor:
     """Every image mirrored left to right with probability p."""
-    _checked(images[:0])
+    _checked(images)
     flip = torch.rand(len(images), generator=generator) < p
     return torch.where(flip.to(images.device)[:, None, None, None], images.flip(3), images)
 
@@ -143,19 +150,20 @@ _GREY = torch.tensor([0.299, 0.587, 0.114])  # luma of Rec. 601
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 
-def colour_jitter(images: Tensor, generator: Generator, *, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4,
-                  hue: float = 0.1, p: float = 0.8) -> Tensor:
-    """With probability p an image's colours are changed: hue, saturation, contrast and brightness, in this order, clipped once at the end.
+def colour_jitter(images: Tensor, generator: Generator, *, brightness: float = 0.4, contrast: float = 0.4,
+                  saturation: float = 0.4, hue: float = 0.1, p: float = 0.8) -> Tensor:  # fmt: skip
+    """With probability p an image's hue, saturation, contrast and brightness change, in this order; clipped at the end.
 
-    brightness, contrast, saturation: factors from U(1 - x, 1 + x), towards black, the image's mean grey and each pixel's grey. hue: the chroma
-    plane (YIQ) is turned by U(-hue, hue) of a full turn. All four are linear, so each image is multiplied by one 3 x 3 matrix.
+    brightness, contrast, saturation: factors from U(1 - x, 1 + x), away from black, from the image's mean grey and from
+    each pixel's grey. hue: the plane of chroma (YIQ) is turned by U(-hue, hue) of a full turn.
     """
     pixels = _checked(images)
     batch = len(images)
     applied = torch.rand(batch, generator=generator) < p
     draws = torch.rand(batch, 4, generator=generator) * 2 - 1
     draws = torch.where(applied[:, None], draws, 0)
-    bright, contrasting, saturated = (1 + draws[:, :3] * torch.tensor([brightness, contrast, saturation])).T[..., None, None]
+    factors = 1 + draws[:, :3] * torch.tensor([brightness, contrast, saturation])
+    bright, contrasting, saturated = factors.T[..., None, None]
     angle = draws[:, 3] * (hue * 2 * math.pi)
     turn = torch.zeros(batch, 3, 3)
     turn[:, 0, 0] = 1

@@ -117,21 +117,21 @@ def drum(plane: Plane, rng: np.random.Generator) -> list[Part]:
     if rng.random() < 0.7:  # a pair of sticks on the skin
         for side in (-1, 1):
             reach = rng.uniform(0.55, 0.85)
-            stick = plane.line((side * reach, -0.95), (side * 0.08, top), 0.05)
+            stick = plane.line((side * reach, -0.8), (side * 0.08, top), 0.05)
             parts.append((union(stick, plane.disc(side * 0.08, top, 0.09)), ACCENT))
     return parts
 
 
 def guitar(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    lower, upper = rng.uniform(0.42, 0.5), rng.uniform(0.3, 0.37)
-    body = union(plane.disc(0, 0.5, lower), plane.disc(0, -0.02, upper), plane.box(0, 0.25, upper - 0.08, 0.2))
-    pegs = [plane.line((-0.2, y), (0.2, y), 0.035) for y in (-0.98, -0.88)]
+    lower, upper = rng.uniform(0.5, 0.58), rng.uniform(0.38, 0.45)
+    body = union(plane.disc(0, 0.42, lower), plane.disc(0, -0.16, upper), plane.box(0, 0.1, upper - 0.08, 0.2))
+    pegs = [plane.line((-0.22, y), (0.22, y), 0.04) for y in (-0.93, -0.82)]
     return [
         (union(*pegs), ACCENT),
         (body, BODY),
-        (union(plane.box(0, -0.42, 0.08, 0.5), plane.box(0, -0.93, 0.13, 0.13, 0.04)), SECOND),
-        (plane.disc(0, 0.2, 0.16), ACCENT),
-        (plane.box(0, 0.62, 0.22, 0.05), SECOND),
+        (union(plane.box(0, -0.42, 0.09, 0.45), plane.box(0, -0.88, 0.14, 0.13, 0.04)), SECOND),
+        (plane.disc(0, 0.12, 0.17), ACCENT),
+        (plane.box(0, 0.6, 0.24, 0.06), SECOND),
     ]
 
 
@@ -153,14 +153,14 @@ def siren(plane: Plane, rng: np.random.Generator) -> list[Part]:
 def bird(plane: Plane, rng: np.random.Generator) -> list[Part]:
     tilt = rng.uniform(-0.15, 0.15)
     head = (0.5, rng.uniform(-0.45, -0.32))
-    legs = [plane.polyline([(x, 0.4), (x - 0.03, 0.85), (x + 0.14, 0.9)], 0.04) for x in (-0.12, 0.14)]
+    legs = [plane.polyline([(x, 0.4), (x - 0.03, 0.75), (x + 0.14, 0.8)], 0.04) for x in (-0.12, 0.14)]
     beak = [(head[0] + 0.2, head[1] - 0.14), (head[0] + 0.2, head[1] + 0.16), (head[0] + 0.56, head[1] + 0.06)]
     wing = plane.turned(0.35 + tilt)
     return [
         (union(*legs), ACCENT),
         (
             plane.polygon(
-                [(-0.35, 0.05), (-1.0, -0.22 + tilt), (-0.92, 0.1 + tilt), (-1.0, 0.36 + tilt), (-0.35, 0.3)]
+                [(-0.35, 0.02), (-0.92, -0.2 + tilt), (-0.84, 0.1 + tilt), (-0.92, 0.36 + tilt), (-0.35, 0.32)]
             ),
             SECOND,
         ),
@@ -172,25 +172,26 @@ def bird(plane: Plane, rng: np.random.Generator) -> list[Part]:
 
 
 def gear(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    teeth, hole = rng.integers(7, 12), rng.uniform(0.2, 0.34)
+    teeth, hole = rng.integers(7, 12), rng.uniform(0.18, 0.3)
     radius, angle = plane.polar()
     wheel = radius - (0.8 + 0.15 * np.tanh(4 * np.cos(teeth * angle)))
     return [(intersection(wheel, hole - radius), BODY), (np.abs(radius - hole - 0.1) - 0.07, ACCENT)]
 
 
 def clock(plane: Plane, rng: np.random.Generator) -> list[Part]:
-    parts = []
+    face, parts = rng.uniform(0.66, 0.74), []
     if rng.random() < 0.35:  # an alarm clock: two bells and two feet
         caps = [plane.disc(side * 0.52, -0.74, 0.24) for side in (-1, 1)]
         feet = [plane.line((side * 0.55, 0.7), (side * 0.68, 0.94), 0.07) for side in (-1, 1)]
-        parts.append((union(*caps, *feet), SECOND))
-    marks = [plane.line(_at(h, 0.66), _at(h, 0.78), 0.045) for h in np.arange(12) * np.pi / 6]
+        parts.append((union(*caps, *feet), BODY))
+    marks = [plane.line(_at(h, face - 0.16), _at(h, face - 0.05), 0.045) for h in np.arange(12) * np.pi / 6]
     short, long = rng.uniform(0, 2 * np.pi, 2)
-    hands = [plane.line((0, 0), _at(short, 0.4), 0.085), plane.line((0, 0), _at(long, rng.uniform(0.56, 0.64)), 0.06)]
+    hands = [plane.line((0, 0), _at(short, 0.36), 0.075), plane.line((0, 0), _at(long, face - 0.12), 0.05)]
     return [
         *parts,
         (plane.disc(0, 0, 0.92), BODY),
-        (plane.ring(0, 0, 0.87, 0.06), SECOND),
+        (plane.disc(0, 0, face), SECOND),
+        (plane.ring(0, 0, 0.2, 0.05), BODY),
         (union(*marks, *hands), ACCENT),
     ]
 
@@ -201,12 +202,10 @@ def _at(angle: float, radius: float) -> Point:
 
 def flute(plane: Plane, rng: np.random.Generator) -> list[Part]:
     plane = plane.turned(rng.uniform(-0.6, 0.6))
-    half, holes = rng.uniform(0.2, 0.26), rng.integers(5, 8)
-    return [
-        (plane.box(0, 0, 1.0, half, 0.06), BODY),
-        (plane.box(-0.86, 0, 0.08, half + 0.05, 0.03), SECOND),
-        (union(*(plane.disc(x, 0, 0.08) for x in np.linspace(-0.56, 0.84, holes))), ACCENT),
-    ]
+    half, holes = rng.uniform(0.22, 0.27), rng.integers(3, 5)
+    joints = [plane.box(x, 0, 0.07, half + 0.05, 0.03) for x in (-0.94, -0.02, 0.94)]
+    row = [plane.disc(side * x, 0, 0.11) for side in (-1, 1) for x in np.linspace(0.2, 0.74, holes)]
+    return [(plane.box(0, 0, 1.0, half, 0.06), BODY), (union(*joints), SECOND), (union(*row), ACCENT)]
 
 
 def fan(plane: Plane, rng: np.random.Generator) -> list[Part]:
@@ -239,7 +238,7 @@ def phone(plane: Plane, rng: np.random.Generator) -> list[Part]:
         plane.box(column * half * 0.56, 0.02 + 0.25 * row, 0.1, 0.08, 0.03) for column in (-1, 0, 1) for row in range(4)
     ]
     return [
-        (plane.line((side * (half - 0.12), -0.7), (side * (half - 0.12), -1.08), 0.07), SECOND),
+        (plane.line((side * (half - 0.12), -0.7), (side * (half - 0.12), -0.98), 0.09), SECOND),
         (plane.box(0, 0.03, half, 0.95, 0.14), BODY),
         (plane.box(0, -0.52, half - 0.12, 0.26, 0.04), SECOND),
         (union(*keys), ACCENT),
@@ -251,7 +250,7 @@ def horn(plane: Plane, rng: np.random.Generator) -> list[Part]:
     upper = [(-0.98, -0.17), (0.1, -0.2), (0.5, -0.28), (0.98, -mouth)]
     tube = [*upper, *((x, -y) for x, y in reversed(upper))]
     valves = [union(plane.box(x, -0.28, 0.07, 0.2), plane.box(x, -0.5, 0.1, 0.06, 0.02)) for x in (-0.5, -0.24, 0.02)]
-    loop = np.abs(plane.ellipse(-0.24, 0.28, 0.5, rng.uniform(0.26, 0.34))) - 0.1
+    loop = np.abs(plane.ellipse(-0.24, 0.26, 0.5, rng.uniform(0.26, 0.32))) - 0.1
     return [
         (union(*valves), ACCENT),
         (loop, SECOND),

@@ -89,9 +89,6 @@ class Scenes(SampleSet):
             batches = [self.front_end.spectrogram(part.float() / 32768) for part in waves.split(_SPECTROGRAM_BATCH)]
         return torch.cat(batches)[:, None]
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
     def __getitem__(self, index: int) -> dict:
         """dict(image (3, H, W) uint8, spectrogram (1, F, T) float32, index); views of the set's memory, not to be
         written to.
@@ -118,8 +115,3 @@ class Scenes(SampleSet):
     def waveform(self, index: int) -> np.ndarray:
         """(samples,) float32 in [-1, 1], 16 kHz."""
         return self._waveforms[self._checked(index)].astype(np.float32) / 32768
-
-    def _checked(self, index: int) -> int:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"index: expected -{len(self)} to {len(self) - 1}, got {index}")
-        return int(index) % len(self)

@@ -5,6 +5,7 @@ maps become numbers is the `Protocol` that every result carries.
 """
 
 import contextlib
+import itertools
 import platform
 import typing
 from collections import Counter
@@ -60,8 +61,10 @@ Predictor = Callable[[Tensor, dict[str, Tensor]], dict[str, np.ndarray]]
 
 
 def _device(localizer) -> torch.device:
-    tensors = (*localizer.parameters(), *localizer.buffers()) if isinstance(localizer, nn.Module) else ()
-    return tensors[0].device if tensors else torch.device("cpu")
+    if not isinstance(localizer, nn.Module):
+        return torch.device("cpu")
+    tensor = next(itertools.chain(localizer.parameters(), localizer.buffers()), None)
+    return torch.device("cpu") if tensor is None else tensor.device
 
 
 def _visual(localizer: Localizer, images: Tensor) -> dict[str, Tensor]:
@@ -209,23 +212,20 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
 def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], seed: int,
                notes: list[str]) -> dict[str, Callable]:
     """{kind: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
-    from ..data.negatives import negative_spectrograms
+    from ..data.negatives import negatives
     if "offscreen" in kinds and (None in sample_set.categories or not all(sample_set.visible)):
         notes.append(f"set {name}: no off-screen sounds, because not every sample says which categories it shows")
         kinds = [kind for kind in kinds if kind != "offscreen"]
-    drawn = {kind: negative_spectrograms(sample_set, kind, seed) for kind in kinds}
-    return {kind: lambda index, spectrograms=spectrograms: spectrograms[torch.from_numpy(index)]
-            for kind, spectrograms in drawn.items()}
+    return {kind: negatives(sample_set, kind, seed).spectrograms for kind in kinds}
 
 
 def retrieval(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0,
               progress: bool = False) -> dict:
-    """R@k both ways among all samples of a set, by the localizer's own score: {"n", "instance": {"a2i": {"r1": ...},
-    "i2a": ...}, "class"}.
+    """R@k both ways among all samples of a set, by the localizer's own score.
 
-    Instance: right is what has the query's image id. Class: the sound's category is among those visible in the
-    image; left out where a sample has no category. Memory: the N x N scores and the sounds' features; images are
-    streamed.
+    -> {"n": N, "instance": {"a2i": {"r1": ...}, "i2a": ...}, "class": ...}. Instance: right is what has the query's
+    image id. Class: the sound's category is among those visible in the image; left out where a sample has no category.
+    Memory: the N x N scores and the sounds' features; images are streamed.
     """
     loading = dict(batch_size=batch_size, workers=workers, progress=progress)
     with inference(localizer):

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from . import metrics
 from .evaluate import NEGATIVES, Localizer, from_localizer, inference
@@ -26,7 +25,8 @@ class Tile:
     image: np.ndarray
     map: np.ndarray
     ground_truth: np.ndarray
-    sound: str                              # the category heard, or the kind of negative
+    sound: str                              # "positive" or the kind of negative
+    category: str | None                    # of what is heard, where known
     sample: str                             # id
     image_id: str
     iou: float | None = None                # adaptive threshold
@@ -79,14 +79,15 @@ class _Tiles:
         sample, name = self.set[i], self.set.ids[i]
         image, truth = sample["image"], np.asarray(self.set.ground_truth(i), np.float32)
         if kind == "positive":
-            spectrogram, waveform, iou = sample["spectrogram"], self.set.waveform(i), self.columns["iou_adaptive"][i]
-            sound = self.set.categories[i] or "positive"
+            spectrogram, waveform = sample["spectrogram"][None], self.set.waveform(i)
+            category, iou = self.set.categories[i], self.columns["iou_adaptive"][i]
         else:
             if kind not in self.drawn:
                 self.drawn[kind] = negatives(self.set, kind, self.seed)
-            waveform, truth, iou, sound = np.asarray(self.drawn[kind][i]), np.zeros_like(truth), None, kind
-            spectrogram = self.set.front_end.spectrogram(torch.from_numpy(waveform))[None]
+            drawn, truth, iou = self.drawn[kind], np.zeros_like(truth), None
+            spectrogram, waveform = drawn.spectrograms([i]), drawn[i]
+            category = None if drawn.sources is None else self.set.categories[drawn.sources[i]]
         with inference(self.localizer):
-            maps = self.predict(image[None], {kind: spectrogram[None]})[kind]
-        return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, sound, name,
+            maps = self.predict(image[None], {kind: spectrogram})[kind]
+        return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, kind, category, name,
                     self.set.image_ids[i], iou, waveform, self.set.front_end.sample_rate)

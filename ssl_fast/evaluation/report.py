@@ -35,6 +35,7 @@ td small{display:block;font-weight:400}
 grid-template-columns:repeat(auto-fit,minmax(max(6.2rem,calc(100%/var(--n) - 1rem)),1fr))}
 .pairs{display:grid;gap:0 1.6rem;grid-template-columns:repeat(auto-fill,minmax(min(30rem,100%),1fr))}
 figure{margin:0;min-width:0}.chart{max-width:46rem;margin:1rem 0}
+.chart.full{max-width:none}
 img{max-width:100%;height:auto;display:block;border-radius:.4rem}.row img{width:100%}
 .chart img{border:1px solid var(--line)}
 audio{width:100%;height:2.2rem;margin-top:.35rem}
@@ -93,9 +94,10 @@ def _text(value) -> str:
     return escape(str(value), quote=True)
 
 
-def _picture(light: str, dark: str, alt: str, caption: str = "") -> str:
+def _picture(light: str, dark: str, alt: str, caption: str = "", full: bool = False) -> str:
     caption = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return (f'<figure class="chart"><picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+    return (f'<figure class="chart{" full" if full else ""}"><picture>'
+            f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
             f'<img src="{light}" alt="{_text(alt)}"></picture>{caption}</figure>')
 
 
@@ -118,8 +120,10 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, Iterable
 # ------------------------------------------------------------------------------------------------ figures
 
 def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = None) -> str:
-    rival = "" if deaf is None else (f'<dd class="deaf"><small>best without hearing: {number(deaf[0])} '
-                                     f"({_text(name_of(deaf[1]))})</small></dd>")
+    rival = ""
+    if deaf is not None:
+        who = f" ({name_of(deaf[1])})" if deaf[0] else ""
+        rival = f'<dd class="deaf"><small>best without hearing: {number(deaf[0])}{_text(who)}</small></dd>'
     return (f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
             f"<dd><small>{_text(note)}</small></dd></div>")
 
@@ -212,9 +216,15 @@ def name_of_sound(kind: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ overlays
 
+def heard(tile: Tile) -> str:
+    if tile.category is None:
+        return name_of_sound(tile.sound)
+    return tile.category if tile.sound == "positive" else f"{name_of_sound(tile.sound)}: {tile.category}"
+
+
 def _figure(tile: Tile, low: float, high: float) -> str:
     extent = f"min {tile.map.min():.2f}, max {tile.map.max():.2f}"
-    sound, iou = name_of_sound(tile.sound), "" if tile.iou is None else f", IoU {tile.iou:.2f}"
+    sound, iou = heard(tile), "" if tile.iou is None else f", IoU {tile.iou:.2f}"
     alt = f"Heat map of {tile.sample} under the sound: {sound}; {extent}{iou}"
     player = ""
     if tile.waveform is not None:
@@ -267,7 +277,7 @@ def _overlays(overlays: Mapping[str, Sequence[Row]]) -> tuple[str, str]:
 def _training(history, chance: float | None) -> str:
     loss = pictures.history_columns(history).get("loss", [])
     alt = f"Training curves; loss from {loss[0]:.3f} to {loss[-1]:.3f}" if len(loss) else "Training curves"
-    return _section("Training", _picture(*pictures.training_curves(history, chance), alt))
+    return _section("Training", _picture(*pictures.training_curves(history, chance), alt, full=True))
 
 
 def _footer(results: Mapping, config: Mapping) -> str:

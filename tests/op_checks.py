@@ -1,0 +1,309 @@
+"""What the tests of the ops share: every op under one signature, hostile inputs, a truth in numpy, errors relative to it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_fast import ops
+from ssl_fast.ops import checks
+from ssl_fast.ops.similarity import LOWEST_LOGIT, similarity_and_map
+
+needs_compiled = pytest.mark.skipif(checks.extension is None, reason=f"no compiled module: {checks.extension_error}")
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+EPSILON, BETA = 0.45, 0.05  # planted correlations lie on both sides of epsilon
+
+
+class Shape(NamedTuple):
+    images: int
+    audios: int
+    channels: int
+    height: int
+    width: int
+
+
+# Panels of audios hold 4 to 32 lanes and tiles 6 or 14 cells: one less, just enough, one more, and much less.
+SHAPES = {
+    "1x1": Shape(5, 33, 64, 1, 1),
+    "2x3": Shape(3, 32, 33, 2, 3),
+    "7x7": Shape(4, 31, 512, 7, 7),
+    "14x14": Shape(2, 70, 130, 14, 14),
+    "28x28": Shape(2, 31, 64, 28, 28),
+    "one-image": Shape(1, 32, 130, 7, 7),
+    "one-audio": Shape(6, 1, 33, 7, 7),
+    "one-pair": Shape(1, 1, 7, 2, 3),
+    "one-channel": Shape(3, 31, 1, 2, 3),
+    "one-number": Shape(1, 1, 1, 1, 1),
+    "few-channels": Shape(3, 70, 7, 7, 7),
+    "many-channels": Shape(2, 33, 512, 2, 3),
+    "many-images": Shape(33, 3, 33, 2, 3),
+}
+
+
+class Extra(NamedTuple):
+    mask: torch.Tensor  # (N, h, w)
+    positives: torch.Tensor  # (N,)
+
+
+def extra_for(shape: Shape) -> Extra:
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.rand(shape.images, shape.height, shape.width, generator=generator)
+    mask[:, -1, -1] += 0.5
+    positives = torch.randint(shape.audios, (shape.images,), generator=generator)
+    return Extra(torch.where(mask < 0.4, 0, mask), positives)
+
+
+# ---- inputs ----
+
+
+def planted(shape: Shape, seed: int, paired: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """float64 features (N, C, h, w), (M, C) of many lengths, whose cosines fill [-1, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size):
+        return torch.randn(*size, generator=generator, dtype=torch.float64)
+
+    audios = shape.images if paired else shape.audios
+    audio = torch.nn.functional.normalize(random(audios, shape.channels), dim=1)
+    noise = torch.nn.functional.normalize(random(shape.images, shape.channels, shape.height * shape.width), dim=1)
+    chosen = torch.randint(audios, (shape.images, shape.height * shape.width), generator=generator)
+    strength = torch.rand(shape.images, 1, shape.height * shape.width, generator=generator, dtype=torch.float64) * 3 - 0.5
+    visual = noise + strength * audio[chosen].transpose(1, 2)
+    visual = visual * torch.exp(0.5 * random(shape.images, 1, shape.height * shape.width))
+    audio = audio * torch.exp(0.5 * random(audios, 1))
+    return 3 * visual.unflatten(2, (shape.height, shape.width)), 3 * audio
+
+
+def _slices(x):  # every second element of each axis of a larger buffer, all of whose other values are NaN
+    buffer = x.new_full([2 * size + 1 for size in x.shape], float("nan"))
+    view = buffer[tuple(slice(1, None, 2) for _ in x.shape)]
+    return view.copy_(x)
+
+
+def _offset(x):  # contiguous, but one element behind an aligned address and between NaNs
+    buffer = x.new_full([x.numel() + 2], float("nan"))
+    return buffer[1:-1].view(x.shape).copy_(x)
+
+
+def _channel_slice(x):  # some channels of a larger tensor
+    buffer = x.new_full([x.shape[0], x.shape[1] + 5, *x.shape[2:]], float("nan"))
+    return buffer[:, 3:-2].copy_(x)
+
+
+def _expanded(x):  # all images equal, and all rows of a map: strides 0
+    return x[:1, :, :1].expand_as(x) if x.dim() == 4 else x[:1].expand_as(x)
+
+
+LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "contiguous": lambda x: x,
+    "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
+    "slices": _slices,
+    "offset": _offset,
+    "channel-slice": _channel_slice,
+    "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
+    "reversed-axes": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
+    "expanded": _expanded,
+}
+
+
+# ---- the ops, and what they must give ----
+
+
+def _soft_threshold(alpha):
+    x = np.maximum((alpha - EPSILON) / BETA, LOWEST_LOGIT)
+    weight = 1 / (1 + np.exp(-x))
+    total = weight.sum(2, keepdims=True)
+    score = (weight * alpha).sum(2, keepdims=True) / total
+    slope = weight / total * (1 + (x > LOWEST_LOGIT) * (1 - weight) / BETA * (alpha - score))
+    return score[..., 0], slope
+
+
+def _pooled(kind):
+    def truth(alphas, extra):
+        (alpha,) = alphas
+        rows, positives = np.arange(len(alpha)), extra.positives.numpy()
+        if kind == "max":
+            cell = alpha.argmax(2)[..., None]
+            score, slope = alpha.max(2), np.zeros_like(alpha)
+            np.put_along_axis(slope, cell, 1, 2)
+        elif kind in ("soft", "soft+map"):
+            score, slope = _soft_threshold(alpha)
+        else:
+            weight = extra.mask.flatten(1).numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
+            weight = weight.astype(alpha.dtype)
+            slope = np.broadcast_to((weight / weight.sum(1, keepdims=True))[:, None], alpha.shape)
+            score = (slope * alpha).sum(2)
+
+        def pull(grad, grad_map=None):
+            G = slope * grad[..., None]
+            if grad_map is not None:
+                G[rows, positives] += grad_map.reshape(len(G), -1)
+            return (G,)
+
+        if kind != "soft+map":
+            return (score,), pull
+        return (score, alpha[rows, positives].reshape(extra.mask.shape)), pull
+
+    return truth
+
+
+def _map_truth(alphas, extra):
+    (alpha,) = alphas
+    rows = np.arange(len(alpha))
+
+    def pull(grad):
+        G = np.zeros_like(alpha)
+        G[rows, rows] = grad.reshape(len(G), -1)
+        return (G,)
+
+    return (alpha[rows, rows].reshape(extra.mask.shape),), pull
+
+
+def _log_softmax(x, axis):
+    x = x - x.max(axis, keepdims=True)
+    return x - np.log(np.exp(x).sum(axis, keepdims=True))
+
+
+def _product_truth(tau, reduce, instances):
+    axis = 1 if instances == "audio" else 0
+
+    def truth(alphas, extra):
+        loc, avc = alphas
+        instance, space = _log_softmax(avc / tau, axis), _log_softmax(loc / tau, 2)
+        x = instance + space
+        top = x.max(2, keepdims=True)
+        if reduce == "sum":
+            score = top + np.log(np.exp(x - top).sum(2, keepdims=True))
+            share = np.exp(x - score)
+        else:
+            score, share = top, np.zeros_like(x)
+            np.put_along_axis(share, x.argmax(2)[..., None], 1, 2)
+
+        def pull(grad):
+            u = share * grad[..., None]
+            return ((u - np.exp(space) * u.sum(2, keepdims=True)) / tau,
+                    (u - np.exp(instance) * u.sum(axis, keepdims=True)) / tau)  # fmt: skip
+
+        return (score[..., 0],), pull
+
+    return truth
+
+
+class Op(NamedTuple):
+    call: Callable  # (*features, extra, backend) -> outputs
+    truth: Callable  # (cosines of all pairs of each space, extra) -> outputs, and a function from gradients to gradients
+    spaces: int = 1
+    paired: bool = False
+
+    def features(self, shape: Shape, dtype=torch.float64, layout="contiguous", seed=0) -> list[torch.Tensor]:
+        """All visual features, then all audio features: (loc, avc) of each where there are two spaces."""
+        pairs = [planted(shape, seed + 100 * i, self.paired) for i in range(self.spaces)]
+        return [LAYOUTS[layout](x.to(dtype)) for kind in zip(*pairs) for x in kind]
+
+
+def _pooling_op(kind, pooling):
+    def call(visual, audio, extra, backend):
+        return (ops.pooled_similarity(visual, audio, pooling(extra), backend=backend),)
+
+    return Op(call, _pooled(kind))
+
+
+def _with_map(visual, audio, extra, backend):
+    return similarity_and_map(visual, audio, ops.SoftThreshold(EPSILON, BETA), extra.positives, backend=backend)
+
+
+def product_op(tau=0.07, reduce="sum", instances="audio"):
+    def call(visual_loc, visual_avc, audio_loc, audio_avc, extra, backend):
+        return (ops.product_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau=tau, reduce=reduce,
+                                       instances=instances, backend=backend),)  # fmt: skip
+
+    return Op(call, _product_truth(tau, reduce, instances), spaces=2)
+
+
+OPS = {
+    "mean": _pooling_op("mean", lambda extra: ops.Mean()),
+    "masked-mean": _pooling_op("masked", lambda extra: ops.Mean(extra.mask)),
+    "soft-threshold": _pooling_op("soft", lambda extra: ops.SoftThreshold(EPSILON, BETA)),
+    "max": _pooling_op("max", lambda extra: ops.Max()),
+    "similarity-and-map": Op(_with_map, _pooled("soft+map")),
+    "product-sum-audio": product_op(),
+    "product-max-audio": product_op(reduce="max"),
+    "product-sum-image": product_op(instances="image"),
+    "product-max-image": product_op(reduce="max", instances="image"),
+    "cosine-map": Op(lambda visual, audio, extra, backend: (ops.cosine_map(visual, audio, backend=backend),), _map_truth,
+                     paired=True),
+}  # fmt: skip
+
+
+# ---- evaluation ----
+
+
+class Result(NamedTuple):
+    outputs: list
+    gradients: list  # one per feature, None where not wanted
+
+    def tensors(self):
+        return [*self.outputs, *(g for g in self.gradients if g is not None)]
+
+
+def upstream(outputs) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(11)
+    return [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
+
+
+def evaluate(op: Op, features, extra: Extra, backend: str = "compiled", wanted=None) -> Result:
+    """Outputs, and the gradients with respect to the `wanted` features (indices; all)."""
+    wanted = range(len(features)) if wanted is None else wanted
+    features = [x.detach().requires_grad_(i in wanted) for i, x in enumerate(features)]
+    outputs = op.call(*features, extra, backend)
+    gradients = torch.autograd.grad(outputs, [features[i] for i in wanted], upstream(outputs))
+    found = dict(zip(wanted, gradients, strict=True))
+    return Result([x.detach() for x in outputs], [found.get(i) for i in range(len(features))])
+
+
+class Truth(NamedTuple):
+    outputs: list
+    gradients: list
+    output_scales: list  # norms that errors are divided by
+    gradient_scales: list
+
+
+def _norm(x):
+    return float(np.sqrt((np.asarray(x, np.longdouble) ** 2).sum()))
+
+
+def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
+    """By the equations, in numpy of the given precision, from the values of `features`."""
+    visuals, audios = ([x.detach().double().numpy().astype(precision) for x in part]
+                       for part in (features[: op.spaces], features[op.spaces :]))  # fmt: skip
+    spaces = []
+    for visual, audio in zip(visuals, audios, strict=True):
+        visual = visual.reshape(*visual.shape[:2], -1)
+        lengths = [np.sqrt((x**2).sum(1, keepdims=True)) for x in (visual, audio)]
+        inverse = [np.where(length < 1e-12, 0, 1 / np.maximum(length, 1e-12)) for length in lengths]
+        spaces.append((visual * inverse[0], audio * inverse[1], *inverse))
+    alphas = [np.matmul(audio[None], visual) for visual, audio, *_ in spaces]
+    outputs, pull = op.truth(alphas, extra)
+    grads = [x.double().numpy().astype(precision) for x in upstream([torch.empty(x.shape) for x in outputs])]
+    visual_grads, audio_grads = [], []
+    for (visual, audio, visual_inverse, audio_inverse), G in zip(spaces, pull(*grads), strict=True):
+        D = np.matmul(np.swapaxes(G, 1, 2), audio[None]).swapaxes(1, 2)
+        B = np.matmul(G, visual.swapaxes(1, 2)).sum(0)
+        for x, inverse, unit_gradient, found in ((visual, visual_inverse, D, visual_grads), (audio, audio_inverse, B, audio_grads)):
+            gradient = (unit_gradient - x * (x * unit_gradient).sum(1, keepdims=True)) * inverse
+            found.append((gradient, _norm(unit_gradient * inverse)))  # not of the projection, which can be 0
+    gradients = [(g.reshape(x.shape), scale) for (g, scale), x in zip(visual_grads + audio_grads, features, strict=True)]
+    typical = 1 if op.spaces == 2 else _norm(alphas[0]) / max(alphas[0].size, 1) ** 0.5  # a log probability; a cosine
+    return Truth(list(outputs), [g for g, _ in gradients], [max(_norm(x), typical * x.size**0.5) for x in outputs],
+                 [scale for _, scale in gradients])  # fmt: skip
+
+
+def relative_errors(result: Result, truth: Truth) -> list[float]:
+    """Norm of the error of each output and gradient, relative to the norm of the truth."""
+    pairs = [*zip(result.outputs, truth.outputs, truth.output_scales, strict=True),
+             *zip(result.gradients, truth.gradients, truth.gradient_scales, strict=True)]  # fmt: skip
+    return [_norm(got.double().numpy() - want) / scale if scale else _norm(got.double().numpy())
+            for got, want, scale in pairs]  # fmt: skip

@@ -1,0 +1,427 @@
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_fast import checkpoints, cli
+from ssl_fast.training import load_localizer
+
+FLAT = ("method seed train_seconds single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing retrieval_a2i_r1 "
+        "retrieval_i2a_r1 pia_silence pia_noise pia_offscreen baseline_objectness_iiou_adaptive").split()  # fmt: skip
+TINY = ["--scenes", "48", "--test-scenes", "6", "--batch-size", "8", "--threads", "1", "--quiet"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_FAST_CACHE", str(tmp_path_factory.mktemp("cache")))
+        threads = torch.get_num_threads()
+        yield
+        torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """A complete tiny quickstart: its folder."""
+    out = tmp_path_factory.mktemp("runs") / "quick"
+    assert cli.main(["quickstart", "--out", str(out), "--epochs", "2", "--seed", "3", *TINY]) == 0
+    return out
+
+
+def fails(capsys, argv, *words, code=2):
+    """The command ends with `code` and one line on stderr, that holds all `words`."""
+    capsys.readouterr()
+    assert cli.main([str(x) for x in argv]) == code
+    err = capsys.readouterr().err
+    assert "Traceback" not in err and err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# quickstart
+
+
+def test_quickstart_writes_everything(quick):
+    assert {p.name for p in quick.iterdir()} >= {
+        "run.json",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "metrics.json",
+        "per_sample.csv",
+        "report.html",
+    }
+    results = json.loads((quick / "metrics.json").read_text())
+    assert not set(FLAT) - results.keys()
+    assert (
+        results["method"] == "ssl_align"
+        and results["seed"] == 3
+        and results["steps"] == 12
+        and not results["shortened"]
+    )
+    assert all(0 <= results[key] <= 1 for key in FLAT[3:]) and results["train_seconds"] > 0
+    assert results["recipe"]["epochs"] == 2 and results["recipe"]["batch_size"] == 8
+    assert set(results["data"]) == {"single", "duo", "trio"} and len(results["weights_sha256"]) == 64
+    with open(quick / "per_sample.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [sum(row["set"] == name for row in rows) for name in ("single", "duo", "trio")] == [6, 12, 18]
+    hits = [float(row["iou_adaptive"]) >= 0.5 for row in rows if row["set"] == "duo"]
+    assert sum(hits) / 12 == pytest.approx(results["duo_ciou_adaptive"])
+    steps = [json.loads(line)["step"] for line in (quick / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(12))
+    page = (quick / "report.html").read_text()
+    assert "ssl_align" in page and "seed 3" in page and page.count("data:image/jpeg") > 4
+    assert not re.search(r'(?:src|href)="(?!data:|#)', page)  # self-contained
+
+
+def test_summary_and_path_are_printed(tmp_path, capsys):
+    assert cli.main(["quickstart", "--out", str(tmp_path / "run"), "--method", "lvs", "--epochs", "1", *TINY]) == 0
+    out = capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    row = next(line for line in out.splitlines() if line.startswith("duo: lvs")).split()
+    assert row[2] == f"{results['duo_ciou_adaptive']:.3f}" and row[-1] == f"{results['interactive_pointing']:.3f}"
+    assert re.search(r"trained lvs for 6 steps in \d+ s; loss \d+\.\d{3}, of a collapsed net 2\.197", out)  # log 9
+    assert f"retrieval on single, by class: sound to image R@1 {results['retrieval_a2i_r1']:.3f}" in out
+    assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+
+
+def test_evaluate_of_a_run_gives_its_figures(quick, tmp_path, capsys):
+    again = tmp_path / "again"
+    argv = [
+        "evaluate",
+        "--scenes",
+        "--test-scenes",
+        "6",
+        "--weights",
+        str(quick),
+        "--out",
+        str(again),
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    assert cli.main(argv) == 0
+    before, after = (json.loads((out / "metrics.json").read_text()) for out in (quick, again))
+    assert {key: after[key] for key in FLAT} == {key: before[key] for key in FLAT}
+    assert after["weights_sha256"] == before["weights_sha256"]
+    fails(capsys, argv, "--out", "holds results already")
+
+
+def test_folder_of_another_run_is_left_alone(quick, capsys):
+    before = (quick / "checkpoint.pt").read_bytes()
+    fails(capsys, ["quickstart", "--out", quick, *TINY], "holds another run", "--resume", str(quick))
+    assert (quick / "checkpoint.pt").read_bytes() == before
+
+
+def start(out, *more):
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}
+    argv = [sys.executable, "-m", "ssl_fast", "quickstart", "--out", str(out), "--epochs", "40", *TINY, *more]
+    return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
+    out = tmp_path / "run"
+    process = start(out)
+    deadline = time.monotonic() + 90
+    history = out / "metrics.jsonl"
+    while (
+        not (history.exists() and history.read_text().count("\n") >= 3)
+        and process.poll() is None
+        and time.monotonic() < deadline
+    ):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    step = checkpoints.load(out / "checkpoint.pt")["step"]
+    assert (
+        3 <= step < 240
+        and f"interrupted after step {step}; go on with: ssl-fast quickstart --resume --out {out}" in stderr
+    )
+    assert "Traceback" not in stderr and not (out / "metrics.json").exists()
+    # the rest of 240 steps would take long: the budget ends the run at once, which evaluates what there is
+    assert (
+        cli.main(["quickstart", "--resume", "--out", str(out), "--minutes", "1e-6", "--quiet", "--threads", "1"]) == 0
+    )
+    results = json.loads((out / "metrics.json").read_text())
+    assert results["steps"] == step and results["shortened"] and results["method"] == "ssl_align"
+
+
+def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, quick):
+    """The checkpoint of step 5 of the run in `quick`, as a kill would have left it, ends in the same weights and figures."""
+    out = tmp_path / "run"
+    crash = tmp_path / "crash.py"
+    crash.write_text(
+        "import os, signal, sys\n"
+        "from ssl_fast import cli, training\n"
+        "step = training.Learner.step\n"
+        "def killer(self, number, *rest):\n"
+        "    if number == 5:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return step(self, number, *rest)\n"
+        "training.Learner.step = killer\n"
+        "cli.main(sys.argv[1:])\n"
+    )
+    argv = ["quickstart", "--out", str(out), "--epochs", "2", "--seed", "3", "--checkpoint-every", "1e-6", *TINY]
+    done = subprocess.run([sys.executable, str(crash), *argv], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoints.load(out / "checkpoint.pt")["step"] == 5
+    assert cli.main(["quickstart", "--resume", "--out", str(out), "--threads", "1", "--quiet"]) == 0
+    ours, theirs = (load_localizer(folder)[0].state_dict() for folder in (out, quick))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (out, quick))
+    assert {k: v for k, v in ours.items() if k in FLAT and k != "train_seconds"} == {
+        k: v for k, v in theirs.items() if k in FLAT and k != "train_seconds"
+    }
+    assert ours["sets"] == theirs["sets"]
+
+
+def test_resume_names_options_that_contradict_the_run(quick, tmp_path, capsys):
+    resume = ["quickstart", "--resume", "--out", quick, "--quiet"]
+    fails(capsys, [*resume, "--seed", "4"], "--seed 4: the run in", "has --seed 3")
+    fails(capsys, [*resume, "--method", "lvs"], "--method lvs: the run in", "has --method ssl_align")
+    fails(capsys, [*resume, "--scenes", "64"], "--scenes 64", "has --scenes 48")
+    fails(
+        capsys,
+        ["quickstart", "--resume", "--out", tmp_path / "none"],
+        "--resume: expected a run in",
+        "found no run.json",
+    )
+    fails(capsys, ["train", "--resume", "--out", quick, "--data", tmp_path], "belongs to ssl-fast quickstart")
+    (tmp_path / "run.json").write_text("{")
+    fails(capsys, ["quickstart", "--resume", "--out", tmp_path], "run.json: expected the arguments of a run")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (
+            ["--method", "foo"],
+            ["method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, got 'foo'"],
+        ),
+        (["--scenes", "16"], ["batch_size: expected at most the 16 samples of the set, got 32"]),
+        (["--device", "tpu"], ["--device: expected cpu or cuda, got 'tpu'"]),
+    ],
+)
+def test_bad_quickstarts_say_so_before_anything_is_made(argv, words, tmp_path, capsys):
+    fails(capsys, ["quickstart", "--out", tmp_path / "run", *argv], *words)
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    fails(capsys, ["quickstart", "--out", tmp_path / "file"], "--out", "expected a folder, got a file")
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["quickstart", "--minutes", "-1"], "--minutes: expected a positive number, got '-1'"),
+        (["quickstart", "--seed", "x"], "--seed: expected an integer >= 0, got 'x'"),
+        (["quickstart", "--epochs", "0"], "--epochs: expected a positive integer, got '0'"),
+        (["evaluate", "--weights", "x", "--out", "y"], "one of the arguments --data --scenes is required"),
+        (["train", "--out", "y"], "the following arguments are required: --data"),
+        (["paint"], "invalid choice: 'paint'"),
+        (["doctor", "--colour"], "unrecognized arguments: --colour"),
+        ([], "the following arguments are required: COMMAND"),
+        (["bench", "--batch", "0"], "--batch"),
+    ],
+)
+def test_bad_options_are_named(argv, words, capsys):
+    assert cli.main(argv) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_of_every_command(capsys):
+    for command in ("quickstart", "train", "evaluate", "data", "bench", "doctor"):
+        assert cli.main([command, "--help"]) == 0
+        assert f"usage: ssl-fast {command}" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Weights
+
+
+def test_bad_weights_are_named(quick, tmp_path, capsys):
+    def evaluate(weights):
+        return ["evaluate", "--scenes", "--weights", weights, "--out", tmp_path / "results"]
+
+    fails(capsys, evaluate(tmp_path / "none.pt"), str(tmp_path / "none.pt"), "no such file")
+    short = tmp_path / "short.pt"
+    short.write_bytes((quick / "checkpoint.pt").read_bytes()[:3000])
+    fails(capsys, evaluate(short), str(short), "truncated, damaged or not a checkpoint")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, evaluate(tmp_path / "empty"), "checkpoint.pt: no such file")
+    assert not (tmp_path / "results").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Folders
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """12 images as PNG, each with a wav at 22,050 Hz, boxes and classes."""
+    import soundfile
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(0)
+    entries = []
+    for name in ("frames", "audio"):
+        (root / name).mkdir()
+    for i in range(12):
+        image = rng.integers(0, 80, (40, 60, 3), np.uint8)
+        image[10:30, 5 + 25 * (i % 2) : 30 + 25 * (i % 2), i % 3] = 250
+        Image.fromarray(image).save(root / "frames" / f"clip {i}.png")
+        tone = np.sin(np.arange(22050) * (0.05 + 0.1 * (i % 3))) * 0.5
+        soundfile.write(root / "audio" / f"clip {i}.wav", tone.astype(np.float32), 22050)
+        left = (5 + 25 * (i % 2)) / 60
+        entries.append({"file": f"clip {i}", "class": "abc"[i % 3], "bbox": [[left, 0.25, left + 25 / 60, 0.75]]})
+    (root / "annotations.json").write_text(json.dumps(entries))
+    (root / "first.txt").write_text("".join(f"clip {i}\n" for i in range(8)))
+    return root
+
+
+def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
+    common = ["--image-size", "64", "--batch-size", "4", "--threads", "1", "--quiet"]
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--split",
+        "first",
+        "--val",
+        folder,
+        "--method",
+        "ez_vsl",
+        "--epochs",
+        "2",
+        "--out",
+        tmp_path / "run",
+        *common,
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 12)
+    assert results["recipe"]["image_size"] == 64 and (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    fails(capsys, argv, "holds another run")
+    argv = [
+        "evaluate",
+        "--data",
+        folder,
+        "--weights",
+        tmp_path / "run" / "checkpoint.pt",
+        "--out",
+        tmp_path / "results",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    again = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert again["sets"] == results["sets"]
+
+
+def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--epochs",
+        "1",
+        "--image-size",
+        "48",
+        "--batch-size",
+        "6",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    assert f"checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_bad_folders_are_named(folder, tmp_path, capsys):
+    out = ["--out", tmp_path / "run"]
+    fails(capsys, ["train", "--data", tmp_path / "none", *out], str(tmp_path / "none"))
+    fails(capsys, ["train", "--data", folder, *out], "batch_size: expected at most the 12 samples of the set, got 32")
+    fails(
+        capsys,
+        ["train", "--data", folder, "--recipe", "mine", *out],
+        "recipe: expected one of quickstart, published, got 'mine'",
+    )
+    fails(capsys, ["train", "--data", folder, "--front-end", "ears", *out], "front_end: expected a FrontEnd or one of")
+    fails(capsys, ["train", "--data", folder, "--split", "none", *out], "none.txt")
+    fails(capsys, ["train", "--data", folder, "--val-split", "first", *out], "--val-split: expected with --val")
+    assert not (tmp_path / "run").exists()
+
+
+def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "media"
+    shutil.copytree(folder, broken)
+    path = broken / "frames" / "clip 5.png"
+    path.write_bytes(path.read_bytes()[:200])
+    argv = [
+        "train",
+        "--data",
+        broken,
+        "--batch-size",
+        "12",
+        "--epochs",
+        "1",
+        "--image-size",
+        "48",
+        "--quiet",
+        "--out",
+        tmp_path / "run",
+    ]
+    fails(capsys, argv, str(path))
+    assert cli.main(["data", "check", str(broken), "--quiet"]) == 1
+    assert str(path) in capsys.readouterr().out
+    assert cli.main(["data", "check", str(folder), "--quiet"]) == 0
+    assert "12 samples complete, 0 missing" in capsys.readouterr().out
+
+
+def test_sets_without_boxes_cannot_be_evaluated(folder, quick, tmp_path, capsys):
+    import shutil
+
+    bare = tmp_path / "media"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("annotations.json"))
+    fails(
+        capsys,
+        ["evaluate", "--data", bare, "--weights", quick, "--out", tmp_path / "results"],
+        str(bare),
+        "expected boxes or masks",
+    )
+
+
+def test_module_runs_as_a_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "ssl_fast", "quickstart", "--method", "foo"], capture_output=True, text=True, timeout=60
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("ssl-fast quickstart: method: expected one of")
+        and not done.stdout
+    )
+
+
+def test_help_needs_no_heavy_module():
+    code = (
+        "import sys; from ssl_fast import cli; cli.parser()\n"
+        "print([m for m in ('matplotlib', 'PIL', 'faiss', 'soundfile', 'torchaudio', 'ssl_fast.losses') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"

@@ -1,0 +1,372 @@
+"""Folders of media files: layouts, annotations, lists, dirt, and every way to be broken."""
+
+import json
+import re
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from ssl_fast.data import datasets
+from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
+from ssl_fast.data.datasets import DataError, FolderSet, SampleSet, check
+from ssl_fast.data.images import load_image
+
+FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
+
+
+def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
+    """One frame and one sound."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    for folder in ("frames", "audio"):
+        (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
+    if image:
+        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(f"{root}/frames/{name}{image}")
+    if sound:
+        wave = rng.uniform(-0.5, 0.5, (rate // 2, channels))
+        options = {"format": "MP3", "subtype": "MPEG_LAYER_III"} if sound == ".mp3" else {}
+        soundfile.write(f"{root}/audio/{name}{sound}", wave, rate, **options)
+
+
+def annotate(root, entries, name="annotations.json"):
+    (root / name).write_text(json.dumps(entries), encoding="utf-8")
+
+
+def folder_set(root, **options):
+    return FolderSet(root, **{"front_end": FRONT_END, "size": 16} | options)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a set offers
+
+
+def test_every_kind_of_file_and_name(tmp_path):
+    put(tmp_path, "b clip 7", image=".jpg", sound=".ogg", rate=44100, channels=2)
+    put(tmp_path, "größe 音", image=".jpeg", sound=".flac", rate=8000)
+    put(tmp_path, "a.with.dots", image=".PNG", sound=".mp3", rate=22050)
+    put(tmp_path, "deep/er/c", image=".png", sound=".WAV", channels=8)
+    (tmp_path / "frames" / "notes.txt").write_text("no frame")
+    (tmp_path / "audio" / "._b clip 7.wav").write_text("what some file systems leave behind")
+    found = folder_set(tmp_path)
+    assert isinstance(found, SampleSet) and isinstance(found, torch.utils.data.Dataset) and len(found) == 4
+    assert found.ids == found.image_ids == ["a.with.dots", "b clip 7", "deep/er/c", "größe 音"]
+    assert found.categories == [None] * 4 and found.visible == [frozenset()] * 4 and not found.has_ground_truth
+    files = ["a.with.dots.PNG", "b clip 7.jpg", "deep/er/c.png", "größe 音.jpeg"]
+    sounds = ["a.with.dots.mp3", "b clip 7.ogg", "deep/er/c.WAV", "größe 音.flac"]
+    for i, (file, sound) in enumerate(zip(files, sounds)):
+        sample = found[i]
+        wave = load_audio(tmp_path / "audio" / sound, sample_rate=16000, seconds=0.25)
+        assert sample["index"] == i and wave.shape == (4000,)
+        assert torch.equal(sample["image"], load_image(tmp_path / "frames" / file, 16))
+        np.testing.assert_array_equal(found.waveform(i), wave)
+        assert torch.equal(sample["spectrogram"], FRONT_END.spectrogram(torch.from_numpy(wave))[None])
+        assert found.mask(i) is None
+        with pytest.raises(ValueError, match=f"sample '{re.escape(found.ids[i])}': expected boxes or a mask"):
+            found.ground_truth(i)
+    assert found[-1]["index"] == 3
+    for index in (4, -5):
+        with pytest.raises(IndexError, match=f"index: expected -4 to 3, got {index}"):
+            found[index]
+
+
+def test_front_ends_by_name_and_bad_sizes(tmp_path):
+    put(tmp_path, "a")
+    assert folder_set(tmp_path, front_end="ssl_align").front_end is FRONT_ENDS["ssl_align"]
+    with pytest.raises(ValueError, match="front_end: expected a FrontEnd or one of"):
+        folder_set(tmp_path, front_end="none")
+    with pytest.raises(ValueError, match="size: expected an integer >= 1, got 0"):
+        folder_set(tmp_path, size=0)
+
+
+@pytest.mark.parametrize("preloaded", [False, True])
+def test_forked_workers_deliver_the_same(tmp_path, preloaded):
+    for i in range(7):
+        put(tmp_path, f"clip {i}", image=(".png", ".jpg")[i % 2], sound=(".wav", ".ogg")[i % 2], rate=22050, channels=2)
+    found = folder_set(tmp_path)
+    alone = [found[i] for i in range(7)]
+    if preloaded:
+        found.preload()
+    with warnings.catch_warnings():  # of newer Pythons, about forking a process with threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        batches = list(DataLoader(found, batch_size=3, num_workers=2, multiprocessing_context="fork"))
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(7))
+    for key in ("image", "spectrogram"):
+        assert torch.equal(torch.cat([batch[key] for batch in batches]), torch.stack([one[key] for one in alone]))
+
+
+def test_a_broken_file_in_a_worker_is_named(tmp_path):
+    put(tmp_path, "good")
+    put(tmp_path, "worse")
+    (tmp_path / "audio" / "worse.wav").write_text("no sound")
+    with pytest.raises(MediaError, match="worse.wav: cannot be read as audio"):
+        list(DataLoader(folder_set(tmp_path), num_workers=1, multiprocessing_context="fork"))
+
+
+def test_preload_reads_every_file_once(tmp_path, monkeypatch):
+    put(tmp_path, "scene", sound=None)
+    for sound in ("bell", "dog"):
+        put(tmp_path, sound, image=None)
+    annotate(tmp_path, [{"file": f"{x} {i}", "image": "scene", "audio": x} for i in range(2) for x in ("bell", "dog")])
+    found, read = folder_set(tmp_path), []
+    expected = [found[i] for i in range(4)]
+    load_frame, load_sound = datasets.load_image, FrontEnd.load
+    monkeypatch.setattr(datasets, "load_image", lambda path, size: read.append(path.name) or load_frame(path, size))
+    monkeypatch.setattr(FrontEnd, "load", lambda self, path: read.append(path.name) or load_sound(self, path))
+    assert found.preload() is found
+    assert found.preloaded_bytes == 16 * 16 * 3 + 2 * 4 * FRONT_END.shape[0] * FRONT_END.shape[1]
+    again = [found[i] for i in range(4)]
+    assert read == ["scene.png", "bell.wav", "dog.wav"]
+    for a, b in zip(again, expected):
+        assert torch.equal(a["image"], b["image"]) and torch.equal(a["spectrogram"], b["spectrogram"])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Annotations
+
+
+def test_boxes_are_filled_by_the_published_rule(tmp_path):
+    put(tmp_path, "a")
+    annotate(tmp_path, [{"file": "a", "class": "bell", "bbox": [[0.1, 0.2, 0.55, 0.9], [0.5, 0, 1, 0.3]]}])
+    found = folder_set(tmp_path, size=32)
+    expected = np.zeros((32, 32), np.float32)
+    for y in range(32):
+        for x in range(32):
+            expected[y, x] = 3 <= x < 17 and 6 <= y < 28 or 16 <= x < 32 and 0 <= y < 9
+    truth = found.ground_truth(0)
+    assert truth.dtype == np.float32 and found.has_ground_truth and found.notes == []
+    np.testing.assert_array_equal(truth, expected)
+    assert found.categories == ["bell"] and found.visible == [frozenset({"bell"})]
+
+
+def test_dirt_in_boxes_is_clipped_dropped_and_counted(tmp_path):
+    """As found in VGG-SS: coordinates of -2.9e16, boxes without width."""
+    for name in ("a", "b", "c"):
+        put(tmp_path, name)
+    annotate(tmp_path, [{"file": "a", "bbox": [[-2.88e16, 0.5, 0.5, 1.2]]},
+                        {"file": "b", "bbox": [[0.4, 0.66, -2.88e16, 0.98], [0.3, 1.0, 0.7, 1.0], [0, 0, 0.5, 0.5]]},
+                        {"file": "c", "bbox": [[0.5, 0.5, 0.4, 0.9]]}])  # fmt: skip
+    found = folder_set(tmp_path)
+    expected = np.zeros((3, 16, 16), np.float32)
+    expected[0, 8:, :8] = 1
+    expected[1, :8, :8] = 1
+    np.testing.assert_array_equal([found.ground_truth(i) for i in range(3)], expected)
+    assert found.notes == ["3 coordinates of boxes clipped to [0, 1]", "3 boxes without area dropped, of b, c"]
+    assert check(tmp_path).notes == found.notes and check(tmp_path).ok
+
+
+def test_several_sounds_of_one_image(tmp_path):
+    put(tmp_path, "street", sound=None)
+    put(tmp_path, "other")
+    for sound in ("dog bark", "bell"):
+        put(tmp_path, sound, image=None)
+    masks = np.zeros((2, 30, 40), np.uint8)
+    masks[0, :, :20] = masks[1, 15:, 20:] = 255
+    (tmp_path / "masks").mkdir()
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    annotate(tmp_path, [
+        {"file": "street dog", "image": "street", "audio": "audio/dog bark.wav", "class": "dog", "mask": "masks/0.png"},
+        {"file": "street bell", "image": "frames/street.png", "audio": "bell", "class": "bell", "mask": "masks/1.png",
+         "bbox": [[0.5, 0.5, 1, 1]], "visible": ["bell", "dog", "car"]},
+        {"file": "other", "class": "cat", "bbox": []},
+        {"file": "street bell 2", "image": "street", "audio": "bell", "class": "bell", "mask": "masks/1.png"},
+    ])  # fmt: skip
+    found = folder_set(tmp_path)
+    assert found.ids == ["street dog", "street bell", "other", "street bell 2"]
+    assert found.image_ids == ["street", "street", "other", "street"]
+    assert found.visible == [frozenset({"dog", "bell"}), frozenset({"bell", "dog", "car"}), frozenset({"cat"}),
+                             frozenset({"dog", "bell"})]  # fmt: skip
+    assert torch.equal(found[0]["image"], found[1]["image"])
+    np.testing.assert_array_equal(found.waveform(1), load_audio(tmp_path / "audio/bell.wav", sample_rate=16000,
+                                                                seconds=0.25))  # fmt: skip
+    expected = np.zeros((2, 16, 16), bool)
+    expected[0, :, :8] = expected[1, 8:, 8:] = True
+    np.testing.assert_array_equal([found.mask(0), found.mask(1)], expected)
+    np.testing.assert_array_equal([found.ground_truth(0), found.ground_truth(1)], expected)
+    assert found.mask(2) is None and not found.ground_truth(2).any() and found.has_ground_truth
+
+
+@pytest.mark.parametrize("entries, message", [
+    ("{", "expected annotations as a JSON list, got "),
+    ({"a": 1}, "expected a JSON list of annotations, got dict"),
+    ([], "expected a JSON list of annotations, got an empty one"),
+    ([{"class": "bell"}], "entry 0: expected an object with \"file\": id, got {'class': 'bell'}"),
+    ([{"file": "a"}, {"file": "a"}], "entry 1, 'a': annotated twice"),
+    ([{"file": "a", "boxes": []}], "entry 0, 'a': unknown key 'boxes'"),
+    ([{"file": "a", "class": 3}], "'a': class: expected a string, got 3"),
+    ([{"file": "a", "visible": "bell"}], "'a': visible: expected a list of strings, got 'bell'"),
+    ([{"file": "a", "class": "dog", "visible": ["bell"]}], "visible: expected the sample's own class 'dog' among them"),
+    ([{"file": "a", "bbox": [0.1, 0.1, 0.2, 0.2]}], r"bbox: expected [[xmin, ymin, xmax, ymax], ...], got [0.1, 0.1"),
+    ([{"file": "a", "bbox": [[0.1, 0.1, 0.2]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...], got [[0.1, "),
+    ([{"file": "a", "bbox": [[0.1, 0.1, 0.2, "x"]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
+    ([{"file": "a", "bbox": [[0, 0, 0.5, float("nan")]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
+    ([{"file": "a", "bbox": [[10, 20, 112, 224]]}], "bbox: expected fractions of the frame, got pixels or "),
+])  # fmt: skip
+def test_bad_annotations(tmp_path, entries, message):
+    put(tmp_path, "a")
+    annotate(tmp_path, entries)
+    if isinstance(entries, str):
+        (tmp_path / "annotations.json").write_text(entries)
+    for look in (folder_set, check):
+        with pytest.raises(DataError, match=re.escape(message)) as caught:
+            look(tmp_path)
+        assert str(caught.value).startswith(f"{tmp_path / 'annotations.json'}: ")
+
+
+def test_annotations_elsewhere(tmp_path):
+    put(tmp_path / "data", "a")
+    put(tmp_path / "data", "b")
+    annotate(tmp_path, [{"file": "b", "bbox": [[0, 0, 1, 1]]}], "other.json")
+    assert folder_set(tmp_path / "data").ids == ["a", "b"]
+    assert folder_set(tmp_path / "data", annotations=tmp_path / "other.json").ids == ["b"]
+    with pytest.raises(DataError, match="none.json: expected annotations as a JSON list, got .*No such file"):
+        folder_set(tmp_path / "data", annotations=tmp_path / "none.json")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Lists
+
+
+def test_lists_choose_and_order(tmp_path):
+    for name in ("a", "b", "c, d", "e"):
+        put(tmp_path, name)
+    (tmp_path / "frames" / "e.png").unlink()  # not listed: does not matter
+    (tmp_path / "train.txt").write_text("\ufeffc, d\n\na\r\n", encoding="utf-8")
+    (tmp_path / "test.csv").write_text('b,202\n"c, d",7\n')
+    assert folder_set(tmp_path, split="train").ids == ["c, d", "a"]
+    assert folder_set(tmp_path, split="test").ids == ["b", "c, d"]
+    assert folder_set(tmp_path, split=tmp_path / "test.csv").ids == ["b", "c, d"]
+
+
+def test_lists_and_annotations(tmp_path):
+    for name in ("a", "b", "c"):
+        put(tmp_path, name)
+    annotate(tmp_path, [{"file": "b", "bbox": [[0, 0, 1, 1]]}, {"file": "c", "bbox": [[0, 0, 1, 1]]}])
+    for split, ids in {"train": ["a"], "test": ["c", "b"], "mixed": ["a", "b"]}.items():
+        (tmp_path / f"{split}.txt").write_text("\n".join(ids))
+    train, test, mixed = (folder_set(tmp_path, split=split) for split in ("train", "test", "mixed"))
+    assert not train.has_ground_truth and train.notes == []
+    assert test.ids == ["c", "b"] and test.has_ground_truth
+    assert not mixed.has_ground_truth and mixed.notes == ["1 of 2 samples have boxes or a mask, 'a' has none"]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("a\nb\na\n", "1 problem: id 'a' is listed 2 times"),
+    ("a\nz\n", r"2 problems: .*frames/z: no such file \(.jpg, .jpeg, .png\), id 'z'; .*audio/z: no such file"),
+    ("", r"train.txt: expected a list of ids, got none"),
+    ("\n \n", r"train.txt: expected a list of ids, got none"),
+    (b"a\n\xff\xfe", r"train.txt: expected ids in UTF-8, got .* at byte 2"),
+    (None, r"train.txt or .*train.csv: no such list of ids"),
+])  # fmt: skip
+def test_bad_lists(tmp_path, content, message):
+    put(tmp_path, "a")
+    put(tmp_path, "b")
+    if content is not None:
+        (tmp_path / "train.txt").write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        folder_set(tmp_path, split="train")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Missing and broken files
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda root: (root / "audio/b.wav").unlink(), r"{root}/audio/b: no such file \(.wav, .flac, .ogg, .mp3\), id 'b'"),
+    (lambda root: (root / "frames/b.png").unlink(), r"{root}/frames/b: no such file \(.jpg, .jpeg, .png\), id 'b'"),
+    (lambda root: (root / "audio/b.wav").write_bytes(b""), r"{root}/audio/b.wav: empty file \(0 bytes\), id 'b'"),
+    (lambda root: put(root, "b", image=".jpg", sound=None),
+     r"id 'b': expected one file, got {root}/frames/b.jpg, {root}/frames/b.png"),
+    (lambda root: annotate(root, [{"file": "b"}, {"file": "d"}]), "{root}/frames/d: no such file .* id 'd'"),
+    (lambda root: annotate(root, [{"file": "b", "image": "a.png"}]), "{root}/a.png: no such file, id 'b'"),
+    (lambda root: annotate(root, [{"file": "b", "mask": "m/b.png"}]), "{root}/m/b.png: no such file, mask of 'b'"),
+])  # fmt: skip
+def test_missing_files_are_named(tmp_path, damage, message):
+    for name in ("a", "b", "c"):
+        put(tmp_path, name)
+    damage(tmp_path)
+    message = message.format(root=re.escape(str(tmp_path)))
+    with pytest.raises(DataError, match=message):
+        folder_set(tmp_path)
+    report = check(tmp_path)
+    assert not report.ok and any(re.search(message, entry) for entry in report.missing)
+
+
+def test_many_problems_are_counted_not_listed(tmp_path):
+    for i in range(9):
+        put(tmp_path, f"clip{i}", sound=None)
+    with pytest.raises(DataError, match=r"9 problems: .*clip0.*clip4.*; and 4 more$") as caught:
+        folder_set(tmp_path)
+    assert "clip5" not in str(caught.value) and len(check(tmp_path).missing) == 9
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda root: None, "expected a folder with frames/ and audio/, got nothing there"),
+    (lambda root: root.write_text(""), "expected a folder with frames/ and audio/, got a file"),
+    (lambda root: root.mkdir(), "frames: expected a folder, got nothing there"),
+    (lambda root: [(root / x).mkdir(parents=True) for x in ("frames", "audio")],
+     "expected samples, got 0 files in frames/ and 0 files in audio/"),
+])  # fmt: skip
+def test_folders_that_are_none(tmp_path, make, message):
+    root = tmp_path / "data"
+    make(root)
+    for look in (folder_set, check):
+        with pytest.raises(DataError, match=message):
+            look(root)
+
+
+BROKEN = {
+    "cut frame": ("frames/bad.png", lambda data: data[: len(data) // 2], "cannot be read as an image"),
+    "text for a frame": ("frames/bad.png", lambda data: b"no picture", "cannot be read as an image"),
+    "cut sound": ("audio/bad.wav", lambda data: data[: len(data) // 2], "truncated"),
+    "head of a sound": ("audio/bad.wav", lambda data: data[:20], "cannot be read as audio"),
+    "no samples": ("audio/bad.wav", np.zeros((0, 1)), "expected audio, got a file of no samples"),
+    "not a number": ("audio/bad.wav", np.array([0.1, np.nan]), "expected finite samples, got nan"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_files_are_named_when_read(tmp_path, kind):
+    """Constructing a set does not read files; reading one does, and so do preload and check."""
+    put(tmp_path, "bad")
+    put(tmp_path, "good")
+    file, damage, message = BROKEN[kind]
+    path = tmp_path / file
+    if callable(damage):
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        soundfile.write(path, damage, 16000, subtype="FLOAT")
+    message = f"^{re.escape(str(path))}: {message}"
+    for read in (lambda found: found[0], lambda found: found.preload()):
+        found = folder_set(tmp_path)
+        assert found[1]["index"] == 1
+        with pytest.raises(MediaError, match=message):
+            read(found)
+    report = check(tmp_path)
+    assert not report.ok and report.ids == ["good"] and report.missing == []
+    assert len(report.broken) == 1 and re.search(message, report.broken[0])
+    assert str(report).splitlines()[0] == f"{tmp_path}: 1 samples complete, 0 missing, 1 files broken"
+    assert str(report).splitlines()[1].startswith(f"  broken: {path}: ")
+
+
+def test_check_of_a_good_folder(tmp_path):
+    put(tmp_path, "a", image=".jpg", sound=".ogg")
+    put(tmp_path, "b")
+    report = check(tmp_path)
+    assert report.ok and report.ids == ["a", "b"]
+    assert str(report) == f"{tmp_path}: 2 samples complete, 0 missing, 0 files broken"
+
+
+def test_check_counts_a_shared_broken_file_once(tmp_path):
+    put(tmp_path, "scene", sound=None)
+    put(tmp_path, "x", image=None)
+    put(tmp_path, "y", image=None)
+    (tmp_path / "frames/scene.png").write_bytes(b"no picture")
+    annotate(tmp_path, [{"file": f"scene {x}", "image": "scene", "audio": x} for x in "xy"])
+    report = check(tmp_path)
+    assert len(report.broken) == 1 and report.ids == []

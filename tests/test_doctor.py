@@ -1,0 +1,94 @@
+import importlib.metadata
+import types
+
+import pytest
+import torch
+
+from ssl_fast import cli, doctor
+from ssl_fast.ops import checks
+
+
+def flat():
+    sections, usable = doctor.report()
+    return {f"{section}: {name}": text for section, items in sections.items() for name, text in items.items()}, usable
+
+
+def extension(**changes):
+    fields = {"__file__": "/somewhere/_C.so", "instruction_set": lambda: "avx2", "instruction_sets": lambda: ["baseline", "avx2"],
+              "cuda_architectures": "80-real 90a-real", "cuda_status": lambda: (1, None)}  # fmt: skip
+    return types.SimpleNamespace(**(fields | changes))
+
+
+def test_report_of_this_installation(capsys):
+    found, usable = flat()
+    assert usable
+    assert found["software: torch"] == torch.__version__
+    assert found["software: numpy"] == importlib.metadata.version("numpy")
+    assert found["processor: torch threads"].startswith(f"{torch.get_num_threads()} ")
+    assert cli.main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert all(text in out for text in found.values()) and out.endswith("\nusable\n")
+
+
+def test_compiled_module_in_use(monkeypatch):
+    monkeypatch.setattr(checks, "extension", extension())
+    found, _ = flat()
+    assert found["kernels: instruction set in use"] == "avx2"
+    assert found["kernels: instruction sets available"] == "baseline, avx2"
+    assert found["cuda: built for"] == "80-real 90a-real"
+    assert found["cuda: device usable by the kernels"] == "yes, 1 device(s)"
+
+
+def test_absent_module_is_visible_and_usable(monkeypatch, capsys):
+    monkeypatch.setattr(checks, "extension", None)
+    monkeypatch.setattr(checks, "extension_error", "No module named 'ssl_fast._C'")
+    found, usable = flat()
+    assert usable
+    assert (
+        found["kernels: compiled module"]
+        == "NOT LOADED (No module named 'ssl_fast._C'); every op runs its plain-PyTorch reference"
+    )
+    assert found["cuda: device usable by the kernels"] == "no"
+    assert cli.main(["doctor"]) == 0 and "NOT LOADED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changes, built, device",
+    [
+        (
+            {"cuda_architectures": ""},
+            "none (no nvcc was found when the package was built, or it was switched off)",
+            "no: no CUDA code was built",
+        ),
+        (
+            {"cuda_status": lambda: (0, "CUDA driver version is insufficient")},
+            "80-real 90a-real",
+            "no: CUDA driver version is insufficient",
+        ),
+        ({"cuda_status": lambda: (0, None)}, "80-real 90a-real", "no: no device"),
+    ],
+)
+def test_cuda_says_why_not(changes, built, device, monkeypatch):
+    monkeypatch.setattr(checks, "extension", extension(**changes))
+    found, usable = flat()
+    assert (found["cuda: built for"], found["cuda: device usable by the kernels"]) == (built, device) and usable
+
+
+def test_missing_and_broken_libraries(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "OPTIONAL", (("no-such-thing", "no_such_thing", "live curves"),))
+    found, usable = flat()
+    assert usable and found["software: no-such-thing"] == "not installed (optional, live curves)"
+
+    def load(name):
+        if name == "faiss":
+            raise OSError("libgomp.so.1: cannot open shared object file\nand more")
+        return types.ModuleType(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", load)
+    found, usable = flat()
+    assert not usable
+    assert (
+        found["software: faiss-cpu"]
+        == "MISSING (OSError: libgomp.so.1: cannot open shared object file); needed for nearest neighbours"
+    )
+    assert cli.main(["doctor"]) == 1 and capsys.readouterr().out.endswith("NOT usable: install what is missing above\n")

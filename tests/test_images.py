@@ -1,0 +1,332 @@
+"""Decoding rules on files of every kind made on the fly; augmentations against loops and exact cases."""
+
+import colorsys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_fast.data import images
+from ssl_fast.data.audio import MediaError
+from ssl_fast.data.images import colour_jitter, decode_image, greyscale, horizontal_flip, load_image, load_mask
+from ssl_fast.data.images import random_resized_crop
+
+
+def picture(height=24, width=40, seed=0):
+    """Blocks of 8 x 8 pixels of one colour each: JPEG, too, gives them back."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+    return blocks.repeat(8, 0).repeat(8, 1)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Decoding
+
+
+@pytest.mark.parametrize("name, tolerance", [("plain.png", 0), ("with space.jpg", 4), ("größe 音.jpeg", 4)])
+def test_rgb(tmp_path, name, tolerance):
+    pixels = picture()
+    options = {"quality": 100, "subsampling": 0} if tolerance else {}
+    Image.fromarray(pixels).save(tmp_path / name, **options)
+    got = decode_image(tmp_path / name)
+    assert got.dtype == np.uint8 and got.shape == (24, 40, 3)
+    np.testing.assert_allclose(got.astype(int), pixels.astype(int), atol=tolerance)
+
+
+@pytest.mark.parametrize("kind", ["grey", "1 bit", "palette", "grey jpeg"])
+def test_grey_and_palette(tmp_path, kind):
+    pixels = picture()
+    grey = pixels[..., 0]
+    if kind == "palette":
+        image, expected = Image.fromarray(pixels).quantize(64), None
+        expected = np.asarray(image.convert("RGB"))
+        assert image.mode == "P"
+    elif kind == "1 bit":
+        image = Image.fromarray(np.where(grey > 127, 255, 0).astype(np.uint8)).convert("1")
+        expected = np.where(grey > 127, 255, 0)[..., None].repeat(3, 2)
+    else:
+        image, expected = Image.fromarray(grey), grey[..., None].repeat(3, 2)
+    path = tmp_path / ("a.jpg" if "jpeg" in kind else "a.png")
+    image.save(path, **({"quality": 100} if "jpeg" in kind else {}))
+    np.testing.assert_allclose(decode_image(path).astype(int), expected.astype(int), atol=3 if "jpeg" in kind else 0)
+
+
+def test_sixteen_bit_grey_is_divided_not_clipped(tmp_path):
+    values = np.array([[0, 128, 129, 257, 25700, 32768, 65406, 65535]], np.uint16).repeat(4, 0)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert Image.open(tmp_path / "a.png").mode.startswith("I")
+    expected = np.floor(values / 257 + 0.5)  # 0 0 1 1 100 128 254 255
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), expected[..., None].repeat(3, 2))
+
+
+def test_cmyk(tmp_path):
+    inks = np.random.default_rng(1).integers(0, 256, (3, 5, 4), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(inks, "CMYK").save(tmp_path / "a.jpg", quality=100)
+    assert Image.open(tmp_path / "a.jpg").mode == "CMYK"
+    light = 255 - inks.astype(float)
+    expected = light[..., :3] * light[..., 3:] / 255
+    np.testing.assert_allclose(decode_image(tmp_path / "a.jpg"), expected, atol=4)
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "palette with a transparent colour"])
+def test_transparency_is_laid_over_white(tmp_path, kind):
+    rng = np.random.default_rng(2)
+    alpha = rng.integers(0, 256, (24, 40), np.uint8)
+    colours = picture()
+    if kind == "RGBA":
+        image = Image.fromarray(np.dstack([colours, alpha]))
+    elif kind == "LA":
+        colours = colours[..., :1].repeat(3, 2)
+        image = Image.fromarray(np.dstack([colours[..., 0], alpha]), "LA")
+    else:
+        index = rng.integers(0, 3, (24, 40), np.uint8)
+        image = Image.fromarray(index, "P")
+        image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
+        colours, alpha = 255 * np.eye(3, dtype=np.uint8)[index], np.where(index == 1, 0, 255)
+        image.info["transparency"] = 1
+    image.save(tmp_path / "a.png")
+    share = alpha[..., None] / 255
+    np.testing.assert_allclose(decode_image(tmp_path / "a.png"), colours * share + 255 * (1 - share), atol=1.01)
+
+
+@pytest.mark.parametrize("orientation, turned", [
+    (1, lambda x: x), (2, lambda x: x[:, ::-1]), (3, lambda x: x[::-1, ::-1]), (4, lambda x: x[::-1]),
+    (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)),
+    (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)), (8, lambda x: np.rot90(x)),
+])  # fmt: skip
+def test_the_orientation_of_cameras_is_applied(tmp_path, orientation, turned):
+    pixels = picture()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), turned(pixels))
+
+
+def broken(folder, kind):
+    path = folder / f"{kind}.jpg"
+    if kind == "no bytes":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no picture")
+    elif kind == "floats":
+        path = folder / "floats.tiff"
+        Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
+    elif kind == "large integers":
+        path = folder / "large.tiff"
+        Image.fromarray(np.full((4, 4), 70000, np.int32)).save(path)
+    elif kind.startswith("cut"):
+        path = folder / kind
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2])
+    return path
+
+
+@pytest.mark.parametrize("kind, message", [
+    ("missing", "no such file"),
+    ("no bytes", r"empty file \(0 bytes\)"),
+    ("text", r"cannot be read as an image \(Format not recognised\)"),
+    ("cut.jpg", r"cannot be read as an image \(.*truncated"),
+    ("cut.png", r"cannot be read as an image \("),
+    ("floats", "expected integer pixels, got an image of floats"),
+    ("large integers", "expected grey values of 16 bits, got 70000 to 70000"),
+])  # fmt: skip
+@pytest.mark.parametrize("load", [decode_image, lambda path: load_image(path, 8), lambda path: load_mask(path, 8)])
+def test_broken_files_are_named(tmp_path, kind, message, load):
+    path = broken(tmp_path, kind)
+    with pytest.raises(MediaError, match=message) as caught:
+        load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Resizing
+
+
+def test_squash_keeps_fractions_of_the_frame(tmp_path):
+    """A white box at (1/4 .. 1/2, 1/2 .. 1) of a wide frame covers the same fractions of the square."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[20:, 20:40] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    got = load_image(tmp_path / "a.png", 32)
+    assert got.dtype == torch.uint8 and got.shape == (3, 32, 32) and got.is_contiguous()
+    expected = np.zeros((3, 32, 32), bool)
+    expected[:, 16:, 8:16] = True
+    np.testing.assert_array_equal(got.numpy() > 127, expected)
+
+
+def test_centre_crop_takes_the_middle_square(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 80, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    got = load_image(tmp_path / "a.png", 32, fit="centre_crop")
+    np.testing.assert_array_equal(got.numpy().transpose(1, 2, 0), pixels[:, 24:56])
+
+
+def test_shrinking_averages(tmp_path):
+    """Without antialiasing a checkerboard of single pixels would stay black and white."""
+    board = np.indices((128, 128)).sum(0) % 2 * 255
+    Image.fromarray(board.astype(np.uint8)).save(tmp_path / "a.png")
+    inner = load_image(tmp_path / "a.png", 16)[:, 2:-2, 2:-2].float()
+    assert (inner - 127.5).abs().max() < 5
+
+
+def test_an_unknown_fit(tmp_path):
+    with pytest.raises(ValueError, match="fit: expected one of squash, centre_crop, got 'pad'"):
+        load_image(tmp_path / "a.png", 32, fit="pad")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
+def test_masks(tmp_path, mode):
+    """Each target pixel is true where at least half of it is covered."""
+    mask = np.random.default_rng(3).random((48, 64)) < np.linspace(0, 1, 64)
+    Image.fromarray((mask * 255).astype(np.uint8)).convert(mode).save(tmp_path / "a.png")
+    covered = mask.reshape(16, 3, 16, 4).mean((1, 3))
+    expected, clear = covered >= 0.5, np.abs(covered - 0.5) > 0.01
+    got = load_mask(tmp_path / "a.png", 16)
+    assert got.dtype == bool and got.shape == (16, 16)
+    np.testing.assert_array_equal(got[clear], expected[clear])
+
+
+def test_a_mask_of_labels_would_vanish(tmp_path):
+    Image.fromarray(np.eye(16, dtype=np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(MediaError, match="a.png: expected a mask with values 0 and 255, got a maximum of 1"):
+        load_mask(tmp_path / "a.png", 16)
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "empty.png")
+    assert not load_mask(tmp_path / "empty.png", 16).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Augmentation
+
+AUGMENTATIONS = [random_resized_crop, horizontal_flip, colour_jitter, greyscale]
+
+
+def batch(dtype=torch.uint8, n=64, size=32):
+    values = torch.from_numpy(np.random.default_rng(4).integers(0, 256, (n, 3, size, size), np.uint8))
+    return values if dtype == torch.uint8 else (values / 255).to(dtype)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_seed_decides_everything(augment, dtype):
+    before = torch.get_rng_state()
+    x = batch(dtype)
+    kept = x.clone()
+    a, b, c = (augment(x, generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert a.dtype == dtype and a.shape == x.shape and torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), before)
+    if dtype != torch.uint8:
+        assert a.min() >= -1e-6 and a.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_integers_and_floats_agree(augment):
+    x = batch()
+    whole, real = augment(x, generator(1)), augment(x / 255, generator(1))
+    assert (whole / 255 - real).abs().max() <= 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_empty_and_bad_batches(augment):
+    assert augment(batch(n=0), generator()).shape == (0, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"images: expected \(B, 3, H, W\), got \(3, 8, 8\)"):
+        augment(torch.zeros(3, 8, 8), generator())
+    with pytest.raises(TypeError, match="images: expected uint8 or float, got torch.int64"):
+        augment(torch.zeros(1, 3, 8, 8, dtype=torch.int64), generator())
+
+
+def test_flips():
+    x = batch(n=400, size=4)
+    got = horizontal_flip(x, generator())
+    same, flipped = (got == x).flatten(1).all(1), (got == x.flip(3)).flatten(1).all(1)
+    assert torch.equal(same, ~flipped) and 150 < flipped.sum() < 250
+    assert torch.equal(horizontal_flip(x, generator(), p=1), x.flip(3))
+    assert torch.equal(horizontal_flip(x, generator(), p=0), x)
+
+
+def test_crops_are_boxes_of_the_asked_area_and_aspect():
+    """Of a ramp, linear in x and y, the crop is a ramp again, whose slopes and level tell the box."""
+    n, size = 300, 64
+    position = (torch.arange(size) + 0.5) / size
+    ramp = torch.stack([position.expand(size, size), position[:, None].expand(size, size), torch.zeros(size, size)])
+    got = random_resized_crop(ramp.expand(n, -1, -1, -1), generator(), scale=(0.5, 0.8), ratio=(0.8, 1.25))
+    inner = slice(4, size - 4)  # beyond the outermost pixel centres the ramp is flat
+    across, down = got[:, 0, :, inner].mean(1), got[:, 1, inner].mean(2)
+    width, height = ((line[:, -1] - line[:, 0]) / (size - 9) * size for line in (across, down))
+    assert (got[:, :2, inner, inner].diff(dim=-1)[:, 1].abs().max()) < 1e-5  # neither sheared nor turned
+    area, aspect = width * height, width / height
+    assert area.min() > 0.499 and area.max() < 0.801 and area.max() - area.min() > 0.28
+    assert aspect.min() > 0.799 and aspect.max() < 1.251 and aspect.max() / aspect.min() > 1.45
+    left, top = across.mean(1) - width / 2, down.mean(1) - height / 2
+    for start, side in ((left, width), (top, height)):
+        assert start.min() > -1e-4 and (start + side).max() < 1 + 1e-4
+        assert (start / (1 - side)).std() == pytest.approx(12**-0.5, rel=0.15)  # uniform
+
+
+def test_a_crop_of_everything_changes_nothing():
+    x = batch()
+    assert torch.equal(random_resized_crop(x, generator(), scale=(1, 1)), x)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"scale": (0, 1)}, r"scale: expected 0 < low <= high <= 1, got \(0, 1\)"),
+    ({"scale": (0.5, 1.5)}, r"scale: .* got \(0.5, 1.5\)"),
+    ({"ratio": (2, 1)}, r"ratio: expected 0 < low <= high, got \(2, 1\)"),
+])  # fmt: skip
+def test_bad_crops(change, message):
+    with pytest.raises(ValueError, match=message):
+        random_resized_crop(batch(), generator(), **change)
+
+
+def test_greyscale():
+    x = batch(n=400, size=4)
+    got = greyscale(x, generator())
+    changed = (got != x).flatten(1).any(1)
+    assert 50 < changed.sum() < 110
+    r, g, b = x[changed].double().unbind(1)
+    expected = 0.299 * r + 0.587 * g + 0.114 * b
+    assert (got[changed].double() - expected[:, None]).abs().max() <= 0.5 + 1e-3
+
+
+def only(**strengths):
+    return {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "p": 1} | strengths
+
+
+def test_jitter_of_nothing_changes_nothing():
+    x = batch()
+    assert torch.equal(colour_jitter(x, generator(), **only()), x)
+    assert torch.equal(colour_jitter(x, generator(), p=0), x)
+
+
+def test_brightness_contrast_and_saturation_are_blends():
+    """Each image is a blend of itself and of black, its mean grey, its own grey, by a factor in [.7, 1.3]."""
+    x = batch(torch.float32) * 0.4 + 0.3  # nothing is clipped
+    luma = torch.einsum("c,bchw->bhw", images._GREY, x)[:, None]
+    towards = {"brightness": torch.zeros_like(x), "contrast": luma.mean((2, 3), keepdim=True).expand_as(x),
+               "saturation": luma.expand_as(x)}  # fmt: skip
+    for name, other in towards.items():
+        got = colour_jitter(x, generator(), **only(**{name: 0.3}))
+        factor = ((got - other) * (x - other)).sum((1, 2, 3)) / ((x - other) ** 2).sum((1, 2, 3))
+        torch.testing.assert_close(got, other + factor[:, None, None, None] * (x - other), atol=1e-5, rtol=0)
+        assert 0.699 < factor.min() < 0.75 and 1.25 < factor.max() < 1.301
+
+
+def test_hue_turns_colours_and_keeps_their_luma():
+    x = batch(torch.float32) * 0.2 + 0.4
+    got = colour_jitter(x, generator(), **only(hue=0.5))
+    torch.testing.assert_close(torch.einsum("c,bchw->bhw", images._GREY, got),
+                               torch.einsum("c,bchw->bhw", images._GREY, x), atol=1e-5, rtol=0)  # fmt: skip
+    before, after = ([colorsys.rgb_to_hsv(*one[:, 5, 5].tolist())[0] for one in y] for y in (x, got))
+    turns = [(b - a) % 1 for a, b in zip(before, after)]
+    assert min(turns) < 0.1 and max(turns) > 0.9 and any(0.4 < turn < 0.6 for turn in turns)
+
+
+def test_images_have_draws_of_their_own():
+    x = batch()[:1].expand(16, -1, -1, -1)
+    for augment in (random_resized_crop, lambda *a: colour_jitter(*a, p=1)):
+        assert len({one.numpy().tobytes() for one in augment(x, generator())}) == 16

@@ -1,0 +1,113 @@
+"""Negative sounds: what they are, that set and seed decide them, and that off-screen sounds are off screen."""
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_fast.data.audio import FrontEnd
+from ssl_fast.data.datasets import SampleSet
+from ssl_fast.data.negatives import Negatives, negative_spectrograms, negatives
+
+FRONT_END = FrontEnd(name="tiny", seconds=0.125, hop=256)
+
+
+class Toys(SampleSet):
+    """Sounds whose samples all have the value (index + 1) / 1000, scaled by noise that the index seeds."""
+
+    def __init__(self, categories, visible=None):
+        self.front_end = FRONT_END
+        self.ids = [f"toy{i}" for i in range(len(categories))]
+        self.image_ids = self.ids
+        self.categories = list(categories)
+        self.visible = [frozenset(v) for v in (visible or [[c] for c in categories])]
+
+    def waveform(self, index):
+        noise = np.random.default_rng(self._checked(index)).uniform(-1, 1, FRONT_END.samples)
+        return (noise * (index + 1) / 1000).astype(np.float32)
+
+
+@pytest.fixture
+def toys():
+    rng = np.random.default_rng(0)
+    names = np.array(["bell", "dog", "cat", "car", "owl"])
+    visible = [rng.choice(names, rng.integers(1, 4), replace=False).tolist() for _ in range(60)]
+    return Toys([shown[0] for shown in visible], visible)
+
+
+def test_silence(toys):
+    drawn = negatives(toys, "silence")
+    assert len(drawn) == 60 and drawn.sources is None
+    assert drawn[7].dtype == np.float32 and drawn[7].shape == (2000,) and not drawn[7].any()
+    got = negative_spectrograms(toys, "silence")
+    assert got.shape == (60, 1, *FRONT_END.shape) and got.dtype == torch.float32
+    np.testing.assert_allclose(got, np.log(1e-7) / 12, rtol=1e-6)
+
+
+def test_noise_is_normal_and_clipped(toys):
+    drawn = negatives(toys, "noise", seed=3)
+    waves = np.stack([drawn[i] for i in range(60)])
+    assert waves.dtype == np.float32 and waves.min() == -1 and waves.max() == 1
+    assert (np.abs(waves) == 1).mean() == pytest.approx(0.3173, abs=0.01)  # of a normal beyond one sigma
+    assert waves[np.abs(waves) < 1].std() == pytest.approx(0.5396, abs=0.01)  # of what is left of it
+    assert len({wave.tobytes() for wave in waves}) == 60
+    assert np.abs(np.corrcoef(waves) - np.eye(60)).max() < 0.12
+
+
+@pytest.mark.parametrize("kind", ["noise", "offscreen"])
+def test_set_and_seed_decide(toys, kind):
+    a, b, c = (negatives(toys, kind, seed) for seed in (0, 0, 1))
+    order = list(np.random.default_rng(1).permutation(60))
+    forwards, backwards = {i: a[i] for i in range(60)}, {i: b[i] for i in order}
+    assert all(np.array_equal(forwards[i], backwards[i]) for i in range(60))
+    assert sum(np.array_equal(a[i], c[i]) for i in range(60)) < 20
+    assert np.array_equal(a[-1], a[59])
+    with pytest.raises(IndexError, match="index: expected -60 to 59, got 60"):
+        a[60]
+
+
+def test_offscreen_sounds_are_of_nothing_in_the_image(toys):
+    drawn, count = negatives(toys, "offscreen"), {}
+    for i, source in enumerate(drawn.sources):
+        assert toys.categories[source] not in toys.visible[i]
+        np.testing.assert_array_equal(drawn[i], toys.waveform(source))
+        count[source] = count.get(source, 0) + 1
+    assert len(count) > 25 and max(count.values()) < 10  # borrowed from all over the set
+
+
+def test_offscreen_is_uniform_among_what_is_allowed():
+    toys = Toys(["bell"] + ["dog", "cat", "owl"] * 2, [["bell", "cat"]] + [["dog"], ["cat"], ["owl"]] * 2)
+    sources = [negatives(toys, "offscreen", seed).sources[0] for seed in range(800)]
+    where, counts = np.unique(sources, return_counts=True)
+    assert where.tolist() == [1, 3, 4, 6]  # dogs and owls
+    assert counts.min() > 150 and counts.max() < 250
+
+
+@pytest.mark.parametrize("kind", ["silence", "noise", "offscreen"])
+def test_spectrograms_in_parts_equal_the_whole(toys, kind, monkeypatch):
+    monkeypatch.setattr("ssl_fast.data.negatives._BATCH", 7)
+    drawn = negatives(toys, kind, seed=2)
+    whole = negative_spectrograms(toys, kind, seed=2)
+    assert whole.shape == (60, 1, *FRONT_END.shape) and not whole.requires_grad
+    for i in (0, 31, 59):
+        assert torch.equal(whole[i, 0], FRONT_END.spectrogram(torch.from_numpy(np.asarray(drawn[i]))))
+    part = np.array([5, 59, 5])
+    assert torch.equal(drawn.spectrograms(part), whole[torch.from_numpy(part)])
+    assert drawn.spectrograms([]).shape == (0, 1, *FRONT_END.shape)
+
+
+@pytest.mark.parametrize("categories, visible, message", [
+    (["bell", None], None, "sample 'toy1': expected to know its category, for off-screen sounds"),
+    (["bell", "dog"], [["bell"], []], "sample 'toy1': expected to know what its image shows, for off-screen sounds"),
+    (["bell", "bell"], None, r"sample 'toy0': expected a sound of another category in the set, .*\(bell\)"),
+    (["a", "b", "b"], [["a"], ["a", "b"], ["b"]], r"sample 'toy1': expected a sound of another category .*\(a, b\)"),
+])  # fmt: skip
+def test_sets_without_offscreen_sounds(categories, visible, message):
+    toys = Toys(categories, visible)
+    with pytest.raises(ValueError, match=message):
+        negatives(toys, "offscreen")
+    assert len(negatives(toys, "noise")) == len(categories)
+
+
+def test_unknown_kinds():
+    with pytest.raises(ValueError, match="kind: expected one of silence, noise, offscreen, got 'music'"):
+        Negatives(Toys(["a"]), "music")
