@@ -5,20 +5,21 @@
     python examples/real_stamps.py --out stamps-short --short      # the same in about a minute, to see that it runs
 
 Tux Paint's stamps are cut-out photographs of animals, instruments and tools; some come with a recording of what they
-sound like. From the installed package (nothing of it is shipped here; its licences stand in its own copyright file) this
-composes three folders in the layout that `ssl-fast train --data` and `ssl-fast evaluate --data` read:
+sound like. From the installed package (nothing of it is shipped here; the package names its licences) this composes
+three folders in the layout that `ssl-fast train --data` and `ssl-fast evaluate --data` read:
 
-    DIR/train, DIR/val, DIR/test    frames/ID.jpg|png  audio/ID.wav|ogg|flac  and for val and test masks/, annotations.json
+    DIR/train            frames/ID.jpg|png   audio/ID.wav|ogg|flac
+    DIR/val, DIR/test    the same, with masks/ID.png and annotations.json
 
 Scenes are in the manner of IS3: one to three sounding stamps, and silent ones among them, on photographic texture. In
 val and test an image of several objects has the sound of each, so that a localizer has to listen. Files are as mixed as
 collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG and FLAC, mono and stereo, four sample rates.
 
-What this shows: that the whole way from media files to figures works, and that a localizer learns which of some sixty
-sounds belongs to which look, from scenes alone, and finds the right one among several. What it cannot show: that it
-knows a dog it has not met. There is one recording for each category and one to three photographs. Scenes of val and test
-are new, and their sounds are new cuts at another tempo, level and noise; the cut-outs and the recordings are those of
-train. So the figures say nothing about benchmarks of the field.
+What this shows: that the way from media files to figures works, and that a localizer learns from scenes alone which
+sound belongs to which look, and finds the right one among several. What it cannot show: that it would know a dog it has
+not met. Each category has one recording and one to three photographs. Scenes of val and test are new, and their sounds
+are other cuts, at another tempo, level and noise; but the cut-outs and the recordings are those of train. So the figures
+tell nothing about the benchmarks of the field.
 """
 
 from __future__ import annotations
@@ -35,21 +36,26 @@ import numpy as np
 import soundfile
 import torch
 import torchaudio
-from PIL import Image, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter
 from tqdm import tqdm
 
 from ssl_fast import cli
 from ssl_fast.data.audio import MediaError, load_audio, resample
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
+INSTALL = "install the Debian package tuxpaint-stamps-default, or name a folder of its stamps by --stamps"
 RATE = 16000
 SECONDS = 2.0
-SOUNDING = ("animals", "hobbies", "household", "vehicles")  # no letters, numbers, faces, road signs: their sounds are speech
+SOUNDING = ("animals", "hobbies", "household", "vehicles")  # elsewhere: letters, digits, faces, signs, spoken words
 SILENT = ("plants", "food", "town", "sports", "clothes")
 SIZES = ((320, 240), (256, 256), (240, 320), (288, 216))  # of frames: width, height
 # Suffix, rate, channels and options of every eighth sound file.
-FILES = (("wav", 16000, 1, {}), ("wav", 16000, 1, {}), ("wav", 16000, 2, {}), ("wav", 44100, 2, {}), ("ogg", 44100, 2, {}),
-         ("flac", 22050, 1, {}), ("ogg", 22050, 1, {}), ("wav", 48000, 1, {"subtype": "PCM_24"}))  # fmt: skip
+FILES = (("wav", 16000, 1, {}), ("wav", 16000, 2, {}), ("wav", 44100, 2, {}), ("ogg", 44100, 2, {}),
+         ("wav", 16000, 1, {}), ("flac", 22050, 1, {}), ("ogg", 22050, 1, {}), ("wav", 48000, 1, {"subtype": "PCM_24"}))
+
+
+# Images of train and of test, minutes, epochs, categories.
+FULL, SHORT = (2000, 120, 5, 20, 24), (160, 16, 1, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Category:
 
 
 def is_photograph(path: Path) -> bool:
-    """Whether a stamp is a cut-out photograph: of some size, with an outline, and of more colours than a drawing has."""
+    """Whether a stamp is a cut-out photograph: of some size, with an outline, of more colours than a drawing has."""
     if "cartoon" in path.parts:
         return False
     with Image.open(path) as image:
@@ -68,21 +74,25 @@ def is_photograph(path: Path) -> bool:
             return False
         pixels = np.asarray(image)
     opaque = pixels[..., 3] > 200
-    colours = np.unique(pixels[opaque][:, :3] // 8, axis=0)
+    colours = np.unique((pixels[opaque][:, :3] // 8).astype(int) @ (1, 32, 1024))
     return 0.1 < opaque.mean() < 0.95 and len(colours) >= 200
 
 
+def spectrum(sound: np.ndarray) -> np.ndarray:
+    """Of a sound's first 8 s below 2 kHz, of norm 1, long enough to be shifted against another one."""
+    low = resample(sound[: 8 * RATE], RATE, 4000)
+    return np.fft.rfft(low / np.linalg.norm(low), 1 << 16)
+
+
 def same_recording(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether one sound is the other, or a part of it, in spite of another level or coding: they correlate at some lag."""
-    a, b = (resample(x, RATE, 4000) for x in (a, b))
-    n = 1 << (len(a) + len(b)).bit_length()
-    correlation = np.fft.irfft(np.fft.rfft(a, n) * np.fft.rfft(b, n).conj(), n)
-    return np.abs(correlation).max() > 0.6 * np.linalg.norm(a) * np.linalg.norm(b)
+    """Whether of two spectra one is the other's, or a part's of it, in spite of level and coding: they correlate."""
+    return np.abs(np.fft.irfft(a * b.conj())).max() > 0.6
 
 
 def find(root: Path) -> tuple[list[Category], list[Path]]:
     """(categories, silent photographs) of a folder of stamps. Stamps with the same recording are one category."""
     categories: list[Category] = []
+    spectra: list[np.ndarray] = []
     for path in (path for folder in SOUNDING for path in sorted((root / folder).rglob("*.png"))):
         if not path.with_suffix(".ogg").exists() or not is_photograph(path):
             continue
@@ -91,16 +101,17 @@ def find(root: Path) -> tuple[list[Category], list[Path]]:
         if np.abs(sound).max() < 0.05 or loud[-1] - loud[0] < 0.1 * RATE:  # some recordings are empty
             continue
         sound = sound[loud[0] : loud[-1] + 1]
-        same = next((i for i, one in enumerate(categories) if same_recording(one.recording, sound)), None)
+        heard = spectrum(sound)
+        same = next((i for i, one in enumerate(spectra) if same_recording(one, heard)), None)
         if same is None:
+            spectra.append(heard)
             categories.append(Category(path.stem, (path,), sound))
         else:
             categories[same] = replace(categories[same], photographs=(*categories[same].photographs, path))
     silent = [path for folder in SILENT for path in sorted((root / folder).rglob("*.png"))
               if not path.with_suffix(".ogg").exists() and is_photograph(path)]  # fmt: skip
     if len(categories) < 4 or not silent:
-        raise SystemExit(f"real_stamps: {root}: expected photographic stamps with sounds, found {len(categories)}; install "
-                         "the Debian package tuxpaint-stamps-default, or name a folder of its stamps by --stamps")  # fmt: skip
+        raise SystemExit(f"real_stamps: {root}: expected photographs with sounds, found {len(categories)}; {INSTALL}")
     return categories, silent
 
 
@@ -137,7 +148,8 @@ def places(rng: np.random.Generator, shapes: list[tuple[int, int]], sides: list[
         for (width, height), side in zip(shapes, sides):
             scale = side / max(width, height)
             w, h = max(8, round(width * scale)), max(8, round(height * scale))
-            boxes.append((int(rng.integers(max(1, frame[0] - w + 1))), int(rng.integers(max(1, frame[1] - h + 1))), w, h))
+            left, top = (int(rng.integers(max(1, free + 1))) for free in (frame[0] - w, frame[1] - h))
+            boxes.append((left, top, w, h))
 
         def shared(a, b):
             across, down = (min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k]) for k in (0, 1))
@@ -163,8 +175,7 @@ def compose(rng: np.random.Generator, photographs: list[Path], silent: list[Path
         if rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         alpha = image.getchannel("A")
-        image = image.convert("RGB").point([min(255, int(v * light)) for light in [rng.uniform(0.75, 1.2)] for v in range(256)] * 3)
-        frame.paste(image, (left, top), alpha)
+        frame.paste(ImageEnhance.Brightness(image.convert("RGB")).enhance(rng.uniform(0.75, 1.2)), (left, top), alpha)
         cover = np.zeros(masks.shape[1:], bool)
         cover[top : top + height, left : left + width] = (np.asarray(alpha) > 127)[: size[1] - top, : size[0] - left]
         masks[:i] &= ~cover  # what is pasted later hides what is below
@@ -227,7 +238,7 @@ def write_split(root: Path, count: int, seed: int, categories: list[Category], s
     annotations, sounds = [], 0
     for i in tqdm(range(count), desc=f"composing {root.name}", unit="image"):
         rng = np.random.default_rng([seed, zlib.crc32(root.name.encode()), i])
-        objects = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2] if train else [0.2, 0.6, 0.2]))
+        objects = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2] if train else [0, 0.75, 0.25]))
         shown = [categories[k] for k in rng.choice(len(categories), objects, replace=False)]
         photographs = [category.photographs[rng.integers(len(category.photographs))] for category in shown]
         frame, masks = compose(rng, photographs, silent)
@@ -266,28 +277,28 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="new folder for data, run and results")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of stamps (default: %(default)s)")
-    parser.add_argument("--scenes", type=int, metavar="N", help="images of train (default: 2000)")
-    parser.add_argument("--test", type=int, metavar="N", help="images of test; half as many of val (default: 200)")
-    parser.add_argument("--minutes", type=float, metavar="M", help="budget of training (default: 4)")
-    parser.add_argument("--epochs", type=int, metavar="N", help="passes over train (default: 12)")
-    parser.add_argument("--categories", type=int, metavar="N", help="use only the first N categories (default: all)")
+    parser.add_argument("--scenes", type=int, metavar="N", help=f"images of train (default: {FULL[0]})")
+    parser.add_argument("--test", type=int, metavar="N", help=f"images of test, twice those of val (default: {FULL[1]})")
+    parser.add_argument("--minutes", type=float, metavar="M", help=f"budget of training (default: {FULL[2]})")
+    parser.add_argument("--epochs", type=int, metavar="N", help=f"passes over train (default: {FULL[3]})")
+    parser.add_argument("--categories", type=int, metavar="N", help=f"spread over all there are (default: {FULL[4]})")
     parser.add_argument("--method", default="ssl_align", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--short", action="store_true", help="8 categories, 160 scenes, 24 test images, 4 epochs")
+    parser.add_argument("--short", action="store_true", help="defaults that take a minute in all, and learn little")
     args = parser.parse_args(argv)
-    full, short = (2000, 200, 4.0, 12, None), (160, 24, 1.0, 4, 8)
-    chosen = (args.scenes, args.test, args.minutes, args.epochs, args.categories)
-    scenes, test, minutes, epochs, most = (x if x is not None else y for x, y in zip(chosen, short if args.short else full))
+    defaults = SHORT if args.short else FULL
+    scenes, test, minutes, epochs, count = (x if x is not None else y for x, y in zip(
+        (args.scenes, args.test, args.minutes, args.epochs, args.categories), defaults))  # fmt: skip
     if not args.stamps.is_dir():
-        raise SystemExit(f"real_stamps: {args.stamps}: no such folder; install the Debian package tuxpaint-stamps-default, "
-                         "or name a folder of its stamps by --stamps")  # fmt: skip
+        raise SystemExit(f"real_stamps: {args.stamps}: no such folder; {INSTALL}")
     if args.out.exists() and any(args.out.iterdir()):
         raise SystemExit(f"real_stamps: --out {args.out}: expected a new or empty folder")
     try:
         categories, silent = find(args.stamps)
     except MediaError as error:
         raise SystemExit(f"real_stamps: {error}") from error
-    categories = categories[:most]
+    count = min(count, len(categories))
+    categories = [categories[i * len(categories) // count] for i in range(count)]
     photographs = sum(len(category.photographs) for category in categories)
     print(f"{len(categories)} categories of {photographs} photographs, {len(silent)} silent photographs: "
           + ", ".join(category.name for category in categories))  # fmt: skip

@@ -93,10 +93,6 @@ def _channel_slice(x):  # some channels of a larger tensor
     return buffer[:, 3:-2].copy_(x)
 
 
-def _expanded(x):  # all images equal, and all rows of a map: strides 0
-    return x[:1, :, :1].expand_as(x) if x.dim() == 4 else x[:1].expand_as(x)
-
-
 LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "contiguous": lambda x: x,
     "channels-last": lambda x: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x,
@@ -105,7 +101,8 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "channel-slice": _channel_slice,
     "transposed": lambda x: x.transpose(-1, -2).contiguous().transpose(-1, -2),
     "reversed-axes": lambda x: x.permute(*reversed(range(x.dim()))).contiguous().permute(*reversed(range(x.dim()))),
-    "expanded": _expanded,
+    "expanded": lambda x: x[:1].expand_as(x),  # all images equal: stride 0
+    "expanded-rows": lambda x: x[:, :, :1].expand_as(x) if x.dim() == 4 else x,
 }
 
 
@@ -117,8 +114,8 @@ def _soft_threshold(alpha):
     weight = 1 / (1 + np.exp(-x))
     total = weight.sum(2, keepdims=True)
     score = (weight * alpha).sum(2, keepdims=True) / total
-    slope = weight / total * (1 + (x > LOWEST_LOGIT) * (1 - weight) / BETA * (alpha - score))
-    return score[..., 0], slope
+    change = (x > LOWEST_LOGIT) * (1 - weight) / BETA * (alpha - score)
+    return score[..., 0], weight / total * (1 + change), weight / total * (1 + abs(change))
 
 
 def _pooled(kind):
@@ -126,22 +123,24 @@ def _pooled(kind):
         (alpha,) = alphas
         rows, positives = np.arange(len(alpha)), extra.positives.numpy()
         if kind == "max":
-            cell = alpha.argmax(2)[..., None]
             score, slope = alpha.max(2), np.zeros_like(alpha)
-            np.put_along_axis(slope, cell, 1, 2)
+            np.put_along_axis(slope, alpha.argmax(2)[..., None], 1, 2)
+            size = slope
         elif kind in ("soft", "soft+map"):
-            score, slope = _soft_threshold(alpha)
+            score, slope, size = _soft_threshold(alpha)
         else:
             weight = extra.mask.flatten(1).numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
             weight = weight.astype(alpha.dtype)
-            slope = np.broadcast_to((weight / weight.sum(1, keepdims=True))[:, None], alpha.shape)
+            slope = size = np.broadcast_to((weight / weight.sum(1, keepdims=True))[:, None], alpha.shape)
             score = (slope * alpha).sum(2)
 
         def pull(grad, grad_map=None):
-            G = slope * grad[..., None]
+            G, sizes = slope * grad[..., None], size * abs(grad)[..., None]
             if grad_map is not None:
-                G[rows, positives] += grad_map.reshape(len(G), -1)
-            return (G,)
+                grad_map = grad_map.reshape(len(G), -1)
+                G[rows, positives] += grad_map
+                sizes[rows, positives] += abs(grad_map)
+            return ((G, sizes),)
 
         if kind != "soft+map":
             return (score,), pull
@@ -157,7 +156,7 @@ def _map_truth(alphas, extra):
     def pull(grad):
         G = np.zeros_like(alpha)
         G[rows, rows] = grad.reshape(len(G), -1)
-        return (G,)
+        return ((G, abs(G)),)
 
     return (alpha[rows, rows].reshape(extra.mask.shape),), pull
 
@@ -184,8 +183,8 @@ def _product_truth(tau, reduce, instances):
 
         def pull(grad):
             u = share * grad[..., None]
-            return ((u - np.exp(space) * u.sum(2, keepdims=True)) / tau,
-                    (u - np.exp(instance) * u.sum(axis, keepdims=True)) / tau)  # fmt: skip
+            others = np.exp(space) * u.sum(2, keepdims=True), np.exp(instance) * u.sum(axis, keepdims=True)
+            return [((u - other) / tau, (abs(u) + abs(other)) / tau) for other in others]
 
         return (score[..., 0],), pull
 
@@ -194,7 +193,9 @@ def _product_truth(tau, reduce, instances):
 
 class Op(NamedTuple):
     call: Callable  # (*features, extra, backend) -> outputs
-    truth: Callable  # (cosines of all pairs of each space, extra) -> outputs, and a function from gradients to gradients
+    # (cosines (N, M, cells) of each space, extra) -> outputs, and a function of their gradients that returns, for each space,
+    # the gradient of the cosines and its magnitude before terms cancel
+    truth: Callable
     spaces: int = 1
     paired: bool = False
 
@@ -287,15 +288,18 @@ def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
         spaces.append((visual * inverse[0], audio * inverse[1], *inverse))
     alphas = [np.matmul(audio[None], visual) for visual, audio, *_ in spaces]
     outputs, pull = op.truth(alphas, extra)
-    grads = [x.double().numpy().astype(precision) for x in upstream([torch.empty(x.shape) for x in outputs])]
-    visual_grads, audio_grads = [], []
-    for (visual, audio, visual_inverse, audio_inverse), G in zip(spaces, pull(*grads), strict=True):
-        D = np.matmul(np.swapaxes(G, 1, 2), audio[None]).swapaxes(1, 2)
-        B = np.matmul(G, visual.swapaxes(1, 2)).sum(0)
-        for x, inverse, unit_gradient, found in ((visual, visual_inverse, D, visual_grads), (audio, audio_inverse, B, audio_grads)):
-            gradient = (unit_gradient - x * (x * unit_gradient).sum(1, keepdims=True)) * inverse
-            found.append((gradient, _norm(unit_gradient * inverse)))  # not of the projection, which can be 0
-    gradients = [(g.reshape(x.shape), scale) for (g, scale), x in zip(visual_grads + audio_grads, features, strict=True)]
+    dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
+    grads = [x.double().numpy().astype(precision) for x in upstream([torch.empty(x.shape, dtype=dtype) for x in outputs])]
+    found = []
+    for (visual, audio, *inverse), (G, size) in zip(spaces, pull(*grads), strict=True):
+        G, size, lanes = np.swapaxes(G, 1, 2), np.swapaxes(size, 1, 2), np.swapaxes(visual, 1, 2)  # (N, cells, M or C)
+        products = lambda f, x: (np.matmul(x, f(audio)[None]).swapaxes(1, 2), np.matmul(x.swapaxes(1, 2), f(lanes)).sum(0))
+        unit_gradients, squares = products(np.asarray, G), products(np.square, size**2)
+        for x, scale, unit_gradient, square in zip((visual, audio), inverse, unit_gradients, squares, strict=True):
+            gradient = (unit_gradient - x * (x * unit_gradient).sum(1, keepdims=True)) * scale
+            found.append((gradient, max(_norm(gradient), _norm(np.sqrt(square) * scale))))  # of terms of random signs
+    found = found[::2] + found[1::2]
+    gradients = [(g.reshape(x.shape), scale) for (g, scale), x in zip(found, features, strict=True)]
     typical = 1 if op.spaces == 2 else _norm(alphas[0]) / max(alphas[0].size, 1) ** 0.5  # a log probability; a cosine
     return Truth(list(outputs), [g for g, _ in gradients], [max(_norm(x), typical * x.size**0.5) for x in outputs],
                  [scale for _, scale in gradients])  # fmt: skip
@@ -307,3 +311,25 @@ def relative_errors(result: Result, truth: Truth) -> list[float]:
              *zip(result.gradients, truth.gradients, truth.gradient_scales, strict=True)]  # fmt: skip
     return [_norm(got.double().numpy() - want) / scale if scale else _norm(got.double().numpy())
             for got, want, scale in pairs]  # fmt: skip
+
+
+# Added to the bounds, in units in the last place: the reference may be exact by chance where there are few numbers. Rounding
+# to 16 bits alone costs a quarter.
+FLOOR = {torch.float32: 5, torch.float64: 5, torch.bfloat16: 0.5, torch.float16: 0.5}
+
+
+def assert_accurate(op: Op, features, extra: Extra, factor: float = 2, floor: bool = True) -> None:
+    """The compiled op errs at most `factor` times what the eager reference in the same dtype errs, norm by norm.
+
+    Where eager float16 overflows there is nothing to compare with: two units in the last place of the tensor's dtype.
+    """
+    truth = truth_of(op, features, extra, np.longdouble if features[0].dtype == torch.float64 else np.float64)
+    result = evaluate(op, features, extra)
+    errors, eager = (relative_errors(r, truth) for r in (result, evaluate(op, features, extra, "reference")))
+    dtypes = [x.dtype for x in result.tensors()]
+    units = [torch.finfo(dtype).eps for dtype in dtypes]
+    bounds = [factor * other + floor * FLOOR[dtype] * unit if np.isfinite(other) else 2 * unit
+              for other, dtype, unit in zip(eager, dtypes, units, strict=True)]  # fmt: skip
+    report = "; ".join(f"{error / unit:.3g} ulp (eager {other / unit:.3g}, at most {bound / unit:.3g})"
+                       for error, other, bound, unit in zip(errors, eager, bounds, units, strict=True))  # fmt: skip
+    assert all(error <= bound for error, bound in zip(errors, bounds, strict=True)), f"outputs, then gradients: {report}"

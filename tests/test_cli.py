@@ -14,8 +14,10 @@ import torch
 from ssl_fast import checkpoints, cli
 from ssl_fast.training import load_localizer
 
-FLAT = ("method seed train_seconds single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing retrieval_a2i_r1 "
-        "retrieval_i2a_r1 pia_silence pia_noise pia_offscreen baseline_objectness_iiou_adaptive").split()  # fmt: skip
+FLAT = """
+    method seed train_seconds single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing
+    retrieval_a2i_r1 retrieval_i2a_r1 pia_silence pia_noise pia_offscreen baseline_objectness_iiou_adaptive
+""".split()
 TINY = ["--scenes", "48", "--test-scenes", "6", "--batch-size", "8", "--threads", "1", "--quiet"]
 
 
@@ -156,7 +158,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
 
 
 def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, quick):
-    """The checkpoint of step 5 of the run in `quick`, as a kill would have left it, ends in the same weights and figures."""
+    """A run like that in `quick`, killed before step 5, ends in the same weights and figures."""
     out = tmp_path / "run"
     crash = tmp_path / "crash.py"
     crash.write_text(
@@ -422,6 +424,7 @@ def test_module_runs_as_a_program():
 def test_help_needs_no_heavy_module():
     code = (
         "import sys; from ssl_fast import cli; cli.parser()\n"
-        "print([m for m in ('matplotlib', 'PIL', 'faiss', 'soundfile', 'torchaudio', 'ssl_fast.losses') if m in sys.modules])"
+        "heavy = 'matplotlib', 'PIL', 'faiss', 'soundfile', 'torchaudio', 'ssl_fast.losses'\n"
+        "print([module for module in heavy if module in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"

@@ -14,8 +14,13 @@ def flat():
 
 
 def extension(**changes):
-    fields = {"__file__": "/somewhere/_C.so", "instruction_set": lambda: "avx2", "instruction_sets": lambda: ["baseline", "avx2"],
-              "cuda_architectures": "80-real 90a-real", "cuda_status": lambda: (1, None)}  # fmt: skip
+    fields = {
+        "__file__": "/somewhere/_C.so",
+        "instruction_set": lambda: "avx2",
+        "instruction_sets": lambda: ["baseline", "avx2"],
+        "cuda_architectures": "80-real 90a-real",
+        "cuda_status": lambda: (1, None),
+    }
     return types.SimpleNamespace(**(fields | changes))
 
 

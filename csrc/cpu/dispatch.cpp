@@ -2,6 +2,11 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#ifdef SSL_FAST_X86
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -21,8 +26,28 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+namespace avx512_bf16 {
+extern const KernelTable table;
+}
+namespace amx {
+extern const KernelTable table;
+}
 
 namespace {
+
+#ifdef SSL_FAST_X86
+// The processor has AMX tiles of bfloat16, and the kernel grants this process their state.
+bool amx_is_usable() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
+#ifdef __linux__
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+#endif
 
 const std::vector<const KernelTable*>& tables() {
   static const std::vector<const KernelTable*> usable = [] {
@@ -31,8 +56,13 @@ const std::vector<const KernelTable*>& tables() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&avx2::table);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+      // Best last. On Intel processors dot products of pairs are slower than float32, and tiles are far faster.
+      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("intel")) all.push_back(&avx512_bf16::table);
       all.push_back(&avx512::table);
+      if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) all.push_back(&avx512_bf16::table);
+      if (__builtin_cpu_supports("avx512bf16") && amx_is_usable()) all.push_back(&amx::table);
+    }
 #endif
     return all;
   }();

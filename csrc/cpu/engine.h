@@ -8,41 +8,16 @@
 // is as good as any other. Audios are packed once per call, in panels of kPanel lanes. G is one image's gradient with
 // respect to alpha, scaled by 1 / |v|.
 #pragma once
-#include "../params.h"
-#include "simd.h"
+#include "half_products.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
-
-constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Hands out aligned pieces of one buffer. With a null buffer it only adds up, so that one function sizes and lays out.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
-    used += round_up(count * sizeof(T), 64);
-    return piece;
-  }
-};
-
-// Brings memory that is needed next into the second-level cache, a little at each of `steps` steps of a running product.
-struct Ahead {
-  const char* at;
-  int64_t lines, per_step;
-  Ahead(const void* memory, int64_t bytes, int64_t steps)
-      : at(static_cast<const char*>(memory)), lines(memory ? bytes / 64 : 0), per_step(lines / steps + 1) {}
-  SSL_FAST_AI void step() {
-    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
-  }
-};
 
 // ---- one image -------------------------------------------------------------------------------------------------------
 template <class T>
 struct Image {
   const T* values;
   int64_t channels, cells, channel_stride, cell_stride;
+  const Half *by_cell, *by_channel;  // bfloat16 rows (cells, channels) and (channels, cells), or null
 };
 
 SSL_FAST_AI float to_float(uint16_t bits, DType dtype) {
@@ -99,11 +74,34 @@ inline void publish(const T* values, void* tensor, DType dtype, int64_t first, i
   }
 }
 
+// Elements of scratch that image_at needs.
 template <class T>
-inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scratch) {
+int64_t image_scratch(const Shape& s) {
+  int64_t half = round_up(s.cells, 16) * half_depth(s.channels) + round_up(s.channels, 16) * half_depth(s.cells);
+  return s.channels * s.cells + (half_products<T>(s) ? half / 2 : 0);
+}
+
+// Image n. Where bfloat16 products are in use, the rows that they need are laid out: by cell for `similarities`, by channel
+// for `audio_gradient`.
+template <class T>
+inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scratch, bool by_cell = false,
+                         bool by_channel = false) {
   int64_t size = s.channels * s.cells;
-  return {values_of<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells, s.channels_last ? 1 : s.cells,
-          s.channels_last ? s.channels : 1};
+  Image<T> image{values_of<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells, s.channels_last ? 1 : s.cells,
+                 s.channels_last ? s.channels : 1, nullptr, nullptr};
+  if (half_products<T>(s)) {
+    const Half* raw = static_cast<const Half*>(visual) + n * size;
+    Half *cells = reinterpret_cast<Half*>(scratch + size), *channels = cells + round_up(s.cells, 16) * half_depth(s.channels);
+    if (by_cell) {
+      s.channels_last ? pad_rows(raw, s.cells, s.channels, cells) : transpose_rows(raw, s.cells, s.channels, cells);
+      image.by_cell = cells;
+    }
+    if (by_channel && s.channels % 16 == 0) {  // else in float32: sums of audios are stored without padding
+      s.channels_last ? transpose_rows(raw, s.channels, s.cells, channels) : pad_rows(raw, s.channels, s.cells, channels);
+      image.by_channel = channels;
+    }
+  }
+  return image;
 }
 
 // Image n while the one before it is worked on, over `steps` steps.
@@ -118,65 +116,6 @@ SSL_FAST_AI T inverse_length(T sum_of_squares) {
   return length < T(1e-12) ? 0 : 1 / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
 }
 
-// ---- the micro-kernel ------------------------------------------------------------------------------------------------
-// Where a product finds its rows: rows[block * block_stride + r * row_stride + k * depth_stride].
-template <class T>
-struct Rows {
-  const T* values;
-  int64_t row_stride, depth_stride, blocks, block_stride;
-};
-
-// tile[r, lane] (+)= sum over blocks and k < depth of rows[block, r, k] panel[block, k, lane].
-// Out of line, so that all accumulators stay in registers. kRowStride = 0: the stride is given at run time.
-template <int kRowStride, bool kAdd, int R, class T>
-__attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows<T>& from, int64_t depth, const T* panel) {
-  const int64_t row_stride = kRowStride ? kRowStride : from.row_stride, depth_stride = from.depth_stride;
-  Vec<T> sums[R][kVectors] = {};
-  for (int64_t block = 0; block < from.blocks; ++block) {
-    const T* rows = from.values + block * from.block_stride;
-    for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
-      Vec<T> q[kVectors];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) q[v] = load(panel + v * kLanes<T>);
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        T p = rows[r * row_stride];
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[r][v] += p * q[v];
-      }
-    }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      T* out = tile + r * tile_stride + v * kLanes<T>;
-      store(out, kAdd ? load(out) + sums[r][v] : sums[r][v]);
-    }
-}
-
-// Calls f(Height<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
-template <int R>
-struct Height {
-  static constexpr int value = R;
-};
-template <int R = kTileRows, class F>
-SSL_FAST_AI void run_tile(int rows, int64_t first, F& f) {
-  if (rows == R)
-    f(Height<R>{}, first);
-  else if constexpr (R > 1)
-    run_tile<R - 1>(rows, first, f);
-}
-template <class F>
-SSL_FAST_AI void for_tiles(int64_t rows, F&& f) {
-  int64_t tiles = (rows + kTileRows - 1) / kTileRows;
-  for (int64_t t = 0, first = 0; t < tiles; ++t) {
-    int height = int(rows / tiles + (t < rows % tiles));
-    run_tile(height, first, f);
-    first += height;
-  }
-}
-
 // ---- audios ----------------------------------------------------------------------------------------------------------
 template <class T>
 struct Audios {
@@ -185,6 +124,7 @@ struct Audios {
   T* rows;          // unit vectors (padded count, padded channels)
   T* lanes;         // the same, for `similarities`: [panel][channel][lane of audio]
   T* columns;       // the same, for `visual_gradient`: [panel of channels][audio][lane of channel]
+  Half *half_lanes, *half_columns;  // in pairs, as they came (not unit vectors), for bfloat16 products; or null
 
   int64_t padded() const { return panels * kPanel<T>; }
   int64_t padded_channels() const { return round_up(channels, kPanel<T>); }
@@ -195,10 +135,17 @@ struct Audios {
     rows = arena.take<T>(padded() * padded_channels());
     lanes = arena.take<T>(padded() * channels);
     columns = with_columns ? arena.take<T>(padded() * padded_channels()) : nullptr;
+    half_lanes = half_products<T>(s) ? arena.take<Half>(padded() * half_depth(channels)) : nullptr;
+    half_columns = half_lanes && with_columns ? arena.take<Half>(padded() * padded_channels()) : nullptr;
   }
 
   // Fills one panel; panels are independent of each other.
   void pack(const Shape& s, const void* audio, int64_t panel, bool with_columns) {
+    pack_exact(s, audio, panel, with_columns);
+    if constexpr (sizeof(T) == 4)
+      if (half_lanes) pack_half(static_cast<const Half*>(audio), count, channels, panel, padded(), half_lanes, half_columns);
+  }
+  void pack_exact(const Shape& s, const void* audio, int64_t panel, bool with_columns) {
     constexpr int W = kPanel<T>;
     int64_t width = padded_channels();
     for (int64_t m = panel * W; m < (panel + 1) * W; ++m) {
@@ -257,10 +204,34 @@ int64_t steps_of(const Image<T>& image, const Audios<T>& audios) {
   return audios.panels * ((image.cells + kTileRows - 1) / kTileRows) * ((image.channels + kDepth - 1) / kDepth);
 }
 
+template <class T, class Epilogue>
+inline void half_similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
+  constexpr int W = kPanel<T>;
+  int64_t depth = half_depth(image.channels);
+  const T* scale = audios.inverse_norm + panel * W;
+  for (int64_t cell = 0; cell < image.cells; cell += 32) {
+    alignas(64) T tile[32 * W];
+    int64_t rows = image.cells - cell < 32 ? image.cells - cell : 32;
+    for (int i = 0; i < 8; ++i) ahead.step();
+    multiply_half(image.by_cell + cell * depth, depth, round_up(rows, 16), audios.half_lanes + panel * W * depth, depth, tile,
+                  W, false);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int v = 0; v < kVectors; ++v) {
+        T* at = tile + r * W + v * kLanes<T>;
+        store(at, load(at) * load(scale + v * kLanes<T>));
+      }
+    for_tiles(rows, [&](auto height, int64_t r) {
+      epilogue.template tile<decltype(height)::value>(tile + r * W, panel, cell + r);
+    });
+  }
+}
+
 // Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not normalised.
 template <class T, class Epilogue>
 inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
   constexpr int W = kPanel<T>;
+  if constexpr (sizeof(T) == 4)
+    if (image.by_cell) return half_similarities(image, audios, panel, epilogue, ahead);
   const T* lanes = audios.lanes + panel * image.channels * W;
   for_tiles(image.cells, [&](auto height, int64_t cell) {
     constexpr int R = decltype(height)::value;
@@ -279,11 +250,21 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
   });
 }
 
-// G: [panel][cell][lane]; D: (cells, padded channels); `next`: memory to bring in meanwhile
+// G: [panel][cell][lane]; D: (cells rounded up to 16, padded channels); `next`: memory to bring in meanwhile; `half`:
+// scratch of bfloat16 products (cells rounded up to 32, padded audios)
 template <class T>
-inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const void* next, int64_t bytes) {
+inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const void* next, int64_t bytes,
+                            Half* half) {
   constexpr int W = kPanel<T>;
   Ahead ahead(next, bytes, audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows));
+  if constexpr (sizeof(T) == 4)
+    if (audios.half_columns) {
+      round_rows(G, cells, audios.panels, audios.inverse_norm, half);
+      for (int64_t channel = 0; channel < audios.channels; channel += W)
+        multiply_half(half, audios.padded(), round_up(cells, 16), audios.half_columns + channel * audios.padded(),
+                      audios.padded(), D + channel, audios.padded_channels(), false);
+      return;
+    }
   for (int64_t channel = 0; channel < audios.channels; channel += W)
     for_tiles(cells, [&](auto height, int64_t cell) {
       ahead.step();
@@ -295,15 +276,23 @@ inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, 
 
 // dA: [panel][channel][lane], added to
 template <class T>
-inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T* dA) {
+inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T* dA, Half* half) {
   constexpr int W = kPanel<T>;
-  for (int64_t panel = 0; panel < panels; ++panel, G += image.cells * W, dA += image.channels * W)
+  for (int64_t panel = 0; panel < panels; ++panel, G += image.cells * W, dA += image.channels * W) {
+    if constexpr (sizeof(T) == 4)
+      if (image.by_channel) {
+        int64_t depth = half_depth(image.cells);
+        round_panel(G, image.cells, half);
+        multiply_half(image.by_channel, depth, image.channels, half, depth, dA, W, true);
+        continue;
+      }
     for_tiles(image.channels, [&](auto height, int64_t channel) {
       multiply<0, true, decltype(height)::value>(
           dA + channel * W, W,
           Rows<T>{image.values + channel * image.channel_stride, image.channel_stride, image.cell_stride, 1, 0},
           image.cells, G);
     });
+  }
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

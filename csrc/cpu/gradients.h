@@ -26,13 +26,15 @@ template <class T>
 struct Gradients {
   T *image, *store;  // an image and its gradient in the computing type, where they are stored in 16 bits
   T *G, *D, *dA, *t, *row;
+  Half* half;        // G as an operand of bfloat16 products
   Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
 
   void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios, int64_t G_size) {
-    image = arena.take<T>(s.channels * s.cells);
+    image = arena.take<T>(image_scratch<T>(s));
     store = arena.take<T>(s.channels * s.cells);
     G = arena.take<T>(G_size);
-    D = arena.take<T>(s.cells * audios.padded_channels());
+    D = arena.take<T>(round_up(s.cells, 16) * audios.padded_channels());
+    half = half_products<T>(s) ? arena.take<Half>(half_depth(s.cells) * audios.padded()) : nullptr;
     dA = arena.take<T>(audios.padded() * audios.padded_channels());
     t = arena.take<T>(s.cells);
     row = arena.take<T>(2 * audios.padded_channels());

