@@ -18,7 +18,7 @@ collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG and FL
 What this shows: that the way from media files to figures works, and that a localizer learns from scenes alone which
 sound belongs to which look, and finds the right one among several. What it cannot show: that it would know a dog it has
 not met. Each category has one recording and one to three photographs. Scenes of val and test are new, and their sounds
-are other cuts, at another tempo, level and noise; but the cut-outs and the recordings are those of train. So the figures
+are other cuts, at another tempo, level and noise; but cut-outs and recordings are those of train. So the figures
 tell nothing about the benchmarks of the field.
 """
 
@@ -278,7 +278,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="new folder for data, run and results")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of stamps (default: %(default)s)")
     parser.add_argument("--scenes", type=int, metavar="N", help=f"images of train (default: {FULL[0]})")
-    parser.add_argument("--test", type=int, metavar="N", help=f"images of test, twice those of val (default: {FULL[1]})")
+    parser.add_argument("--test", type=int, metavar="N", help=f"images of test, twice val's (default: {FULL[1]})")
     parser.add_argument("--minutes", type=float, metavar="M", help=f"budget of training (default: {FULL[2]})")
     parser.add_argument("--epochs", type=int, metavar="N", help=f"passes over train (default: {FULL[3]})")
     parser.add_argument("--categories", type=int, metavar="N", help=f"spread over all there are (default: {FULL[4]})")
