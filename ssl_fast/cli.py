@@ -4,6 +4,7 @@ Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on s
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 
 RUN = "run.json"
 SCENE_TESTS = ("single", "duo", "trio")
-# Arguments that a resumed run may have anew: they change how a run goes, not what it is.
-_FREE = {"out", "resume", "threads", "minutes", "workers", "device", "checkpoint_every", "quiet"}
-_NOT_REMEMBERED = _FREE | {"command", "traceback", "run"}
+# Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
+# kept where they are not given.
+_KEPT = ("minutes", "threads")
+_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "command", "traceback", "run"}
 
 
 class UsageError(ValueError):
@@ -47,7 +49,7 @@ def _natural(text: str) -> int:
     return int(text)
 
 
-_THREADS = {"type": _positive(int), "metavar": "N", "help": "threads of torch (default: as torch chooses)"}
+_THREADS = {"type": _positive(int), "metavar": "N"}
 _WORKERS = {"type": _natural, "default": 0, "metavar": "N", "help": "processes that load samples (default: 0)"}
 _TEST_SCENES = {"type": _positive(int), "metavar": "N", "help": "images of each test split (default: 150 to 300)"}
 _SPLIT = {"metavar": "NAME", "help": "list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)"}
@@ -69,7 +71,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--minutes", type=_positive(float), metavar="X",
         help="budget of training time: a run that does not fit is shortened (quickstart: 4; train: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out")
-    add("--threads", **_THREADS)
+    add("--threads", help="threads of torch (default: 1 for the narrow nets, else as torch chooses)", **_THREADS)
     add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
     add("--checkpoint-every", type=_positive(float), default=20.0, metavar="S",
         help="seconds between checkpoints (default: 20)")  # fmt: skip
@@ -117,7 +119,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
     test.add_argument("--test-scenes", **_TEST_SCENES)
     test.add_argument("--workers", **_WORKERS)
-    test.add_argument("--threads", **_THREADS)
+    test.add_argument("--threads", help="threads of torch (default: as torch chooses)", **_THREADS)
     test.add_argument("--quiet", **_QUIET)
 
     data = command("data", data_check, "look after folders of images and sounds")
@@ -153,9 +155,9 @@ def _run(args: argparse.Namespace) -> int:
             raise error
         print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
 
-    warnings.showwarning = lambda message, *_, **__: print(f"ssl-fast {args.command}: {message}", file=sys.stderr)
     try:
-        return args.run(args)
+        with _surroundings(args):
+            return args.run(args)
     except KeyboardInterrupt as stop:
         saved = getattr(stop, "checkpoint", None)
         where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent)}" if saved else ""
@@ -174,6 +176,20 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+@contextlib.contextmanager
+def _surroundings(args: argparse.Namespace):
+    """Warnings are told in one line; torch's threads are put back at the end."""
+    import torch
+
+    threads = torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_, **__: print(f"ssl-fast {args.command}: {text}", file=sys.stderr)
+            yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def _resume_line(args: argparse.Namespace, out: Path) -> str:
     data = f" --data {args.data}" if args.command == "train" else ""
     return f"ssl-fast {args.command} --resume --out {out}{data}"
@@ -186,7 +202,7 @@ _DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
 
 
 def _remembered(args: argparse.Namespace) -> dict:
-    arguments = {key: value for key, value in vars(args).items() if key not in _NOT_REMEMBERED}
+    arguments = {key: value for key, value in vars(args).items() if key not in _FREE}
     return {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
 
 
@@ -208,7 +224,7 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
             raise UsageError(f"--resume: expected a run in {out}, found no {RUN}")
         try:
             stored = json.loads(file.read_text())
-            before, minutes = stored["arguments"], stored["minutes"]
+            before, kept = stored["arguments"], {key: stored[key] for key in _KEPT}
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file}: expected the arguments of a run, got {type(error).__name__}: {error}") from error
         if stored.get("command") != args.command:
@@ -217,8 +233,8 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
             if value is not None and value != before.get(key):
                 option = f"--{key.replace('_', '-')}"
                 raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out")
-        args = argparse.Namespace(**{**vars(args), **before})
-        args.minutes = args.minutes if args.minutes is not None else minutes
+        kept = {key: value for key, value in kept.items() if getattr(args, key) is None}
+        args = argparse.Namespace(**{**vars(args), **before, **kept})
     else:
         args = argparse.Namespace(**vars(args))
         for key, value in _DEFAULTS.items():
@@ -236,19 +252,26 @@ def _remember(args: argparse.Namespace) -> None:
     from .evaluation.results import replace_file
 
     args.out.mkdir(parents=True, exist_ok=True)
-    stored = {"command": args.command, "arguments": _remembered(args), "minutes": args.minutes}
+    stored = {"command": args.command, "arguments": _remembered(args), **{key: getattr(args, key) for key in _KEPT}}
     replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
 
 
-def _set_up(args: argparse.Namespace) -> None:
+def _set_up(args: argparse.Namespace, recipe) -> None:
+    """Check the device and set the threads of a training run.
+
+    The narrow nets get one thread: their convolutions are so small that a second thread gains little, and where cores
+    are shared with other programs it costs a lot, because threads that wait for each other spin. One thread also gives
+    the same bits wherever there are several runs at once.
+    """
     import torch
 
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    if getattr(args, "device", "cpu") not in ("cpu", "cuda"):
+    if args.device not in ("cpu", "cuda"):
         raise UsageError(f"--device: expected cpu or cuda, got {args.device!r}")
-    if getattr(args, "device", "cpu") == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
+    if args.threads is None:
+        args.threads = 1 if recipe.model.backbone == "small" else torch.get_num_threads()
+    torch.set_num_threads(args.threads)
 
 
 def _train(args: argparse.Namespace, training_set, recipe):
@@ -269,7 +292,6 @@ def quickstart(args: argparse.Namespace) -> int:
     from . import recipes, training
     from .data import scenes
 
-    _set_up(args)
     method = args.method or _DEFAULTS["method"]
     recipes.check_method(method)
     seed = _DEFAULTS["seed"] if args.seed is None else args.seed
@@ -279,6 +301,7 @@ def quickstart(args: argparse.Namespace) -> int:
     settings = _scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision)
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
+    _set_up(args, recipe)
     _remember(args)
     training_set = scenes.load("train", settings, progress=not args.quiet)
     run = _train(args, training_set, recipe)
@@ -304,7 +327,6 @@ def _scene_tests(settings, quiet: bool):
 def train(args: argparse.Namespace) -> int:
     from . import recipes, training
 
-    _set_up(args)
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
         args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
@@ -317,6 +339,7 @@ def train(args: argparse.Namespace) -> int:
     if args.val is not None:
         validation = _folder(args.val, args.val_split, recipe.front_end, recipe.image_size, annotated=True)
     recipe.steps(len(training_set))
+    _set_up(args, recipe)
     _remember(args)
     run = _train(args, training_set, recipe)
     if validation is None:
@@ -328,9 +351,12 @@ def train(args: argparse.Namespace) -> int:
 
 
 def evaluate(args: argparse.Namespace) -> int:
+    import torch
+
     from . import training
 
-    _set_up(args)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     if args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
@@ -378,7 +404,8 @@ def _about(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
 
 def _about_run(run) -> dict:
     return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
-            "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance}  # fmt: skip
+            "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance,
+            "precision": run.precision}  # fmt: skip
 
 
 def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, history: list, args) -> int:

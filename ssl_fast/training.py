@@ -227,7 +227,7 @@ class Learner:
 
 @dataclass
 class Run:
-    """What `train` gives back. history: one record a step. chance: see `Learner.chance`."""
+    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets."""
 
     localizer: Localizer
     recipe: Recipe
@@ -236,6 +236,7 @@ class Run:
     planned_steps: int
     seconds: float
     chance: float
+    precision: str
     history: list[dict] = field(default_factory=list)
 
     @property
@@ -368,7 +369,16 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
     learner = Learner(recipe, seed, device)
-    run = Run(learner.localizer, recipe, seed, 0, planned, 0.0, learner.chance())
+    run = Run(
+        learner.localizer,
+        recipe,
+        seed,
+        0,
+        planned,
+        0.0,
+        learner.chance(),
+        str(learner.precision).removeprefix("torch."),
+    )
     state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
     if state is not None:
         learner.load(state)

@@ -70,6 +70,7 @@ def test_quickstart_writes_everything(quick):
         and not results["shortened"]
     )
     assert all(0 <= results[key] <= 1 for key in FLAT[3:]) and results["train_seconds"] > 0
+    assert results["threads"] == 1 and results["precision"] in ("float32", "bfloat16")
     assert results["recipe"]["epochs"] == 2 and results["recipe"]["batch_size"] == 8
     assert set(results["data"]) == {"single", "duo", "trio"} and len(results["weights_sha256"]) == 64
     with open(quick / "per_sample.csv") as file:

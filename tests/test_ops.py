@@ -15,7 +15,7 @@ pytestmark = needs_compiled
 
 ODD = Shape(5, 33, 41, 5, 7)
 SMALL = Shape(3, 4, 5, 2, 3)
-TRAINING = Shape(24, 32, 512, 7, 7)
+TRAINING = Shape(16, 24, 512, 7, 7)
 
 
 def names_of(dtypes):
@@ -38,20 +38,20 @@ def test_error_is_at_most_twice_that_of_eager(name, dtype, shape):
 
 
 @every_op
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_error_at_a_training_shape_without_allowance(name, dtype):
-    op = OPS[name]
-    assert_accurate(op, op.features(TRAINING, dtype), extra_for(TRAINING), floor=False)
+def test_float32_error_at_a_training_shape_without_allowance(name):
+    assert_accurate(OPS[name], OPS[name].features(TRAINING, torch.float32), extra_for(TRAINING), floor=False)
 
 
 @every_op
-def test_bfloat16_scores_have_a_tenth_of_the_error_of_eager(name):
+def test_bfloat16_error_at_a_training_shape(name):
+    """Far below that of eager: of the inputs, nothing is rounded to bfloat16 but the gradients."""
     op, extra = OPS[name], extra_for(TRAINING)
     features = op.features(TRAINING, torch.bfloat16)
     truth = truth_of(op, features, extra)
-    errors, eager = (relative_errors(evaluate(op, features, extra, backend), truth)[: len(truth.outputs)]
-                     for backend in ("compiled", "reference"))  # fmt: skip
-    assert all(error <= 0.1 * other for error, other in zip(errors, eager, strict=True)), (errors, eager)
+    errors, eager = (relative_errors(evaluate(op, features, extra, backend), truth) for backend in ("compiled", "reference"))
+    scores = len(truth.outputs)
+    assert all(error <= 0.1 * other for error, other in zip(errors[:scores], eager[:scores], strict=True)), (errors, eager)
+    assert all(error <= 0.7 * other for error, other in zip(errors[scores:], eager[scores:], strict=True)), (errors, eager)
 
 
 @every_op
@@ -61,12 +61,13 @@ def test_reference_equals_the_equations(name):
     assert max(relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))) < 1e-13
 
 
-@every_op
+# With equal rows of cells it would be left to rounding which cell is the largest.
+LAYOUT_CASES = [(n, x) for n in OPS for x in LAYOUTS if not ("max" in n and x == "expanded-rows")]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name, layout", LAYOUT_CASES)
 def test_error_of_layouts(name, dtype, layout):
-    if layout == "expanded-rows" and "max" in name:
-        pytest.skip("cells with equal cosines: which of them is the largest is left to rounding")
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD, dtype, layout)
     assert_accurate(op, features, extra)
@@ -244,14 +245,16 @@ def test_zero_vectors(name, dtype):
         assert not result.outputs[0][2].any() and not result.outputs[0][:, 3].any()
 
 
-@every_op
+# An image without an audio of its own is an error of that op, in test_similarity.py.
+EMPTY = [(n, size) for n in OPS for size in ((0, 3), (3, 0), (0, 0)) if not (n == "similarity-and-map" and size == (3, 0))]
+
+
+@pytest.mark.parametrize("name, size", EMPTY)
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-@pytest.mark.parametrize("images, audios", [(0, 3), (3, 0), (0, 0)])
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
-def test_empty_batches(name, backend, images, audios, layout):
-    op, shape = OPS[name], Shape(images, audios, 5, 2, 3)
-    if name == "similarity-and-map" and images and not audios:
-        pytest.skip("an image must have its audio")
+def test_empty_batches(name, size, backend, layout):
+    op, (images, audios) = OPS[name], size
+    shape = Shape(images, audios, 5, 2, 3)
     if op.paired:
         shape = shape._replace(images=0)
     visual, audio = torch.ones(shape.images, 5, 2, 3), torch.ones(0 if op.paired else audios, 5)

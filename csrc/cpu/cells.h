@@ -22,24 +22,24 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
     }
     return;
   }
-  // By blocks of kBlock vectors of cells, all channels through: long runs of memory. The last vectors of a block overlap.
-  constexpr int kBlock = 8;
-  for (int64_t first = 0; first < image.cells; first += kBlock * L) {
-    int64_t starts[kBlock], left = image.cells - first;
-    for (int i = 0; i < kBlock; ++i) starts[i] = (i + 1) * L <= left || left < L ? first + i * L : image.cells - L;
-    int vectors = int(left >= kBlock * L ? kBlock : (left + L - 1) / L);
-    if (left < L) starts[0] = image.cells - L;
-    Vec<T> sums[kBlock] = {};
-    for (int64_t c = 0; c < image.channels; ++c) {
-      const T* v = image.values + c * image.cells;
+  // By blocks of up to 8 vectors of cells, all channels through: long runs of memory. The last vector overlaps its
+  // neighbour.
+  auto block = [&](auto count, int64_t first) __attribute__((noinline)) {
+    constexpr int V = decltype(count)::value;
+    int64_t last = image.cells - first - L < (V - 1) * L ? image.cells - first - L : (V - 1) * L;
+    const T* v = image.values + first;
+    Vec<T> sums[V] = {};
+    for (int64_t c = 0; c < image.channels; ++c, v += image.cells)
 #pragma GCC unroll 8
-      for (int i = 0; i < kBlock; ++i)
-        if (i < vectors) {
-          Vec<T> value = load(v + starts[i]);
-          sums[i] += value * (x ? broadcast(x[c]) : value);
-        }
-    }
-    for (int i = 0; i < vectors; ++i) store(out + starts[i], sums[i]);
+      for (int i = 0; i < V; ++i) {
+        Vec<T> value = load(v + (i < V - 1 ? i * L : last));
+        sums[i] += value * (x ? broadcast(x[c]) : value);
+      }
+    for (int i = 0; i < V; ++i) store(out + first + (i < V - 1 ? i * L : last), sums[i]);
+  };
+  for (int64_t first = 0; first < image.cells; first += 8 * L) {
+    int64_t left = (image.cells - first + L - 1) / L;
+    run_tile<8>(int(left < 8 ? left : 8), first, block);
   }
 }
 
@@ -51,7 +51,7 @@ inline void inverse_norms(const Image<T>& image, T* out) {
 
 // out[c] = sum_p V[c, p] s[p], in four partial sums; `scratch` (4, channels) serves channels last.
 template <class T>
-inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch) {
+inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch, Ahead& ahead) {
   constexpr int L = kLanes<T>;
   int64_t channels = image.channels;
   if (image.channel_stride == 1) {
@@ -59,6 +59,7 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch) {
     for (int64_t p = 0; p < image.cells; ++p) {
       const T* v = image.values + p * image.cell_stride;
       T* sum = scratch + (p * 4 / image.cells) * channels;
+      ahead.step();
       int64_t c = 0;
       for (; c + L <= channels; c += L) store(sum + c, load(sum + c) + load(v + c) * s[p]);
       for (; c < channels; ++c) sum[c] += v[c] * s[p];
@@ -68,6 +69,7 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch) {
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {
+    ahead.step();
     const T* v = image.values + c * image.cells;
     Vec<T> sums[4] = {};
     int64_t p = 0;
@@ -82,7 +84,7 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch) {
 
 // out[c, p] = s[p] x[c] - t[p] V[c, p]: the gradient of a cell whose unit vector meets one vector x.
 template <class T>
-inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out) {
+inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out, Ahead& ahead) {
   constexpr int L = kLanes<T>;
   bool last = image.channel_stride == 1;
   int64_t rows = last ? image.cells : image.channels, columns = last ? image.channels : image.cells;
@@ -90,6 +92,7 @@ inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T
     const T* v = image.values + r * columns;
     T* o = out + r * columns;
     int64_t i = 0;
+    ahead.step();
     if (last) {
       for (; i + L <= columns; i += L) store(o + i, load(x + i) * s[r] - load(v + i) * t[r]);
       for (; i < columns; ++i) o[i] = x[i] * s[r] - v[i] * t[r];

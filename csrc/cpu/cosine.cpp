@@ -31,7 +31,8 @@ struct Backward {
     if (p.grad_visual) row.store_gradient(p, image, n);
     if (!p.grad_audio) return;
     T *b = row.other, *out = static_cast<T*>(p.grad_audio) + n * s.channels, dot = 0;
-    cell_sum(image, row.gain, b, row.sums);
+    Ahead next = row.ahead(p, n);
+    cell_sum(image, row.gain, b, row.sums, next);
     for (int64_t c = 0; c < s.channels; ++c) dot += b[c] * row.unit[c];
     for (int64_t c = 0; c < s.channels; ++c) out[c] = scale * (b[c] - row.unit[c] * dot);
   }

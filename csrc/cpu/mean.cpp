@@ -15,7 +15,8 @@ struct Forward {
     T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
     inverse_norms(image, inverse_norm);
     for (int64_t c = 0; c < p.shape.cells; ++c) row.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
-    cell_sum(image, row.gain, static_cast<T*>(p.out) + n * p.shape.channels, row.sums);
+    Ahead next = row.ahead(p, n);
+    cell_sum(image, row.gain, static_cast<T*>(p.out) + n * p.shape.channels, row.sums, next);
   }
 };
 

@@ -30,10 +30,15 @@ struct Row {
     for (int64_t c = 0; c < s.channels; ++c) unit[c] = raw[c] * scale;
     return scale;
   }
+  // The next image, over the rows of a pass through this one.
+  Ahead ahead(const CellsParams& p, int64_t n) const {
+    return image_ahead(p.shape, p.visual, n + 1, p.shape.channels_last ? p.shape.cells : p.shape.channels);
+  }
   void store_gradient(const CellsParams& p, const Image<T>& values, int64_t n) {
     int64_t size = p.shape.channels * p.shape.cells;
     T* out = destination<T>(p.grad_visual, p.shape.dtype, n * size, store);
-    cell_gradient(values, unit, gain, loss, out);
+    Ahead next = ahead(p, n);
+    cell_gradient(values, unit, gain, loss, out, next);
     publish(out, p.grad_visual, p.shape.dtype, n * size, size);
   }
 };

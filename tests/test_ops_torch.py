@@ -1,0 +1,264 @@
+"""The ops as citizens of torch: torch.library, torch.compile, autocast, checkpointing, double backward."""
+
+import shutil
+
+import pytest
+import torch
+import torch._dynamo.testing
+from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
+from torch.utils.checkpoint import checkpoint
+
+from ssl_fast import ops
+from ssl_fast.ops import checks
+
+pytestmark = needs_compiled
+
+SHAPE = Shape(4, 5, 6, 2, 3)
+every_op = pytest.mark.parametrize("name", OPS)
+
+
+# ---- torch.library ----
+
+
+def arguments(dtype, layout):
+    def visual():
+        return torch.randn(4, 6, 2, 3, dtype=dtype).contiguous(memory_format=layout)
+
+    def audio(rows=5):
+        return torch.randn(rows, 6, dtype=dtype)
+
+    similarity = [("soft_threshold", 0.4, 0.1, positives, keep)
+                  for positives in (None, torch.tensor([1, 0, 4, 4])) for keep in (False, True)]  # fmt: skip
+    weight = torch.rand(4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    return {
+        "pooled_similarity": [(visual(), audio(), *rest) for rest in [*similarity, ("max", 0.0, 1.0, None, False)]],
+        "product_log_scores": [(visual(), visual(), audio(), audio(), 0.1, *rest)
+                               for rest in (("sum", "audio", True), ("max", "audio", False), ("sum", "image", True))],
+        "mean_direction": [(visual(), None), (visual(), weight)],
+        "cosine_map": [(visual(), audio(4))],
+    }  # fmt: skip
+
+
+LIBRARY_OPS = pytest.mark.parametrize("name", ["pooled_similarity", "product_log_scores", "mean_direction", "cosine_map"])
+
+
+@LIBRARY_OPS
+@pytest.mark.parametrize("dtype, layout", [(torch.float32, torch.contiguous_format), (torch.bfloat16, torch.channels_last)],
+                         ids=["float32", "bfloat16-channels-last"])  # fmt: skip
+def test_opcheck(name, dtype, layout):
+    op, differentiable = getattr(torch.ops.ssl_fast, name).default, 1 if name == "mean_direction" else 4
+    for args in arguments(dtype, layout)[name][:: 1 if dtype == torch.float32 else 2]:
+        for x in args[:differentiable]:
+            if isinstance(x, torch.Tensor):
+                x.requires_grad_()
+        torch.library.opcheck(op, args)
+
+
+def backward_arguments(name, dtype):
+    for args in arguments(dtype, torch.channels_last)[name]:
+        saved = getattr(torch.ops.ssl_fast, name)(*args)
+        grad = torch.randn_like(saved[0])
+        if name == "pooled_similarity":
+            visual, audio, pooling, epsilon, beta, positives, _ = args
+            grad_map = None if positives is None else torch.randn_like(saved[1])
+            for needs in ((True, True), (False, True)):
+                yield grad, grad_map, visual, audio, pooling, epsilon, beta, positives, *saved, *needs
+        elif name == "product_log_scores":
+            for needs in ((True, True), (True, False)):
+                yield grad, *args[:-1], list(saved), *needs
+        elif name == "mean_direction":
+            yield grad, *args, saved[1]
+        else:
+            yield grad, *args, *saved, True, True
+
+
+@LIBRARY_OPS
+def test_opcheck_of_backward_ops(name):
+    for args in backward_arguments(name, torch.bfloat16):
+        torch.library.opcheck(getattr(torch.ops.ssl_fast, name + "_backward").default, args)
+
+
+# ---- torch.compile ----
+
+
+def compiled(op, **options):
+    torch._dynamo.reset()
+    return torch.compile(lambda features, extra: op.call(*features, extra, "auto"), fullgraph=True, **options)
+
+
+def results(function, features, extra):
+    features = [x.detach().requires_grad_() for x in features]
+    outputs = function(features, extra)
+    return [*outputs, *torch.autograd.grad(outputs, features, upstream(outputs))]
+
+
+@every_op
+def test_compiled_graph_gives_the_same(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    function = compiled(op, backend="aot_eager")
+    for dtype in (torch.float32, torch.bfloat16):
+        features = op.features(SHAPE, dtype)
+        want = evaluate(op, features, extra, "auto").tensors()
+        for got, expected in zip(results(function, features, extra), want, strict=True):
+            assert got.dtype == expected.dtype
+            torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+@every_op
+def test_compiled_graph_with_dynamic_batches(name, monkeypatch):
+    """Few graphs for all batch sizes, where alphas are kept for all images or for some, and of one panel or more."""
+    op = OPS[name]
+    monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", 3 * 64 * 6 * 4)  # 64 audios of 3 images
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    function = torch.compile(lambda features, extra: op.call(*features, extra, "auto"), fullgraph=True, backend=counter)
+    for images, audios in ((4, 5), (7, 9), (6, 34), (3, 70), (5, 100), (9, 40)):
+        shape = SHAPE._replace(images=images, audios=images if op.paired else audios)
+        extra, features = extra_for(shape), op.features(shape, torch.float32)
+        features = [x.requires_grad_() for x in features]
+        for x in (*features, *(t for t in extra if name in ("masked-mean", "similarity-and-map"))):
+            torch._dynamo.maybe_mark_dynamic(x, 0)
+        outputs = function(features, extra)
+        got = [*outputs, *torch.autograd.grad(outputs, features, upstream(outputs))]
+        for found, expected in zip(got, evaluate(op, features, extra, "auto").tensors(), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert counter.frame_count <= 3
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch's inductor needs a C++ compiler")
+def test_compiled_by_inductor():
+    shape = Shape(4, 6, 16, 3, 3)
+
+    def loss(visual, audio, mask):
+        scores = ops.pooled_similarity(visual.relu(), audio, ops.SoftThreshold()) / 0.07
+        scores = scores + ops.pooled_similarity(visual, audio, ops.Mean(mask)) * ops.pooled_similarity(visual, audio, ops.Max())
+        scores = scores + ops.product_log_scores(visual, visual.relu(), audio, audio.sigmoid(), tau=0.1)
+        return torch.logsumexp(scores, 1).sum() + ops.cosine_map(visual, audio[:4]).square().sum()
+
+    visual, audio = (x.requires_grad_() for x in OPS["max"].features(shape, torch.float32, "channels-last"))
+    mask = extra_for(shape).mask
+    want = torch.autograd.grad(loss(visual, audio, mask), (visual, audio))
+    torch._dynamo.reset()
+    got = torch.autograd.grad(torch.compile(loss, fullgraph=True)(visual, audio, mask), (visual, audio))
+    for found, expected in zip(got, want, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2e-5, atol=1e-6)
+
+
+def test_compiled_graph_under_autocast():
+    op, extra = OPS["soft-threshold"], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = evaluate(op, features, extra, "auto").tensors()
+        got = results(compiled(op, backend="aot_eager"), features, extra)
+    for found, expected in zip(got, want, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_empty_mask_in_a_compiled_graph_gives_nan():
+    """A compiled graph cannot raise an error that depends on values."""
+    visual, audio = OPS["max"].features(SHAPE, torch.float32)
+    mask = torch.ones(4, 2, 3)
+    mask[2] = 0
+    function = torch.compile(lambda v, a, m: ops.pooled_similarity(v, a, ops.Mean(m)), fullgraph=True, backend="aot_eager")
+    scores = function(visual, audio, mask)
+    assert scores[2].isnan().all() and scores[[0, 1, 3]].isfinite().all()
+
+
+# ---- autocast ----
+
+
+@every_op
+@pytest.mark.parametrize("backend", ["compiled", "reference"])
+def test_autocast_rounds_the_features_and_nothing_else(name, backend):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    mixed = [x.bfloat16() if i % 2 else x for i, x in enumerate(features)]  # as when one network ran under autocast
+    rounded = [x.bfloat16() for x in features]
+    want = evaluate(op, rounded, extra, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(op, mixed, extra, backend)
+    for found, expected in zip(got.outputs, want.outputs, strict=True):
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=1e-2 if backend == "reference" else 1e-6, atol=1e-7)
+    for found, expected, feature in zip(got.gradients, want.gradients, mixed, strict=True):
+        assert found.dtype == feature.dtype
+        torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
+
+
+@every_op
+def test_autocast_leaves_float64_alone(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    want = evaluate(op, op.features(SHAPE), extra)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = evaluate(op, op.features(SHAPE), extra)
+    assert all(torch.equal(a, b) for a, b in zip(got.tensors(), want.tensors(), strict=True))
+
+
+def test_autocast_of_a_network():
+    """Parameters get float32 gradients."""
+    network, head = torch.nn.Conv2d(3, 16, 3), torch.nn.Linear(4, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        visual, audio = network(torch.randn(3, 3, 6, 6)), head(torch.randn(5, 4))
+        scores = ops.pooled_similarity(visual, audio.float(), ops.Max())
+    scores.logsumexp(1).sum().backward()
+    for parameter in (*network.parameters(), *head.parameters()):
+        assert parameter.grad.dtype == torch.float32 and parameter.grad.any()
+
+
+# ---- autograd ----
+
+
+@every_op
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("budget", [0, checks.KEPT_ALPHA_BYTES])
+def test_activation_checkpointing(name, reentrant, budget, monkeypatch):
+    monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", budget)
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    want = evaluate(op, features, extra).tensors()
+
+    def function(features, extra):
+        return checkpoint(lambda *x: op.call(*x, extra, "compiled"), *features, use_reentrant=reentrant)
+
+    features = [x.detach().requires_grad_() for x in features]
+    outputs = function(features, extra)
+    torch.autograd.backward(outputs, upstream(outputs))
+    for got, expected in zip([*outputs, *(x.grad for x in features)], want, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_op
+def test_double_backward_is_refused(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = [x.requires_grad_() for x in op.features(SHAPE)]
+    outputs = op.call(*features, extra, "compiled")
+    first = torch.autograd.grad(outputs, features, upstream(outputs), create_graph=True)
+    with pytest.raises(RuntimeError, match="ssl_fast.*no autograd formula was registered"):
+        first[0].square().sum().backward()
+
+
+@every_op
+def test_gradients_add_up_over_uses(name):
+    """Features that are used twice."""
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE)
+    once = evaluate(op, features, extra).gradients
+    features = [x.requires_grad_() for x in features]
+    for _ in range(2):
+        outputs = op.call(*features, extra, "compiled")
+        torch.autograd.backward(outputs, upstream(outputs))
+    for x, gradient in zip(features, once, strict=True):
+        torch.testing.assert_close(x.grad, 2 * gradient, rtol=1e-12, atol=0)
+
+
+@every_op
+def test_changing_features_before_the_backward_pass_is_an_error(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = [x.requires_grad_() for x in op.features(SHAPE, torch.float32)]
+    visual = features[0] * 1
+    outputs = op.call(visual, *features[1:], extra, "compiled")
+    with torch.no_grad():
+        visual.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(outputs, features, upstream(outputs))
