@@ -26,6 +26,7 @@ template <class T>
 struct Gradients {
   T *image, *store;  // an image and its gradient in the computing type, where they are stored in 16 bits
   T *G, *D, *dA, *t, *row;
+  int32_t* order;    // (audios + cells + 1): audios sorted by cell
   Half* half;        // G as an operand of bfloat16 products
   Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
 
@@ -38,6 +39,7 @@ struct Gradients {
     dA = arena.take<T>(audios.padded() * audios.padded_channels());
     t = arena.take<T>(s.cells);
     row = arena.take<T>(2 * audios.padded_channels());
+    order = arena.take<int32_t>(s.audios + s.cells + 1);
     t_lanes = arena.take<Vec<T>>(s.cells);
   }
   void clear(const Audios<T>& audios) {

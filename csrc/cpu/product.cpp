@@ -84,6 +84,10 @@ struct Product {
             static_cast<const T*>(p.loc.inverse_norm) + n * s.cells,
             static_cast<const T*>(p.avc.inverse_norm) + n * s.cells};
   }
+  void write_norms(int64_t n, const Maps<T>& maps) const {
+    inverse_norms(maps.loc, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
+    inverse_norms(maps.avc, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
+  }
   // One panel of alphas: from the kept ones where there are any, else computed into `scratch` (and kept if wanted).
   const T* panel_of(const Features& f, const Image<T>& image, const Audios<T>& audios, const T* norm, int64_t n,
                     int64_t panel, bool fresh, T* scratch, Ahead ahead = {nullptr, 0, 1}) const {
@@ -146,13 +150,9 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
     TileScope tiles;
     Scratch& my = scratch[omp_get_thread_num()];
     work.pack(false);
+    if (work.over_images()) {  // threads own panels and see all images, so norms come first
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < s.images; ++n) {
-      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, false);
-      inverse_norms(maps.loc, const_cast<T*>(maps.loc_norm));
-      inverse_norms(maps.avc, const_cast<T*>(maps.avc_norm));
-    }
-    if (work.over_images()) {  // Z[m,p]: threads own panels and see all images
+      for (int64_t n = 0; n < s.images; ++n) work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false));
 #pragma omp for schedule(static)
       for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
         for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
@@ -170,6 +170,7 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < s.images; ++n) {
       Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
+      if (!work.over_images()) work.write_norms(n, maps);
       const T* avc = nullptr;
       for (int64_t panel = 0; panel < work.avc.panels; ++panel)
         avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(),
@@ -196,8 +197,15 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
           typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
           for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
           Vec<T> sum{}, total{};
-          for (int64_t cell = 0; cell < s.cells; ++cell) sum += exponential(y(cell));
-          for (int64_t cell = 0; cell < s.cells && p.reduce == Reduce::sum; ++cell) total += exponential(x(cell) - best.best);
+          for (int64_t first = 0; first < s.cells; first += 16) {  // in two levels: less rounding error
+            int64_t last = first + 16 < s.cells ? first + 16 : s.cells;
+            Vec<T> part{}, part_of_total{};
+            for (int64_t cell = first; cell < last; ++cell) part += exponential(y(cell));
+            for (int64_t cell = first; cell < last && p.reduce == Reduce::sum; ++cell)
+              part_of_total += exponential(x(cell) - best.best);
+            sum += part;
+            total += part_of_total;
+          }
           norm[v] = logarithm(sum);
           score[v] = best.best - norm[v];
           if (p.reduce == Reduce::sum) score[v] += logarithm(total);

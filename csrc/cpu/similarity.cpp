@@ -148,26 +148,48 @@ void transpose_image(const Image<T>& image, int64_t width, T* out) {
   }
 }
 
-// The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
+// The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product. Audios are taken
+// cell by cell, so that the row of a cell stays in registers and its values in first-level cache.
 template <class T>
 void gather(const SimilarityParams& p, const Audios<T>& audios, const Image<T>& image, int64_t n, const T* inverse_norm,
             Gradients<T>& my) {
+  constexpr int L = kLanes<T>, kRow = 8;
   const Shape& s = p.shape;
   int64_t width = audios.padded_channels();
-  T* by_cell = my.G;
-  if (p.features.grad_audio) transpose_image(image, width, by_cell);
-  for (int64_t i = 0; i < s.cells * width; ++i) my.D[i] = 0;
-  for (int64_t c = 0; c < s.cells; ++c) my.t[c] = 0;
-  for (int64_t m = 0; m < s.audios; ++m) {
-    int64_t pair = n * s.audios + m, cell = static_cast<const int32_t*>(p.pair)[pair];
-    T g = static_cast<const T*>(p.grad_scores)[pair] * inverse_norm[cell];
-    my.t[cell] += g * static_cast<const T*>(p.scores)[pair];
-    T *D = my.D + cell * width, *dA = my.dA + m * width;
-    const T *a = audios.rows + m * width, *v = by_cell + cell * width;
-    if (p.features.grad_visual)
-      for (int64_t c = 0; c < s.channels; c += kLanes<T>) store(D + c, load(D + c) + load(a + c) * g);
-    if (p.features.grad_audio)
-      for (int64_t c = 0; c < s.channels; c += kLanes<T>) store(dA + c, load(dA + c) + load(v + c) * g);
+  const int32_t* cell_of = static_cast<const int32_t*>(p.pair) + n * s.audios;
+  const T *grad = static_cast<const T*>(p.grad_scores) + n * s.audios, *score = static_cast<const T*>(p.scores) + n * s.audios;
+  if (p.features.grad_audio) transpose_image(image, width, my.G);
+
+  int32_t *end = my.order + s.audios, *order = my.order;  // audios sorted by cell; `end` of each cell's
+  for (int64_t c = 0; c <= s.cells; ++c) end[c] = 0;
+  for (int64_t m = 0; m < s.audios; ++m) ++end[cell_of[m] + 1];
+  for (int64_t c = 0; c < s.cells; ++c) end[c + 1] += end[c];
+  for (int64_t m = 0; m < s.audios; ++m) order[end[cell_of[m]]++] = int32_t(m);
+
+  for (int64_t cell = 0, first = 0; cell < s.cells; first = end[cell++]) {
+    T t = 0;
+    for (int64_t i = first; i < end[cell]; ++i) t += grad[order[i]] * score[order[i]];
+    my.t[cell] = t * inverse_norm[cell];
+    for (int64_t c = 0; c < width; c += kRow * L) {  // rows are padded to whole panels, which kRow vectors may exceed
+      int vectors = int(width - c < kRow * L ? (width - c) / L : kRow);
+      Vec<T> sums[kRow] = {};
+      for (int64_t i = first; i < end[cell]; ++i) {
+        T g = grad[order[i]] * inverse_norm[cell];
+        const T *a = audios.rows + order[i] * width + c, *v = my.G + cell * width + c;
+        T* dA = my.dA + order[i] * width + c;
+        auto add = [&](int k) {
+          sums[k] += load(a + k * L) * g;
+          if (p.features.grad_audio) store(dA + k * L, load(dA + k * L) + load(v + k * L) * g);
+        };
+        if (vectors == kRow) {
+#pragma GCC unroll 8
+          for (int k = 0; k < kRow; ++k) add(k);
+        } else {
+          for (int k = 0; k < vectors; ++k) add(k);
+        }
+      }
+      for (int k = 0; k < vectors; ++k) store(my.D + cell * width + c + k * L, sums[k]);
+    }
   }
 }
 

@@ -99,7 +99,7 @@ class FolderSet(SampleSet):
     root: the folder. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to
     size x size directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. annotations:
     path of the annotation file; by default annotations.json in the folder where there is one. split: "NAME" for
-    NAME.txt or NAME.csv in the folder, or the path of such a list.
+    NAME.txt or NAME.csv in the folder, or the path of such a list, from here or from the folder.
 
     The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
     audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
@@ -351,8 +351,10 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
 
 def _list(root: Path, split: str | os.PathLike) -> list[str]:
     """Ids of a list file, in order."""
-    listed = Path(split)
-    candidates = [listed] if listed.suffix in (".txt", ".csv") else [root / f"{split}.txt", root / f"{split}.csv"]
+    if Path(split).suffix in (".txt", ".csv"):
+        candidates = list(dict.fromkeys((Path(split), root / split)))
+    else:
+        candidates = [root / f"{split}.txt", root / f"{split}.csv"]
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise DataError(f"{' or '.join(map(str, candidates))}: no such list of ids")

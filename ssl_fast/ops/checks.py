@@ -82,12 +82,13 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def kept_shape(visual: Tensor, audios: int, keep: bool) -> tuple[int, int, int, int]:
-    """(images, panels, cells, lanes): alphas of the first images, as many as the budget holds, in the kernel's order."""
+def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int, int, int]:
+    """(images, panels, cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
+    kernel's order."""
     lanes = extension.panel(visual.dtype == torch.float64)
     panels = (audios + lanes - 1) // lanes
     cells = visual.shape[2] * visual.shape[3]
-    per_image = max(panels * cells * lanes, 1) * (8 if visual.dtype == torch.float64 else 4)
+    per_image = maps * max(panels * cells * lanes, 1) * (8 if visual.dtype == torch.float64 else 4)
     images = min(visual.shape[0], KEPT_ALPHA_BYTES // per_image) if keep else 0
     return images, panels, cells, lanes
 

@@ -67,10 +67,9 @@ def _outputs(visual, audio, reduce, instances, keep):
     """scores; largest and log of the sum, over space and over instances; best cell; 1 / |visual| twice; kept alphas twice"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
-    kept_images, panels, _, lanes = kept_shape(visual, audios, keep)
-    kept = (kept_images // 2 if kept_images < images else images, panels, cells, lanes)
+    kept = kept_shape(visual, audios, keep, maps=2)
     return (visual.new_empty(images, audios, dtype=dtype), visual.new_empty(2, images, audios, dtype=dtype),
-            visual.new_empty(2, images if instances == "audio" else panels * lanes, cells, dtype=dtype),
+            visual.new_empty(2, images if instances == "audio" else kept[1] * kept[3], cells, dtype=dtype),
             visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
             visual.new_empty(images, cells, dtype=dtype), visual.new_empty(images, cells, dtype=dtype),
             visual.new_empty(kept, dtype=dtype), visual.new_empty(kept, dtype=dtype))
