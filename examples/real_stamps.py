@@ -12,14 +12,18 @@ three folders in the layout that `ssl-fast train --data` and `ssl-fast evaluate 
     DIR/val, DIR/test    the same, with masks/ID.png and annotations.json
 
 Scenes are in the manner of IS3: one to three sounding stamps, and silent ones among them, on photographic texture. In
-val and test an image of several objects has the sound of each, so that a localizer has to listen. Files are as mixed as
-collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG and FLAC, mono and stereo, four sample rates.
+val and test every image shows two or three and has the sound of each, so that a localizer has to listen. Files are as
+mixed as collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG, FLAC, mono, stereo, four sample rates.
 
 What this shows: that the way from media files to figures works, and that a localizer learns from scenes alone which
 sound belongs to which look, and finds the right one among several. What it cannot show: that it would know a dog it has
 not met. Each category has one recording and one to three photographs. Scenes of val and test are new, and their sounds
 are other cuts, at another tempo, level and noise; but cut-outs and recordings are those of train. So the figures
 tell nothing about the benchmarks of the field.
+
+What to expect of the defaults (24 categories, 1,860 steps, seed 0): success rate .68 with the adaptive threshold, both
+sounds of an image localized in .42 and pointed at in .84 of the images. Baselines that never hear the sound reach .18,
+.00 and .01 at the most.
 """
 
 from __future__ import annotations
@@ -55,7 +59,7 @@ FILES = (("wav", 16000, 1, {}), ("wav", 16000, 2, {}), ("wav", 44100, 2, {}), ("
 
 
 # Images of train and of test, minutes, epochs, categories.
-FULL, SHORT = (2000, 120, 5, 20, 24), (160, 16, 1, 4, 8)
+FULL, SHORT = (2000, 120, 5, 30, 24), (160, 16, 1, 4, 8)
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Category:
 
 
 def is_photograph(path: Path) -> bool:
-    """Whether a stamp is a cut-out photograph: of some size, with an outline, of more colours than a drawing has."""
+    """Whether a stamp is a cut-out photograph: of some size, with an outline, and more colours than a drawing has."""
     if "cartoon" in path.parts:
         return False
     with Image.open(path) as image:

@@ -109,16 +109,16 @@ LAYOUTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 # ---- the ops, and what they must give ----
 
 
-def _soft_threshold(alpha):
-    x = np.maximum((alpha - EPSILON) / BETA, LOWEST_LOGIT)
+def _soft_threshold(alpha, epsilon, beta):
+    x = np.maximum((alpha - epsilon) / beta, LOWEST_LOGIT)
     weight = 1 / (1 + np.exp(-x))
     total = weight.sum(2, keepdims=True)
     score = (weight * alpha).sum(2, keepdims=True) / total
-    change = (x > LOWEST_LOGIT) * (1 - weight) / BETA * (alpha - score)
+    change = (x > LOWEST_LOGIT) * (1 - weight) / beta * (alpha - score)
     return score[..., 0], weight / total * (1 + change), weight / total * (1 + abs(change))
 
 
-def _pooled(kind):
+def _pooled(kind, epsilon=EPSILON, beta=BETA):
     def truth(alphas, extra):
         (alpha,) = alphas
         rows, positives = np.arange(len(alpha)), extra.positives.numpy()
@@ -127,7 +127,7 @@ def _pooled(kind):
             np.put_along_axis(slope, alpha.argmax(2)[..., None], 1, 2)
             size = slope
         elif kind in ("soft", "soft+map"):
-            score, slope, size = _soft_threshold(alpha)
+            score, slope, size = _soft_threshold(alpha, epsilon, beta)
         else:
             weight = extra.mask.flatten(1).numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
             weight = weight.astype(alpha.dtype)
@@ -205,11 +205,15 @@ class Op(NamedTuple):
         return [LAYOUTS[layout](x.to(dtype)) for kind in zip(*pairs) for x in kind]
 
 
-def _pooling_op(kind, pooling):
+def _pooling_op(kind, pooling, *options):
     def call(visual, audio, extra, backend):
         return (ops.pooled_similarity(visual, audio, pooling(extra), backend=backend),)
 
-    return Op(call, _pooled(kind))
+    return Op(call, _pooled(kind, *options))
+
+
+def soft_op(epsilon=EPSILON, beta=BETA):
+    return _pooling_op("soft", lambda extra: ops.SoftThreshold(epsilon, beta), epsilon, beta)
 
 
 def _with_map(visual, audio, extra, backend):
@@ -227,7 +231,7 @@ def product_op(tau=0.07, reduce="sum", instances="audio"):
 OPS = {
     "mean": _pooling_op("mean", lambda extra: ops.Mean()),
     "masked-mean": _pooling_op("masked", lambda extra: ops.Mean(extra.mask)),
-    "soft-threshold": _pooling_op("soft", lambda extra: ops.SoftThreshold(EPSILON, BETA)),
+    "soft-threshold": soft_op(),
     "max": _pooling_op("max", lambda extra: ops.Max()),
     "similarity-and-map": Op(_with_map, _pooled("soft+map")),
     "product-sum-audio": product_op(),

@@ -240,7 +240,10 @@ def test_lists_choose_and_order(tmp_path):
     (tmp_path / "test.csv").write_text('b,202\n"c, d",7\n')
     assert folder_set(tmp_path, split="train").ids == ["c, d", "a"]
     assert folder_set(tmp_path, split="test").ids == ["b", "c, d"]
-    assert folder_set(tmp_path, split=tmp_path / "test.csv").ids == ["b", "c, d"]
+    for split in (tmp_path / "test.csv", "test.csv"):
+        assert folder_set(tmp_path, split=split).ids == ["b", "c, d"]
+    with pytest.raises(DataError, match=f"^none.txt or {re.escape(str(tmp_path))}/none.txt: no such list of ids"):
+        folder_set(tmp_path, split="none.txt")
 
 
 def test_lists_and_annotations(tmp_path):

@@ -122,7 +122,7 @@ def test_compiled_graph_with_dynamic_batches(name, monkeypatch):
         got = [*outputs, *torch.autograd.grad(outputs, features, upstream(outputs))]
         for found, expected in zip(got, evaluate(op, features, extra, "auto").tensors(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
-    assert counter.frame_count <= 3
+    assert counter.frame_count <= 4
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's inductor needs a C++ compiler")

@@ -1,0 +1,238 @@
+"""The boundary of the ops: errors name the argument, what was expected and what came; and the choice of a backend."""
+
+import re
+
+import pytest
+import torch
+from op_checks import OPS, Shape, extra_for, needs_compiled
+
+from ssl_fast import ops
+from ssl_fast.ops import checks
+from ssl_fast.ops.similarity import similarity_and_map
+
+N, M, C, H, W = 4, 6, 5, 2, 3
+
+
+def visual(*shape, dtype=torch.float32, device="cpu"):
+    return torch.ones(shape or (N, C, H, W), dtype=dtype, device=device)
+
+
+def audio(*shape, dtype=torch.float32, device="cpu"):
+    return torch.ones(shape or (M, C), dtype=dtype, device=device)
+
+
+def pooled(visual, audio, pooling=None, **options):
+    return ops.pooled_similarity(visual, audio, pooling or ops.Max(), **options)
+
+
+def product(visual_loc=None, visual_avc=None, audio_loc=None, audio_avc=None, tau=0.1, **options):
+    given = (visual_loc, visual), (visual_avc, visual), (audio_loc, audio), (audio_avc, audio)
+    return ops.product_log_scores(*(make() if x is None else x for x, make in given), tau=tau, **options)
+
+
+both_backends = pytest.mark.parametrize("backend", ["auto", "reference"])
+
+# features, error, message
+PAIRS = {
+    "wrong C": (visual(), audio(8, 256), ValueError, "audio: expected (M, 5) to match visual's C=5, got (8, 256)"),
+    "3-D audio": (visual(), audio(M, C, 1), ValueError, "audio: expected (M, 5) to match visual's C=5, got (6, 5, 1)"),
+    "1-D audio": (visual(), audio(C), ValueError, "audio: expected (M, 5) to match visual's C=5, got (5,)"),
+    "3-D visual": (visual(N, C, H), audio(), ValueError,
+                   "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2)"),
+    "no channels": (visual(N, 0, H, W), audio(M, 0), ValueError,
+                    "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 0, 2, 3)"),
+    "no cells": (visual(N, C, H, 0), audio(), ValueError,
+                 "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2, 0)"),
+    "two dtypes": (visual(), audio(dtype=torch.bfloat16), TypeError,
+                   "audio: expected torch.float32 to match visual, got torch.bfloat16"),
+    "float64 with float32": (visual(dtype=torch.float64), audio(), TypeError,
+                             "audio: expected torch.float64 to match visual, got torch.float32"),
+    "integers": (visual(dtype=torch.int64), audio(dtype=torch.int64), TypeError,
+                 "visual: expected float32, bfloat16, float16 or float64, got torch.int64"),
+    "complex": (visual(dtype=torch.complex64), audio(dtype=torch.complex64), TypeError,
+                "visual: expected float32, bfloat16, float16 or float64, got torch.complex64"),
+    "two devices": (visual(), audio(device="meta"), ValueError, "audio: expected device cpu to match visual, got meta"),
+    "two devices, reversed": (visual(device="meta"), audio(), ValueError,
+                              "audio: expected device meta to match visual, got cpu"),
+}  # fmt: skip
+
+
+@both_backends
+@pytest.mark.parametrize("case", PAIRS)
+def test_pairs_that_do_not_match(case, backend):
+    v, a, error, message = PAIRS[case]
+    for call in (lambda: pooled(v, a, backend=backend),
+                 lambda: similarity_and_map(v, a, ops.SoftThreshold(), torch.zeros(N, dtype=torch.int64), backend=backend)):
+        with pytest.raises(error, match=re.escape(message)):
+            call()
+    with pytest.raises(error, match=re.escape(message.replace("visual", "visual_loc").replace("audio", "audio_loc"))):
+        product(visual_loc=v, audio_loc=a, backend=backend)
+    with pytest.raises(error, match=re.escape(message.replace("visual", "visual_avc").replace("audio", "audio_avc"))):
+        product(visual_avc=v, audio_avc=a, backend=backend)
+
+
+@both_backends
+def test_paired_features_that_do_not_match(backend):
+    for wrong in (audio(M, C), audio(N, 7), audio(N)):
+        message = f"audio: expected (4, 5) to match visual's (N, C, h, w), got {tuple(wrong.shape)}"
+        with pytest.raises(ValueError, match=re.escape(message)):
+            ops.cosine_map(visual(), wrong, backend=backend)
+    with pytest.raises(TypeError, match="audio: expected torch.float32 to match visual, got torch.float64"):
+        ops.cosine_map(visual(), audio(N, C, dtype=torch.float64), backend=backend)
+
+
+@both_backends
+def test_the_two_spaces_of_a_product(backend):
+    def fails(message, **features):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            product(backend=backend, **features)
+
+    fails("visual_avc: expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space, got torch.float32 (4, 5, 3, 3) on cpu",
+          visual_avc=visual(N, C, 3, W))  # fmt: skip
+    fails("audio_avc: expected torch.float32 (6, 5) on cpu as in the loc space, got torch.float32 (7, 5) on cpu",
+          audio_avc=audio(7, C))  # fmt: skip
+    double = {"visual_avc": visual(dtype=torch.float64), "audio_avc": audio(dtype=torch.float64)}
+    fails("visual_avc: expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space, got torch.float64 (4, 5, 2, 3) on cpu",
+          **double)  # fmt: skip
+
+
+@both_backends
+@pytest.mark.parametrize("tau", [0, -0.1, float("nan")])
+def test_tau(tau, backend):
+    with pytest.raises(ValueError, match=f"tau: expected > 0, got {tau}"):
+        product(tau=tau, backend=backend)
+
+
+@both_backends
+def test_unknown_options(backend):
+    with pytest.raises(ValueError, match=r"reduce: expected one of \('sum', 'max'\), got 'mean'"):
+        product(reduce="mean", backend=backend)
+    with pytest.raises(ValueError, match=r"instances: expected one of \('audio', 'image'\), got 'both'"):
+        product(instances="both", backend=backend)
+
+
+@pytest.mark.parametrize("beta", [0, -0.03, float("nan")])
+def test_beta(beta):
+    with pytest.raises(ValueError, match=f"beta: expected > 0, got {beta}"):
+        ops.SoftThreshold(beta=beta)
+
+
+@both_backends
+@pytest.mark.parametrize("pooling", [ops.Max, "max", None, torch.nn.AdaptiveMaxPool2d(1)])
+def test_pooling_of_wrong_type(pooling, backend):
+    with pytest.raises(TypeError, match=r"pooling: expected ops.Mean, ops.SoftThreshold or ops.Max, got "):
+        ops.pooled_similarity(visual(), audio(), pooling, backend=backend)
+
+
+@both_backends
+def test_map_with_another_pooling(backend):
+    with pytest.raises(TypeError, match="pooling: expected ops.SoftThreshold"):
+        similarity_and_map(visual(), audio(), ops.Mean(), torch.zeros(N, dtype=torch.int64), backend=backend)
+
+
+# ---- masks ----
+
+
+def full_mask():
+    return torch.ones(N, H, W)
+
+
+def negative():
+    mask = full_mask()
+    mask[1, 0, 2] = -0.5
+    return mask
+
+
+def empty_for_one():
+    mask = full_mask()
+    mask[2] = 0
+    return mask
+
+
+MASKS = {
+    "flat": (lambda: torch.ones(N, H * W), "mask: expected (N, h, w) = (4, 2, 3), got (4, 6)"),
+    "of one image": (lambda: torch.ones(H, W), "mask: expected (N, h, w) = (4, 2, 3), got (2, 3)"),
+    "with channels": (lambda: torch.ones(N, 1, H, W), "mask: expected (N, h, w) = (4, 2, 3), got (4, 1, 2, 3)"),
+    "transposed": (lambda: torch.ones(N, W, H), "mask: expected (N, h, w) = (4, 2, 3), got (4, 3, 2)"),
+    "with gradient": (lambda: full_mask().requires_grad_(),
+                      "mask: expected a tensor without gradient; there is none with respect to the mask"),
+    "negative": (negative, "mask: expected weights >= 0, got a minimum of -0.5"),
+    "empty": (empty_for_one, "mask: expected at least one cell with weight in every image, none in image 2"),
+    "elsewhere": (lambda: full_mask().to("meta"), "mask: expected device cpu to match visual, got meta"),
+    "not a number": (lambda: full_mask() * float("nan"), "mask: expected"),
+    "infinite": (lambda: full_mask() * float("inf"), "mask: expected"),
+}  # fmt: skip
+
+
+@both_backends
+@pytest.mark.parametrize("case", MASKS)
+def test_masks(case, backend):
+    make, message = MASKS[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pooled(visual(), audio(), ops.Mean(make()), backend=backend)
+
+
+@both_backends
+def test_mask_that_is_no_tensor(backend):
+    with pytest.raises(TypeError, match="mask: expected"):
+        pooled(visual(), audio(), ops.Mean([[1.0]]), backend=backend)
+
+
+# ---- backends ----
+
+
+def test_unknown_backend():
+    calls = [lambda: pooled(visual(), audio(), backend="cuda"), lambda: product(backend="cuda"),
+             lambda: ops.cosine_map(visual(), audio(N, C), backend="cuda"),
+             lambda: pooled(visual(), audio(), ops.Mean(), backend="cuda")]  # fmt: skip
+    for call in calls:
+        with pytest.raises(ValueError, match="backend: expected 'auto', 'compiled' or 'reference', got 'cuda'"):
+            call()
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_without_the_compiled_module(name, monkeypatch):
+    """Then "auto" is the reference, and "compiled" says why it cannot be."""
+    monkeypatch.setattr(checks, "extension", None)
+    monkeypatch.setattr(checks, "extension_error", "no such file")
+    shape = Shape(3, 4, 5, 2, 3)
+    op, extra = OPS[name], extra_for(shape)
+    features = op.features(shape)
+    with pytest.raises(RuntimeError, match=re.escape("backend='compiled': the compiled module did not load (no such file)")):
+        op.call(*features, extra, "compiled")
+    for got, want in zip(op.call(*features, extra, "auto"), op.call(*features, extra, "reference"), strict=True):
+        assert torch.equal(got, want)
+
+
+@needs_compiled
+@pytest.mark.parametrize("name", OPS)
+def test_auto_is_the_compiled_kernel(name):
+    shape = Shape(3, 4, 300, 2, 3)
+    op, extra = OPS[name], extra_for(shape)
+    features = op.features(shape, torch.bfloat16)
+    auto, compiled, reference = (op.call(*features, extra, x)[0] for x in ("auto", "compiled", "reference"))
+    assert torch.equal(auto, compiled) and not torch.equal(auto, reference)
+
+
+@needs_compiled
+@pytest.mark.parametrize("name", [name for name in OPS if name != "masked-mean"])  # a mask's values are checked: meta has none
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_meta_tensors_give_shapes(name, dtype):
+    shape = Shape(3, 4, 5, 2, 3)
+    op, extra = OPS[name], extra_for(shape)
+    features = op.features(shape, dtype)
+    extra = type(extra)(*(x.to("meta") for x in extra))
+    want = op.call(*features, extra_for(shape), "auto")
+    for got, expected in zip(op.call(*(x.to("meta") for x in features), extra, "auto"), want, strict=True):
+        assert got.is_meta and got.shape == expected.shape and got.dtype == expected.dtype
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_features_on_two_devices():
+    with pytest.raises(ValueError, match="audio: expected device cuda:0 to match visual, got cpu"):
+        pooled(visual(device="cuda"), audio())
+    with pytest.raises(ValueError, match="audio: expected device cpu to match visual, got cuda:0"):
+        pooled(visual(), audio(device="cuda"))
+    with pytest.raises(ValueError, match="mask: expected device cuda:0 to match visual, got cpu"):
+        pooled(visual(device="cuda"), audio(device="cuda"), ops.Mean(full_mask()))

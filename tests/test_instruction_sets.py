@@ -1,0 +1,225 @@
+"""What runs where: each instruction set, threads, forked processes, and memory that is not the kernels' to touch."""
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from op_checks import LAYOUTS, OPS, Shape, assert_accurate, evaluate, extra_for, needs_compiled
+
+from ssl_fast.ops import checks
+
+pytestmark = needs_compiled
+
+SETS = checks.extension.instruction_sets() if checks.extension else []
+every_op = pytest.mark.parametrize("name", OPS)
+
+
+@pytest.fixture
+def use_set():
+    before = checks.extension.instruction_set()
+    yield checks.extension.use_instruction_set
+    checks.extension.use_instruction_set(before)
+
+
+# ---- instruction sets ----
+
+
+def test_the_best_set_is_in_use_and_the_baseline_is_there():
+    assert SETS[0] == "baseline" and checks.extension.instruction_set() == SETS[-1]
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
+    assert ("avx2" in SETS) == ("avx2" in flags) and ("avx512" in SETS) == ("avx512vl" in flags) or not flags
+
+
+@every_op
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_error_of_each_instruction_set(name, instruction_set, dtype, layout, use_set):
+    use_set(instruction_set)
+    assert checks.extension.instruction_set() == instruction_set
+    for shape in (Shape(3, 35, 70, 5, 7), Shape(2, 9, 33, 1, 1), Shape(2, 5, 3, 2, 2)):
+        op = OPS[name]
+        assert_accurate(op, op.features(shape, dtype, layout), extra_for(shape))
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("cells", [1, 5, 6, 7, 13, 14, 15, 17])
+def test_the_first_of_equal_cells_wins_in_each_instruction_set(instruction_set, cells, use_set):
+    use_set(instruction_set)
+    features = OPS["max"].features(Shape(3, 37, 19, 1, 1), torch.float32)
+    visual = features[0].expand(-1, -1, 1, cells)
+    gradient = evaluate(OPS["max"], [visual, features[1]], None).gradients[0]
+    assert gradient[..., 0].any() and not gradient[..., 1:].any()
+
+
+def test_unknown_set(use_set):
+    before = checks.extension.instruction_set()
+    with pytest.raises(ValueError, match="instruction set 'avx1024' is not built or not supported by this processor"):
+        use_set("avx1024")
+    assert checks.extension.instruction_set() == before
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if "mean" not in name and name != "cosine-map"])
+def test_set_changed_between_forward_and_backward(name, use_set):
+    if len(SETS) < 2:
+        pytest.skip(f"this processor has one instruction set only: {SETS}")
+    op, shape = OPS[name], Shape(3, 5, 8, 2, 2)
+    features = [x.requires_grad_() for x in op.features(shape, torch.float32)]
+    outputs = op.call(*features, extra_for(shape), "compiled")
+    use_set(SETS[0])
+    with pytest.raises(RuntimeError, match="instruction set was changed between the forward and the backward pass"):
+        sum(x.sum() for x in outputs).backward()
+
+
+# ---- threads ----
+
+COUNT_THREADS = """
+import os, sys, torch
+from ssl_fast import ops
+count = lambda: len(os.listdir("/proc/self/task"))
+threads = int(sys.argv[1])
+torch.set_num_threads(threads)
+visual, audio = torch.ones(8, 4, 1, 3), torch.ones(5, 4)
+before = count()
+ops.pooled_similarity(visual, audio, ops.Max(), backend="compiled")
+first = count()
+ops.product_log_scores(visual, visual, audio, audio, tau=1.0, backend="compiled")
+print(first - before, count() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_number_of_threads(threads):
+    run = subprocess.run([sys.executable, "-c", COUNT_THREADS, str(threads)], capture_output=True, text=True, timeout=120)
+    assert run.stdout.split() == [str(threads - 1)] * 2, run.stdout + run.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="loaded libraries are listed in /proc")
+def test_one_pool_of_threads():
+    """Two OpenMP runtimes in a process would have a pool each."""
+    evaluate(OPS["max"], OPS["max"].features(Shape(3, 5, 8, 2, 2)), None)
+    maps = Path("/proc/self/maps").read_text().split()
+    runtimes = {Path(x).name for x in maps if Path(x).name.startswith(("libgomp", "libomp", "libiomp"))}
+    assert len(runtimes) == 1, runtimes
+
+
+# ---- fork ----
+
+FORKED = Shape(4, 35, 33, 3, 5)
+
+
+class Scores(torch.utils.data.Dataset):
+    """Each item calls every op, forward and backward."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        features = {name: op.features(FORKED, torch.float32, seed=index) for name, op in OPS.items()}
+        return {name: evaluate(op, features[name], extra_for(FORKED)).tensors() for name, op in OPS.items()}
+
+
+def test_data_loader_workers_after_use_in_the_parent(set_threads):
+    set_threads(2)
+    want = [Scores()[i] for i in range(4)]
+    loader = torch.utils.data.DataLoader(Scores(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    for got, expected in zip(loader, want, strict=True):
+        for name in OPS:
+            for a, b in zip(got[name], expected[name], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    again = Scores()[0]  # the parent goes on
+    assert all(torch.equal(a, b) for name in OPS for a, b in zip(again[name], want[0][name], strict=True))
+
+
+def _in_child(names, connection):
+    connection.send([[x.numpy() for x in evaluate(OPS[name], OPS[name].features(FORKED, torch.float32), extra_for(FORKED)).tensors()]
+                     for name in names])  # fmt: skip
+
+
+def test_forked_process_that_asks_for_threads(set_threads):
+    """A DataLoader tells its workers to use one thread; a process forked by hand does not."""
+    set_threads(2)
+    names = list(OPS)
+    want = [evaluate(OPS[name], OPS[name].features(FORKED, torch.float32), extra_for(FORKED)).tensors() for name in names]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_in_child, args=(names, sender))
+    process.start()
+    finished = receiver.poll(60)
+    if not finished:
+        process.kill()
+    assert finished, "the forked process hangs"
+    got = receiver.recv()
+    process.join()
+    for found, expected in zip(got, want, strict=True):
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-6)
+
+
+# ---- memory of others ----
+
+
+class FencedPages:
+    """Memory that ends, or begins, at a page that no one may touch."""
+
+    def __init__(self):
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+        libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+        self.libc, self.kept = libc, []
+
+    def copy(self, x, at_end):
+        page, size = mmap.PAGESIZE, x.numel() * x.element_size()
+        pages = -(-size // page) * page
+        start = self.libc.mmap(None, pages + 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        for fence in (start, start + page + pages):
+            assert self.libc.mprotect(fence, page, 0) == 0
+        first = start + page + (pages - size if at_end else 0)
+        buffer = (ctypes.c_char * size).from_address(first)
+        self.kept.append(buffer)
+        flat = torch.frombuffer(buffer, dtype=x.dtype)
+        last = x.dim() == 4 and not x.is_contiguous()
+        view = flat.view(x.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2) if last else flat.view(x.shape)
+        return view.copy_(x)
+
+
+def run_fenced(instruction_set):
+    """All ops on fenced memory, with workspaces that start full of huge numbers and outputs that start as NaN."""
+    checks.extension.use_instruction_set(instruction_set)
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(2)
+    fences = FencedPages()
+    for name, op in OPS.items():
+        for shape in (Shape(2, 5, 3, 1, 3), Shape(3, 33, 35, 3, 5), Shape(1, 1, 1, 1, 1), Shape(2, 70, 66, 4, 5)):
+            for dtype in (torch.float32, torch.bfloat16, torch.float64):
+                for layout in ("contiguous", "channels-last"):
+                    features = op.features(shape, dtype, layout)
+                    want = evaluate(op, features, extra_for(shape)).tensors()
+                    for at_end in (True, False):
+                        got = evaluate(op, [fences.copy(x, at_end) for x in features], extra_for(shape)).tensors()
+                        assert all(x.isfinite().all() for x in got), (name, shape, dtype, layout)
+                        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), (name, shape, dtype, layout)
+    print("inside the fences")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are fenced by Linux's mprotect")
+@pytest.mark.parametrize("instruction_set", SETS)
+def test_kernels_stay_inside_their_memory(instruction_set):
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_instruction_sets as t; t.run_fenced({instruction_set!r})"
+    environment = {**os.environ, "MALLOC_PERTURB_": "1"}  # glibc: fresh memory is filled with 0xfe
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0 and "inside the fences" in run.stdout, f"exit code {run.returncode}\n{run.stdout}{run.stderr}"
+
+
+def test_layouts_cover_unaligned_memory():
+    """Of the layouts in which errors are measured, one is dense and aligned to its own elements only."""
+    x = LAYOUTS["offset"](torch.ones(4, 3, 2, 2))
+    assert x.is_contiguous() and x.data_ptr() % 8 == 4
