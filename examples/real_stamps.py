@@ -13,7 +13,7 @@ three folders in the layout that `ssl-fast train --data` and `ssl-fast evaluate 
 
 Scenes are in the manner of IS3: one to three sounding stamps, and silent ones among them, on photographic texture. In
 val and test every image shows two or three and has the sound of each, so that a localizer has to listen. Files are as
-mixed as collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG, FLAC, mono, stereo, four sample rates.
+mixed as collected ones: JPEG and PNG of several sizes, WAV of 16 and 24 bits, OGG, FLAC, mono, stereo, four rates.
 
 What this shows: that the way from media files to figures works, and that a localizer learns from scenes alone which
 sound belongs to which look, and finds the right one among several. What it cannot show: that it would know a dog it has

@@ -15,6 +15,7 @@ from pathlib import Path
 
 RUN = "run.json"
 SCENE_TESTS = ("single", "duo", "trio")
+PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
 _KEPT = ("minutes", "threads")
@@ -334,10 +335,10 @@ def train(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
-    training_set = _folder(args.data, args.split, recipe.front_end, recipe.image_size)
+    training_set = _folder(args.data, args.split, recipe.front_end, recipe.image_size, args.quiet)
     validation = None
     if args.val is not None:
-        validation = _folder(args.val, args.val_split, recipe.front_end, recipe.image_size, annotated=True)
+        validation = _folder(args.val, args.val_split, recipe.front_end, recipe.image_size, args.quiet, annotated=True)
     recipe.steps(len(training_set))
     _set_up(args, recipe)
     _remember(args)
@@ -369,8 +370,8 @@ def evaluate(args: argparse.Namespace) -> int:
         tests, validation = _scene_tests(_scene_settings(None, args.test_scenes), args.quiet)
     else:
         how = recipe["front_end"], recipe["image_size"]
-        tests = {args.data.resolve().name: _folder(args.data, args.split, *how, annotated=True)}
-        validation = None if args.val is None else _folder(args.val, None, *how)
+        tests = {args.data.resolve().name: _folder(args.data, args.split, *how, args.quiet, annotated=True)}
+        validation = None if args.val is None else _folder(args.val, None, *how, args.quiet)
     file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
     about = _about(file, recipe["method"], state["seed"], recipe)
     about |= {"train_seconds": state["seconds"], "steps": state["step"]}
@@ -378,8 +379,8 @@ def evaluate(args: argparse.Namespace) -> int:
     return _evaluate(localizer, tests, validation, args.out, about, state["history"], args)
 
 
-def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
-    """The samples of a folder; `annotated`: UsageError where they have no ground truth."""
+def _folder(path, split: str | None, front_end: str, image_size: int, quiet: bool, annotated: bool = False):
+    """The samples of a folder, decoded once if they fit into memory; `annotated`: UsageError without ground truth."""
     from .data.datasets import FolderSet
 
     found = FolderSet(path, front_end=front_end, size=image_size, split=split)
@@ -387,6 +388,8 @@ def _folder(path, split: str | None, front_end: str, image_size: int, annotated:
         raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:
         print(f"{path}: {note}")
+    if found.preloaded_bytes <= PRELOAD_BYTES:
+        found.preload(progress=not quiet)
     return found
 
 
