@@ -99,6 +99,8 @@ def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, po
     """
     visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio)
+    if not isinstance(pooling, SoftThreshold):  # the gather of a maximum has no place for a gradient of the map
+        raise TypeError(f"pooling: expected ops.SoftThreshold, got {pooling!r}")
     if positives.shape != visual.shape[:1] or positives.dtype != torch.int64:
         raise ValueError(f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}")
     if not use_compiled(backend, visual):
@@ -108,6 +110,8 @@ def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, po
 
 
 def _check_mask(mask, visual):
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: expected a tensor, got {type(mask).__name__}")
     expected = (visual.shape[0], *visual.shape[2:])
     if tuple(mask.shape) != expected:
         raise ValueError(f"mask: expected (N, h, w) = {expected}, got {tuple(mask.shape)}")
@@ -118,6 +122,8 @@ def _check_mask(mask, visual):
     if not torch.compiler.is_compiling():  # a compiled graph cannot raise on values: NaN for such an image there
         if mask.numel() and (mask < 0).any():
             raise ValueError(f"mask: expected weights >= 0, got a minimum of {mask.min().item()}")
+        if not torch.isfinite(mask).all():
+            raise ValueError("mask: expected finite weights, got NaN or infinity")
         empty = (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
         if empty:
             raise ValueError(f"mask: expected at least one cell with weight in every image, none in image {empty[0]}")
@@ -125,7 +131,8 @@ def _check_mask(mask, visual):
 
 def _mean_similarity(visual, audio, mask):
     dtype = accumulate_dtype(visual)
-    with torch.autocast(visual.device.type, enabled=False):
+    device = visual.device.type
+    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
         weight = None
         if mask is not None:
             weight = mask.flatten(1).to(dtype)
