@@ -31,8 +31,7 @@ if typing.TYPE_CHECKING:
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "metrics.jsonl"
-# Fraction of a time budget that may pass before lateness counts: slow first steps must not change a run that is in
-# time.
+# Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
 
 
@@ -94,7 +93,7 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
 
 def bfloat16_native() -> bool:
     """Whether this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
-    able = torch.cpu.get_capabilities()
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # where torch cannot tell: no
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
@@ -369,16 +368,8 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
     learner = Learner(recipe, seed, device)
-    run = Run(
-        learner.localizer,
-        recipe,
-        seed,
-        0,
-        planned,
-        0.0,
-        learner.chance(),
-        str(learner.precision).removeprefix("torch."),
-    )
+    run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
+              precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
     state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
     if state is not None:
         learner.load(state)
@@ -424,6 +415,8 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                     checkpoint()
                     saved = run.seconds
                     began = time.monotonic() - run.seconds  # writing is no training
+            if stopped():  # after the last step
+                raise Interrupted(run.steps, checkpoint())
     finally:
         learner.localizer.eval()
     checkpoint()
@@ -438,9 +431,9 @@ def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
     path = Path(path)
     path = path / CHECKPOINT if path.is_dir() else path
     state = checkpoints.load(path)
-    localizer = build(LocalizerConfig(**state["recipe"]["model"]))
     try:
+        localizer = build(LocalizerConfig(**state["recipe"]["model"]))
         localizer.load_state_dict(state["localizer"])
-    except RuntimeError as error:
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise checkpoints.CheckpointError(f"{path}: weights do not fit the localizer it describes ({error})") from error
     return localizer.eval(), state

@@ -1,4 +1,4 @@
-"""What the tests of the ops share: every op under one signature, hostile inputs, a truth in numpy, errors relative to it."""
+"""What the tests of the ops share: all ops under one signature, hostile inputs, a truth in numpy, errors relative to it."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,6 +14,12 @@ from ssl_fast.ops.similarity import LOWEST_LOGIT, similarity_and_map
 needs_compiled = pytest.mark.skipif(checks.extension is None, reason=f"no compiled module: {checks.extension_error}")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def dtypes(*which):
+    return pytest.mark.parametrize("dtype", which, ids=[str(x).removeprefix("torch.") for x in which])
+
+
 EPSILON, BETA = 0.45, 0.05  # planted correlations lie on both sides of epsilon
 
 
@@ -66,13 +72,13 @@ def planted(shape: Shape, seed: int, paired: bool = False) -> tuple[torch.Tensor
     def random(*size):
         return torch.randn(*size, generator=generator, dtype=torch.float64)
 
-    audios = shape.images if paired else shape.audios
+    audios, cells = shape.images if paired else shape.audios, shape.height * shape.width
     audio = torch.nn.functional.normalize(random(audios, shape.channels), dim=1)
-    noise = torch.nn.functional.normalize(random(shape.images, shape.channels, shape.height * shape.width), dim=1)
-    chosen = torch.randint(audios, (shape.images, shape.height * shape.width), generator=generator)
-    strength = torch.rand(shape.images, 1, shape.height * shape.width, generator=generator, dtype=torch.float64) * 3 - 0.5
+    noise = torch.nn.functional.normalize(random(shape.images, shape.channels, cells), dim=1)
+    chosen = torch.randint(audios, (shape.images, cells), generator=generator)
+    strength = torch.rand(shape.images, 1, cells, generator=generator, dtype=torch.float64) * 3 - 0.5
     visual = noise + strength * audio[chosen].transpose(1, 2)
-    visual = visual * torch.exp(0.5 * random(shape.images, 1, shape.height * shape.width))
+    visual = visual * torch.exp(0.5 * random(shape.images, 1, cells))
     audio = audio * torch.exp(0.5 * random(audios, 1))
     return 3 * visual.unflatten(2, (shape.height, shape.width)), 3 * audio
 
@@ -193,8 +199,8 @@ def _product_truth(tau, reduce, instances):
 
 class Op(NamedTuple):
     call: Callable  # (*features, extra, backend) -> outputs
-    # (cosines (N, M, cells) of each space, extra) -> outputs, and a function of their gradients that returns, for each space,
-    # the gradient of the cosines and its magnitude before terms cancel
+    # (cosines (N, M, cells) of each space, extra) -> outputs, and a function of their gradients that returns, for each
+    # space, the gradient of the cosines and its magnitude before terms cancel
     truth: Callable
     spaces: int = 1
     paired: bool = False
@@ -238,8 +244,8 @@ OPS = {
     "product-max-audio": product_op(reduce="max"),
     "product-sum-image": product_op(instances="image"),
     "product-max-image": product_op(reduce="max", instances="image"),
-    "cosine-map": Op(lambda visual, audio, extra, backend: (ops.cosine_map(visual, audio, backend=backend),), _map_truth,
-                     paired=True),
+    "cosine-map": Op(lambda visual, audio, extra, backend: (ops.cosine_map(visual, audio, backend=backend),),
+                     _map_truth, paired=True),
 }  # fmt: skip
 
 
@@ -293,12 +299,16 @@ def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
     alphas = [np.matmul(audio[None], visual) for visual, audio, *_ in spaces]
     outputs, pull = op.truth(alphas, extra)
     dtype = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    grads = [x.double().numpy().astype(precision) for x in upstream([torch.empty(x.shape, dtype=dtype) for x in outputs])]
+    grads = upstream([torch.empty(x.shape, dtype=dtype) for x in outputs])
+    grads = [x.double().numpy().astype(precision) for x in grads]
     found = []
     for (visual, audio, *inverse), (G, size) in zip(spaces, pull(*grads), strict=True):
         G, size, lanes = np.swapaxes(G, 1, 2), np.swapaxes(size, 1, 2), np.swapaxes(visual, 1, 2)  # (N, cells, M or C)
-        products = lambda f, x: (np.matmul(x, f(audio)[None]).swapaxes(1, 2), np.matmul(x.swapaxes(1, 2), f(lanes)).sum(0))
-        unit_gradients, squares = products(np.asarray, G), products(np.square, size**2)
+
+        def products(G, audio, lanes):
+            return np.matmul(G, audio[None]).swapaxes(1, 2), np.matmul(G.swapaxes(1, 2), lanes).sum(0)
+
+        unit_gradients, squares = products(G, audio, lanes), products(size**2, audio**2, lanes**2)
         for x, scale, unit_gradient, square in zip((visual, audio), inverse, unit_gradients, squares, strict=True):
             gradient = (unit_gradient - x * (x * unit_gradient).sum(1, keepdims=True)) * scale
             found.append((gradient, max(_norm(gradient), _norm(np.sqrt(square) * scale))))  # of terms of random signs
@@ -317,8 +327,8 @@ def relative_errors(result: Result, truth: Truth) -> list[float]:
             for got, want, scale in pairs]  # fmt: skip
 
 
-# Added to the bounds, in units in the last place: the reference may be exact by chance where there are few numbers. Rounding
-# to 16 bits alone costs a quarter.
+# Added to the bounds, in units in the last place: the reference may be exact by chance where there are few numbers.
+# Rounding to 16 bits alone costs a quarter.
 FLOOR = {torch.float32: 5, torch.float64: 5, torch.bfloat16: 0.75, torch.float16: 0.75}
 
 
@@ -336,4 +346,5 @@ def assert_accurate(op: Op, features, extra: Extra, factor: float = 2, floor: bo
               for other, dtype, unit in zip(eager, dtypes, units, strict=True)]  # fmt: skip
     report = "; ".join(f"{error / unit:.3g} ulp (eager {other / unit:.3g}, at most {bound / unit:.3g})"
                        for error, other, bound, unit in zip(errors, eager, bounds, units, strict=True))  # fmt: skip
-    assert all(error <= bound for error, bound in zip(errors, bounds, strict=True)), f"outputs, then gradients: {report}"
+    fine = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
+    assert fine, f"outputs, then gradients: {report}"

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from op_checks import OPS, Shape, extra_for, needs_compiled
+from op_checks import OPS, Shape, dtypes, extra_for, needs_compiled
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
@@ -61,8 +61,9 @@ PAIRS = {
 @pytest.mark.parametrize("case", PAIRS)
 def test_pairs_that_do_not_match(case, backend):
     v, a, error, message = PAIRS[case]
+    positives = torch.zeros(N, dtype=torch.int64)
     for call in (lambda: pooled(v, a, backend=backend),
-                 lambda: similarity_and_map(v, a, ops.SoftThreshold(), torch.zeros(N, dtype=torch.int64), backend=backend)):
+                 lambda: similarity_and_map(v, a, ops.SoftThreshold(), positives, backend=backend)):  # fmt: skip
         with pytest.raises(error, match=re.escape(message)):
             call()
     with pytest.raises(error, match=re.escape(message.replace("visual", "visual_loc").replace("audio", "audio_loc"))):
@@ -87,13 +88,12 @@ def test_the_two_spaces_of_a_product(backend):
         with pytest.raises(ValueError, match=re.escape(message)):
             product(backend=backend, **features)
 
-    fails("visual_avc: expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space, got torch.float32 (4, 5, 3, 3) on cpu",
-          visual_avc=visual(N, C, 3, W))  # fmt: skip
+    loc = "expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space"
+    fails(f"visual_avc: {loc}, got torch.float32 (4, 5, 3, 3) on cpu", visual_avc=visual(N, C, 3, W))
     fails("audio_avc: expected torch.float32 (6, 5) on cpu as in the loc space, got torch.float32 (7, 5) on cpu",
           audio_avc=audio(7, C))  # fmt: skip
     double = {"visual_avc": visual(dtype=torch.float64), "audio_avc": audio(dtype=torch.float64)}
-    fails("visual_avc: expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space, got torch.float64 (4, 5, 2, 3) on cpu",
-          **double)  # fmt: skip
+    fails(f"visual_avc: {loc}, got torch.float64 (4, 5, 2, 3) on cpu", **double)
 
 
 @both_backends
@@ -198,7 +198,8 @@ def test_without_the_compiled_module(name, monkeypatch):
     shape = Shape(3, 4, 5, 2, 3)
     op, extra = OPS[name], extra_for(shape)
     features = op.features(shape)
-    with pytest.raises(RuntimeError, match=re.escape("backend='compiled': the compiled module did not load (no such file)")):
+    message = "backend='compiled': the compiled module did not load (no such file)"
+    with pytest.raises(RuntimeError, match=re.escape(message)):
         op.call(*features, extra, "compiled")
     for got, want in zip(op.call(*features, extra, "auto"), op.call(*features, extra, "reference"), strict=True):
         assert torch.equal(got, want)
@@ -215,8 +216,8 @@ def test_auto_is_the_compiled_kernel(name):
 
 
 @needs_compiled
-@pytest.mark.parametrize("name", [name for name in OPS if name != "masked-mean"])  # a mask's values are checked: meta has none
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", [name for name in OPS if name != "masked-mean"])  # whose values are checked
+@dtypes(torch.float32, torch.float64)
 def test_meta_tensors_give_shapes(name, dtype):
     shape = Shape(3, 4, 5, 2, 3)
     op, extra = OPS[name], extra_for(shape)

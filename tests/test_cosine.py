@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from op_checks import Shape, needs_compiled, planted
+from op_checks import DTYPES, Shape, dtypes, needs_compiled, planted
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
 
 SHAPE = Shape(4, 4, 24, 3, 5)
-DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
 @pytest.fixture(params=["reference", "compiled"])
@@ -22,7 +21,7 @@ def features(dtype=torch.float32, shape=SHAPE):
     return [x.to(dtype) for x in planted(shape, seed=3, paired=True)]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@dtypes(*DTYPES)
 def test_identical_orthogonal_and_opposite_vectors(dtype, backend):
     axis = torch.eye(24, dtype=dtype)
     audio = 3 * axis[:4]
@@ -87,7 +86,7 @@ def test_pairs_do_not_depend_on_each_other():
 
 
 @needs_compiled
-@pytest.mark.parametrize("dtype", DTYPES)
+@dtypes(*DTYPES)
 @pytest.mark.parametrize("channels", [1, 3, 512])
 def test_cosines_stay_between_minus_one_and_one(dtype, channels):
     visual, audio = features(dtype, Shape(16, 16, channels, 7, 7))

@@ -1,6 +1,7 @@
 """What runs where: each instruction set, threads, forked processes, and memory that is not the kernels' to touch."""
 
 import ctypes
+import itertools
 import mmap
 import multiprocessing
 import os
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from op_checks import LAYOUTS, OPS, Shape, assert_accurate, evaluate, extra_for, needs_compiled
+from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 
 from ssl_fast.ops import checks
 
@@ -38,7 +39,7 @@ def test_the_best_set_is_in_use_and_the_baseline_is_there():
 
 @every_op
 @pytest.mark.parametrize("instruction_set", SETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@dtypes(*DTYPES)
 @pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
 def test_error_of_each_instruction_set(name, instruction_set, dtype, layout, use_set):
     use_set(instruction_set)
@@ -97,7 +98,8 @@ print(first - before, count() - before)
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
 @pytest.mark.parametrize("threads", [1, 3])
 def test_number_of_threads(threads):
-    run = subprocess.run([sys.executable, "-c", COUNT_THREADS, str(threads)], capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", COUNT_THREADS, str(threads)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert run.stdout.split() == [str(threads - 1)] * 2, run.stdout + run.stderr
 
 
@@ -115,6 +117,11 @@ def test_one_pool_of_threads():
 FORKED = Shape(4, 35, 33, 3, 5)
 
 
+def every_result(seed=0):
+    return {name: evaluate(op, op.features(FORKED, torch.float32, seed=seed), extra_for(FORKED)).tensors()
+            for name, op in OPS.items()}  # fmt: skip
+
+
 class Scores(torch.utils.data.Dataset):
     """Each item calls every op, forward and backward."""
 
@@ -122,14 +129,14 @@ class Scores(torch.utils.data.Dataset):
         return 4
 
     def __getitem__(self, index):
-        features = {name: op.features(FORKED, torch.float32, seed=index) for name, op in OPS.items()}
-        return {name: evaluate(op, features[name], extra_for(FORKED)).tensors() for name, op in OPS.items()}
+        return every_result(seed=index)
 
 
 def test_data_loader_workers_after_use_in_the_parent(set_threads):
     set_threads(2)
     want = [Scores()[i] for i in range(4)]
-    loader = torch.utils.data.DataLoader(Scores(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=60)
+    options = {"num_workers": 2, "multiprocessing_context": "fork", "timeout": 60}
+    loader = torch.utils.data.DataLoader(Scores(), batch_size=None, **options)
     for got, expected in zip(loader, want, strict=True):
         for name in OPS:
             for a, b in zip(got[name], expected[name], strict=True):
@@ -138,19 +145,17 @@ def test_data_loader_workers_after_use_in_the_parent(set_threads):
     assert all(torch.equal(a, b) for name in OPS for a, b in zip(again[name], want[0][name], strict=True))
 
 
-def _in_child(names, connection):
-    connection.send([[x.numpy() for x in evaluate(OPS[name], OPS[name].features(FORKED, torch.float32), extra_for(FORKED)).tensors()]
-                     for name in names])  # fmt: skip
+def _in_child(connection):
+    connection.send({name: [x.numpy() for x in result] for name, result in every_result().items()})
 
 
 def test_forked_process_that_asks_for_threads(set_threads):
     """A DataLoader tells its workers to use one thread; a process forked by hand does not."""
     set_threads(2)
-    names = list(OPS)
-    want = [evaluate(OPS[name], OPS[name].features(FORKED, torch.float32), extra_for(FORKED)).tensors() for name in names]
+    want = every_result()
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_in_child, args=(names, sender))
+    process = context.Process(target=_in_child, args=(sender,))
     process.start()
     finished = receiver.poll(60)
     if not finished:
@@ -158,8 +163,8 @@ def test_forked_process_that_asks_for_threads(set_threads):
     assert finished, "the forked process hangs"
     got = receiver.recv()
     process.join()
-    for found, expected in zip(got, want, strict=True):
-        for a, b in zip(found, expected, strict=True):
+    for name, expected in want.items():
+        for a, b in zip(got[name], expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(a), b, rtol=1e-5, atol=1e-6)
 
 
@@ -179,7 +184,8 @@ class FencedPages:
     def copy(self, x, at_end):
         page, size = mmap.PAGESIZE, x.numel() * x.element_size()
         pages = -(-size // page) * page
-        start = self.libc.mmap(None, pages + 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        protection, kind = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+        start = self.libc.mmap(None, pages + 2 * page, protection, kind, -1, 0)
         for fence in (start, start + page + pages):
             assert self.libc.mprotect(fence, page, 0) == 0
         first = start + page + (pages - size if at_end else 0)
@@ -197,26 +203,28 @@ def run_fenced(instruction_set):
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(2)
     fences = FencedPages()
-    for name, op in OPS.items():
-        for shape in (Shape(2, 5, 3, 1, 3), Shape(3, 33, 35, 3, 5), Shape(1, 1, 1, 1, 1), Shape(2, 70, 66, 4, 5)):
-            for dtype in (torch.float32, torch.bfloat16, torch.float64):
-                for layout in ("contiguous", "channels-last"):
-                    features = op.features(shape, dtype, layout)
-                    want = evaluate(op, features, extra_for(shape)).tensors()
-                    for at_end in (True, False):
-                        got = evaluate(op, [fences.copy(x, at_end) for x in features], extra_for(shape)).tensors()
-                        assert all(x.isfinite().all() for x in got), (name, shape, dtype, layout)
-                        assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True)), (name, shape, dtype, layout)
+    shapes = Shape(2, 5, 3, 1, 3), Shape(3, 33, 35, 3, 5), Shape(1, 1, 1, 1, 1), Shape(2, 70, 66, 4, 5)
+    types = torch.float32, torch.bfloat16, torch.float64
+    for case in itertools.product(OPS, shapes, types, ("contiguous", "channels-last")):
+        name, shape, dtype, layout = case
+        features = OPS[name].features(shape, dtype, layout)
+        want = evaluate(OPS[name], features, extra_for(shape)).tensors()
+        for at_end in (True, False):
+            fenced = [fences.copy(x, at_end) for x in features]
+            got = evaluate(OPS[name], fenced, extra_for(shape)).tensors()
+            assert all(x.isfinite().all() and torch.equal(x, y) for x, y in zip(got, want, strict=True)), case
     print("inside the fences")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are fenced by Linux's mprotect")
 @pytest.mark.parametrize("instruction_set", SETS)
 def test_kernels_stay_inside_their_memory(instruction_set):
-    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent)]!r}; import test_instruction_sets as t; t.run_fenced({instruction_set!r})"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    code += f"import test_instruction_sets\ntest_instruction_sets.run_fenced({instruction_set!r})"
     environment = {**os.environ, "MALLOC_PERTURB_": "1"}  # glibc: fresh memory is filled with 0xfe
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
-    assert run.returncode == 0 and "inside the fences" in run.stdout, f"exit code {run.returncode}\n{run.stdout}{run.stderr}"
+    assert run.returncode == 0, f"exit code {run.returncode}\n{run.stdout}{run.stderr}"
+    assert "inside the fences" in run.stdout
 
 
 def test_layouts_cover_unaligned_memory():

@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from op_checks import Shape, assert_accurate, evaluate, extra_for, needs_compiled, product_op
+from op_checks import Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled, product_op
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
+from ssl_fast.ops.product import INSTANCES, REDUCTIONS
 
 SHAPE = Shape(4, 37, 12, 3, 5)
 
@@ -19,11 +20,9 @@ def backend(request):
     return request.param
 
 
-every_option = [pytest.mark.parametrize("reduce", ["sum", "max"]), pytest.mark.parametrize("instances", ["audio", "image"])]
-
-
 def for_every_option(test):
-    return every_option[0](every_option[1](test))
+    every_reduce, every_instances = (pytest.mark.parametrize(*x) for x in (("reduce", REDUCTIONS), ("instances", INSTANCES)))
+    return every_reduce(every_instances(test))
 
 
 def features(dtype=torch.float64, seed=0, shape=SHAPE):
@@ -60,7 +59,7 @@ def test_explicit_probabilities(reduce, instances, backend):
 
 
 def test_probabilities_of_one_place_add_up_to_one(backend):
-    """Where all audios have one softmax over space, each image's scores are a distribution over audios; and vice versa."""
+    """Where all audios have one softmax over space, an image's scores are a distribution over audios; and vice versa."""
     visual_loc, visual_avc, audio_loc, audio_avc = features()
     same = audio_loc[:1].expand(37, -1)
     scores = ops.product_log_scores(visual_loc, visual_avc, same, audio_avc, tau=0.1, backend=backend)
@@ -108,11 +107,10 @@ def test_a_large_tau_knows_nothing(reduce, instances, backend):
 
 
 @for_every_option
-@pytest.mark.parametrize("tau", [1e-3, 0.03, 1.0, 1e3])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("tau", [0.03, 1.0, 1e3])
+@dtypes(torch.float32, torch.bfloat16, torch.float64)
 @needs_compiled
 def test_error_for_other_temperatures(reduce, instances, tau, dtype):
-    """With tau = 1e-3 log probabilities reach -2000: far more than the range of exp."""
     op, shape = product_op(tau, reduce, instances), Shape(6, 40, 96, 7, 7)
     assert_accurate(op, op.features(shape, dtype), extra_for(shape))
 
@@ -121,6 +119,7 @@ def test_error_for_other_temperatures(reduce, instances, tau, dtype):
 @pytest.mark.parametrize("tau", [1e-4, 1e-3, 1e4])
 @needs_compiled
 def test_extreme_temperatures_stay_finite(reduce, instances, tau):
+    """With tau = 1e-3 log probabilities reach -2000: far more than the range of exp."""
     op, shape = product_op(tau, reduce, instances), Shape(5, 33, 16, 4, 4)
     result = evaluate(op, op.features(shape, torch.float32), extra_for(shape))
     assert all(x.isfinite().all() for x in result.tensors())
@@ -147,7 +146,8 @@ def test_order_of_images_and_audios(reduce, instances):
     images, audios = torch.tensor([2, 0, 3, 1]), torch.randperm(37, generator=torch.Generator().manual_seed(1))
     options = {"tau": 0.07, "reduce": reduce, "instances": instances}
     want = ops.product_log_scores(*tensors, **options)[images][:, audios]
-    got = ops.product_log_scores(tensors[0][images], tensors[1][images], tensors[2][audios], tensors[3][audios], **options)
+    shuffled = [x[images] for x in tensors[:2]] + [x[audios] for x in tensors[2:]]
+    got = ops.product_log_scores(*shuffled, **options)
     torch.testing.assert_close(got, want, rtol=2e-6, atol=2e-6)
 
 

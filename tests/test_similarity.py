@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from op_checks import BETA, EPSILON, Shape, assert_accurate, extra_for, needs_compiled, planted, soft_op, upstream
+from op_checks import (BETA, DTYPES, EPSILON, Shape, assert_accurate, dtypes, extra_for, needs_compiled, planted, soft_op,
+                       upstream)  # fmt: skip
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
@@ -44,7 +45,7 @@ def with_gradients(function, *inputs):
 
 
 @every_pooling
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@dtypes(*DTYPES)
 def test_identical_orthogonal_and_opposite_vectors(pooling, dtype, backend):
     axis = torch.eye(SHAPE.channels, dtype=dtype)
     visual = (3 * axis[torch.arange(5)])[:, :, None, None] * torch.linspace(0.5, 2, 15, dtype=dtype).view(3, 5)
@@ -126,7 +127,7 @@ def test_masked_cells_count_for_nothing(backend):
         assert not grad_visual.flatten(2)[n, :, ~keep[n]].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float32, torch.float64])
+@dtypes(torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float32, torch.float64)
 def test_dtypes_and_scale_of_a_mask(dtype, backend):
     visual, audio = features()
     mask = (torch.arange(75) % 3 == 0).view(5, 3, 5)
@@ -141,7 +142,8 @@ def test_dtypes_and_scale_of_a_mask(dtype, backend):
 
 def test_a_full_mask_is_the_plain_mean(backend):
     visual, audio = features(torch.float64)
-    want, want_grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, ops.Mean(), backend=backend), visual, audio)
+    plain = ops.Mean()
+    want, want_grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, plain, backend=backend), visual, audio)
     mask = ops.Mean(torch.full((5, 3, 5), 0.3))
     got, grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, mask, backend=backend), visual, audio)
     for a, b in zip((got, *grads), (want, *want_grads), strict=True):
@@ -151,12 +153,12 @@ def test_a_full_mask_is_the_plain_mean(backend):
 # ---- the limits of the soft threshold ----
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@dtypes(torch.float32, torch.bfloat16, torch.float64)
 @pytest.mark.parametrize("epsilon", [1.2 - LOWEST_LOGIT * 0.01, -1.2 + LOWEST_LOGIT * 0.01, 50.0])
 def test_far_from_epsilon_the_soft_threshold_is_the_mean(epsilon, dtype, backend):
     visual, audio = features(dtype)
-    want, want_grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, ops.Mean(), backend=backend), visual, audio)
-    pooling = ops.SoftThreshold(epsilon, 0.01)
+    mean, pooling = ops.Mean(), ops.SoftThreshold(epsilon, 0.01)
+    want, want_grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, mean, backend=backend), visual, audio)
     got, grads = with_gradients(lambda v, a: ops.pooled_similarity(v, a, pooling, backend=backend), visual, audio)
     assert (got - want).abs().max() < 2e-6
     for a, b in zip(grads, want_grads, strict=True):
@@ -177,7 +179,7 @@ def test_a_steep_soft_threshold_is_the_mean_above_it(backend):
 
 @needs_compiled
 @pytest.mark.parametrize("epsilon, beta", [(0.65, 0.03), (0.65, 0.01), (0.9, 0.02), (-0.5, 0.1), (0.2, 5.0)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=["float32", "bfloat16", "float64"])
+@dtypes(torch.float32, torch.bfloat16, torch.float64)
 def test_error_for_other_thresholds(epsilon, beta, dtype):
     op, shape = soft_op(epsilon, beta), Shape(4, 40, 96, 7, 7)
     assert_accurate(op, op.features(shape, dtype), extra_for(shape))
@@ -284,8 +286,8 @@ def test_positives_out_of_range(positives):
         similarity_and_map(visual, audio[:0], POOLING, torch.zeros(5, dtype=torch.int64))
 
 
-@pytest.mark.parametrize("positives", [torch.zeros(4, dtype=torch.int64), torch.zeros(5, dtype=torch.int32), torch.zeros(5, 1)])
-def test_positives_of_wrong_shape_or_dtype(positives, backend):
-    visual, audio = features()
+@pytest.mark.parametrize("shape, dtype", [((4,), torch.int64), ((5,), torch.int32), ((5, 1), torch.int64)])
+def test_positives_of_wrong_shape_or_dtype(shape, dtype, backend):
+    (visual, audio), positives = features(), torch.zeros(shape, dtype=dtype)
     with pytest.raises(ValueError, match=r"positives: expected int64 \(5,\), got torch\.\w+ \("):
         similarity_and_map(visual, audio, POOLING, positives, backend=backend)
