@@ -1,4 +1,4 @@
-"""What the tests of the ops share: all ops under one signature, hostile inputs, a truth in numpy, errors relative to it."""
+"""What the tests of the ops share: the ops under one signature, hostile inputs, a truth in numpy, and errors."""
 
 from collections.abc import Callable
 from typing import NamedTuple

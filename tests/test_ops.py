@@ -51,6 +51,17 @@ def test_bfloat16_error_at_a_training_shape(name):
 
 
 @every_op
+def test_large_float16_features(name):
+    """Lengths beyond the range of float16, where the eager reference gives zeros or worse."""
+    op, extra = OPS[name], extra_for(ODD)
+    features = [(15000 * x).clamp(-6e4, 6e4).half() for x in op.features(ODD)]
+    assert all(x.double().norm(dim=1).max() > torch.finfo(torch.float16).max for x in features)
+    truth, result = truth_of(op, features, extra), evaluate(op, features, extra)
+    errors = relative_errors(result, truth)[: len(truth.outputs)]
+    assert max(errors) < 20 * torch.finfo(torch.float32).eps and all(x.isfinite().all() for x in result.tensors())
+
+
+@every_op
 def test_reference_equals_the_equations(name):
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD)
@@ -209,7 +220,7 @@ def test_poison_reaches_only_its_own_pairs(name, feature, poison, dtype):
     assert torch.equal(got[~hit], clean[~hit])
 
 
-@pytest.mark.parametrize("name", [name for name in OPS if name not in ("masked-mean", "cosine-map", "product-sum-image")])
+@pytest.mark.parametrize("name", [name for name in OPS if name not in ("masked-mean", "cosine-map")])
 @pytest.mark.parametrize("cell", [0, 7, 14])
 def test_poison_in_one_cell_is_enough(name, cell):
     op, shape = OPS[name], Shape(3, 5, 9, 3, 5)

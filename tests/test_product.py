@@ -21,8 +21,7 @@ def backend(request):
 
 
 def for_every_option(test):
-    every_reduce, every_instances = (pytest.mark.parametrize(*x) for x in (("reduce", REDUCTIONS), ("instances", INSTANCES)))
-    return every_reduce(every_instances(test))
+    return pytest.mark.parametrize("reduce", REDUCTIONS)(pytest.mark.parametrize("instances", INSTANCES)(test))
 
 
 def features(dtype=torch.float64, seed=0, shape=SHAPE):
@@ -59,7 +58,7 @@ def test_explicit_probabilities(reduce, instances, backend):
 
 
 def test_probabilities_of_one_place_add_up_to_one(backend):
-    """Where all audios have one softmax over space, an image's scores are a distribution over audios; and vice versa."""
+    """Where all audios have one softmax over space, the scores of an image are a distribution; and vice versa."""
     visual_loc, visual_avc, audio_loc, audio_avc = features()
     same = audio_loc[:1].expand(37, -1)
     scores = ops.product_log_scores(visual_loc, visual_avc, same, audio_avc, tau=0.1, backend=backend)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from op_checks import (BETA, DTYPES, EPSILON, Shape, assert_accurate, dtypes, extra_for, needs_compiled, planted, soft_op,
-                       upstream)  # fmt: skip
+from op_checks import (BETA, DTYPES, EPSILON, Shape, assert_accurate, dtypes, extra_for, needs_compiled, planted,
+                       soft_op, upstream)  # fmt: skip
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
