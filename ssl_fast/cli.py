@@ -335,13 +335,14 @@ def train(args: argparse.Namespace) -> int:
     )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
-    training_set = _folder(args.data, args.split, recipe.front_end, recipe.image_size, args.quiet)
-    validation = None
-    if args.val is not None:
-        validation = _folder(args.val, args.val_split, recipe.front_end, recipe.image_size, args.quiet, annotated=True)
+    how = recipe.front_end, recipe.image_size
+    training_set = _folder(args.data, args.split, *how)
     recipe.steps(len(training_set))
+    validation = None if args.val is None else _folder(args.val, args.val_split, *how, annotated=True)
     _set_up(args, recipe)
     _remember(args)
+    for found in filter(None, (training_set, validation)):
+        _preload(found, args.quiet)
     run = _train(args, training_set, recipe)
     if validation is None:
         print(f"checkpoint: {args.out / training.CHECKPOINT}")
@@ -370,8 +371,11 @@ def evaluate(args: argparse.Namespace) -> int:
         tests, validation = _scene_tests(_scene_settings(None, args.test_scenes), args.quiet)
     else:
         how = recipe["front_end"], recipe["image_size"]
-        tests = {args.data.resolve().name: _folder(args.data, args.split, *how, args.quiet, annotated=True)}
-        validation = None if args.val is None else _folder(args.val, None, *how, args.quiet)
+        test = _folder(args.data, args.split, *how, annotated=True)
+        validation = None if args.val is None else _folder(args.val, None, *how)
+        for found in filter(None, (test, validation)):
+            _preload(found, args.quiet)
+        tests = {args.data.resolve().name: test}
     file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
     about = _about(file, recipe["method"], state["seed"], recipe)
     about |= {"train_seconds": state["seconds"], "steps": state["step"]}
@@ -379,8 +383,8 @@ def evaluate(args: argparse.Namespace) -> int:
     return _evaluate(localizer, tests, validation, args.out, about, state["history"], args)
 
 
-def _folder(path, split: str | None, front_end: str, image_size: int, quiet: bool, annotated: bool = False):
-    """The samples of a folder, decoded once if they fit into memory; `annotated`: UsageError without ground truth."""
+def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
+    """The samples of a folder; `annotated`: UsageError without ground truth."""
     from .data.datasets import FolderSet
 
     found = FolderSet(path, front_end=front_end, size=image_size, split=split)
@@ -388,9 +392,13 @@ def _folder(path, split: str | None, front_end: str, image_size: int, quiet: boo
         raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:
         print(f"{path}: {note}")
+    return found
+
+
+def _preload(found, quiet: bool) -> None:
+    """Decodes the samples once, if they fit into memory."""
     if found.preloaded_bytes <= PRELOAD_BYTES:
         found.preload(progress=not quiet)
-    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------------
