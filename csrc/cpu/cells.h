@@ -109,10 +109,10 @@ inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T
   }
 }
 
-// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, width): the gradient of a cell whose unit vector meets many audios.
+// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, kPanel), for up to a panel of channels: the gradient of a cell whose unit vector meets many audios.
 template <class T>
-inline void store_gradient(const Image<T>& image, const T* D, int64_t width, const T* t, T* out) {
-  constexpr int L = kLanes<T>;
+inline void store_gradient(const Image<T>& image, const T* D, const T* t, T* out) {
+  constexpr int L = kLanes<T>, width = kPanel<T>;
   int64_t cells = image.cells, channels = image.channels;
   if (image.channel_stride == 1 || cells < L || channels < L) {
     for (int64_t p = 0; p < cells; ++p)

@@ -104,6 +104,14 @@ inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scrat
   return image;
 }
 
+// Up to a panel of channels of an image, from `channel` on.
+template <class T>
+inline Image<T> panel_of_channels(const Image<T>& image, int64_t channel) {
+  int64_t left = image.channels - channel;
+  return {image.values + channel * image.channel_stride, left < kPanel<T> ? left : kPanel<T>, image.cells,
+          image.channel_stride, image.cell_stride, nullptr, nullptr};
+}
+
 // Image n while the one before it is worked on, over `steps` steps.
 inline Ahead image_ahead(const Shape& s, const void* visual, int64_t n, int64_t steps) {
   int64_t bytes = s.channels * s.cells * (s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2);
@@ -250,28 +258,29 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
   });
 }
 
-// G: [panel][cell][lane]; D: (cells rounded up to 16, padded channels); `next`: memory to bring in meanwhile; `half`:
-// scratch of bfloat16 products (cells rounded up to 32, padded audios)
-template <class T>
+// Each panel of channels in turn: D, then done(first channel of the panel). G: [panel][cell][lane]; D: (cells rounded up to
+// 16, kPanel); `next`: memory to bring in meanwhile; `half`: scratch of bfloat16 products (cells rounded up to 32, padded
+// audios)
+template <class T, class Done>
 inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const void* next, int64_t bytes,
-                            Half* half) {
+                            Half* half, Done&& done) {
   constexpr int W = kPanel<T>;
   Ahead ahead(next, bytes, audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows));
   if constexpr (sizeof(T) == 4)
-    if (audios.half_columns) {
-      round_rows(G, cells, audios.panels, audios.inverse_norm, half);
-      for (int64_t channel = 0; channel < audios.channels; channel += W)
-        multiply_half(half, audios.padded(), round_up(cells, 16), audios.half_columns + channel * audios.padded(),
-                      audios.padded(), D + channel, audios.padded_channels(), false);
-      return;
-    }
-  for (int64_t channel = 0; channel < audios.channels; channel += W)
-    for_tiles(cells, [&](auto height, int64_t cell) {
+    if (audios.half_columns) round_rows(G, cells, audios.panels, audios.inverse_norm, half);
+  for (int64_t channel = 0; channel < audios.channels; channel += W) {
+    const int64_t depth = audios.padded();
+    bool is_half = false;
+    if constexpr (sizeof(T) == 4)
+      if ((is_half = audios.half_columns))
+        multiply_half(half, depth, round_up(cells, 16), audios.half_columns + channel * depth, depth, D, W, false);
+    for_tiles(is_half ? 0 : cells, [&](auto height, int64_t cell) {
       ahead.step();
-      multiply<W, false, decltype(height)::value>(D + cell * audios.padded_channels() + channel, audios.padded_channels(),
-                                                  Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
-                                                  audios.columns + channel * audios.padded());
+      multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
+                                                  audios.columns + channel * depth);
     });
+    done(channel);
+  }
 }
 
 // dA: [panel][channel][lane], added to

@@ -26,7 +26,6 @@ template <class T>
 struct Gradients {
   T *image, *store;  // an image and its gradient in the computing type, where they are stored in 16 bits
   T *G, *D, *dA, *t, *row;
-  int32_t* order;    // (audios + cells + 1): audios sorted by cell
   Half* half;        // G as an operand of bfloat16 products
   Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
 
@@ -34,12 +33,11 @@ struct Gradients {
     image = arena.take<T>(image_scratch<T>(s));
     store = arena.take<T>(s.channels * s.cells);
     G = arena.take<T>(G_size);
-    D = arena.take<T>(round_up(s.cells, 16) * audios.padded_channels());
+    D = arena.take<T>(round_up(s.cells, 16) * kPanel<T>);
     half = half_products<T>(s) ? arena.take<Half>(half_depth(s.cells) * audios.padded()) : nullptr;
     dA = arena.take<T>(audios.padded() * audios.padded_channels());
     t = arena.take<T>(s.cells);
     row = arena.take<T>(2 * audios.padded_channels());
-    order = arena.take<int32_t>(s.audios + s.cells + 1);
     t_lanes = arena.take<Vec<T>>(s.cells);
   }
   void clear(const Audios<T>& audios) {
@@ -51,27 +49,31 @@ struct Gradients {
   void close(const Shape& s) {
     for (int64_t c = 0; c < s.cells; ++c) t[c] = sum_lanes<T>(t_lanes[c]);
   }
-  // The gradient of image n from D and t: dv = D - v / |v| t, as G carries one factor 1 / |v| already.
-  void publish_visual(const Shape& s, const Features& f, const Image<T>& values, int64_t n, int64_t width,
-                      const T* inverse_norm) {
+  // The gradient of image n from G and t, as G carries one factor 1 / |v| already: dv = G A - v / |v| t. `unread` bytes of
+  // the image are not in cache yet.
+  void publish_visual(const Shape& s, const Features& f, const Image<T>& values, const Audios<T>& audios, int64_t n,
+                      const T* G, const T* inverse_norm, int64_t unread) {
     int64_t size = s.channels * s.cells;
     for (int64_t c = 0; c < s.cells; ++c) t[c] *= inverse_norm[c];
     T* out = destination<T>(f.grad_visual, s.dtype, n * size, store);
-    store_gradient(values, D, width, t, out);
+    visual_gradient(G, s.cells, audios, D, values.values, unread, half, [&](int64_t channel) {
+      store_gradient(panel_of_channels(values, channel), D, t, out + channel * values.channel_stride);
+    });
     publish(out, f.grad_visual, s.dtype, n * size, size);
   }
 };
 
-// grad_audio from the sums of all threads, added in the order of the threads; dA in panels, or as rows of audios.
-template <class T>
-void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Gradients<T>* of_thread, bool by_rows) {
+// grad_audio from the sums of all threads, added in the order of the threads. dA in panels of audios: [panel][channel][lane],
+// or of channels: [panel][audio][lane].
+template <class T, class Scratch>
+void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Scratch* of_thread, bool of_channels) {
   constexpr int W = kPanel<T>;
   int threads = omp_get_num_threads();
 #pragma omp for schedule(static)
   for (int64_t m = 0; m < s.audios; ++m) {
     T* row = of_thread[omp_get_thread_num()].row;
     for (int64_t c = 0; c < s.channels; ++c) {
-      int64_t at = by_rows ? m * audios.padded_channels() + c : ((m / W) * s.channels + c) * W + m % W;
+      int64_t at = of_channels ? ((c / W) * audios.padded() + m) * W + c % W : ((m / W) * s.channels + c) * W + m % W;
       row[c] = of_thread[0].dA[at];
       for (int k = 1; k < threads; ++k) row[c] += of_thread[k].dA[at];
     }

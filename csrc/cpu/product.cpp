@@ -352,13 +352,11 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             store(G_avc + ((m / W) * s.cells + cell) * W + m % W, Vec<T>{});
         }
         if (visual) {
-          int64_t in_need = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;  // not read for this image yet
+          int64_t unread = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;
           my.of_loc.close(s);
-          visual_gradient(G_loc, s.cells, work.loc, my.of_loc.D, maps.loc.values, in_need, my.of_loc.half);
-          my.of_loc.publish_visual(s, p.loc, maps.loc, n, work.loc.padded_channels(), maps.loc_norm);
+          my.of_loc.publish_visual(s, p.loc, maps.loc, work.loc, n, G_loc, maps.loc_norm, unread);
           my.of_avc.close(s);
-          visual_gradient(G_avc, s.cells, work.avc, my.of_avc.D, maps.avc.values, in_need, my.of_avc.half);
-          my.of_avc.publish_visual(s, p.avc, maps.avc, n, work.avc.padded_channels(), maps.avc_norm);
+          my.of_avc.publish_visual(s, p.avc, maps.avc, work.avc, n, G_avc, maps.avc_norm, unread);
         }
       }
       for (int64_t n = first; n < last && audio; ++n) {

@@ -1,5 +1,5 @@
 // Pooled similarity of all image-audio pairs: engine<Pooling>, forward and backward.
-#include "gradients.h"
+#include "gather.h"
 #include "tables.h"
 
 #include "../pooling.h"  // after the vectors it works on
@@ -34,7 +34,6 @@ struct PoolEpilogue {
 template <class T, class Pool>
 void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
   constexpr int W = kPanel<T>;
-  
   const Shape& s = p.shape;
   const Features& f = p.features;
   Arena arena{workspace};
@@ -124,89 +123,19 @@ void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_nor
   }
 }
 
-// out (cells, width) = the image with its channels last.
-template <class T>
-void transpose_image(const Image<T>& image, int64_t width, T* out) {
-  constexpr int L = kLanes<T>;
-  if (image.cell_stride != 1 || image.cells < L || image.channels < L) {
-    for (int64_t p = 0; p < image.cells; ++p)
-      for (int64_t c = 0; c < image.channels; ++c)
-        out[p * width + c] = image.values[p * image.cell_stride + c * image.channel_stride];
-    return;
-  }
-  for (int64_t c = 0; c < image.channels; c += L) {
-    c = c + L > image.channels ? image.channels - L : c;
-    for (int64_t p = 0; p < image.cells; p += L) {
-      p = p + L > image.cells ? image.cells - L : p;
-      Vec<T> block[L];
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) block[i] = load(image.values + (c + i) * image.cells + p);
-      transpose<T>(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) store(out + (p + i) * width + c, block[i]);
-    }
-  }
-}
-
-// The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product. Audios are taken
-// cell by cell, so that the row of a cell stays in registers and its values in first-level cache.
-template <class T>
-void gather(const SimilarityParams& p, const Audios<T>& audios, const Image<T>& image, int64_t n, const T* inverse_norm,
-            Gradients<T>& my) {
-  constexpr int L = kLanes<T>, kRow = 8;
-  const Shape& s = p.shape;
-  int64_t width = audios.padded_channels();
-  const int32_t* cell_of = static_cast<const int32_t*>(p.pair) + n * s.audios;
-  const T *grad = static_cast<const T*>(p.grad_scores) + n * s.audios, *score = static_cast<const T*>(p.scores) + n * s.audios;
-  if (p.features.grad_audio) transpose_image(image, width, my.G);
-
-  int32_t *end = my.order + s.audios, *order = my.order;  // audios sorted by cell; `end` of each cell's
-  for (int64_t c = 0; c <= s.cells; ++c) end[c] = 0;
-  for (int64_t m = 0; m < s.audios; ++m) ++end[cell_of[m] + 1];
-  for (int64_t c = 0; c < s.cells; ++c) end[c + 1] += end[c];
-  for (int64_t m = 0; m < s.audios; ++m) order[end[cell_of[m]]++] = int32_t(m);
-
-  for (int64_t cell = 0, first = 0; cell < s.cells; first = end[cell++]) {
-    T t = 0;
-    for (int64_t i = first; i < end[cell]; ++i) t += grad[order[i]] * score[order[i]];
-    my.t[cell] = t * inverse_norm[cell];
-    for (int64_t c = 0; c < width; c += kRow * L) {  // rows are padded to whole panels, which kRow vectors may exceed
-      int vectors = int(width - c < kRow * L ? (width - c) / L : kRow);
-      Vec<T> sums[kRow] = {};
-      for (int64_t i = first; i < end[cell]; ++i) {
-        T g = grad[order[i]] * inverse_norm[cell];
-        const T *a = audios.rows + order[i] * width + c, *v = my.G + cell * width + c;
-        T* dA = my.dA + order[i] * width + c;
-        auto add = [&](int k) {
-          sums[k] += load(a + k * L) * g;
-          if (p.features.grad_audio) store(dA + k * L, load(dA + k * L) + load(v + k * L) * g);
-        };
-        if (vectors == kRow) {
-#pragma GCC unroll 8
-          for (int k = 0; k < kRow; ++k) add(k);
-        } else {
-          for (int k = 0; k < vectors; ++k) add(k);
-        }
-      }
-      for (int k = 0; k < vectors; ++k) store(my.D + cell * width + c + k * L, sums[k]);
-    }
-  }
-}
-
 template <class T, class Pool>
 void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  bool with_columns = !Pool::kSparse && f.grad_visual;
   Arena arena{workspace};
   Audios<T> audios;
-  audios.lay_out(arena, s, with_columns);
-  const int64_t G_size = s.cells * (Pool::kSparse ? audios.padded_channels() : audios.padded());
+  audios.lay_out(arena, s, f.grad_visual);
+  const int64_t G_size = s.cells * audios.padded();
   auto* scratch = arena.take<Gradients<T>>(p.threads);
   for (int i = 0; i < p.threads; ++i) {
     Gradients<T> mine;
-    mine.lay_out(arena, s, audios, (Pool::kSparse ? 1 : group_of(s)) * G_size);
+    mine.lay_out(arena, s, audios, group_of(s) * G_size);
     if (workspace) scratch[i] = mine;
   }
   if (bytes) return void(*bytes = arena.used);
@@ -218,47 +147,41 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
     Gradients<T>& my = scratch[thread];
     if (f.grad_audio) my.clear(audios);
 #pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, with_columns);
+    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, f.grad_visual);
 
-    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads, image_size = s.channels * s.cells;
+    int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        Image<T> image = image_at(s, f.visual, n, my.image, !Pool::kSparse && n >= p.kept);
+        Image<T> image = image_at(s, f.visual, n, my.image, n >= p.kept);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
-        if constexpr (Pool::kSparse) {
-          gather(p, audios, image, n, inverse_norm, my);
-        } else {
-          T* G = my.G + (n - first) * G_size;
-          my.open(s);
-          Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
-          SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, {}, {}};
-          for (int64_t panel = 0; panel < audios.panels; ++panel) {
-            int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
-            Vec<T> grad[kVectors];
-            load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score);
-            load_lanes(static_cast<const T*>(p.pair) + at, count, epilogue.scale);
-            load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
-            for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
-            if (n < p.kept)
-              epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * G_size, panel);
-            else
-              similarities(image, audios, panel, epilogue, ahead);
-          }
-          my.close(s);
-          if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
-          if (f.grad_visual)
-            visual_gradient(G, s.cells, audios, my.D, image.values, n < p.kept ? image_size * int64_t(sizeof(T)) : 0,
-                            my.half);
+        T* G = my.G + (n - first) * G_size;
+        my.open(s);
+        Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
+        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, {}, {}};
+        for (int64_t panel = 0; panel < audios.panels; ++panel) {
+          int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
+          Vec<T> grad[kVectors];
+          load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score);
+          load_lanes(static_cast<const T*>(p.pair) + at, count, epilogue.scale);
+          load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
+          for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
+          if (n < p.kept)
+            epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * G_size, panel);
+          else
+            similarities(image, audios, panel, epilogue, ahead);
         }
-        if (f.grad_visual) my.publish_visual(s, f, image, n, audios.padded_channels(), inverse_norm);
+        my.close(s);
+        if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
+        int64_t unread = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;
+        if (f.grad_visual) my.publish_visual(s, f, image, audios, n, G, inverse_norm, unread);
       }
-      for (int64_t n = first; n < last && !Pool::kSparse && f.grad_audio; ++n)
+      for (int64_t n = first; n < last && f.grad_audio; ++n)
         audio_gradient(image_at(s, f.visual, n, my.image, false, true), my.G + (n - first) * G_size, audios.panels, my.dA,
                        my.half);
     }
 #pragma omp barrier
-    if (f.grad_audio) finish_audios(s, f, audios, scratch, Pool::kSparse);
+    if (f.grad_audio) finish_audios(s, f, audios, scratch, false);
   }
 }
 
@@ -267,7 +190,9 @@ void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
   with_type(p, [&](auto zero) {
     using T = decltype(zero);
     auto run = [&](auto pool) {
-      if constexpr (kBackward)
+      if constexpr (kBackward && decltype(pool)::kSparse)
+        gather<T>(p, workspace, bytes);
+      else if constexpr (kBackward)
         backward<T>(p, pool, workspace, bytes);
       else
         forward<T>(p, pool, workspace, bytes);

@@ -25,8 +25,9 @@ struct Ahead {
   int64_t lines, per_step;
   Ahead(const void* memory, int64_t bytes, int64_t steps)
       : at(static_cast<const char*>(memory)), lines(memory ? bytes / 64 : 0), per_step(lines / steps + 1) {}
+  template <bool kToWrite = false>
   SSL_FAST_AI void step() {
-    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, 0, 2);
+    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, kToWrite, 2);
   }
 };
 
