@@ -259,13 +259,15 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
 }
 
 // Each panel of channels in turn: D, then done(first channel of the panel). G: [panel][cell][lane]; D: (cells rounded up to
-// 16, kPanel); `next`: memory to bring in meanwhile; `half`: scratch of bfloat16 products (cells rounded up to 32, padded
-// audios)
+// 16, kPanel); `to_read`, `to_write`: what `done` needs, all panels in a row, or null; `half`: scratch of bfloat16 products
+// (cells rounded up to 32, padded audios)
 template <class T, class Done>
-inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const void* next, int64_t bytes,
+inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const T* to_read, const T* to_write,
                             Half* half, Done&& done) {
   constexpr int W = kPanel<T>;
-  Ahead ahead(next, bytes, audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows));
+  int64_t bytes = audios.channels * cells * int64_t(sizeof(T));
+  int64_t steps = audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows);
+  Ahead read(to_read, bytes, steps), write(to_write, bytes, steps);
   if constexpr (sizeof(T) == 4)
     if (audios.half_columns) round_rows(G, cells, audios.panels, audios.inverse_norm, half);
   for (int64_t channel = 0; channel < audios.channels; channel += W) {
@@ -275,7 +277,8 @@ inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, 
       if ((is_half = audios.half_columns))
         multiply_half(half, depth, round_up(cells, 16), audios.half_columns + channel * depth, depth, D, W, false);
     for_tiles(is_half ? 0 : cells, [&](auto height, int64_t cell) {
-      ahead.step();
+      read.step();
+      write.template step<true>();
       multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
                                                   audios.columns + channel * depth);
     });

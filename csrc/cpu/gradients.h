@@ -49,14 +49,15 @@ struct Gradients {
   void close(const Shape& s) {
     for (int64_t c = 0; c < s.cells; ++c) t[c] = sum_lanes<T>(t_lanes[c]);
   }
-  // The gradient of image n from G and t, as G carries one factor 1 / |v| already: dv = G A - v / |v| t. `unread` bytes of
-  // the image are not in cache yet.
+  // The gradient of image n from G and t, as G carries one factor 1 / |v| already: dv = G A - v / |v| t. `unread`: the
+  // image is not in cache yet.
   void publish_visual(const Shape& s, const Features& f, const Image<T>& values, const Audios<T>& audios, int64_t n,
-                      const T* G, const T* inverse_norm, int64_t unread) {
+                      const T* G, const T* inverse_norm, bool unread) {
     int64_t size = s.channels * s.cells;
     for (int64_t c = 0; c < s.cells; ++c) t[c] *= inverse_norm[c];
     T* out = destination<T>(f.grad_visual, s.dtype, n * size, store);
-    visual_gradient(G, s.cells, audios, D, values.values, unread, half, [&](int64_t channel) {
+    const T *to_read = unread ? values.values : nullptr, *to_write = s.channels_last ? nullptr : out;
+    visual_gradient(G, s.cells, audios, D, to_read, to_write, half, [&](int64_t channel) {
       store_gradient(panel_of_channels(values, channel), D, t, out + channel * values.channel_stride);
     });
     publish(out, f.grad_visual, s.dtype, n * size, size);

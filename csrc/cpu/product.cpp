@@ -352,11 +352,10 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             store(G_avc + ((m / W) * s.cells + cell) * W + m % W, Vec<T>{});
         }
         if (visual) {
-          int64_t unread = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;
           my.of_loc.close(s);
-          my.of_loc.publish_visual(s, p.loc, maps.loc, work.loc, n, G_loc, maps.loc_norm, unread);
+          my.of_loc.publish_visual(s, p.loc, maps.loc, work.loc, n, G_loc, maps.loc_norm, n < p.kept);
           my.of_avc.close(s);
-          my.of_avc.publish_visual(s, p.avc, maps.avc, work.avc, n, G_avc, maps.avc_norm, unread);
+          my.of_avc.publish_visual(s, p.avc, maps.avc, work.avc, n, G_avc, maps.avc_norm, n < p.kept);
         }
       }
       for (int64_t n = first; n < last && audio; ++n) {

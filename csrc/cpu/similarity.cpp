@@ -173,8 +173,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
         }
         my.close(s);
         if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
-        int64_t unread = n < p.kept ? s.channels * s.cells * int64_t(sizeof(T)) : 0;
-        if (f.grad_visual) my.publish_visual(s, f, image, audios, n, G, inverse_norm, unread);
+        if (f.grad_visual) my.publish_visual(s, f, image, audios, n, G, inverse_norm, n < p.kept);
       }
       for (int64_t n = first; n < last && f.grad_audio; ++n)
         audio_gradient(image_at(s, f.visual, n, my.image, false, true), my.G + (n - first) * G_size, audios.panels, my.dA,
