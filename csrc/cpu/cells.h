@@ -115,11 +115,14 @@ inline void store_gradient(const Image<T>& image, const T* D, const T* t, T* out
   constexpr int L = kLanes<T>, width = kPanel<T>;
   int64_t cells = image.cells, channels = image.channels;
   if (image.channel_stride == 1 || cells < L || channels < L) {
-    for (int64_t p = 0; p < cells; ++p)
-      for (int64_t c = 0; c < channels; ++c) {
-        int64_t at = c * image.channel_stride + p * image.cell_stride;
+    for (int64_t p = 0; p < cells; ++p) {
+      int64_t c = 0, at = p * image.cell_stride;
+      if (image.channel_stride == 1)
+        for (; c + L <= channels; c += L)
+          store(out + at + c, load(D + p * width + c) - t[p] * load(image.values + at + c));
+      for (at += c * image.channel_stride; c < channels; ++c, at += image.channel_stride)
         out[at] = D[p * width + c] - t[p] * image.values[at];
-      }
+    }
     return;
   }
   // Transposed block by block; the last blocks overlap their neighbours, which writes the same values twice.

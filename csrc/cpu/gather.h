@@ -1,5 +1,7 @@
 // The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
 #pragma once
+#include <utility>
+
 #include "gradients.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
@@ -34,13 +36,14 @@ Image<T> channels_at(const Shape& s, const void* visual, int64_t n, int64_t chan
   return {values, count, s.cells, 1, values == scratch ? count : s.channels, nullptr, nullptr};
 }
 
-// A panel of channels of image n, while the one before it is worked on.
+// What is worked on next, brought in meanwhile: a panel of channels, or with channels last an image, a share at each panel.
 template <class T>
 Ahead channels_ahead(const Shape& s, const void* visual, int64_t n, int64_t channel) {
   int64_t count = s.channels - channel < kPanel<T> ? s.channels - channel : kPanel<T>;
-  int64_t size = s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2, bytes = count * s.cells * size;
-  bool is_run = visual && count > 0 && !s.channels_last;
-  return {is_run ? static_cast<const char*>(visual) + (n * s.channels + channel) * s.cells * size : nullptr, bytes, s.audios};
+  int64_t size = s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2;
+  bool is_there = visual && count > 0 && n < s.images;
+  int64_t first = (n * s.channels + channel) * s.cells * size;
+  return {is_there ? static_cast<const char*>(visual) + first : nullptr, count * s.cells * size, s.audios};
 }
 
 // out (cells, kPanel) = up to a panel of channels, with the channels last.
@@ -48,9 +51,13 @@ template <class T>
 void channels_to_lanes(const Image<T>& image, T* out) {
   constexpr int L = kLanes<T>, W = kPanel<T>;
   if (image.cell_stride != 1 || image.cells < L || image.channels < L) {
-    for (int64_t p = 0; p < image.cells; ++p)
-      for (int64_t c = 0; c < image.channels; ++c)
-        out[p * W + c] = image.values[p * image.cell_stride + c * image.channel_stride];
+    for (int64_t p = 0; p < image.cells; ++p) {
+      const T* from = image.values + p * image.cell_stride;
+      int64_t c = 0;
+      if (image.channel_stride == 1)
+        for (; c + L <= image.channels; c += L) store(out + p * W + c, load(from + c));
+      for (; c < image.channels; ++c) out[p * W + c] = from[c * image.channel_stride];
+    }
     return;
   }
   for (int64_t c = 0; c < image.channels; c += L) {
@@ -103,7 +110,7 @@ __attribute__((noinline)) void gather_rows(int64_t audios, const int32_t* cell_o
   }
 }
 
-// A panel of channels at a time for all images of a thread: the audios' part of it, and the sums for them, stay in cache.
+// A panel of channels at a time: the audios' part of it, and the sums for them, stay in cache over many images.
 template <class T>
 void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
   constexpr int W = kPanel<T>;
@@ -138,20 +145,23 @@ void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
         t[n * s.cells + cells_of(n)[m]] += row_of(p.grad_scores, n)[m] * row_of(p.scores, n)[m];
       for (int64_t c = 0; c < s.cells; ++c) t[n * s.cells + c] *= norms_of(n)[c] * norms_of(n)[c];
     }
-    for (int64_t channel = 0; channel < s.channels; channel += W)
-      for (int64_t n = begin; n < end; ++n) {
-        int64_t count = s.channels - channel < W ? s.channels - channel : W, at = channel * audios.padded();
-        Image<T> image = channels_at(s, f.visual, n, channel, count, my.image);
-        if (f.grad_audio) channels_to_lanes(image, my.V);
-        if (f.grad_visual)
-          for (int64_t i = 0; i < s.cells * W; ++i) my.D[i] = 0;
-        auto rows = f.grad_visual ? f.grad_audio ? gather_rows<true, true, T> : gather_rows<true, false, T>
-                                  : gather_rows<false, true, T>;
-        rows(s.audios, cells_of(n), row_of(p.grad_scores, n), norms_of(n), audios.columns + at, my.V, my.dA + at, my.D,
-             channels_ahead<T>(s, f.visual, n + 1 < end ? n + 1 : begin, n + 1 < end ? channel : channel + W),
-             channels_ahead<T>(s, f.grad_visual, n + 1 < end ? n + 1 : begin, n + 1 < end ? channel : channel + W));
-        if (f.grad_visual) store_channels(s, f, image, my.D, t + n * s.cells, n, channel, my.store);
-      }
+    const int64_t images = end - begin, panels = (s.channels + W - 1) / W;
+    auto place_of = [&](int64_t i) {  // in the order of memory: what comes next is near, and can be brought in
+      return s.channels_last ? std::pair(begin + i / panels, i % panels * W) : std::pair(begin + i % images, i / images * W);
+    };
+    auto rows = f.grad_visual ? f.grad_audio ? gather_rows<true, true, T> : gather_rows<true, false, T>
+                              : gather_rows<false, true, T>;
+    for (int64_t i = 0; i < panels * images; ++i) {
+      auto [n, channel] = place_of(i);
+      int64_t count = s.channels - channel < W ? s.channels - channel : W, at = channel * audios.padded();
+      Image<T> image = channels_at(s, f.visual, n, channel, count, my.image);
+      if (f.grad_audio) channels_to_lanes(image, my.V);
+      for (int64_t k = 0; k < s.cells * W; ++k) my.D[k] = 0;
+      auto [next, next_channel] = place_of(i + (s.channels_last ? panels : 1));
+      rows(s.audios, cells_of(n), row_of(p.grad_scores, n), norms_of(n), audios.columns + at, my.V, my.dA + at, my.D,
+           channels_ahead<T>(s, f.visual, next, next_channel), channels_ahead<T>(s, f.grad_visual, next, next_channel));
+      if (f.grad_visual) store_channels(s, f, image, my.D, t + n * s.cells, n, channel, my.store);
+    }
 #pragma omp barrier
     if (f.grad_audio) finish_audios(s, f, audios, scratch, true);
   }
