@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .checkpoints import CheckpointError
+    from .models.checkpoints import CheckpointError
 
     def tell(error: object) -> None:
         if args.traceback:

@@ -21,9 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import augmentation, checkpoints
-from .data.images import horizontal_flip, random_resized_crop
-from .models import Localizer, LocalizerConfig, Momentum, build
+from . import augmentation
+from .models import Localizer, LocalizerConfig, Momentum, build, checkpoints
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
@@ -137,8 +136,8 @@ class Learner:
         if self.recipe.augmentation == "shift":
             images = augmentation.shift_and_flip(images, generator)
         elif self.recipe.augmentation == "crop":
-            images = random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
-            images = horizontal_flip(images, generator)
+            images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
+            images = augmentation.horizontal_flip(images, generator)
         if self.recipe.augmentation != "none":
             spectrograms = augmentation.roll(spectrograms, generator)
         images = self.localizer.normalize_images(images.to(self.device))

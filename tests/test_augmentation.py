@@ -1,12 +1,15 @@
+import colorsys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import pad
 
 from ssl_fast import augmentation
+from ssl_fast.augmentation import colour_jitter, greyscale, horizontal_flip, random_resized_crop
 
 
-def seeded(seed):
+def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
@@ -66,3 +69,133 @@ def test_draws_follow_their_generator():
 def test_small_images_shift_as_far_as_they_can(size):
     images = torch.randint(0, 256, (6, 3, *size), dtype=torch.uint8)
     assert augmentation.shift_and_flip(images, seeded(0)).shape == images.shape
+
+
+AUGMENTATIONS = [random_resized_crop, horizontal_flip, colour_jitter, greyscale]
+
+
+def batch(dtype=torch.uint8, n=64, size=32):
+    values = torch.from_numpy(np.random.default_rng(4).integers(0, 256, (n, 3, size, size), np.uint8))
+    return values if dtype == torch.uint8 else (values / 255).to(dtype)
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_seed_decides_everything(augment, dtype):
+    before = torch.get_rng_state()
+    x = batch(dtype)
+    kept = x.clone()
+    a, b, c = (augment(x, seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert a.dtype == dtype and a.shape == x.shape and torch.equal(x, kept)
+    assert torch.equal(torch.get_rng_state(), before)
+    if dtype != torch.uint8:
+        assert a.min() >= -1e-6 and a.max() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_integers_and_floats_agree(augment):
+    x = batch()
+    whole, real = augment(x, seeded(1)), augment(x / 255, seeded(1))
+    assert (whole / 255 - real).abs().max() <= 0.5 / 255 + 1e-5
+
+
+@pytest.mark.parametrize("augment", AUGMENTATIONS)
+def test_empty_and_bad_batches(augment):
+    assert augment(batch(n=0), seeded()).shape == (0, 3, 32, 32)
+    with pytest.raises(ValueError, match=r"images: expected \(B, 3, H, W\), got \(3, 8, 8\)"):
+        augment(torch.zeros(3, 8, 8), seeded())
+    with pytest.raises(TypeError, match="images: expected uint8 or float, got torch.int64"):
+        augment(torch.zeros(1, 3, 8, 8, dtype=torch.int64), seeded())
+
+
+def test_flips():
+    x = batch(n=400, size=4)
+    got = horizontal_flip(x, seeded())
+    same, flipped = (got == x).flatten(1).all(1), (got == x.flip(3)).flatten(1).all(1)
+    assert torch.equal(same, ~flipped) and 150 < flipped.sum() < 250
+    assert torch.equal(horizontal_flip(x, seeded(), p=1), x.flip(3))
+    assert torch.equal(horizontal_flip(x, seeded(), p=0), x)
+
+
+def test_crops_are_boxes_of_the_asked_area_and_aspect():
+    """Of a ramp, linear in x and y, the crop is a ramp again, whose slopes and level tell the box."""
+    n, size = 300, 64
+    position = (torch.arange(size) + 0.5) / size
+    ramp = torch.stack([position.expand(size, size), position[:, None].expand(size, size), torch.zeros(size, size)])
+    got = random_resized_crop(ramp.expand(n, -1, -1, -1), seeded(), scale=(0.5, 0.8), ratio=(0.8, 1.25))
+    inner = slice(4, size - 4)  # beyond the outermost pixel centres the ramp is flat
+    across, down = got[:, 0, :, inner].mean(1), got[:, 1, inner].mean(2)
+    width, height = ((line[:, -1] - line[:, 0]) / (size - 9) * size for line in (across, down))
+    assert (got[:, :2, inner, inner].diff(dim=-1)[:, 1].abs().max()) < 1e-5  # neither sheared nor turned
+    area, aspect = width * height, width / height
+    assert area.min() > 0.499 and area.max() < 0.801 and area.max() - area.min() > 0.28
+    assert aspect.min() > 0.799 and aspect.max() < 1.251 and aspect.max() / aspect.min() > 1.45
+    left, top = across.mean(1) - width / 2, down.mean(1) - height / 2
+    for start, side in ((left, width), (top, height)):
+        assert start.min() > -1e-4 and (start + side).max() < 1 + 1e-4
+        assert (start / (1 - side)).std() == pytest.approx(12**-0.5, rel=0.15)  # uniform
+
+
+def test_a_crop_of_everything_changes_nothing():
+    x = batch()
+    assert torch.equal(random_resized_crop(x, seeded(), scale=(1, 1)), x)
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"scale": (0, 1)}, r"scale: expected 0 < low <= high <= 1, got \(0, 1\)"),
+    ({"scale": (0.5, 1.5)}, r"scale: .* got \(0.5, 1.5\)"),
+    ({"ratio": (2, 1)}, r"ratio: expected 0 < low <= high, got \(2, 1\)"),
+])  # fmt: skip
+def test_bad_crops(change, message):
+    with pytest.raises(ValueError, match=message):
+        random_resized_crop(batch(), seeded(), **change)
+
+
+def test_greyscale():
+    x = batch(n=400, size=4)
+    got = greyscale(x, seeded())
+    changed = (got != x).flatten(1).any(1)
+    assert 50 < changed.sum() < 110
+    r, g, b = x[changed].double().unbind(1)
+    expected = 0.299 * r + 0.587 * g + 0.114 * b
+    assert (got[changed].double() - expected[:, None]).abs().max() <= 0.5 + 1e-3
+
+
+def only(**strengths):
+    return {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "p": 1} | strengths
+
+
+def test_jitter_of_nothing_changes_nothing():
+    x = batch()
+    assert torch.equal(colour_jitter(x, seeded(), **only()), x)
+    assert torch.equal(colour_jitter(x, seeded(), p=0), x)
+
+
+def test_brightness_contrast_and_saturation_are_blends():
+    """Each image is a blend of itself and of black, its mean grey, its own grey, by a factor in [.7, 1.3]."""
+    x = batch(torch.float32) * 0.4 + 0.3  # nothing is clipped
+    luma = torch.einsum("c,bchw->bhw", augmentation._GREY, x)[:, None]
+    towards = {"brightness": torch.zeros_like(x), "contrast": luma.mean((2, 3), keepdim=True).expand_as(x),
+               "saturation": luma.expand_as(x)}  # fmt: skip
+    for name, other in towards.items():
+        got = colour_jitter(x, seeded(), **only(**{name: 0.3}))
+        factor = ((got - other) * (x - other)).sum((1, 2, 3)) / ((x - other) ** 2).sum((1, 2, 3))
+        torch.testing.assert_close(got, other + factor[:, None, None, None] * (x - other), atol=1e-5, rtol=0)
+        assert 0.699 < factor.min() < 0.75 and 1.25 < factor.max() < 1.301
+
+
+def test_hue_turns_colours_and_keeps_their_luma():
+    x = batch(torch.float32) * 0.2 + 0.4
+    got = colour_jitter(x, seeded(), **only(hue=0.5))
+    torch.testing.assert_close(torch.einsum("c,bchw->bhw", augmentation._GREY, got),
+                               torch.einsum("c,bchw->bhw", augmentation._GREY, x), atol=1e-5, rtol=0)  # fmt: skip
+    before, after = ([colorsys.rgb_to_hsv(*one[:, 5, 5].tolist())[0] for one in y] for y in (x, got))
+    turns = [(b - a) % 1 for a, b in zip(before, after)]
+    assert min(turns) < 0.1 and max(turns) > 0.9 and any(0.4 < turn < 0.6 for turn in turns)
+
+
+def test_images_have_draws_of_their_own():
+    x = batch()[:1].expand(16, -1, -1, -1)
+    for augment in (random_resized_crop, lambda *a: colour_jitter(*a, p=1)):
+        assert len({one.numpy().tobytes() for one in augment(x, seeded())}) == 16

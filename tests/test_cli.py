@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast import checkpoints, cli
+from ssl_fast import cli
+from ssl_fast.models import checkpoints
 from ssl_fast.training import load_localizer
 
 FLAT = """

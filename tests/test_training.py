@@ -12,9 +12,9 @@ import pytest
 import torch
 from training_toys import ToySet
 
-from ssl_fast import checkpoints, recipes, training
+from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
-from ssl_fast.models import LocalizerConfig
+from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
 from ssl_fast.training import Learner, StepSampler, derived_seed, progress_of, train
 

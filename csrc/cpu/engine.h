@@ -258,18 +258,18 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
   });
 }
 
-// Each panel of channels in turn: D, then done(first channel of the panel). G: [panel][cell][lane]; D: (cells rounded up to
-// 16, kPanel); `to_read`, `to_write`: what `done` needs, all panels in a row, or null; `half`: scratch of bfloat16 products
+// Each panel of channels in turn: D, then done(first channel of the panel). G: [panel][cell][lane], its panels `stride`
+// apart; D: (cells rounded up to 16, kPanel); `to_read`, `to_write`: what `done` needs, all panels in a row, or null; `half`: scratch of bfloat16 products
 // (cells rounded up to 32, padded audios)
 template <class T, class Done>
-inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, T* D, const T* to_read, const T* to_write,
-                            Half* half, Done&& done) {
+inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Audios<T>& audios, T* D, const T* to_read,
+                            const T* to_write, Half* half, Done&& done) {
   constexpr int W = kPanel<T>;
   int64_t bytes = audios.channels * cells * int64_t(sizeof(T));
   int64_t steps = audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows);
   Ahead read(to_read, bytes, steps), write(to_write, bytes, steps);
   if constexpr (sizeof(T) == 4)
-    if (audios.half_columns) round_rows(G, cells, audios.panels, audios.inverse_norm, half);
+    if (audios.half_columns) round_rows(G, stride, cells, audios.panels, audios.inverse_norm, half);
   for (int64_t channel = 0; channel < audios.channels; channel += W) {
     const int64_t depth = audios.padded();
     bool is_half = false;
@@ -279,30 +279,36 @@ inline void visual_gradient(const T* G, int64_t cells, const Audios<T>& audios, 
     for_tiles(is_half ? 0 : cells, [&](auto height, int64_t cell) {
       read.step();
       write.template step<true>();
-      multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, cells * W}, W,
+      multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, stride}, W,
                                                   audios.columns + channel * depth);
     });
     done(channel);
   }
 }
 
+// Of `count` images, a constant distance apart in memory. G: [panel][image][cell][lane], its panels `stride` apart;
 // dA: [panel][channel][lane], added to
 template <class T>
-inline void audio_gradient(const Image<T>& image, const T* G, int64_t panels, T* dA, Half* half) {
+inline void audio_gradient(const Image<T>* images, int64_t count, const T* G, int64_t stride, int64_t panels, T* dA,
+                           Half* half) {
   constexpr int W = kPanel<T>;
-  for (int64_t panel = 0; panel < panels; ++panel, G += image.cells * W, dA += image.channels * W) {
+  const Image<T>& first = images[0];
+  for (int64_t panel = 0; panel < panels; ++panel, G += stride, dA += first.channels * W) {
     if constexpr (sizeof(T) == 4)
-      if (image.by_channel) {
-        int64_t depth = half_depth(image.cells);
-        round_panel(G, image.cells, half);
-        multiply_half(image.by_channel, depth, image.channels, half, depth, dA, W, true);
+      if (first.by_channel) {
+        int64_t depth = half_depth(first.cells);
+        for (int64_t n = 0; n < count; ++n) {
+          round_panel(G + n * first.cells * W, first.cells, half);
+          multiply_half(images[n].by_channel, depth, first.channels, half, depth, dA, W, true);
+        }
         continue;
       }
-    for_tiles(image.channels, [&](auto height, int64_t channel) {
+    int64_t distance = count > 1 ? images[1].values - first.values : 0;
+    for_tiles(first.channels, [&](auto height, int64_t channel) {
       multiply<0, true, decltype(height)::value>(
           dA + channel * W, W,
-          Rows<T>{image.values + channel * image.channel_stride, image.channel_stride, image.cell_stride, 1, 0},
-          image.cells, G);
+          Rows<T>{first.values + channel * first.channel_stride, first.channel_stride, first.cell_stride, count, distance},
+          first.cells, G);
     });
   }
 }

@@ -6,7 +6,8 @@
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-// Images of a thread whose G is gathered before one audio_gradient, so that its products are deep enough.
+// Images of a thread whose G is gathered before one audio_gradient, so that its products are deep enough. Their G lies
+// together: [panel][image of the group][cell][lane].
 inline int64_t group_of(const Shape& s) { return s.cells >= 128 ? 1 : s.cells > 16 ? 128 / s.cells : 8; }
 
 // The first `count` lanes of a panel, to and from a row of pairs.
@@ -24,15 +25,19 @@ SSL_FAST_AI void load_lanes(const T* in, int64_t count, Vec<T> (&vectors)[kVecto
 
 template <class T>
 struct Gradients {
-  T *image, *store;  // an image and its gradient in the computing type, where they are stored in 16 bits
+  Image<T>* images;  // of the group
+  T *image, *store;  // the images, and a gradient, in the computing type, where they are stored in 16 bits
+  int64_t image_size, panel_stride;
   T *G, *D, *dA, *t, *row;
   Half* half;        // G as an operand of bfloat16 products
   Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
 
-  void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios, int64_t G_size) {
-    image = arena.take<T>(image_scratch<T>(s));
+  void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios) {
+    image_size = round_up(image_scratch<T>(s), 64), panel_stride = group_of(s) * s.cells * kPanel<T>;
+    images = arena.take<Image<T>>(group_of(s));
+    image = arena.take<T>(group_of(s) * image_size);
     store = arena.take<T>(s.channels * s.cells);
-    G = arena.take<T>(G_size);
+    G = arena.take<T>(audios.panels * panel_stride);
     D = arena.take<T>(round_up(s.cells, 16) * kPanel<T>);
     half = half_products<T>(s) ? arena.take<Half>(half_depth(s.cells) * audios.padded()) : nullptr;
     dA = arena.take<T>(audios.padded() * audios.padded_channels());
@@ -57,7 +62,7 @@ struct Gradients {
     for (int64_t c = 0; c < s.cells; ++c) t[c] *= inverse_norm[c];
     T* out = destination<T>(f.grad_visual, s.dtype, n * size, store);
     const T *to_read = unread ? values.values : nullptr, *to_write = s.channels_last ? nullptr : out;
-    visual_gradient(G, s.cells, audios, D, to_read, to_write, half, [&](int64_t channel) {
+    visual_gradient(G, panel_stride, s.cells, audios, D, to_read, to_write, half, [&](int64_t channel) {
       store_gradient(panel_of_channels(values, channel), D, t, out + channel * values.channel_stride);
     });
     publish(out, f.grad_visual, s.dtype, n * size, size);

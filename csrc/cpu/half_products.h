@@ -94,14 +94,15 @@ inline void pack_half(const Half* audio, int64_t count, int64_t channels, int64_
       _mm512_storeu_si512(columns + (c / W) * padded * W + (m / 2 * W + c % W) * 2, pairs);
     }
 }
-// rows[cell][audio] = G * scale of the audio, from G [panel][cell][lane]
-inline void round_rows(const float* G, int64_t cells, int64_t panels, const float* scale, Half* rows) {
+// rows[cell][audio] = G * scale of the audio, from G [panel][cell][lane], its panels `stride` apart
+inline void round_rows(const float* G, int64_t stride, int64_t cells, int64_t panels, const float* scale, Half* rows) {
   constexpr int W = kPanel<float>;
   for (int64_t panel = 0; panel < panels; ++panel) {
     Vec<float> low = load(scale + panel * W), high = load(scale + panel * W + 16);
-    for (int64_t cell = 0; cell < cells; ++cell, G += W)
+    const float* g = G + panel * stride;
+    for (int64_t cell = 0; cell < cells; ++cell, g += W)
       _mm512_storeu_si512(rows + (cell * panels + panel) * W,
-                          (__m512i)_mm512_cvtne2ps_pbh((__m512)(load(G + 16) * high), (__m512)(load(G) * low)));
+                          (__m512i)_mm512_cvtne2ps_pbh((__m512)(load(g + 16) * high), (__m512)(load(g) * low)));
   }
 }
 // panel[cell / 2][lane][2] = G of one panel, [cell][lane]
@@ -212,7 +213,7 @@ inline void pad_rows(const Half*, int64_t, int64_t, Half*) {}
 inline void transpose_rows(const Half*, int64_t, int64_t, Half*) {}
 inline void multiply_half(const Half*, int64_t, int64_t, const Half*, int64_t, float*, int64_t, bool) {}
 inline void pack_half(const Half*, int64_t, int64_t, int64_t, int64_t, Half*, Half*) {}
-inline void round_rows(const float*, int64_t, int64_t, const float*, Half*) {}
+inline void round_rows(const float*, int64_t, int64_t, int64_t, const float*, Half*) {}
 inline void round_panel(const float*, int64_t, Half*) {}
 #endif
 

@@ -275,8 +275,8 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
     mine.loc = arena.take<T>(s.cells * W);
     mine.avc = arena.take<T>(work.map_size());
     mine.R = arena.take<Vec<T>>(s.cells);
-    mine.of_loc.lay_out(arena, s, work.loc, group_of(s) * work.map_size());
-    mine.of_avc.lay_out(arena, s, work.avc, group_of(s) * work.map_size());
+    mine.of_loc.lay_out(arena, s, work.loc);
+    mine.of_avc.lay_out(arena, s, work.avc);
     if (!workspace) continue;
     scratch[i] = mine;
     shares[i] = mine.of_loc;
@@ -310,11 +310,14 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
       }
     }
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
+    const int64_t stride = my.of_loc.panel_stride;
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, n >= p.kept);
-        T *G_loc = my.of_loc.G + (n - first) * work.map_size(), *G_avc = my.of_avc.G + (n - first) * work.map_size();
+        int64_t image = (n - first) * my.of_loc.image_size;
+        Maps<T> maps = work.maps_of(n, my.of_loc.image + image, my.of_avc.image + image, n >= p.kept, audio);
+        my.of_loc.images[n - first] = maps.loc, my.of_avc.images[n - first] = maps.avc;
+        T *G_loc = my.of_loc.G + (n - first) * s.cells * W, *G_avc = my.of_avc.G + (n - first) * s.cells * W;
         my.of_loc.open(s), my.of_avc.open(s);
         for (int64_t c = 0; c < s.cells; ++c) my.R[c] = Vec<T>{};
         const T* avc = nullptr;
@@ -329,10 +332,10 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           share.open(panel);
           share.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
             int64_t at = cell * W + v * L;
-            store(G_avc + panel * s.cells * W + at, u);
+            store(G_avc + panel * stride + at, u);
             my.R[cell] += u;
             Vec<T> g = (u - share.grad[v] * exponential(log_space)) * (work.per_tau * maps.loc_norm[cell]);
-            store(G_loc + panel * s.cells * W + at, g);
+            store(G_loc + panel * stride + at, g);
             my.of_loc.t_lanes[cell] += g * load(loc + at);
           });
         }
@@ -343,13 +346,14 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             Vec<T> alpha = load(avc + at);
             Vec<T> a = work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
             Vec<T> sum = work.over_images() ? load(work.R + at) : broadcast(R);
-            Vec<T> g = (load(G_avc + at) - exponential(a) * sum) * scale;
+            T* place = G_avc + (m / W) * stride + cell * W + m % W;
+            Vec<T> g = (load(place) - exponential(a) * sum) * scale;
             for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
-            store(G_avc + at, g);
+            store(place, g);
             my.of_avc.t_lanes[cell] += g * alpha;
           }
           for (int64_t m = round_up(s.audios, L); m < work.avc.padded(); m += L)
-            store(G_avc + ((m / W) * s.cells + cell) * W + m % W, Vec<T>{});
+            store(G_avc + (m / W) * stride + cell * W + m % W, Vec<T>{});
         }
         if (visual) {
           my.of_loc.close(s);
@@ -358,12 +362,9 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           my.of_avc.publish_visual(s, p.avc, maps.avc, work.avc, n, G_avc, maps.avc_norm, n < p.kept);
         }
       }
-      for (int64_t n = first; n < last && audio; ++n) {
-        Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, false, true);
-        int64_t at = (n - first) * work.map_size();
-        audio_gradient(maps.loc, my.of_loc.G + at, work.loc.panels, my.of_loc.dA, my.of_loc.half);
-        audio_gradient(maps.avc, my.of_avc.G + at, work.avc.panels, my.of_avc.dA, my.of_avc.half);
-      }
+      Gradients<T>* both[] = {&my.of_loc, &my.of_avc};
+      for (Gradients<T>* of : both)
+        if (audio) audio_gradient(of->images, last - first, of->G, stride, work.loc.panels, of->dA, of->half);
     }
 #pragma omp barrier
     if (audio) {

@@ -85,9 +85,9 @@ template <class T, class Pool>
 struct SlopeEpilogue {
   Pool pool;
   const T* inverse_norm;
-  T* G;
+  T* G;       // [panel][cell][lane], its panels `stride` apart
   Vec<T>* t;  // (cells)
-  int64_t cells;
+  int64_t cells, stride;
   Vec<T> score[kVectors], scale[kVectors];
 
   SSL_FAST_AI void row(const T* values, T scale, int64_t panel, int64_t cell) {
@@ -96,7 +96,7 @@ struct SlopeEpilogue {
     for (int v = 0; v < kVectors; ++v) {
       Vec<T> alpha = load(values + v * kLanes<T>) * scale;
       Vec<T> g = pool.slope(alpha, score[v], this->scale[v]) * inverse_norm[cell];
-      store(G + (panel * cells + cell) * kPanel<T> + v * kLanes<T>, g);
+      store(G + panel * stride + cell * kPanel<T> + v * kLanes<T>, g);
       sum += g * alpha;
     }
     t[cell] = sum;
@@ -114,11 +114,11 @@ struct SlopeEpilogue {
 
 // The gradient that arrives at the map of the positive pair joins G, and t, like that of any other cell.
 template <class T>
-void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_norm, T* G, T* t) {
+void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_norm, T* G, int64_t stride, T* t) {
   int64_t cells = p.shape.cells, m = p.positives[n];
   for (int64_t c = 0; c < cells; ++c) {
     T g = inverse_norm[c] * static_cast<const T*>(p.grad_map)[n * cells + c];
-    G[((m / kPanel<T>) * cells + c) * kPanel<T> + m % kPanel<T>] += g;
+    G[(m / kPanel<T>) * stride + c * kPanel<T> + m % kPanel<T>] += g;
     t[c] += g * static_cast<const T*>(p.positive_map)[n * cells + c];
   }
 }
@@ -131,11 +131,10 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
   Arena arena{workspace};
   Audios<T> audios;
   audios.lay_out(arena, s, f.grad_visual);
-  const int64_t G_size = s.cells * audios.padded();
   auto* scratch = arena.take<Gradients<T>>(p.threads);
   for (int i = 0; i < p.threads; ++i) {
     Gradients<T> mine;
-    mine.lay_out(arena, s, audios, group_of(s) * G_size);
+    mine.lay_out(arena, s, audios);
     if (workspace) scratch[i] = mine;
   }
   if (bytes) return void(*bytes = arena.used);
@@ -153,12 +152,13 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        Image<T> image = image_at(s, f.visual, n, my.image, n >= p.kept);
+        const Image<T>& image = my.images[n - first] =
+            image_at(s, f.visual, n, my.image + (n - first) * my.image_size, n >= p.kept, f.grad_audio);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
-        T* G = my.G + (n - first) * G_size;
+        T* G = my.G + (n - first) * s.cells * W;
         my.open(s);
         Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
-        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, {}, {}};
+        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, my.panel_stride, {}, {}};
         for (int64_t panel = 0; panel < audios.panels; ++panel) {
           int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
           Vec<T> grad[kVectors];
@@ -167,17 +167,15 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
           load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
           for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
           if (n < p.kept)
-            epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * G_size, panel);
+            epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * s.cells * audios.padded(), panel);
           else
             similarities(image, audios, panel, epilogue, ahead);
         }
         my.close(s);
-        if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.t);
+        if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.panel_stride, my.t);
         if (f.grad_visual) my.publish_visual(s, f, image, audios, n, G, inverse_norm, n < p.kept);
       }
-      for (int64_t n = first; n < last && f.grad_audio; ++n)
-        audio_gradient(image_at(s, f.visual, n, my.image, false, true), my.G + (n - first) * G_size, audios.panels, my.dA,
-                       my.half);
+      if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.half);
     }
 #pragma omp barrier
     if (f.grad_audio) finish_audios(s, f, audios, scratch, false);
