@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .ops.checks import check_pair
+from .ops.mean import mean_vector
 from .ops.reference import accumulate_dtype, unit
 from .ops.similarity import similarity_and_map
 
@@ -350,10 +351,10 @@ def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float =
     with torch.no_grad():
         cells = ops.cosine_map(visual, audio, backend=backend)
         low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
-        mask = (cells - low) / (high - low + 1e-5) > threshold
+        weight = ((cells - low) / (high - low + 1e-5) > threshold).to(cells.dtype) / cells[0].numel()
     with _full_precision(visual.device):
-        vectors, sound = unit(_accumulate(visual)), unit(_accumulate(audio))
-        mean, foreground = vectors.mean((2, 3)), (vectors * mask[:, None]).mean((2, 3))
+        sound = unit(_accumulate(audio))
+        mean, foreground = (mean_vector(visual, part, backend=backend) for part in (None, weight))
         audio_audio, mean_mean, front_front = (torch.softmax(x @ x.t() / tau, 1) for x in (sound, mean, foreground))
     visual_audio = torch.softmax(_own(scores, positives, 1) / tau, 1)
     fns1 = _row_difference(audio_audio, visual_audio)

@@ -3,8 +3,21 @@
 import torch
 from torch import Tensor
 
-from .checks import address, extension, kernel_shape, memory_format
-from .reference import accumulate_dtype
+from .checks import address, extension, kernel_shape, memory_format, use_compiled
+from .reference import accumulate_dtype, unit
+
+
+def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = "auto") -> Tensor:
+    """`(F.normalize(visual, dim=1) * weight).sum((2, 3))`: the weighted sum of the unit vectors of each image.
+
+    visual: raw features (N, C, h, w). weight: (N, h, w), without gradient; None: 1 / (h w) everywhere, the mean.
+    -> (N, C), not normalised again; float32, or float64 for float64 inputs.
+    """
+    dtype = accumulate_dtype(visual)
+    if use_compiled(backend, visual):
+        return mean_direction(visual, None if weight is None else weight.flatten(1).to(dtype).contiguous())[0]
+    vectors = unit(visual.to(dtype))
+    return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))
 
 
 @torch.library.custom_op("ssl_fast::mean_direction", mutates_args=(), device_types="cpu")

@@ -8,7 +8,7 @@ from torch import Tensor
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, memory_format,
                      use_compiled)
 from .cosine import cosine_map_reference
-from .mean import mean_direction
+from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps, unit
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
@@ -135,9 +135,8 @@ def _mean_similarity(visual, audio, mask):
     with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
         weight = None
         if mask is not None:
-            weight = mask.flatten(1).to(dtype)
-            weight = weight / weight.sum(1, keepdim=True)
-        return mean_direction(visual, weight)[0] @ unit(audio.to(dtype)).t()
+            weight = mask.to(dtype) / mask.to(dtype).sum((1, 2), keepdim=True)
+        return mean_vector(visual, weight) @ unit(audio.to(dtype)).t()
 
 
 # ---- the torch.library op ----
