@@ -110,8 +110,9 @@ def greyscale(images: Tensor, generator: Generator, p: float = 0.2) -> Tensor:
     return torch.where(chosen, _as_given(grey, images), images)
 
 
-def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 12) -> Tensor:
-    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped by a coin."""
+def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 12, vertical: bool = False) -> Tensor:
+    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped left to right by a
+    coin, and with `vertical` upside down by another."""
     batch, _, height, width = images.shape
 
     def source(size: int) -> Tensor:
@@ -120,9 +121,12 @@ def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 1
         position = (torch.arange(size) + torch.randint(-most, most + 1, (batch, 1), generator=generator)).abs()
         return torch.where(position >= size, 2 * (size - 1) - position, position)
 
+    def flipped(position: Tensor) -> Tensor:
+        return torch.where(torch.rand(batch, 1, generator=generator) < 0.5, position.flip(1), position)
+
     rows, columns = source(height), source(width)
-    flip = torch.rand(batch, 1, generator=generator) < 0.5
-    columns = torch.where(flip, columns.flip(1), columns)
+    columns = flipped(columns)
+    rows = flipped(rows) if vertical else rows
     out = torch.empty_like(images)
     for i in range(batch):
         out[i] = images[i].index_select(1, rows[i]).index_select(2, columns[i])

@@ -33,7 +33,9 @@ class Recipe:
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
         losses are computed in float32 always.
     augmentation: of images, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
-        of `crop_area` or more); sounds are shifted circularly in time with either.
+        of `crop_area` or more); sounds are shifted circularly in time with either. vertical_flip: with "shift", images
+        are turned upside down too. Without it a net may come to answer half a cell too high or too low everywhere,
+        which costs it nothing in training.
     views: how many times each pair is drawn (augmented) in a step; more than one only for ssl_align.
     nce_only: fnac's L1 terms are left out for this fraction of the run.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
@@ -55,6 +57,7 @@ class Recipe:
     pooling_warm_up: tuple[float, float] | None = (0.1, 0.3)
     precision: str = "auto"
     augmentation: str = "shift"
+    vertical_flip: bool = False
     crop_area: float = 0.5
     views: int = 1
     nce_only: float = 0.0
@@ -176,7 +179,7 @@ _PUBLISHED: dict[str, dict] = {
 
 def quickstart(method: str) -> dict:
     fields = dict(_QUICKSTART[method])
-    return fields | {"model": LocalizerConfig.small(method, **fields.get("model", {}))}
+    return {"vertical_flip": True} | fields | {"model": LocalizerConfig.small(method, **fields.get("model", {}))}
 
 
 def published(method: str) -> dict:

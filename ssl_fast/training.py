@@ -134,7 +134,7 @@ class Learner:
     def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """uint8 images and log spectrograms -> normalised float, augmented."""
         if self.recipe.augmentation == "shift":
-            images = augmentation.shift_and_flip(images, generator)
+            images = augmentation.shift_and_flip(images, generator, vertical=self.recipe.vertical_flip)
         elif self.recipe.augmentation == "crop":
             images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
             images = augmentation.horizontal_flip(images, generator)

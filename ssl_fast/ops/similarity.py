@@ -9,7 +9,7 @@ from .checks import (address, autocast_inputs, check_kept, check_pair, extension
                      use_compiled)
 from .cosine import cosine_map_reference
 from .mean import mean_vector
-from .reference import accumulate_dtype, similarity_maps, unit
+from .reference import accumulate_dtype, similarity_maps
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -130,13 +130,13 @@ def _check_mask(mask, visual):
 
 
 def _mean_similarity(visual, audio, mask):
-    dtype = accumulate_dtype(visual)
     device = visual.device.type
     with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
         weight = None
         if mask is not None:
-            weight = mask.to(dtype) / mask.to(dtype).sum((1, 2), keepdim=True)
-        return mean_vector(visual, weight) @ unit(audio.to(dtype)).t()
+            weight = mask.to(accumulate_dtype(visual))
+            weight = weight / weight.sum((1, 2), keepdim=True)
+        return mean_vector(visual, weight) @ mean_vector(audio[:, :, None, None]).t()  # one cell: its unit vector
 
 
 # ---- the torch.library op ----

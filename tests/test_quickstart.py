@@ -1,0 +1,17 @@
+"""The command of the README at full length: some minutes of training, then what it must have learned."""
+
+import json
+
+from ssl_fast import cli
+
+
+def test_default_quickstart_learns_to_localize(tmp_path):
+    assert cli.main(["quickstart", "--out", str(tmp_path / "run"), "--minutes", "60", "--quiet"]) == 0
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert results["method"] == "ssl_align" and results["steps"] == results["planned_steps"]
+    least = {"single_ciou_adaptive": 0.85, "duo_ciou_adaptive": 0.70, "iiou_adaptive": 0.50, "interactive_pointing": 0.76}
+    assert {name: results[name] for name, value in least.items() if results[name] < value} == {}
+    assert results["final_loss"] < 0.8 * results["chance"]
+    for name in ("whole_image", "centre_box", "random", "objectness"):  # never hear the sound
+        assert results[f"baseline_{name}_iiou_adaptive"] <= 0.03
+        assert results[f"baseline_{name}_interactive_pointing"] <= 0.10
