@@ -1,27 +1,15 @@
-// The only file that knows Python. It takes addresses and sizes that ssl_fast/ops has checked; tensors never cross.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <array>
-
+// What Python sees. It takes addresses and sizes that ssl_fast/ops has checked; tensors never cross.
+#include "bindings.h"
 #include "cpu/dispatch.h"
 #ifdef SSL_FAST_CUDA
+#include "cuda/bindings.h"
 #include "cuda/device.h"
 #endif
 
-namespace py = pybind11;
 using namespace ssl_fast;
 
 namespace {
 
-using Address = std::uintptr_t;
-template <class T = void>
-T* at(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// (dtype, channels_last, images, audios, channels, cells)
-Shape shape_of(const std::array<int64_t, 6>& s) { return {DType(s[0]), s[1] != 0, s[2], s[3], s[4], s[5]}; }
 int64_t bytes_of(const Shape& s, int64_t count) {
   return count * (s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2);
 }
@@ -45,6 +33,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     const char* error = cuda::device_count(&count);
     return py::make_tuple(count, error ? py::object(py::str(error)) : py::object(py::none()));
   });
+  cuda::bind(m.def_submodule("cuda", "The kernels that run on CUDA devices."));
 #else
   m.attr("cuda_architectures") = "";
 #endif
@@ -90,19 +79,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   auto cells = [&m](const char* name, const Kernel<CellsParams>* KernelTable::*forward,
                     const Kernel<CellsParams>* KernelTable::*backward) {
-    m.def(
-        name,
-        [=](std::array<int64_t, 6> shape, Address visual, Address audio, Address weight, Address inverse_norm,
-            Address out, Address grad_out, Address grad_visual, Address grad_audio, int threads) {
-          py::gil_scoped_release release;
-          Shape s = shape_of(shape);
-          CellsParams p{s,       at(visual),   at(audio),       at(weight),     at(inverse_norm),
-                        at(out), at(grad_out), at(grad_visual), at(grad_audio), threads};
-          run(*(kernels().*(grad_out ? backward : forward)), p, {{at(grad_visual), visual_bytes(s)}});
-        },
-        py::arg("shape"), py::kw_only(), py::arg("visual"), py::arg("audio") = 0, py::arg("weight") = 0,
-        py::arg("inverse_norm"), py::arg("out"), py::arg("grad_out") = 0, py::arg("grad_visual") = 0,
-        py::arg("grad_audio") = 0, py::arg("threads"));
+    bind_cells(m, name, [=](const CellsParams& p, void*) {
+      run(*(kernels().*(p.grad_out ? backward : forward)), p, {{p.grad_visual, visual_bytes(p.shape)}});
+    });
   };
   cells("cosine", &KernelTable::cosine, &KernelTable::cosine_backward);
   cells("mean", &KernelTable::mean, &KernelTable::mean_backward);

@@ -1,5 +1,7 @@
 """The one boundary where arguments of ops are checked, where the backend is chosen, and what a kernel call is given."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -16,15 +18,20 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the
 KEPT_ALPHA_BYTES = 32 * 2**20
 
 
-def use_compiled(backend: str, *tensors: Tensor) -> bool:
-    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured."""
+def use_compiled(backend: str, tensor: Tensor, cuda: bool = False) -> bool:
+    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured.
+
+    cuda: whether there is a CUDA kernel for what is asked.
+    """
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
-    device = tensors[0].device.type
+    device = tensor.device.type
     reason = None
     if extension is None:
         reason = f"the compiled module did not load ({extension_error})"
-    elif device not in ("cpu", "meta"):
+    elif device == "cuda" and not extension.cuda_architectures:
+        reason = "the compiled module was built without CUDA"
+    elif device not in (("cpu", "meta", "cuda") if cuda else ("cpu", "meta")):
         reason = f"there is no compiled kernel for device type {device!r}"
     if backend == "compiled" and reason:
         raise RuntimeError(f"backend='compiled': {reason}")
@@ -76,6 +83,16 @@ def kernel_shape(visual: Tensor, audios: int) -> tuple[int, ...]:
     images, channels, height, width = visual.shape
     last = memory_format(visual) == torch.channels_last or height * width == 1
     return DTYPES.index(visual.dtype), int(last), images, audios, channels, height * width
+
+
+@contextlib.contextmanager
+def kernels_for(tensor: Tensor):
+    """(the kernels of this tensor's device, keyword arguments that say where they run: threads, or the current stream)"""
+    if not tensor.is_cuda:
+        yield extension, {"threads": torch.get_num_threads()}
+        return
+    with torch.cuda.device(tensor.device):
+        yield extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream}
 
 
 def address(tensor: Tensor | None) -> int:

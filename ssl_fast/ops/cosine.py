@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import address, autocast_inputs, check_pair, extension, kernel_shape, memory_format, use_compiled
+from .checks import address, autocast_inputs, check_pair, kernel_shape, kernels_for, memory_format, use_compiled
 from .reference import accumulate_dtype, unit
 
 
@@ -27,7 +27,7 @@ def cosine_map(visual: Tensor, audio: Tensor, *, backend: str = "auto") -> Tenso
     """
     visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio, paired=True)
-    if not use_compiled(backend, visual):
+    if not use_compiled(backend, visual, cuda=True):
         return cosine_map_reference(visual, audio)
     return _cosine_map(visual, audio)[0].view(visual.shape[0], *visual.shape[2:])
 
@@ -38,13 +38,15 @@ def _outputs(visual):
     return visual.new_empty(images, height * width, dtype=dtype), visual.new_empty(images, height * width, dtype=dtype)
 
 
-@torch.library.custom_op("ssl_fast::cosine_map", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::cosine_map", mutates_args=(), device_types=("cpu", "cuda"))
 def _cosine_map(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     visual = visual.contiguous(memory_format=memory_format(visual))
     audio = audio.contiguous()
     maps, inverse_norm = _outputs(visual)
-    extension.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio), out=address(maps),
-                     inverse_norm=address(inverse_norm), threads=torch.get_num_threads())
+    if visual.numel():
+        with kernels_for(visual) as (kernels, where):
+            kernels.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
+                           out=address(maps), inverse_norm=address(inverse_norm), **where)
     return maps, inverse_norm
 
 
@@ -53,17 +55,18 @@ def _(visual, audio):
     return _outputs(visual)
 
 
-@torch.library.custom_op("ssl_fast::cosine_map_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::cosine_map_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _cosine_map_backward(grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor,
                          need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
     grad, audio = grad.contiguous(), audio.contiguous()
     visual = visual.contiguous(memory_format=memory_format(visual))
     grad_visual, grad_audio = _gradients(visual, audio, need_visual, need_audio)
     if visual.numel():
-        extension.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
-                         out=address(maps), inverse_norm=address(inverse_norm), grad_out=address(grad),
-                         grad_visual=address(grad_visual) if need_visual else 0,
-                         grad_audio=address(grad_audio) if need_audio else 0, threads=torch.get_num_threads())
+        with kernels_for(visual) as (kernels, where):
+            kernels.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
+                           out=address(maps), inverse_norm=address(inverse_norm), grad_out=address(grad),
+                           grad_visual=address(grad_visual) if need_visual else 0,
+                           grad_audio=address(grad_audio) if need_audio else 0, **where)
     return grad_visual, grad_audio
 
 

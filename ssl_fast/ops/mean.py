@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .checks import address, extension, kernel_shape, memory_format, use_compiled
+from .checks import address, kernel_shape, kernels_for, memory_format, use_compiled
 from .reference import accumulate_dtype, unit
 
 
@@ -14,19 +14,21 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
     -> (N, C), not normalised again; float32, or float64 for float64 inputs.
     """
     dtype = accumulate_dtype(visual)
-    if use_compiled(backend, visual):
+    if use_compiled(backend, visual, cuda=True):
         return mean_direction(visual, None if weight is None else weight.flatten(1).to(dtype).contiguous())[0]
     vectors = unit(visual.to(dtype))
     return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))
 
 
-@torch.library.custom_op("ssl_fast::mean_direction", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::mean_direction", mutates_args=(), device_types=("cpu", "cuda"))
 def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N, h*w))."""
     visual = visual.contiguous(memory_format=memory_format(visual))
     mean, inverse_norm = _outputs(visual)
-    extension.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
-                   inverse_norm=address(inverse_norm), out=address(mean), threads=torch.get_num_threads())
+    if visual.numel():
+        with kernels_for(visual) as (kernels, where):
+            kernels.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
+                         inverse_norm=address(inverse_norm), out=address(mean), **where)
     return mean, inverse_norm
 
 
@@ -41,15 +43,16 @@ def _(visual, weight):
     return _outputs(visual)
 
 
-@torch.library.custom_op("ssl_fast::mean_direction_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::mean_direction_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None, inverse_norm: Tensor) -> Tensor:
     grad = grad.contiguous()
     visual = visual.contiguous(memory_format=memory_format(visual))
     grad_visual = torch.empty_like(visual, memory_format=memory_format(visual))
     if visual.numel():
-        extension.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
-                       inverse_norm=address(inverse_norm), out=0, grad_out=address(grad),
-                       grad_visual=address(grad_visual), threads=torch.get_num_threads())
+        with kernels_for(visual) as (kernels, where):
+            kernels.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
+                         inverse_norm=address(inverse_norm), out=0, grad_out=address(grad),
+                         grad_visual=address(grad_visual), **where)
     return grad_visual
 
 

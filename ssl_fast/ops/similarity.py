@@ -84,7 +84,7 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
         raise TypeError(f"pooling: expected ops.Mean, ops.SoftThreshold or ops.Max, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
-    if not use_compiled(backend, visual):
+    if not use_compiled(backend, visual, cuda=isinstance(pooling, Mean)):
         return pooled_similarity_reference(visual, audio, pooling)
     if isinstance(pooling, Mean):
         return _mean_similarity(visual, audio, pooling.mask)

@@ -1,0 +1,81 @@
+// What device code stands on: launches, storage types, sums over a block. The same files are compiled by nvcc for GPUs and,
+// against csrc/emulation, by a C++ compiler for tests.
+#pragma once
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "../params.h"
+
+#ifdef SSL_FAST_EMULATION
+#define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
+  ((void)(stream), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
+#else
+#define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
+  kernel<<<unsigned(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#endif
+
+namespace ssl_fast::cuda {
+
+constexpr int kWarp = 32, kWarps = 8, kThreads = kWarp * kWarps;  // of every block
+
+// ---- storage types: values are computed in float, double for double ----
+struct BFloat16 {
+  uint16_t bits;
+};
+
+__device__ inline float value(float x) { return x; }
+__device__ inline double value(double x) { return x; }
+__device__ inline float value(__half x) { return __half2float(x); }
+__device__ inline float value(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+
+__device__ inline void put(float* to, float x) { *to = x; }
+__device__ inline void put(double* to, double x) { *to = x; }
+__device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
+__device__ inline void put(BFloat16* to, float x) {
+  uint32_t wide = __float_as_uint(x);
+  to->bits = x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;  // round to nearest even
+}
+
+template <class T>
+__device__ T inverse_length(T sum_of_squares) {
+  T length = sqrt(sum_of_squares);
+  return length < T(1e-12) ? T(0) : T(1) / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
+}
+
+// ---- sums, in an order that does not depend on timing ----
+template <class T>
+__device__ T sum_warp(T x) {
+  for (int apart = kWarp / 2; apart; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
+  return x;
+}
+// For all threads of the block; `scratch` holds kWarps values and may be used again after the next barrier.
+template <class T>
+__device__ T sum_block(T x, T* scratch) {
+  x = sum_warp(x);
+  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  T sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += scratch[w];
+  return sum;
+}
+
+template <bool B>
+struct Constant {
+  static constexpr bool value = B;
+};
+// Calls f(S(), T()) with the storage type of the tensors and the type in which they are computed.
+template <class F>
+const char* with_types(DType dtype, F f) {
+  switch (dtype) {
+    case DType::float32: return f(float(), float());
+    case DType::bfloat16: return f(BFloat16(), float());
+    case DType::float16: return f(__half(), float());
+    default: return f(double(), double());
+  }
+}
+inline const char* last_error() {
+  cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+}  // namespace ssl_fast::cuda

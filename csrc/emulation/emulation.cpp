@@ -1,0 +1,179 @@
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cuda_runtime.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+#ifndef __x86_64__
+#error "the emulation switches stacks of x86-64"
+#endif
+
+// Saves the callee's registers on this stack, keeps its place in *from, and goes on where `to` was left.
+extern "C" void ssl_fast_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.type ssl_fast_switch_stack,@function
+ssl_fast_switch_stack:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+)");
+
+namespace emulation {
+
+Dim3 thread_index, block_index, block_size, grid_size;
+
+namespace {
+
+constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr size_t kStack = 64 << 10;
+
+enum class State { ready, at_block, at_warp, done };
+
+struct Thread {
+  State state;
+  void* stack_pointer;
+  unsigned mask;     // at_warp: whom it waits for
+  bool odd;          // which of the warp's two buffers it uses next
+};
+struct Warp {
+  alignas(16) unsigned char values[2][kWarp][16];  // two, so that a fast lane cannot overwrite what a slow one still reads
+  unsigned arrived;
+};
+
+std::vector<Thread> threads;
+std::vector<Warp> warps;
+std::vector<std::unique_ptr<char[]>> stacks;
+const std::function<void()>* kernel;
+void* scheduler;
+int running, live, waiting;
+#if defined(__SANITIZE_ADDRESS__)
+const void* scheduler_stack;
+size_t scheduler_size;
+#endif
+
+void switch_to_scheduler(bool last = false) {
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(last ? nullptr : &fake, scheduler_stack, scheduler_size);
+#endif
+  ssl_fast_switch_stack(&threads[running].stack_pointer, scheduler);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+  (void)last;
+#endif
+}
+
+void run_thread(int i) {
+  running = i;
+  thread_index = {unsigned(i), 0, 0};
+#if defined(__SANITIZE_ADDRESS__)
+  void* fake = nullptr;
+  __sanitizer_start_switch_fiber(&fake, stacks[i].get(), kStack);
+#endif
+  ssl_fast_switch_stack(&scheduler, threads[i].stack_pointer);
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#endif
+}
+
+void open_block_barrier() {
+  waiting = 0;
+  for (Thread& thread : threads)
+    if (thread.state == State::at_block) thread.state = State::ready;
+}
+
+void thread_main() {
+#if defined(__SANITIZE_ADDRESS__)
+  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
+#endif
+  (*kernel)();
+  threads[running].state = State::done;
+  if (--live && waiting == live) open_block_barrier();
+  switch_to_scheduler(true);
+  std::abort();
+}
+
+void start(int i) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_unpoison_memory_region(stacks[i].get(), kStack);  // frames of the thread that ended there
+#endif
+  auto top = (reinterpret_cast<uintptr_t>(stacks[i].get()) + kStack) / 16 * 16;
+  void** frame = reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
+  *frame = reinterpret_cast<void*>(thread_main);
+  threads[i] = {State::ready, frame - 6, 0, false};
+}
+
+}  // namespace
+
+void fail(const char* what) {
+  std::fprintf(stderr, "emulation: block %u, thread %u: %s\n", block_index.x, thread_index.x, what);
+  std::abort();
+}
+
+int lane() { return running % kWarp; }
+
+void wait_for_block() {
+  threads[running].state = State::at_block;
+  if (++waiting == live) open_block_barrier();
+  switch_to_scheduler();
+}
+
+void exchange(unsigned mask, const void* mine, int bytes, int source, void* theirs) {
+  Thread& thread = threads[running];
+  Warp& warp = warps[running / kWarp];
+  if (!(mask >> lane() & 1)) fail("a warp exchange by a thread outside its mask");
+  if (!(mask >> source & 1)) fail("a warp exchange with a thread outside its mask");
+  auto& values = warp.values[thread.odd];
+  thread.odd = !thread.odd;
+  std::memcpy(values[lane()], mine, bytes);
+  warp.arrived |= 1u << lane();
+  if ((warp.arrived & mask) == mask) {
+    warp.arrived &= ~mask;
+    for (int i = 0; i < kWarp; ++i)
+      if (mask >> i & 1) threads[running / kWarp * kWarp + i].state = State::ready;
+  } else {
+    thread.state = State::at_warp;
+    switch_to_scheduler();
+  }
+  std::memcpy(theirs, values[source], bytes);
+}
+
+void launch(int64_t blocks, int count, const std::function<void()>& function) {
+  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp) fail("bad size of a launch");
+  kernel = &function;
+  threads.resize(count), warps.resize(count / kWarp);
+  while (int(stacks.size()) < count) stacks.emplace_back(new char[kStack]);
+  grid_size = {unsigned(blocks), 1, 1}, block_size = {unsigned(count), 1, 1};
+  for (int64_t block = 0; block < blocks; ++block) {
+    block_index = {unsigned(block), 0, 0};
+    live = count, waiting = 0;
+    for (Warp& warp : warps) std::memset(&warp, 0xff, sizeof warp.values), warp.arrived = 0;
+    for (int i = 0; i < count; ++i) start(i);
+    while (live) {
+      bool moved = false;
+      for (int i = 0; i < count; ++i)
+        if (threads[i].state == State::ready) run_thread(i), moved = true;
+      if (!moved) fail("threads wait for each other at different barriers");
+    }
+  }
+}
+
+}  // namespace emulation
