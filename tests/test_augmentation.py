@@ -23,7 +23,8 @@ def test_shifts_are_windows_of_the_mirrored_image_or_their_flip(vertical):
     for image, got in zip(images, out):
         wide = pad(image.float(), (3, 3, 2, 2), mode="reflect").to(torch.uint8)  # a twelfth of 36 and of 24
         windows = {(dy, dx): wide[:, dy : dy + 24, dx : dx + 36] for dy in range(5) for dx in range(7)}
-        found = {(*place, flip) for place, window in windows.items() for flip in flips if torch.equal(window.flip(flip), got)}
+        found = {(*place, flip) for place, window in windows.items() for flip in flips
+                 if torch.equal(window.flip(flip), got)}  # fmt: skip
         assert len(found) == 1
         seen |= found
     assert len(seen) > 20 and {flip for _, _, flip in seen} == set(flips)

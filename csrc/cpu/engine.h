@@ -131,7 +131,7 @@ struct Audios {
   T* inverse_norm;  // (padded count)
   T* rows;          // unit vectors (padded count, padded channels)
   T* lanes;         // the same, for `similarities`: [panel][channel][lane of audio]
-  T* columns;       // the same, for `visual_gradient`: [panel of channels][audio][lane of channel]
+  T* columns;       // the same, for visual gradients: [panel of channels][audio][lane of channel]
   Half *half_lanes, *half_columns;  // in pairs, as they came (not unit vectors), for bfloat16 products; or null
 
   int64_t padded() const { return panels * kPanel<T>; }
@@ -258,9 +258,9 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
   });
 }
 
-// Each panel of channels in turn: D, then done(first channel of the panel). G: [panel][cell][lane], its panels `stride`
-// apart; D: (cells rounded up to 16, kPanel); `to_read`, `to_write`: what `done` needs, all panels in a row, or null; `half`: scratch of bfloat16 products
-// (cells rounded up to 32, padded audios)
+// Each panel of channels in turn: D, then done(first channel of the panel).
+// G: [panel][cell][lane], its panels `stride` apart; D: (cells rounded up to 16, kPanel); `to_read`, `to_write`: what `done`
+// needs, all panels in a row, or null; `half`: scratch of bfloat16 products (cells rounded up to 32, padded audios)
 template <class T, class Done>
 inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Audios<T>& audios, T* D, const T* to_read,
                             const T* to_write, Half* half, Done&& done) {

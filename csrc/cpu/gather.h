@@ -1,10 +1,12 @@
 // The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
 #pragma once
-#include <utility>
-
 #include "gradients.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
+
+struct Place {
+  int64_t image, channel;
+};
 
 // What a thread needs for one panel of channels of one image.
 template <class T>
@@ -147,7 +149,7 @@ void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
     }
     const int64_t images = end - begin, panels = (s.channels + W - 1) / W;
     auto place_of = [&](int64_t i) {  // in the order of memory: what comes next is near, and can be brought in
-      return s.channels_last ? std::pair(begin + i / panels, i % panels * W) : std::pair(begin + i % images, i / images * W);
+      return s.channels_last ? Place{begin + i / panels, i % panels * W} : Place{begin + i % images, i / images * W};
     };
     auto rows = f.grad_visual ? f.grad_audio ? gather_rows<true, true, T> : gather_rows<true, false, T>
                               : gather_rows<false, true, T>;

@@ -69,8 +69,8 @@ struct Gradients {
   }
 };
 
-// grad_audio from the sums of all threads, added in the order of the threads. dA in panels of audios: [panel][channel][lane],
-// or of channels: [panel][audio][lane].
+// grad_audio from the sums of all threads, added in the order of the threads. dA lies in panels of audios,
+// [panel][channel][lane], or of channels, [panel][audio][lane].
 template <class T, class Scratch>
 void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Scratch* of_thread, bool of_channels) {
   constexpr int W = kPanel<T>;

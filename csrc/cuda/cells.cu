@@ -17,7 +17,10 @@ struct Cells {
   int64_t channels, cells, first;
 
   __device__ Cells(const Shape& s, const void* visual, int64_t n, int64_t first)
-      : values(static_cast<const S*>(visual) + n * s.channels * s.cells), channels(s.channels), cells(s.cells), first(first) {}
+      : values(static_cast<const S*>(visual) + n * s.channels * s.cells),
+        channels(s.channels),
+        cells(s.cells),
+        first(first) {}
   __device__ int count() const { return cells - first < kWarp ? int(cells - first) : kWarp; }
 };
 

@@ -1,5 +1,5 @@
-// The CUDA kernels, as the module calls them: on the current device, in order on `stream` (a cudaStream_t). They return null,
-// or what went wrong at the launch. Pointers are to device memory; p.threads means nothing here.
+// The CUDA kernels, as the module calls them: on the current device, in order on `stream` (a cudaStream_t). They return
+// null, or what went wrong at the launch. Pointers are to device memory; p.threads means nothing here.
 #pragma once
 #include "../params.h"
 
