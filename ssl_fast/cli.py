@@ -300,7 +300,9 @@ def quickstart(args: argparse.Namespace) -> int:
     if args.minutes is None:
         args.minutes = 4.0
     settings = _scene_settings(args.scenes, args.test_scenes)
-    recipe = recipes.recipe(args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision)
+    recipe = recipes.recipe(
+        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision, vertical_flip=True
+    )  # scenes look the same upside down
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
     _remember(args)

@@ -34,8 +34,8 @@ class Recipe:
         losses are computed in float32 always.
     augmentation: of images, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
         of `crop_area` or more); sounds are shifted circularly in time with either. vertical_flip: with "shift", images
-        are turned upside down too. Without it a net may come to answer half a cell too high or too low everywhere,
-        which costs it nothing in training.
+        are turned upside down too, for sets without up and down such as the scenes. Without it a net may come to answer
+        half a cell too high or too low everywhere, which costs it nothing in training; photographs are the harder for it.
     views: how many times each pair is drawn (augmented) in a step; more than one only for ssl_align.
     nce_only: fnac's L1 terms are left out for this fraction of the run.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
@@ -179,7 +179,7 @@ _PUBLISHED: dict[str, dict] = {
 
 def quickstart(method: str) -> dict:
     fields = dict(_QUICKSTART[method])
-    return {"vertical_flip": True} | fields | {"model": LocalizerConfig.small(method, **fields.get("model", {}))}
+    return fields | {"model": LocalizerConfig.small(method, **fields.get("model", {}))}
 
 
 def published(method: str) -> dict:
