@@ -6,7 +6,7 @@
 //
 //   State                      what must be remembered of the cells seen so far; State{} has seen none
 //   absorb(state, alpha, p)    takes in cell p
-//   merge(state, later)        takes in all that another state has seen, of later cells
+//   merge(state, other)        takes in all that another state has seen
 //   score(state)               S
 //   kept(state)                one number of the pair that the backward pass needs besides S
 //   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`: scale = kept * the incoming gradient
@@ -46,9 +46,9 @@ struct SoftThreshold {
     s.weighted += w * alpha;
     s.weight += w;
   }
-  SSL_FAST_INLINE void merge(State& s, const State& later) const {
-    s.weighted += later.weighted;
-    s.weight += later.weight;
+  SSL_FAST_INLINE void merge(State& s, const State& other) const {
+    s.weighted += other.weighted;
+    s.weight += other.weight;
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.weighted / s.weight; }
   SSL_FAST_INLINE Kept kept(const State& s) const { return 1 / s.weight; }
@@ -69,11 +69,15 @@ struct Max {
     V best = V{} - 2;  // below any cosine
     Index<V> cell{};
   };
-  SSL_FAST_INLINE void absorb(State& s, V alpha, int cell) const { merge(s, {alpha, Index<V>{} + cell}); }
-  SSL_FAST_INLINE void merge(State& s, const State& later) const {
-    auto wins = (later.best > s.best) | (later.best != later.best);
-    s.best = select(wins, later.best, s.best);
-    s.cell = select(wins, later.cell, s.cell);
+  SSL_FAST_INLINE void absorb(State& s, V alpha, int cell) const {  // a later cell than all before
+    auto wins = (alpha > s.best) | (alpha != alpha);
+    s.best = select(wins, alpha, s.best);
+    s.cell = select(wins, Index<V>{} + cell, s.cell);
+  }
+  SSL_FAST_INLINE void merge(State& s, const State& other) const {
+    auto wins = (other.best > s.best) | (other.best != other.best) | ((other.best == s.best) & (other.cell < s.cell));
+    s.best = select(wins, other.best, s.best);
+    s.cell = select(wins, other.cell, s.cell);
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.best; }
   SSL_FAST_INLINE Kept kept(const State& s) const { return s.cell; }
@@ -93,9 +97,9 @@ struct LogSumExp {
     s.sum = select(above > 0, s.sum * ratio + 1, s.sum + ratio);
     s.top = select(above > 0, x, s.top);
   }
-  SSL_FAST_INLINE void merge(State& s, const State& later) const {
-    V top = select(later.top > s.top, later.top, s.top);
-    s.sum = s.sum * exponential((s.top - top) * scale) + later.sum * exponential((later.top - top) * scale);
+  SSL_FAST_INLINE void merge(State& s, const State& other) const {
+    V top = select(other.top > s.top, other.top, s.top);
+    s.sum = s.sum * exponential((s.top - top) * scale) + other.sum * exponential((other.top - top) * scale);
     s.top = top;
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.top * scale + logarithm(s.sum); }

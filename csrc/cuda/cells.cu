@@ -189,14 +189,6 @@ __global__ void __launch_bounds__(kThreads) visual_gradient(CellsParams p, int64
   });
 }
 
-// Calls f(Constant<channels last>(), S(), T()).
-template <class F>
-const char* with_layout(const Shape& s, F f) {
-  return with_types(s.dtype, [&](auto stored, auto computed) {
-    return s.channels_last ? f(Constant<true>{}, stored, computed) : f(Constant<false>{}, stored, computed);
-  });
-}
-
 template <bool kMean>
 const char* run(const CellsParams& p, void* stream) {
   const int64_t per_image = (p.shape.cells + kWarp - 1) / kWarp;
@@ -207,7 +199,7 @@ const char* run(const CellsParams& p, void* stream) {
     const int64_t images = p.shape.images;
     if (!p.grad_out) {
       SSL_FAST_LAUNCH((forward<kLast, S, T>), images * per_image, kThreads, stream, p, per_image);
-      if (kMean) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
+      if (kMean && p.out) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
     }
     if (p.grad_out && p.grad_visual)
       SSL_FAST_LAUNCH((visual_gradient<kLast, kMean, S, T>), images * per_image, kThreads, stream, p, per_image);

@@ -7,12 +7,17 @@
 #include "../params.h"
 
 #ifdef SSL_FAST_EMULATION
-#define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
-  ((void)(stream), emulation::launch(blocks, threads, [=] { kernel(__VA_ARGS__); }))
+#define SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, shared, stream, ...) \
+  ((void)(stream), emulation::launch(blocks, threads, shared, [=] { kernel(__VA_ARGS__); }))
+#define SSL_FAST_SHARED_BYTES(name) char* name = emulation::shared_bytes()
 #else
-#define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
-  kernel<<<unsigned(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+#define SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, shared, stream, ...)                                           \
+  (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared), \
+   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__))
+#define SSL_FAST_SHARED_BYTES(name) extern __shared__ __align__(128) char name[]
 #endif
+#define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
+  SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, 0, stream, __VA_ARGS__)
 
 namespace ssl_fast::cuda {
 
@@ -73,6 +78,14 @@ const char* with_types(DType dtype, F f) {
     default: return f(double(), double());
   }
 }
+// Calls f(Constant<channels last>(), S(), T()).
+template <class F>
+const char* with_layout(const Shape& s, F f) {
+  return with_types(s.dtype, [&](auto stored, auto computed) {
+    return s.channels_last ? f(Constant<true>{}, stored, computed) : f(Constant<false>{}, stored, computed);
+  });
+}
+
 inline const char* last_error() {
   cudaError_t error = cudaGetLastError();
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);

@@ -1,11 +1,83 @@
 // The CUDA kernels, as the module calls them: on the current device, in order on `stream` (a cudaStream_t). They return
-// null, or what went wrong at the launch. Pointers are to device memory; p.threads means nothing here.
+// null, or what went wrong at the launch. Pointers are to device memory; `threads` of CellsParams means nothing here.
+//
+// "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64 bytes,
+// aligned to 16 bytes. "real" is float, or double for float64. A slope matrix has one row a cell, one column an audio.
 #pragma once
 #include "../params.h"
 
 namespace ssl_fast::cuda {
 
 const char* cosine(const CellsParams& p, void* stream);  // backward where p.grad_out is given
-const char* mean(const CellsParams& p, void* stream);
+const char* mean(const CellsParams& p, void* stream);    // without `out`: inverse_norm alone
+
+// All pairs of audios with the cells of images.
+struct PairsParams {
+  DType dtype;  // of rows
+  bool tf32;    // float32 rows: products on tensor cores, of factors rounded to 11 bits
+  int64_t audios, images, cells, slabs;
+  const void *audio_rows, *cell_rows;
+  const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
+};
+
+struct PoolParams {
+  PairsParams pairs;
+  Pooling pooling;
+  double epsilon, beta;
+  void *scores, *kept;  // real (N, M); real (soft threshold) or int32 (max)
+  const void* grad_scores;
+  void* slopes;  // (N * cells, M)
+};
+const char* scores(const PoolParams& p, void* stream);
+// slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|): of bfloat16 rows bfloat16, of others real. Soft threshold only.
+const char* slopes(const PoolParams& p, void* stream);
+// out[n p, m] = alpha[n, m, p], real.
+const char* alphas(const PairsParams& p, void* out, void* stream);
+
+// The gradients of scores that hang on one cell a pair, best (N, M).
+struct GatherParams {
+  Shape shape;
+  const void *visual, *audio;
+  const void *audio_norm, *cell_norm;
+  const void* grad_scores;
+  const int32_t* best;
+  void* grad_visual;  // like visual
+};
+const char* gather_visual(const GatherParams& p, void* stream);
+// sums (M, channels of a row), real, += grad / (|v| |a|) v of the best cells of these images.
+const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream);
+
+// gradient -= x (x . gradient) / |x|^2 for each of `count` rows; the gradient is of the rows' type or `real`.
+struct ProjectParams {
+  DType dtype;
+  bool real_gradient;
+  int64_t count, slabs;
+  const void *rows, *inverse_norm;
+  void* gradient;
+};
+const char* project(const ProjectParams& p, void* stream);
+
+// SLAVC's product, for a chunk of images; `real` all through but for best and the slopes, which are like those above.
+struct ProductChunk {
+  DType dtype;
+  Reduce reduce;
+  Instances instances;
+  double tau;
+  int64_t images, audios, cells;
+  const void *loc, *avc;               // (N * cells, M): cosines
+  void *instance_top, *instance_log;   // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
+  void *space_top, *space_log;         // (N, M): the same of loc
+  void* scores;                        // (N, M)
+  int32_t* best;                       // (N, M), reduce = max only
+  const void* grad_scores;             // (N, M)
+  void* shares;                        // like instance_top
+  const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
+  void *loc_slopes, *avc_slopes;       // (N * cells, M)
+};
+// Whether it is the `first` or `last` chunk matters where instances are images.
+const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);
+const char* product_scores(const ProductChunk& p, void* stream);
+const char* product_shares(const ProductChunk& p, bool first, void* stream);
+const char* product_slopes(const ProductChunk& p, void* stream);
 
 }  // namespace ssl_fast::cuda

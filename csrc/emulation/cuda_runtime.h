@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <type_traits>
 
 #define __global__
 #define __device__
@@ -28,21 +29,43 @@ namespace emulation {
 
 extern Dim3 thread_index, block_index, block_size, grid_size;  // of the running thread
 
-// Runs `kernel` once for each of `blocks` x `threads`.
-void launch(int64_t blocks, int threads, const std::function<void()>& kernel);
+// Runs `kernel` once for each of `blocks` x `threads`. Each block finds `shared` bytes full of NaN.
+void launch(int64_t blocks, int threads, int64_t shared, const std::function<void()>& kernel);
+char* shared_bytes();
 
 void wait_for_block();
-// Every lane of `mask` hands over `bytes` <= 16 and gets what lane `source` handed over.
-void exchange(unsigned mask, const void* mine, int bytes, int source, void* theirs);
 [[noreturn]] void fail(const char* what);
+int lane();
+
+// Every lane of `mask` hands over `bytes` <= kHanded; returns what all lanes handed over, kHanded bytes apart, to be read
+// before the next exchange.
+constexpr int kHanded = 32;
+const unsigned char* exchange(unsigned mask, const void* mine, int bytes);
 
 template <class T>
-T shuffle(unsigned mask, T value, int source) {
-  T theirs;
-  exchange(mask, &value, sizeof(T), source, &theirs);
-  return theirs;
+struct Lanes {
+  const unsigned char* handed;
+  T operator[](int lane) const {
+    T theirs;
+    std::memcpy(&theirs, handed + lane * kHanded, sizeof(T));
+    return theirs;
+  }
+};
+template <class T>
+Lanes<T> hand_over(unsigned mask, const T& mine) {
+  static_assert(sizeof(T) <= kHanded);
+  return {exchange(mask, &mine, sizeof(T))};
 }
-int lane();
+template <class T>
+T shuffle(unsigned mask, T value, int source) {
+  if (!(mask >> source & 1)) fail("a warp exchange with a thread outside its mask");
+  return hand_over(mask, value)[source];
+}
+
+// Copies of 16 bytes that happen as late as they may: when their group is waited for. Until then the place holds NaN.
+void copy_async(void* to, const void* from, bool valid);
+void close_copies();
+void wait_for_copies(int pending);
 
 }  // namespace emulation
 
@@ -56,6 +79,18 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int apart) {
   return emulation::shuffle(mask, value, emulation::lane() ^ apart);
 }
+template <class T>
+T __shfl_sync(unsigned mask, T value, int source) {
+  return emulation::shuffle(mask, value, source);
+}
+inline unsigned __ballot_sync(unsigned mask, bool hit) {
+  auto lanes = emulation::hand_over(mask, hit);
+  unsigned hits = 0;
+  for (int i = 0; i < 32; ++i) hits |= unsigned((mask >> i & 1) && lanes[i]) << i;
+  return hits;
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::hand_over(mask, 0); }
+inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 inline float __uint_as_float(uint32_t bits) {
   float x;
   std::memcpy(&x, &bits, 4);
@@ -66,4 +101,7 @@ inline uint32_t __float_as_uint(float x) {
   std::memcpy(&bits, &x, 4);
   return bits;
 }
+struct uint4 {
+  alignas(16) uint32_t x, y, z, w;
+};
 using std::sqrt;

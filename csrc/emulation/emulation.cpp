@@ -1,5 +1,6 @@
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <memory>
 #include <vector>
 
@@ -43,23 +44,33 @@ namespace {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStack = 64 << 10;
+constexpr int64_t kMostShared = 99 << 10;  // of a block on every GPU since sm_80
 
 enum class State { ready, at_block, at_warp, done };
 
+struct Copy {
+  void* to;
+  const void* from;
+};
 struct Thread {
   State state;
   void* stack_pointer;
-  unsigned mask;     // at_warp: whom it waits for
-  bool odd;          // which of the warp's two buffers it uses next
+  bool odd;  // which of the warp's two buffers it uses next
+  std::vector<Copy> open;
+  std::deque<std::vector<Copy>> closed;
 };
 struct Warp {
-  alignas(16) unsigned char values[2][kWarp][16];  // two, so that a fast lane cannot overwrite what a slow one still reads
+  alignas(16) unsigned char values[2][kWarp][kHanded];  // two, so that a fast lane cannot overwrite what a slow one still reads
   unsigned arrived;
 };
 
 std::vector<Thread> threads;
 std::vector<Warp> warps;
 std::vector<std::unique_ptr<char[]>> stacks;
+struct Free {
+  void operator()(char* p) const { ::operator delete[](p, std::align_val_t(128)); }
+};
+std::unique_ptr<char[], Free> shared;
 const std::function<void()>* kernel;
 void* scheduler;
 int running, live, waiting;
@@ -118,7 +129,7 @@ void start(int i) {
   auto top = (reinterpret_cast<uintptr_t>(stacks[i].get()) + kStack) / 16 * 16;
   void** frame = reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
   *frame = reinterpret_cast<void*>(thread_main);
-  threads[i] = {State::ready, frame - 6, 0, false};
+  threads[i] = {State::ready, frame - 6, false, {}, {}};
 }
 
 }  // namespace
@@ -136,11 +147,10 @@ void wait_for_block() {
   switch_to_scheduler();
 }
 
-void exchange(unsigned mask, const void* mine, int bytes, int source, void* theirs) {
+const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
   Thread& thread = threads[running];
   Warp& warp = warps[running / kWarp];
   if (!(mask >> lane() & 1)) fail("a warp exchange by a thread outside its mask");
-  if (!(mask >> source & 1)) fail("a warp exchange with a thread outside its mask");
   auto& values = warp.values[thread.odd];
   thread.odd = !thread.odd;
   std::memcpy(values[lane()], mine, bytes);
@@ -153,11 +163,35 @@ void exchange(unsigned mask, const void* mine, int bytes, int source, void* thei
     thread.state = State::at_warp;
     switch_to_scheduler();
   }
-  std::memcpy(theirs, values[source], bytes);
+  return values[0];
 }
 
-void launch(int64_t blocks, int count, const std::function<void()>& function) {
-  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp) fail("bad size of a launch");
+void copy_async(void* to, const void* from, bool valid) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    fail("a copy that is not aligned to 16 bytes");
+  std::memset(to, 0xff, 16);
+  threads[running].open.push_back({to, valid ? from : nullptr});
+}
+
+void close_copies() {
+  Thread& thread = threads[running];
+  thread.closed.push_back(std::move(thread.open));
+  thread.open.clear();
+}
+
+void wait_for_copies(int pending) {
+  auto& closed = threads[running].closed;
+  for (; int(closed.size()) > pending; closed.pop_front())
+    for (const Copy& copy : closed.front())
+      copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+}
+
+char* shared_bytes() { return shared.get(); }
+
+void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()>& function) {
+  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp || bytes > kMostShared)
+    fail("bad size of a launch");
+  shared.reset(new (std::align_val_t(128)) char[bytes]);
   kernel = &function;
   threads.resize(count), warps.resize(count / kWarp);
   while (int(stacks.size()) < count) stacks.emplace_back(new char[kStack]);
@@ -165,6 +199,7 @@ void launch(int64_t blocks, int count, const std::function<void()>& function) {
   for (int64_t block = 0; block < blocks; ++block) {
     block_index = {unsigned(block), 0, 0};
     live = count, waiting = 0;
+    std::memset(shared.get(), 0xff, bytes);
     for (Warp& warp : warps) std::memset(&warp, 0xff, sizeof warp.values), warp.arrived = 0;
     for (int i = 0; i < count; ++i) start(i);
     while (live) {

@@ -18,11 +18,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the
 KEPT_ALPHA_BYTES = 32 * 2**20
 
 
-def use_compiled(backend: str, tensor: Tensor, cuda: bool = False) -> bool:
-    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured.
-
-    cuda: whether there is a CUDA kernel for what is asked.
-    """
+def use_compiled(backend: str, tensor: Tensor) -> bool:
+    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured."""
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     device = tensor.device.type
@@ -31,7 +28,7 @@ def use_compiled(backend: str, tensor: Tensor, cuda: bool = False) -> bool:
         reason = f"the compiled module did not load ({extension_error})"
     elif device == "cuda" and not extension.cuda_architectures:
         reason = "the compiled module was built without CUDA"
-    elif device not in (("cpu", "meta", "cuda") if cuda else ("cpu", "meta")):
+    elif device not in ("cpu", "meta", "cuda"):
         reason = f"there is no compiled kernel for device type {device!r}"
     if backend == "compiled" and reason:
         raise RuntimeError(f"backend='compiled': {reason}")
@@ -85,14 +82,27 @@ def kernel_shape(visual: Tensor, audios: int) -> tuple[int, ...]:
     return DTYPES.index(visual.dtype), int(last), images, audios, channels, height * width
 
 
+emulated = None  # a test puts the CUDA kernels here, compiled for the CPU: CPU tensors then go the way of CUDA tensors
+
+
+def on_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda or emulated is not None
+
+
 @contextlib.contextmanager
 def kernels_for(tensor: Tensor):
-    """(the kernels of this tensor's device, keyword arguments that say where they run: threads, or the current stream)"""
-    if not tensor.is_cuda:
-        yield extension, {"threads": torch.get_num_threads()}
-        return
-    with torch.cuda.device(tensor.device):
-        yield extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream}
+    """(the kernels of this tensor's device, keyword arguments that say where they run: threads, or the current stream)
+
+    What torch computes in between is not subject to autocast.
+    """
+    with torch.autocast(tensor.device.type, enabled=False):
+        if emulated is not None:
+            yield emulated, {}
+        elif tensor.is_cuda:
+            with torch.cuda.device(tensor.device):
+                yield extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream}
+        else:
+            yield extension, {"threads": torch.get_num_threads()}
 
 
 def address(tensor: Tensor | None) -> int:

@@ -27,7 +27,7 @@ def cosine_map(visual: Tensor, audio: Tensor, *, backend: str = "auto") -> Tenso
     """
     visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio, paired=True)
-    if not use_compiled(backend, visual, cuda=True):
+    if not use_compiled(backend, visual):
         return cosine_map_reference(visual, audio)
     return _cosine_map(visual, audio)[0].view(visual.shape[0], *visual.shape[2:])
 

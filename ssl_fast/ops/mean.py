@@ -14,7 +14,7 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
     -> (N, C), not normalised again; float32, or float64 for float64 inputs.
     """
     dtype = accumulate_dtype(visual)
-    if use_compiled(backend, visual, cuda=True):
+    if use_compiled(backend, visual):
         return mean_direction(visual, None if weight is None else weight.flatten(1).to(dtype).contiguous())[0]
     vectors = unit(visual.to(dtype))
     return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, memory_format,
-                     use_compiled)
+from .checks import (DTYPES, address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
+                     kernels_for, memory_format, on_cuda, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
+from .rows import DenseGradients, Pairs
 
 REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
 INSTANCES = ("audio", "image")
@@ -56,7 +57,7 @@ def product_log_scores(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor
     features = visual_loc, visual_avc, audio_loc, audio_avc
     if not use_compiled(backend, visual_loc):
         return product_log_scores_reference(*features, tau, reduce, instances)
-    keep = torch.is_grad_enabled() and any(f.requires_grad for f in features)
+    keep = torch.is_grad_enabled() and any(f.requires_grad for f in features) and not on_cuda(visual_loc)
     return _product(*features, float(tau), reduce, instances, keep)[0]
 
 
@@ -87,18 +88,85 @@ def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,
         best_cell=address(best_cell), grad_scores=address(grad_scores), threads=torch.get_num_threads())
 
 
+class _Cuda:
+    """The kernels of CUDA: chunk of images by chunk, both maps of cosines are computed, and then used by several stages."""
+
+    def __init__(self, features, tau, reduce, instances, saved, place):
+        visual_loc, visual_avc, audio_loc, audio_avc = features
+        self.kernels, self.where = place
+        self.spaces = Pairs(visual_loc, audio_loc, *place), Pairs(visual_avc, audio_avc, *place)
+        self.tau, self.reduce, self.instances = tau, reduce, instances
+        self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
+
+    def chunks(self, row_bytes=0):
+        """(chunk of loc, chunk of avc), (cosines of each)"""
+        audios = self.scores.shape[1]
+        row_bytes += 2 * audios * self.scores.element_size()
+        for chunks in zip(*(space.chunks(row_bytes) for space in self.spaces)):
+            cosines = [self.scores.new_empty(len(chunk.rows), audios) for chunk in chunks]
+            for chunk, out in zip(chunks, cosines):
+                self.kernels.alphas(chunk.pairs, out=address(out), **self.where)
+            yield chunks, cosines
+
+    def run(self, stage, chunk, cosines, **gradient):
+        images, cells = chunk.images, chunk.norm.shape[1]
+        self.kernels.product(
+            stage, (DTYPES.index(chunk.rows.dtype), REDUCTIONS.index(self.reduce), INSTANCES.index(self.instances),
+                    images.stop - images.start, self.scores.shape[1], cells),
+            tau=self.tau, cosines=[address(map) for map in cosines],
+            instance_norm=[address(norm[images] if self.instances == "audio" else norm) for norm in self.instance_norm],
+            space_norm=[address(norm[images]) for norm in self.space_norm], scores=address(self.scores[images]),
+            best_cell=address(self.best_cell[images] if self.reduce == "max" else None),
+            first=images.start == 0, last=images.stop == len(self.scores), **gradient, **self.where)
+
+    def forward(self):
+        stages = ("instances", "scores")
+        if self.instances == "image":  # their softmax is over all chunks
+            for (chunk, _), cosines in self.chunks():
+                self.run("instances", chunk, cosines)
+            stages = ("scores",)
+        for (chunk, _), cosines in self.chunks():
+            for stage in stages:
+                self.run(stage, chunk, cosines)
+
+    def backward(self, grad_scores, grads):
+        gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
+        shares = torch.empty_like(self.instance_norm[0])  # of all instances, by cell
+
+        def run(stage, chunk, cosines, **more):
+            part = shares[chunk.images] if self.instances == "audio" else shares
+            self.run(stage, chunk, cosines, grad_scores=address(grad_scores[chunk.images]), shares=address(part), **more)
+
+        if self.instances == "image":
+            for (chunk, _), cosines in self.chunks():
+                run("shares", chunk, cosines)
+        for chunks, cosines in self.chunks(sum(of.row_bytes for of in gradients)):
+            if self.instances == "audio":
+                run("shares", chunks[0], cosines)
+            slopes = [of.slopes(chunk) for of, chunk in zip(gradients, chunks)]
+            norms = [address(norm) for space, chunk in zip(self.spaces, chunks) for norm in (space.audio_norm, chunk.norm)]
+            run("slopes", chunks[0], cosines, norms=norms, slopes=[address(of) for of in slopes])
+            for of, chunk, slope in zip(gradients, chunks, slopes):
+                of.add(chunk, slope)
+        for of in gradients:
+            of.finish()
+
+
 def _dense(visual_loc, visual_avc, audio_loc, audio_avc):
     layout = memory_format(visual_loc)
     return (visual_loc.contiguous(memory_format=layout), visual_avc.contiguous(memory_format=layout),
             audio_loc.contiguous(), audio_avc.contiguous())
 
 
-@torch.library.custom_op("ssl_fast::product_log_scores", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::product_log_scores", mutates_args=(), device_types=("cpu", "cuda"))
 def _product(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, tau: float, reduce: str,
              instances: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     outputs = _outputs(visual_loc, audio_loc, reduce, instances, keep)
-    if outputs[0].numel():
+    if outputs[0].numel() and on_cuda(visual_loc):
+        with kernels_for(visual_loc) as place:
+            _Cuda(features, tau, reduce, instances, outputs, place).forward()
+    elif outputs[0].numel():
         _run(features, tau, reduce, instances, outputs)
     return outputs
 
@@ -116,7 +184,7 @@ def _gradients(visual_loc, audio_loc, need_visual, need_audio):
     return (*visual, *audio)
 
 
-@torch.library.custom_op("ssl_fast::product_log_scores_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::product_log_scores_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor,
                       tau: float, reduce: str, instances: str, saved: list[Tensor], need_visual: bool,
                       need_audio: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,7 +194,11 @@ def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tenso
     if not grad_scores.numel():
         return tuple(grad.zero_() for grad in grads)
     needed = [grad if need else None for grad, need in zip(grads, (need_visual, need_visual, need_audio, need_audio))]
-    _run(features, tau, reduce, instances, saved, grad_scores.contiguous(), needed)
+    if on_cuda(visual_loc):
+        with kernels_for(visual_loc) as place:
+            _Cuda(features, tau, reduce, instances, saved, place).backward(grad_scores.contiguous(), needed)
+    else:
+        _run(features, tau, reduce, instances, saved, grad_scores.contiguous(), needed)
     return grads
 
 

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, memory_format,
-                     use_compiled)
-from .cosine import cosine_map_reference
+from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, kernels_for,
+                     memory_format, on_cuda, use_compiled)
+from .cosine import cosine_map, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
+from .rows import DenseGradients, Pairs
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -84,7 +85,7 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
         raise TypeError(f"pooling: expected ops.Mean, ops.SoftThreshold or ops.Max, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
-    if not use_compiled(backend, visual, cuda=isinstance(pooling, Mean)):
+    if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling)
     if isinstance(pooling, Mean):
         return _mean_similarity(visual, audio, pooling.mask)
@@ -105,6 +106,8 @@ def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, po
         raise ValueError(f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}")
     if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
+    if on_cuda(visual):
+        return _call(visual, audio, pooling, None)[0], cosine_map(visual, audio[positives])
     scores, maps = _call(visual, audio, pooling, positives)[:2]
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
 
@@ -143,7 +146,7 @@ def _mean_similarity(visual, audio, mask):
 
 
 def _call(visual, audio, pooling, positives):
-    keep = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
+    keep = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad) and not on_cuda(visual)
     soft = isinstance(pooling, SoftThreshold)
     epsilon, beta = (pooling.epsilon, pooling.beta) if soft else (0.0, 1.0)
     return _pooled_similarity(visual, audio, "soft_threshold" if soft else "max", epsilon, beta, positives, keep and soft)
@@ -163,7 +166,7 @@ def _outputs(visual, audio, pooling, positives, keep):
             visual.new_empty(kept_shape(visual, audios, keep), dtype=dtype))
 
 
-@torch.library.custom_op("ssl_fast::pooled_similarity", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("ssl_fast::pooled_similarity", mutates_args=(), device_types=("cpu", "cuda"))
 def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None,
                        keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if positives is not None and positives.numel() and not (0 <= positives.min() and positives.max() < len(audio)):
@@ -171,12 +174,25 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
     visual = visual.contiguous(memory_format=memory_format(visual))
     audio = audio.contiguous()
     scores, maps, pair, inverse_norm, kept = outputs = _outputs(visual, audio, pooling, positives, keep)
-    if scores.numel():
+    if not scores.numel():
+        pass
+    elif on_cuda(visual):
+        with kernels_for(visual) as place:
+            pairs = Pairs(visual, audio, *place)
+            for chunk in pairs.chunks():
+                _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair)
+    else:
         extension.similarity(
             kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
             pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=len(kept), positives=address(positives),
             positive_map=address(maps), scores=address(scores), pair=address(pair), threads=torch.get_num_threads())
     return outputs
+
+
+def _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair, **gradient):
+    pairs.kernels.similarity(
+        chunk.pairs, pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, scores=address(scores[chunk.images]),
+        kept=address(pair[chunk.images]), **gradient, **pairs.where)
 
 
 @_pooled_similarity.register_fake
@@ -189,7 +205,32 @@ def _gradients(visual, audio, need_visual, need_audio):
             torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0))
 
 
-@torch.library.custom_op("ssl_fast::pooled_similarity_backward", mutates_args=(), device_types="cpu")
+def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, grad_visual, grad_audio):
+    with kernels_for(visual) as (kernels, where):
+        pairs = Pairs(visual, audio, kernels, where)
+        if pooling == "max":
+            if grad_visual is not None:
+                kernels.gather_visual(
+                    kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
+                    audio_norm=address(pairs.audio_norm), cell_norm=address(pairs.cell_norm),
+                    grad_scores=address(grad_scores), best=address(pair), grad_visual=address(grad_visual), **where)
+            if grad_audio is not None:
+                sums = pairs.audio_sums()
+                for chunk in pairs.chunks():
+                    kernels.gather_audio(chunk.pairs, grad_scores=address(grad_scores[chunk.images]),
+                                         best=address(pair[chunk.images]), sums=address(sums), **where)
+                pairs.write_audio(sums, grad_audio)
+            return
+        gradients = DenseGradients(pairs, grad_visual, grad_audio)
+        for chunk in pairs.chunks(gradients.row_bytes):
+            slopes = gradients.slopes(chunk)
+            _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores[chunk.images]),
+                      slopes=address(slopes))
+            gradients.add(chunk, slopes)
+        gradients.finish()
+
+
+@torch.library.custom_op("ssl_fast::pooled_similarity_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, visual: Tensor, audio: Tensor, pooling: str,
                                 epsilon: float, beta: float, positives: Tensor | None, scores: Tensor, maps: Tensor,
                                 pair: Tensor, inverse_norm: Tensor, kept: Tensor, need_visual: bool,
@@ -201,6 +242,10 @@ def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, vi
     grads = _gradients(visual, audio, need_visual, need_audio)
     if not scores.numel():
         return tuple(grad.zero_() for grad in grads)
+    if on_cuda(visual):
+        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, grads[0] if need_visual else None,
+                       grads[1] if need_audio else None)
+        return grads
     extension.similarity(
         kernel_shape(visual, len(audio)),
         (address(visual), address(audio), address(inverse_norm), address(kept),

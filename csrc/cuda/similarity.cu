@@ -1,0 +1,162 @@
+// Pooled similarities of all pairs: the scores, and the slopes that the backward pass multiplies with the features.
+#include "engine.h"
+#include "scalar.h"
+
+#include "../pooling.h"  // after the numbers it works on
+
+namespace ssl_fast::cuda {
+namespace {
+
+template <class T>
+__device__ T norm_at(const void* norms, int64_t i, int64_t count) {
+  return i < count ? static_cast<const T*>(norms)[i] : T(0);
+}
+
+template <class X>
+__device__ X shuffle_xor(X x, int apart) {
+  uint32_t words[sizeof(X) / 4];
+  memcpy(words, &x, sizeof(X));
+  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, apart);
+  memcpy(&x, words, sizeof(X));
+  return x;
+}
+
+template <class Math, class Pool>
+__global__ void __launch_bounds__(kThreads) pool_scores(PairsParams p, Pool pool, void* scores, void* kept) {
+  using E = Engine<Math>;
+  using T = typename E::T;
+  using State = typename Pool::State;
+  SSL_FAST_SHARED_BYTES(shared);
+  __shared__ uint4 parts[sizeof(State) * kWarpColumns * E::kRows / sizeof(uint4)];
+  State(*part)[E::kRows] = reinterpret_cast<State(*)[E::kRows]>(parts);
+  E engine(p, shared);
+  T audio_norm[E::kAudios];
+  for (int r = 0; r < E::kAudios; ++r)
+    audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + E::audio(r), p.audios);
+  State states[E::kAudios];
+  engine.run([&](int64_t n, int64_t cell, int low, int high, bool last) {
+    if (cell == 0)
+      for (State& state : states) state = State{};
+    E::for_columns(low, high, [&](int ni, int j, int column) {
+      const int64_t here = cell + column - low;
+      const T norm = static_cast<const T*>(p.cell_norm)[n * p.cells + here];
+      for (int r = 0; r < E::kAudios; ++r) pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], int(here));
+    });
+    if (!last) return;
+    for (int r = 0; r < E::kAudios; ++r) {
+      for (int apart = 1; apart < 4; apart *= 2) pool.merge(states[r], shuffle_xor(states[r], apart));
+      if (threadIdx.x % 4 == 0) part[E::warp_column()][E::audio(r)] = states[r];
+    }
+    __syncthreads();
+    const int row = threadIdx.x;
+    if (row < E::kRows && engine.first_audio + row < p.audios) {
+      State all = part[0][row];
+      for (int w = 1; w < kWarpColumns; ++w) pool.merge(all, part[w][row]);
+      const int64_t pair = n * p.audios + engine.first_audio + row;
+      static_cast<T*>(scores)[pair] = pool.score(all);
+      static_cast<typename Pool::Kept*>(kept)[pair] = pool.kept(all);
+    }
+    __syncthreads();
+  });
+}
+
+// out[n p, m] = f(alpha, what f knows of the pair, 1 / (|v| |a|))
+template <class Math, class Out, class F>
+__global__ void __launch_bounds__(kThreads) map_cells(PairsParams p, F f, Out* out) {
+  using E = Engine<Math>;
+  using T = typename E::T;
+  SSL_FAST_SHARED_BYTES(shared);
+  E engine(p, shared);
+  engine.run([&](int64_t n, int64_t cell, int low, int high, bool) {
+#pragma unroll
+    for (int r = 0; r < E::kAudios; ++r) {
+      const int64_t audio = engine.first_audio + E::audio(r);
+      if (audio >= p.audios) break;
+      const T audio_norm = static_cast<const T*>(p.audio_norm)[audio];
+      const auto pair = f.pair(n * p.audios + audio);
+      E::for_columns(low, high, [&](int ni, int j, int column) {
+        const int64_t row = n * p.cells + cell + column - low;
+        const T scale = audio_norm * static_cast<const T*>(p.cell_norm)[row];
+        put(out + row * p.audios + audio, f(engine.at(r, ni, j) * scale, pair, scale));
+      });
+    }
+  });
+}
+
+template <class Pool, class T>
+struct Slope {
+  Pool pool;
+  const T *scores, *kept, *grad;
+  struct Pair {
+    T score, scale;
+  };
+  __device__ Pair pair(int64_t at) const { return {scores[at], kept[at] * grad[at]}; }
+  __device__ T operator()(T alpha, Pair of, T scale) const { return pool.slope(alpha, of.score, of.scale) * scale; }
+};
+template <class T>
+struct Alpha {
+  struct Pair {};
+  __device__ Pair pair(int64_t) const { return {}; }
+  __device__ T operator()(T alpha, Pair, T) const { return alpha; }
+};
+
+// Calls f(Math()) with the way of multiplying.
+template <class F>
+const char* with_math(const PairsParams& p, F f) {
+  switch (p.dtype) {
+    case DType::float32: return p.tf32 ? f(TensorCore<float>()) : f(Exact<float>());
+    case DType::bfloat16: return f(TensorCore<BFloat16>());
+    case DType::float16: return f(TensorCore<__half>());
+    default: return f(Exact<double>());
+  }
+}
+
+template <class T>
+SoftThreshold<T, T> soft_threshold(const PoolParams& p) {
+  return {T(p.epsilon), T(1 / p.beta)};
+}
+
+}  // namespace
+
+const char* scores(const PoolParams& p, void* stream) {
+  return with_math(p.pairs, [&](auto math) {
+    using Math = decltype(math);
+    using T = typename Math::T;
+    const int64_t blocks = Engine<Math>::blocks(p.pairs);
+    if (p.pooling == Pooling::max) {
+      Max<T, T> pool;
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), blocks, kThreads, Engine<Math>::kShared, stream, p.pairs, pool,
+                             p.scores, p.kept);
+    } else {
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), blocks, kThreads, Engine<Math>::kShared, stream,
+                             p.pairs, soft_threshold<T>(p), p.scores, p.kept);
+    }
+    return last_error();
+  });
+}
+
+const char* slopes(const PoolParams& p, void* stream) {
+  return with_math(p.pairs, [&](auto math) {
+    using Math = decltype(math);
+    using T = typename Math::T;
+    using Out = std::conditional_t<std::is_same_v<typename Math::Stored, BFloat16>, BFloat16, T>;
+    using F = Slope<SoftThreshold<T, T>, T>;
+    F f{soft_threshold<T>(p), static_cast<const T*>(p.scores), static_cast<const T*>(p.kept),
+        static_cast<const T*>(p.grad_scores)};
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), Engine<Math>::blocks(p.pairs), kThreads, Engine<Math>::kShared, stream,
+                           p.pairs, f, static_cast<Out*>(p.slopes));
+    return last_error();
+  });
+}
+
+const char* alphas(const PairsParams& p, void* out, void* stream) {
+  return with_math(p, [&](auto math) {
+    using Math = decltype(math);
+    using T = typename Math::T;
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, T, Alpha<T>>), Engine<Math>::blocks(p), kThreads, Engine<Math>::kShared, stream,
+                           p, Alpha<T>{}, static_cast<T*>(out));
+    return last_error();
+  });
+}
+
+}  // namespace ssl_fast::cuda
