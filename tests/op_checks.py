@@ -127,7 +127,7 @@ def _soft_threshold(alpha, epsilon, beta):
 def _pooled(kind, epsilon=EPSILON, beta=BETA):
     def truth(alphas, extra):
         (alpha,) = alphas
-        rows, positives = np.arange(len(alpha)), extra.positives.numpy()
+        rows, positives = np.arange(len(alpha)), extra.positives.cpu().numpy()
         if kind == "max":
             score, slope = alpha.max(2), np.zeros_like(alpha)
             np.put_along_axis(slope, alpha.argmax(2)[..., None], 1, 2)
@@ -135,7 +135,7 @@ def _pooled(kind, epsilon=EPSILON, beta=BETA):
         elif kind in ("soft", "soft+map"):
             score, slope, size = _soft_threshold(alpha, epsilon, beta)
         else:
-            weight = extra.mask.flatten(1).numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
+            weight = extra.mask.flatten(1).cpu().numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
             weight = weight.astype(alpha.dtype)
             slope = size = np.broadcast_to((weight / weight.sum(1, keepdims=True))[:, None], alpha.shape)
             score = (slope * alpha).sum(2)
@@ -262,7 +262,7 @@ class Result(NamedTuple):
 
 def upstream(outputs) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(11)
-    return [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x.dtype) for x in outputs]
+    return [torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) for x in outputs]
 
 
 def evaluate(op: Op, features, extra: Extra, backend: str = "compiled", wanted=None) -> Result:
@@ -288,7 +288,7 @@ def _norm(x):
 
 def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
     """By the equations, in numpy of the given precision, from the values of `features`."""
-    visuals, audios = ([x.detach().double().numpy().astype(precision) for x in part]
+    visuals, audios = ([x.detach().double().cpu().numpy().astype(precision) for x in part]
                        for part in (features[: op.spaces], features[op.spaces :]))  # fmt: skip
     spaces = []
     for visual, audio in zip(visuals, audios, strict=True):
@@ -323,7 +323,7 @@ def relative_errors(result: Result, truth: Truth) -> list[float]:
     """Norm of the error of each output and gradient, relative to the norm of the truth."""
     pairs = [*zip(result.outputs, truth.outputs, truth.output_scales, strict=True),
              *zip(result.gradients, truth.gradients, truth.gradient_scales, strict=True)]  # fmt: skip
-    return [_norm(got.double().numpy() - want) / scale if scale else _norm(got.double().numpy())
+    return [_norm(got.double().cpu().numpy() - want) / scale if scale else _norm(got.double().cpu().numpy())
             for got, want, scale in pairs]  # fmt: skip
 
 

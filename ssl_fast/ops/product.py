@@ -6,7 +6,7 @@ from torch import Tensor
 from .checks import (DTYPES, address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
                      kernels_for, memory_format, on_cuda, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs
+from .rows import DenseGradients, Pairs, for_chunks
 
 REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
 INSTANCES = ("audio", "image")
@@ -98,15 +98,17 @@ class _Cuda:
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
 
-    def chunks(self, row_bytes=0):
-        """(chunk of loc, chunk of avc), (cosines of each)"""
+    def for_chunks(self, function, row_bytes=0):
+        """function((chunk of loc, chunk of avc), (cosines of each))"""
         audios = self.scores.shape[1]
-        row_bytes += 2 * audios * self.scores.element_size()
-        for chunks in zip(*(space.chunks(row_bytes) for space in self.spaces)):
+
+        def call(*chunks):
             cosines = [self.scores.new_empty(len(chunk.rows), audios) for chunk in chunks]
             for chunk, out in zip(chunks, cosines):
                 self.kernels.alphas(chunk.pairs, out=address(out), **self.where)
-            yield chunks, cosines
+            function(chunks, cosines)
+
+        for_chunks(self.spaces, call, row_bytes + 2 * audios * self.scores.element_size())
 
     def run(self, stage, chunk, cosines, **gradient):
         images, cells = chunk.images, chunk.norm.shape[1]
@@ -120,34 +122,37 @@ class _Cuda:
             first=images.start == 0, last=images.stop == len(self.scores), **gradient, **self.where)
 
     def forward(self):
-        stages = ("instances", "scores")
         if self.instances == "image":  # their softmax is over all chunks
-            for (chunk, _), cosines in self.chunks():
-                self.run("instances", chunk, cosines)
-            stages = ("scores",)
-        for (chunk, _), cosines in self.chunks():
-            for stage in stages:
-                self.run(stage, chunk, cosines)
+            self.for_chunks(lambda chunks, cosines: self.run("instances", chunks[0], cosines))
+
+        def score(chunks, cosines):
+            if self.instances == "audio":
+                self.run("instances", chunks[0], cosines)
+            self.run("scores", chunks[0], cosines)
+
+        self.for_chunks(score)
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
         shares = torch.empty_like(self.instance_norm[0])  # of all instances, by cell
 
-        def run(stage, chunk, cosines, **more):
-            part = shares[chunk.images] if self.instances == "audio" else shares
-            self.run(stage, chunk, cosines, grad_scores=address(grad_scores[chunk.images]), shares=address(part), **more)
+        def run(stage, chunks, cosines, **more):
+            part = shares[chunks[0].images] if self.instances == "audio" else shares
+            self.run(stage, chunks[0], cosines, grad_scores=address(grad_scores[chunks[0].images]), shares=address(part),
+                     **more)
 
-        if self.instances == "image":
-            for (chunk, _), cosines in self.chunks():
-                run("shares", chunk, cosines)
-        for chunks, cosines in self.chunks(sum(of.row_bytes for of in gradients)):
+        def add(chunks, cosines):
             if self.instances == "audio":
-                run("shares", chunks[0], cosines)
+                run("shares", chunks, cosines)
             slopes = [of.slopes(chunk) for of, chunk in zip(gradients, chunks)]
             norms = [address(norm) for space, chunk in zip(self.spaces, chunks) for norm in (space.audio_norm, chunk.norm)]
-            run("slopes", chunks[0], cosines, norms=norms, slopes=[address(of) for of in slopes])
+            run("slopes", chunks, cosines, norms=norms, slopes=[address(of) for of in slopes])
             for of, chunk, slope in zip(gradients, chunks, slopes):
                 of.add(chunk, slope)
+
+        if self.instances == "image":
+            self.for_chunks(lambda chunks, cosines: run("shares", chunks, cosines))
+        self.for_chunks(add, sum(of.row_bytes for of in gradients))
         for of in gradients:
             of.finish()
 

@@ -1,6 +1,6 @@
 """How features reach the CUDA kernels of all pairs: as rows, chunk of images by chunk, within a fixed workspace."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,10 @@ def by_cell(visual: Tensor) -> Tensor:
     return visual.flatten(2).transpose(1, 2)
 
 
+def _slabs(rows: Tensor) -> int:
+    return rows.shape[1] * rows.element_size() // SLAB_BYTES
+
+
 @dataclass
 class Chunk:
     images: slice
@@ -57,24 +61,17 @@ class Pairs:
         self.kernels.mean(kernel_shape(features, 0), visual=address(features), inverse_norm=address(norm), out=0, **self.where)
         return norm
 
-    def chunks(self, row_bytes: int = 0) -> Iterator[Chunk]:
-        """Chunks of images whose rows, and `row_bytes` more for each of them, fit the workspace."""
-        cells = by_cell(self.visual)
-        row_bytes += self.audio_rows.shape[1] * self.audio_rows.element_size()
-        step = max(1, WORKSPACE_BYTES // (row_bytes * cells.shape[1]))
-        tf32 = self.visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        for first in range(0, len(cells), step):
-            part = cells[first : first + step]
-            rows, norm = as_rows(part), self.cell_norm[first : first + step]
-            sizes = (DTYPES.index(rows.dtype), int(tf32), len(self.audio_rows), *part.shape[:2],
-                     rows.shape[1] * rows.element_size() // SLAB_BYTES)
-            pairs = sizes, tuple(map(address, (self.audio_rows, rows, self.audio_norm, norm)))
-            yield Chunk(slice(first, first + len(part)), rows, norm, pairs)
+    def chunk(self, images: slice) -> Chunk:
+        part, norm = by_cell(self.visual[images]), self.cell_norm[images]
+        rows = as_rows(part)
+        tf32 = rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        sizes = (DTYPES.index(rows.dtype), int(tf32), len(self.audio_rows), *part.shape[:2], _slabs(rows))
+        return Chunk(images, rows, norm, (sizes, tuple(map(address, (self.audio_rows, rows, self.audio_norm, norm)))))
 
     def project(self, gradient: Tensor, rows: Tensor, norm: Tensor) -> None:
         """In place: gradient with respect to unit vectors, over their lengths -> with respect to the raw rows."""
         self.kernels.project(dtype=DTYPES.index(rows.dtype), real_gradient=int(gradient.dtype == norm.dtype), count=len(rows),
-                             slabs=rows.shape[1] * rows.element_size() // SLAB_BYTES, rows=address(rows),
+                             slabs=_slabs(rows), rows=address(rows),
                              inverse_norm=address(norm), gradient=address(gradient), **self.where)
 
     def audio_sums(self) -> Tensor:
@@ -83,6 +80,17 @@ class Pairs:
     def write_audio(self, sums: Tensor, grad_audio: Tensor) -> None:
         self.project(sums, self.audio_rows, self.audio_norm)
         grad_audio.copy_(sums[:, : grad_audio.shape[1]])
+
+
+def for_chunks(spaces: tuple[Pairs, ...], function: Callable, row_bytes: int = 0) -> None:
+    """Calls function(a chunk of each of the spaces), images after images: as many at a time as fit the workspace with
+    their rows, and with `row_bytes` for each row that the function takes. It must keep none of them."""
+    visual = spaces[0].visual
+    row_bytes += sum(space.audio_rows[0].nbytes for space in spaces)
+    step = max(1, WORKSPACE_BYTES // (row_bytes * visual[0, 0].numel()))
+    for first in range(0, len(visual), step):
+        images = slice(first, min(first + step, len(visual)))
+        function(*(space.chunk(images) for space in spaces))
 
 
 class DenseGradients:

@@ -10,7 +10,7 @@ from .checks import (address, autocast_inputs, check_kept, check_pair, extension
 from .cosine import cosine_map, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs
+from .rows import DenseGradients, Pairs, for_chunks
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -179,8 +179,7 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
     elif on_cuda(visual):
         with kernels_for(visual) as place:
             pairs = Pairs(visual, audio, *place)
-            for chunk in pairs.chunks():
-                _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair)
+            for_chunks((pairs,), lambda chunk: _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair))
     else:
         extension.similarity(
             kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
@@ -216,17 +215,20 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
                     grad_scores=address(grad_scores), best=address(pair), grad_visual=address(grad_visual), **where)
             if grad_audio is not None:
                 sums = pairs.audio_sums()
-                for chunk in pairs.chunks():
-                    kernels.gather_audio(chunk.pairs, grad_scores=address(grad_scores[chunk.images]),
-                                         best=address(pair[chunk.images]), sums=address(sums), **where)
+                for_chunks((pairs,), lambda chunk: kernels.gather_audio(
+                    chunk.pairs, grad_scores=address(grad_scores[chunk.images]), best=address(pair[chunk.images]),
+                    sums=address(sums), **where))  # fmt: skip
                 pairs.write_audio(sums, grad_audio)
             return
         gradients = DenseGradients(pairs, grad_visual, grad_audio)
-        for chunk in pairs.chunks(gradients.row_bytes):
+
+        def add(chunk):
             slopes = gradients.slopes(chunk)
             _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores[chunk.images]),
                       slopes=address(slopes))
             gradients.add(chunk, slopes)
+
+        for_chunks((pairs,), add, gradients.row_bytes)
         gradients.finish()
 
 
