@@ -1,27 +1,18 @@
-"""The CUDA kernels, compiled as C++ and run on the CPU: every op that has one, against the truth in numpy.
+"""The CUDA kernels, compiled as C++ and run on the CPU: every op, against the truth in numpy."""
 
-SSL_FAST_EMULATION_FLAGS adds compiler flags, such as -fsanitize=address (with that library preloaded).
-"""
-
-import os
 import platform
 import shutil
-import subprocess
-import sysconfig
-from importlib import util
-from pathlib import Path
 
 import numpy as np
-import pybind11
 import pytest
 import torch
 from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, dtypes, evaluate, extra_for, relative_errors,
                        truth_of)  # fmt: skip
+from sanitize_emulation import SOURCES, build, load
 
 from ssl_fast import ops
 from ssl_fast.ops import checks, rows
 
-SOURCES = Path(__file__).parent.parent / "csrc"
 emulated_ops = pytest.mark.parametrize("name", OPS)
 
 pytestmark = [
@@ -34,19 +25,10 @@ pytestmark = [
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory):
     """The module of emulated kernels."""
-    path = tmp_path_factory.mktemp("emulation") / f"ssl_fast_emulation{sysconfig.get_config_var('EXT_SUFFIX')}"
-    libraries = pybind11.get_include(), sysconfig.get_paths()["include"]
-    units = [*sorted(SOURCES.glob("cuda/*.cu")), *sorted(SOURCES.glob("emulation/*.cpp"))]
-    units.remove(SOURCES / "cuda" / "device.cu")  # asks the driver
-    command = ["g++", "-shared", "-fPIC", "-std=c++17", "-O1", "-g", "-DSSL_FAST_EMULATION",
-               *os.environ.get("SSL_FAST_EMULATION_FLAGS", "").split(), f"-I{SOURCES / 'emulation'}",
-               *(f"-I{path}" for path in libraries), "-o", path, "-x", "c++", *units]  # fmt: skip
-    built = subprocess.run([str(part) for part in command], capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    spec = util.spec_from_file_location("ssl_fast_emulation", path)
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    path = tmp_path_factory.mktemp("emulation") / "ssl_fast_emulation.so"
+    warnings = ["-Wall", "-Wextra", "-Wno-unknown-pragmas", "-Werror"]
+    build(path, warnings, warnings)
+    return load(path)
 
 
 @pytest.fixture

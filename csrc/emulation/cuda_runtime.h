@@ -89,7 +89,6 @@ inline unsigned __ballot_sync(unsigned mask, bool hit) {
   for (int i = 0; i < 32; ++i) hits |= unsigned((mask >> i & 1) && lanes[i]) << i;
   return hits;
 }
-inline void __syncwarp(unsigned mask = 0xffffffffu) { emulation::hand_over(mask, 0); }
 inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 inline float __uint_as_float(uint32_t bits) {
   float x;

@@ -5,10 +5,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
-#if defined(__SANITIZE_ADDRESS__)
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "sanitizers.h"
 #ifndef __x86_64__
 #error "the emulation switches stacks of x86-64"
 #endif
@@ -58,6 +55,7 @@ struct Thread {
   bool odd;  // which of the warp's two buffers it uses next
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> closed;
+  Context context;
 };
 struct Warp {
   alignas(16) unsigned char values[2][kWarp][kHanded];  // two, so that a fast lane cannot overwrite what a slow one still reads
@@ -74,48 +72,37 @@ std::unique_ptr<char[], Free> shared;
 const std::function<void()>* kernel;
 void* scheduler;
 int running, live, waiting;
-#if defined(__SANITIZE_ADDRESS__)
-const void* scheduler_stack;
-size_t scheduler_size;
-#endif
+Context scheduler_context;
+char block_order[2], launch_order, end_order;  // addresses that stand for what a thread has seen of the others
+bool odd_barrier;
 
 void switch_to_scheduler(bool last = false) {
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(last ? nullptr : &fake, scheduler_stack, scheduler_size);
-#endif
+  Context& mine = threads[running].context;
+  leave(mine, scheduler_context, last);
   ssl_fast_switch_stack(&threads[running].stack_pointer, scheduler);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#else
-  (void)last;
-#endif
+  arrive(mine, scheduler_context);
 }
 
 void run_thread(int i) {
   running = i;
   thread_index = {unsigned(i), 0, 0};
-#if defined(__SANITIZE_ADDRESS__)
-  void* fake = nullptr;
-  __sanitizer_start_switch_fiber(&fake, stacks[i].get(), kStack);
-#endif
+  leave(scheduler_context, threads[i].context, false);
   ssl_fast_switch_stack(&scheduler, threads[i].stack_pointer);
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
-#endif
+  arrive(scheduler_context, threads[i].context);
 }
 
 void open_block_barrier() {
   waiting = 0;
+  odd_barrier = !odd_barrier;
   for (Thread& thread : threads)
     if (thread.state == State::at_block) thread.state = State::ready;
 }
 
 void thread_main() {
-#if defined(__SANITIZE_ADDRESS__)
-  __sanitizer_finish_switch_fiber(nullptr, &scheduler_stack, &scheduler_size);
-#endif
+  arrive(threads[running].context, scheduler_context);
+  acquire(&launch_order);
   (*kernel)();
+  release(&end_order);
   threads[running].state = State::done;
   if (--live && waiting == live) open_block_barrier();
   switch_to_scheduler(true);
@@ -123,13 +110,13 @@ void thread_main() {
 }
 
 void start(int i) {
-#if defined(__SANITIZE_ADDRESS__)
-  __asan_unpoison_memory_region(stacks[i].get(), kStack);  // frames of the thread that ended there
-#endif
+  Thread& thread = threads[i];
+  begin(thread.context, stacks[i].get(), kStack);
   auto top = (reinterpret_cast<uintptr_t>(stacks[i].get()) + kStack) / 16 * 16;
   void** frame = reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
   *frame = reinterpret_cast<void*>(thread_main);
-  threads[i] = {State::ready, frame - 6, false, {}, {}};
+  thread.state = State::ready, thread.stack_pointer = frame - 6, thread.odd = false;
+  thread.open.clear(), thread.closed.clear();
 }
 
 }  // namespace
@@ -142,9 +129,12 @@ void fail(const char* what) {
 int lane() { return running % kWarp; }
 
 void wait_for_block() {
+  char* order = &block_order[odd_barrier];  // two, so that what a fast thread does next is not ordered with it
+  release(order);
   threads[running].state = State::at_block;
   if (++waiting == live) open_block_barrier();
   switch_to_scheduler();
+  acquire(order);
 }
 
 const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
@@ -153,7 +143,8 @@ const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
   if (!(mask >> lane() & 1)) fail("a warp exchange by a thread outside its mask");
   auto& values = warp.values[thread.odd];
   thread.odd = !thread.odd;
-  std::memcpy(values[lane()], mine, bytes);
+  // no memcpy, which ThreadSanitizer would see: the exchange is what orders these
+  for (int i = 0; i < bytes; ++i) values[lane()][i] = static_cast<const unsigned char*>(mine)[i];
   warp.arrived |= 1u << lane();
   if ((warp.arrived & mask) == mask) {
     warp.arrived &= ~mask;
@@ -170,6 +161,7 @@ void copy_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     fail("a copy that is not aligned to 16 bytes");
   std::memset(to, 0xff, 16);
+  wrote16(to);
   threads[running].open.push_back({to, valid ? from : nullptr});
 }
 
@@ -182,8 +174,11 @@ void close_copies() {
 void wait_for_copies(int pending) {
   auto& closed = threads[running].closed;
   for (; int(closed.size()) > pending; closed.pop_front())
-    for (const Copy& copy : closed.front())
+    for (const Copy& copy : closed.front()) {
       copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
+      if (copy.from) read16(copy.from);
+      wrote16(copy.to);
+    }
 }
 
 char* shared_bytes() { return shared.get(); }
@@ -195,6 +190,7 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
   kernel = &function;
   threads.resize(count), warps.resize(count / kWarp);
   while (int(stacks.size()) < count) stacks.emplace_back(new char[kStack]);
+  adopt(scheduler_context);
   grid_size = {unsigned(blocks), 1, 1}, block_size = {unsigned(count), 1, 1};
   for (int64_t block = 0; block < blocks; ++block) {
     block_index = {unsigned(block), 0, 0};
@@ -202,12 +198,14 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
     std::memset(shared.get(), 0xff, bytes);
     for (Warp& warp : warps) std::memset(&warp, 0xff, sizeof warp.values), warp.arrived = 0;
     for (int i = 0; i < count; ++i) start(i);
+    release(&launch_order);
     while (live) {
       bool moved = false;
       for (int i = 0; i < count; ++i)
         if (threads[i].state == State::ready) run_thread(i), moved = true;
       if (!moved) fail("threads wait for each other at different barriers");
     }
+    acquire(&end_order);
   }
 }
 
