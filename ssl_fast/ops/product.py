@@ -94,7 +94,7 @@ class _Cuda:
     def __init__(self, features, tau, reduce, instances, saved, place):
         visual_loc, visual_avc, audio_loc, audio_avc = features
         self.kernels, self.where = place
-        self.spaces = Pairs(visual_loc, audio_loc, *place), Pairs(visual_avc, audio_avc, *place)
+        self.spaces = Pairs(visual_loc, audio_loc, saved[4], *place), Pairs(visual_avc, audio_avc, saved[5], *place)
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
 
@@ -122,6 +122,8 @@ class _Cuda:
             first=images.start == 0, last=images.stop == len(self.scores), **gradient, **self.where)
 
     def forward(self):
+        for space in self.spaces:
+            space.write_cell_norm()
         if self.instances == "image":  # their softmax is over all chunks
             self.for_chunks(lambda chunks, cosines: self.run("instances", chunks[0], cosines))
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from .checks import DTYPES, address, kernel_shape
-from .reference import accumulate_dtype
 
 # Rows, slopes and their products of one chunk of images take at most this (one image at least).
 WORKSPACE_BYTES = 32 * 2**20
@@ -47,19 +46,20 @@ class Chunk:
 class Pairs:
     """All audios with all cells.
 
-    visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous; kernels, where: as `kernels_for` gives them.
+    visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous, cell_norm: (N, h * w), 1 / |v|, which the
+    forward pass writes; kernels, where: as `kernels_for` gives them.
     """
 
-    def __init__(self, visual: Tensor, audio: Tensor, kernels, where: dict):
-        self.visual, self.kernels, self.where = visual, kernels, where
-        self.audio_rows = as_rows(audio[:, None])
-        self.audio_norm = self._inverse_norm(audio[:, :, None, None])
-        self.cell_norm = self._inverse_norm(visual)
+    def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
+        self.visual, self.cell_norm, self.kernels, self.where = visual, cell_norm, kernels, where
+        self.audio_rows, self.audio_norm = as_rows(audio[:, None]), cell_norm.new_empty(len(audio))
+        self._write_norm(audio[:, :, None, None], self.audio_norm)
 
-    def _inverse_norm(self, features: Tensor) -> Tensor:
-        norm = features.new_empty(features.shape[0], features[0, 0].numel(), dtype=accumulate_dtype(features))
+    def _write_norm(self, features: Tensor, norm: Tensor) -> None:
         self.kernels.mean(kernel_shape(features, 0), visual=address(features), inverse_norm=address(norm), out=0, **self.where)
-        return norm
+
+    def write_cell_norm(self) -> None:
+        self._write_norm(self.visual, self.cell_norm)
 
     def chunk(self, images: slice) -> Chunk:
         part, norm = by_cell(self.visual[images]), self.cell_norm[images]

@@ -178,7 +178,8 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
         pass
     elif on_cuda(visual):
         with kernels_for(visual) as place:
-            pairs = Pairs(visual, audio, *place)
+            pairs = Pairs(visual, audio, inverse_norm, *place)
+            pairs.write_cell_norm()
             for_chunks((pairs,), lambda chunk: _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair))
     else:
         extension.similarity(
@@ -204,9 +205,9 @@ def _gradients(visual, audio, need_visual, need_audio):
             torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0))
 
 
-def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, grad_visual, grad_audio):
+def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, grad_visual, grad_audio):
     with kernels_for(visual) as (kernels, where):
-        pairs = Pairs(visual, audio, kernels, where)
+        pairs = Pairs(visual, audio, inverse_norm, kernels, where)
         if pooling == "max":
             if grad_visual is not None:
                 kernels.gather_visual(
@@ -245,8 +246,8 @@ def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, vi
     if not scores.numel():
         return tuple(grad.zero_() for grad in grads)
     if on_cuda(visual):
-        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, grads[0] if need_visual else None,
-                       grads[1] if need_audio else None)
+        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm,
+                       grads[0] if need_visual else None, grads[1] if need_audio else None)
         return grads
     extension.similarity(
         kernel_shape(visual, len(audio)),
