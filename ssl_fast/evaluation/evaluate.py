@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import metrics
+from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
 from .results import Results, flat_keys, table
 
@@ -140,7 +140,7 @@ class _Run:
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
 
     def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
-                   title: str) -> dict[str, metrics.UniversalThreshold]:
+                   title: str) -> dict[str, false_alarms.UniversalThreshold]:
         """Universal threshold of each predictor, from the maxima of its low-resolution maps under a set's negatives."""
         if not negatives:
             return {}
@@ -150,7 +150,7 @@ class _Run:
             for name, maps in _checked(self.predictors, images, sounds, [sample_set.ids[i] for i in index]):
                 for kind, values in maps.items():
                     maxima[name][kind].append(values.max((1, 2)))
-        return {name: metrics.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
+        return {name: false_alarms.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
                 for name, kinds in maxima.items()}
 
     def columns(self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping,
@@ -190,7 +190,7 @@ class _Run:
         for kind, values in full.items():
             out[f"{kind}_max"] = maps[kind].max((1, 2))
             if threshold is not None:
-                out[f"pia_{kind}{suffix}"] = metrics.pia(values, threshold)
+                out[f"pia_{kind}{suffix}"] = false_alarms.pia(values, threshold)
         return out
 
 
