@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssl_fast.evaluation import detection
+from ssl_fast.evaluation import detection, metrics
 
 
 def draw(seed, n=60, levels=None):
@@ -83,7 +83,7 @@ def test_an_iou_of_one_half_is_a_hit_but_not_in_the_published_precision_at_50():
     figures = detection.figures([.9, .8], [.5, .7], [True, True], [50, 50000])
     assert figures["loc_acc"] == 1 and figures["precision_at_50"] == .5
     assert (figures["loc_acc_small"], figures["n_small"], figures["loc_acc_huge"], figures["n_huge"]) == (1, 1, 1, 1)
-    assert "loc_acc_medium" not in figures
+    assert "loc_acc_medium" not in figures and figures["auc"] == metrics.auc([.5, .7])
 
 
 def test_sizes():

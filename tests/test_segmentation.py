@@ -16,7 +16,8 @@ def test_iou_and_f_equal_a_loop_over_pixels():
         both = sum(x and y for x, y in zip(b, g))
         either = sum(x or y for x, y in zip(b, g))
         if not g.any():
-            assert got.iou[i] == pytest.approx(sum(not x for x in b) / 30) and np.isnan([got.f[i], got.f_whole[i]]).all()
+            assert got.iou[i] == pytest.approx(sum(not x for x in b) / 30)
+            assert np.isnan([got.f[i], got.f_whole[i]]).all()
             continue
         assert got.iou[i] == pytest.approx(both / either)
 

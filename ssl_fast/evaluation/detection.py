@@ -14,7 +14,7 @@ sounding: true positive if IoU >= .5, else false positive. What is *missed* is c
 
 import numpy as np
 
-from .metrics import array, check_maps, check_values, success_rate
+from .metrics import array, auc, check_maps, check_values, success_rate
 
 SIZES = {"small": 32 ** 2, "medium": 96 ** 2, "large": 144 ** 2, "huge": float("inf")}     # pixels, first area outside
 
@@ -100,7 +100,7 @@ def figures(confidences, iou, sounding, areas) -> dict[str, float | int]:
     """All figures of the Extended protocol; arguments (N,).
 
     `ap`, `max_f1`, `f1_at_half` with standard misses, `ap_published`, `max_f1_published`, `f1_at_half_published` as
-    SLAVC's program counts; over the sounding samples `loc_acc` (IoU >= .5) and `precision_at_50` (IoU > .5, as its
+    SLAVC's program counts; over the sounding samples `loc_acc` (IoU >= .5), `auc`, `precision_at_50` (IoU > .5, as its
     program tests), and for each subset by size that has any, `loc_acc_SIZE` and `n_SIZE`.
     """
     confidences, iou, sounding = samples = _samples(confidences, iou, sounding)
@@ -110,7 +110,8 @@ def figures(confidences, iou, sounding, areas) -> dict[str, float | int]:
         "max_f1_published": max_f1_published(*samples), "f1_at_half": float(f1(*samples, [.5])[0]),
         "f1_at_half_published": float(f1(*samples, [.5], standard=False)[0])}
     if sounding.any():
-        out |= {"loc_acc": success_rate(iou[sounding]), "precision_at_50": float((iou[sounding] > .5).mean())}
+        out |= {"loc_acc": success_rate(iou[sounding]), "auc": auc(iou[sounding]),
+                "precision_at_50": float((iou[sounding] > .5).mean())}
     sizes = size_subset(areas)
     for size in SIZES:
         chosen = sounding & (sizes == size)

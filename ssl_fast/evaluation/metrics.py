@@ -131,7 +131,7 @@ def _opencv(maps: np.ndarray, pixels: int) -> np.ndarray:
     return (a + (b - a).astype(np.float64) * (at - left.astype(np.float32))).astype(np.float32)
 
 
-def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The counts[i] largest pixels of map i, by selection, not sorting; ties and constant maps by the rules above."""
     flat = maps.reshape(len(maps), -1)
     n = flat.shape[1]
@@ -147,7 +147,7 @@ def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return out.reshape(maps.shape)
 
 
-def _fraction_count(fraction: float, n: int) -> int:
+def fraction_count(fraction: float, n: int) -> int:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number in (0, 1], got {fraction}")
     return math.ceil(fraction * n - 1e-9)
@@ -156,7 +156,7 @@ def _fraction_count(fraction: float, n: int) -> int:
 def top_fraction(maps, fraction: float = .5) -> np.ndarray:
     """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction * H * W) highest pixels (25,088 of 224 x 224 at .5)."""
     maps = check_maps(maps)
-    return _largest(maps, np.full(len(maps), _fraction_count(fraction, maps[0].size if len(maps) else 1)))
+    return largest(maps, np.full(len(maps), fraction_count(fraction, maps[0].size if len(maps) else 1)))
 
 
 def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
@@ -167,7 +167,7 @@ def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
     """
     maps = check_maps(maps)
     counts = np.count_nonzero(check_truth(ground_truth, maps.shape), axis=(1, 2))
-    return _largest(maps, np.where(counts > 0, counts, _fraction_count(empty, max(1, maps[:1].size))))
+    return largest(maps, np.where(counts > 0, counts, fraction_count(empty, max(1, maps[:1].size))))
 
 
 def at_index(maps, index, *, strict: bool) -> np.ndarray:

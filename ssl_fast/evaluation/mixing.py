@@ -23,7 +23,8 @@ def min_max(maps) -> np.ndarray:
 
 
 def min_max_flipped(maps) -> np.ndarray:
-    """1 - min_max(-x), as LVS, SSL-TIE and SSL-Align write it: `min_max` but for the rounding and constant maps (1 + x)."""
+    """1 - min_max(-x), as LVS, SSL-TIE and SSL-Align write it: `min_max` but for the rounding, and 1 + x for a constant
+    map."""
     return 1 - min_max(-check_maps(maps))
 
 

@@ -1,0 +1,114 @@
+"""From low-resolution maps to counts of pixels: up-sampling, threshold rules and intersections, in one pass per map.
+
+Here are the rules as data and the plain numpy path, made of the functions of `metrics`.
+"""
+
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from . import metrics
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """How a map comes to the size of the ground truth (`metrics.upsample`)."""
+
+    interpolation: str = "bilinear"
+    align_corners: bool = False
+    arithmetic: str = "exact"
+
+    def __call__(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return metrics.upsample(maps, size, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a map becomes a binary prediction.
+
+    kind: "fraction": a share of the pixels; "truth": as many as have ground truth > 0; "value": those above a value.
+    comparison: "exact": that many pixels, ties in row-major order, a constant map predicts everything (not for
+        values); ">" or ">=": against the value, or as published against the value at that ascending index.
+    fraction: of "fraction", and of "truth" where there is no ground truth.
+    value: of "value"; None stands for the universal threshold.
+    """
+
+    name: str
+    kind: str = "fraction"
+    comparison: str = "exact"
+    fraction: float = .5
+    value: float | None = None
+
+    def __post_init__(self):
+        allowed = {"fraction": ("exact", ">", ">="), "truth": ("exact", ">", ">="), "value": (">", ">=")}
+        if self.comparison not in allowed.get(self.kind, ()):
+            raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
+                             f"got {self.kind!r}, {self.comparison!r}")
+        if not 0 < self.fraction <= (1 if self.comparison == "exact" else 1 - 1e-9):
+            raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1] (below 1 for an index), "
+                             f"got {self.fraction}")
+
+    @property
+    def universal(self) -> bool:
+        return self.kind == "value" and self.value is None
+
+    def share(self, pixels: int) -> int:
+        """How many of so many pixels `fraction` stands for."""
+        return metrics.fraction_count(self.fraction, pixels) if self.comparison == "exact" else (
+            pixels - int(pixels * self.fraction))
+
+    def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
+        """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
+        if self.kind == "value":
+            return metrics.above(maps, self.value if self.value is not None else value, strict=self.comparison == ">")
+        pixels = math.prod(maps.shape[1:])
+        counts = np.full(len(maps), self.share(pixels))
+        if self.kind == "truth":
+            counts = np.where(objects > 0, objects, counts)
+        if self.comparison == "exact":
+            return metrics.largest(maps, counts)
+        return metrics.at_index(maps, pixels - counts, strict=self.comparison == ">")
+
+
+class Counts(typing.NamedTuple):
+    """Of N images with K maps each (the first one is compared with the ground truth) under R rules."""
+
+    hit: np.ndarray         # float64 (N, R): sum of weights of ground truth under the prediction
+    false: np.ndarray       # float64 (N, R): predicted pixels without ground truth
+    weight: np.ndarray      # float64 (N,): sum of weights
+    objects: np.ndarray     # int64 (N,): pixels with ground truth
+    shared: np.ndarray | None   # int64 (N, K, K): pixels strictly above `value` in both maps; None without a value
+
+    def iou(self, empty: float) -> np.ndarray:
+        """Consensus IoU (N, R); `empty` where nothing is predicted and nothing there."""
+        return metrics.ratio(self.hit, self.weight[:, None] + self.false, empty)
+
+    def map_iou(self, first: int, second: int) -> np.ndarray:
+        """(N,): agreement of two maps above `value`; two empty ones agree."""
+        both = self.shared[:, first, second]
+        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.)
+
+
+def counts_of_pixels(full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule],
+                     value: float | None = None) -> Counts:
+    """K maps (N, H, W) at the size of the ground truth (N, H, W) -> `Counts`. value: the universal threshold."""
+    truth = metrics.check_truth(truth, full[0].shape)
+    objects = np.array([np.count_nonzero(image) for image in truth], np.int64)
+    weight = truth.sum((1, 2), dtype=np.float64)
+    overlaps = [metrics.overlap(rule.predict(full[0], objects, value), truth)[:2] for rule in rules]
+    hit, false = np.moveaxis(np.array(overlaps).reshape(len(rules), 2, len(truth)), 1, 0)
+    shared = None
+    if value is not None:
+        above = np.stack([metrics.above(maps, value).reshape(len(truth), -1) for maps in full], 1)
+        shared = np.stack([(above[:, k, None] & above).sum(2, dtype=np.int64) for k in range(len(full))], 1)
+    return Counts(hit.T, false.T, weight, objects, shared)
+
+
+def counts(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None = None, *,
+           upsampling: Sequence[Upsampling]) -> Counts:
+    """K maps (N, h, w) of any size, each with its up-sampling, and ground truth (N, H, W) -> `Counts`."""
+    full = [enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)]
+    return counts_of_pixels(full, truth, rules, value)
