@@ -1,16 +1,21 @@
 """From low-resolution maps to counts of pixels: up-sampling, threshold rules and intersections, in one pass per map.
 
-Here are the rules as data and the plain numpy path, made of the functions of `metrics`.
+Here are the rules as data, the plain numpy path, made of the functions of `metrics`, and the call of the kernel.
 """
 
+import functools
 import math
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import torch
 
+from ..ops import checks
 from . import metrics
+
+KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")     # in the order of csrc/params.h
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Rule:
     value: float | None = None
 
     def __post_init__(self):
-        allowed = {"fraction": ("exact", ">", ">="), "truth": ("exact", ">", ">="), "value": (">", ">=")}
+        allowed = {kind: COMPARISONS[kind == "value":] for kind in KINDS}
         if self.comparison not in allowed.get(self.kind, ()):
             raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
                              f"got {self.kind!r}, {self.comparison!r}")
@@ -107,8 +112,61 @@ def counts_of_pixels(full: Sequence[np.ndarray], truth: np.ndarray, rules: Seque
     return Counts(hit.T, false.T, weight, objects, shared)
 
 
-def counts(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None = None, *,
-           upsampling: Sequence[Upsampling]) -> Counts:
-    """K maps (N, h, w) of any size, each with its up-sampling, and ground truth (N, H, W) -> `Counts`."""
-    full = [enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)]
-    return counts_of_pixels(full, truth, rules, value)
+@functools.lru_cache(maxsize=64)
+def _taps(cells: int, pixels: int, upsampling: Upsampling) -> tuple[np.ndarray, np.ndarray]:
+    """The interpolation matrix without its zeros: first cell (pixels,) and weights (pixels, taps)."""
+    matrix = metrics.interpolation_matrix(cells, pixels, upsampling.interpolation, upsampling.align_corners)
+    used = matrix != 0
+    first = used.argmax(1)
+    taps = int((cells - used[:, ::-1].argmax(1) - first).max())
+    first = np.minimum(first, cells - taps)
+    return first, np.take_along_axis(matrix, first[:, None] + np.arange(taps), 1)
+
+
+def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None,
+              upsampling: Sequence[Upsampling]) -> Counts:
+    low, truth = np.ascontiguousarray(np.stack(maps, 1)), np.ascontiguousarray(truth, np.float32)
+    n, k = low.shape[:2]
+    found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
+                   None if value is None else np.empty((n, k, k), np.int64))
+    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])]
+    pixels = math.prod(truth.shape[1:])
+    checks.extension.map_metrics(
+        (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data,
+        resize=[(*((first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair),
+                 up.interpolation == "bilinear") for pair, up in zip(axes, (upsampling[0], upsampling[-1]))],
+        rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
+                0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
+        value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
+        objects=found.objects.ctypes.data, shared=0 if value is None else found.shared.ctypes.data,
+        threads=torch.get_num_threads())
+    return found
+
+
+def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | None = None, *,
+           upsampling: Sequence[Upsampling], backend: str = "auto") -> Counts:
+    """K maps (N, h, w), each with its up-sampling, and ground truth (N, H, W) -> `Counts`.
+
+    `counts_of_pixels` of the up-sampled maps. The compiled kernel does the same without an up-sampled map in memory,
+    where up-sampling is exact, maps are float32 of one size, and all but the first are up-sampled alike.
+    value: the universal threshold. backend: "auto", "compiled" (RuntimeError where it cannot be had) or "reference".
+    """
+    if backend not in ("auto", "compiled", "reference"):
+        raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
+    maps, truth = [metrics.check_maps(m) for m in maps], metrics.check_truth(ground_truth)
+    if any(len(m) != len(truth) for m in maps):
+        raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, got {[len(m) for m in maps]}")
+    if value is None and any(rule.universal for rule in rules):
+        raise ValueError("value: expected the universal threshold for the rules, got None")
+    reason = None
+    if checks.extension is None:
+        reason = f"the compiled module did not load ({checks.extension_error})"
+    elif {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
+        reason = f"expected exact up-sampling, alike for all but the first map, got {upsampling}"
+    elif {(m.dtype, m.shape) for m in maps} != {(np.dtype(np.float32), maps[0].shape)}:
+        reason = f"expected float32 maps of one size, got {[(m.dtype.name, m.shape) for m in maps]}"
+    if backend == "compiled" and reason:
+        raise RuntimeError(f"backend='compiled': {reason}")
+    if backend != "reference" and not reason:
+        return _compiled(maps, truth, rules, value, upsampling)
+    return counts_of_pixels([enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)], truth, rules, value)

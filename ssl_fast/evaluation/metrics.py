@@ -78,7 +78,7 @@ def check_values(values, name: str = "iou") -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ maps to predictions
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
+def interpolation_matrix(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
     """(pixels, cells) float64: torch's interpolation along one axis as a matrix."""
     unit = torch.eye(cells, dtype=torch.float64)[None, :, :, None]
     columns = F.interpolate(unit, size=(pixels, 1), mode=mode, align_corners=align_corners)[0, :, :, 0]
@@ -112,7 +112,7 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
         return full[:, 0].numpy()
     if arithmetic == "opencv":
         return _opencv(_opencv(maps.astype(np.float32), size[1]).swapaxes(1, 2), size[0]).swapaxes(1, 2)
-    rows, columns = (_interpolation(cells, pixels, interpolation, align_corners)
+    rows, columns = (interpolation_matrix(cells, pixels, interpolation, align_corners)
                      for cells, pixels in zip(maps.shape[1:], size))
     full = np.empty((len(maps), *size), maps.dtype)
     for low, high in zip(maps, full):
