@@ -21,7 +21,9 @@ Features features_of(const std::array<Address, 6>& f) { return {at(f[0]), at(f[1
 using AxisArguments = std::tuple<Address, Address, int64_t>;
 using ResizeArguments = std::tuple<AxisArguments, AxisArguments, bool>;
 Resize resize_of(const ResizeArguments& r) {
-  auto axis = [](const AxisArguments& a) { return Axis{at<int64_t>(std::get<0>(a)), at<double>(std::get<1>(a)), std::get<2>(a)}; };
+  auto axis = [](const AxisArguments& a) {
+    return Axis{at<int64_t>(std::get<0>(a)), at<double>(std::get<1>(a)), std::get<2>(a)};
+  };
   return {axis(std::get<0>(r)), axis(std::get<1>(r)), std::get<2>(r)};
 }
 

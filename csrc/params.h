@@ -107,7 +107,7 @@ struct MapParams {
   double* hit;          // (images, rules): weight under the prediction
   double* outside;      // (images, rules): predicted pixels without ground truth
   double* weight;       // (images): sum of weights
-  int64_t* objects;     // (images): pixels with ground truth
+  int64_t* objects;     // (images): pixels with ground truth; -1, and nothing else, where a weight is not in [0, 1]
   int64_t* shared;      // (images, maps, maps) or null: pixels above `value` in both maps
   int threads;
 };

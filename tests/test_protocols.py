@@ -9,6 +9,7 @@ import torch
 from ssl_fast.evaluation import protocols
 from ssl_fast.evaluation.map_metrics import Rule, Upsampling
 from ssl_fast.evaluation.protocols import PROTOCOLS, Accumulator, Protocol
+from ssl_fast.ops import checks
 
 N, SIDE = 9, 40
 KINDS = ("silence", "noise", "offscreen")
@@ -144,6 +145,18 @@ def test_an_exact_variant_differs_by_pixels_at_most(data):
                 np.testing.assert_allclose(values, b.columns[predictor][column], atol=.02, err_msg=f"{name} {column}")
 
 
+def test_the_kernel_changes_no_figure(data):
+    data = {key: data[key] for key in ("maps", "ground_truth", "image_ids")} | {"negatives": data["negatives"]}
+    for protocol in (PROTOCOLS["default"], PROTOCOLS["vssl_eval"].exact(), PROTOCOLS["vssl_eval_unit"].exact(),
+                     PROTOCOLS["avsbench"].exact()):
+        reference = protocols.run(protocol, **data, backend="reference")
+        assert protocols.run(protocol, **data) == reference
+        if checks.extension is not None:
+            assert protocols.run(protocol, **data, backend="compiled") == reference
+    with pytest.raises(RuntimeError, match="backend='compiled': protocol 'lvs' is not of exact up-sampling"):
+        protocols.run("lvs", data["maps"], data["ground_truth"], backend="compiled")
+
+
 def test_only_numbers_per_sample_are_kept(data):
     total = Accumulator("vssl_eval", threshold=.2)
     for _ in range(3):
@@ -197,7 +210,7 @@ def test_bad_arguments_say_what_was_expected(data):
         total.update(maps, truth, image_ids=data["image_ids"])
     with pytest.raises(ValueError, match="rule 'half': expected kind and comparison among .*, got 'value', 'exact'"):
         Rule("half", "value")
-    with pytest.raises(ValueError, match=r"rule 'all': expected a fraction in \(0, 1\] \(below 1 .*, got 1"):
-        Rule("all", comparison=">", fraction=1)
+    with pytest.raises(ValueError, match=r"rule 'none': expected a fraction in \(0, 1\], got 0"):
+        Rule("none", fraction=0)
     with pytest.raises(ValueError, match="'opencv' is bilinear without aligned corners, got 'bicubic'"):
         protocols.score(Protocol(positive=Upsampling("bicubic", arithmetic="opencv")), maps, truth)

@@ -76,35 +76,33 @@ void upsample(const MapShape& s, const float* low, const Resize& resize, Map& ma
 
 // ---- sets of pixels ----
 
-// One bit for each lane of a comparison.
-SSL_FAST_AI uint64_t lane_bits(Vec<int32_t> mask) {
+// One bit for each lane: x > edge, or with kFrom x >= edge.
+template <bool kFrom>
+SSL_FAST_AI uint64_t bits_above(Vec<float> x, Vec<float> edge) {
 #if defined(__AVX512F__)
-  return uint16_t(_mm512_movepi32_mask((__m512i)mask));
-#elif defined(__AVX2__)
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)edge, kFrom ? _CMP_GE_OQ : _CMP_GT_OQ);
+#else
+  Vec<int32_t> mask = kFrom ? (Vec<int32_t>)(x >= edge) : (Vec<int32_t>)(x > edge);
+#if defined(__AVX2__)
   return uint8_t(_mm256_movemask_ps((__m256)mask));
 #else
   uint64_t bits = 0;
   for (int i = 0; i < kLanes<float>; ++i) bits |= uint64_t(mask[i] & 1) << i;
   return bits;
 #endif
+#endif
 }
 
-// {i: test(pixels i)} as bits.
-template <class Test>
-SSL_FAST_AI void set_of(const float* pixels, int64_t words, uint64_t* out, Test test) {
-  constexpr int L = kLanes<float>;
-  for (int64_t w = 0; w < words; ++w) {
-    uint64_t word = 0;
-    for (int i = 0; i < 64; i += L) word |= lane_bits(test(load(pixels + 64 * w + i))) << i;
-    out[w] = word;
-  }
+template <bool kFrom>
+SSL_FAST_AI uint64_t word_above(const float* pixels, Vec<float> edge) {
+  uint64_t word = 0;
+  for (int i = 0; i < 64; i += kLanes<float>) word |= bits_above<kFrom>(load(pixels + i), edge) << i;
+  return word;
 }
-void set_above(const float* pixels, int64_t words, float value, bool inclusive, uint64_t* out) {
+void set_above(const float* pixels, int64_t words, float value, bool from, uint64_t* out) {
   Vec<float> edge = broadcast(value);
-  if (inclusive)
-    set_of(pixels, words, out, [edge](Vec<float> x) { return (Vec<int32_t>)(x >= edge); });
-  else
-    set_of(pixels, words, out, [edge](Vec<float> x) { return (Vec<int32_t>)(x > edge); });
+  for (int64_t w = 0; w < words; ++w)
+    out[w] = from ? word_above<true>(pixels + 64 * w, edge) : word_above<false>(pixels + 64 * w, edge);
 }
 int64_t size_of(const uint64_t* set, int64_t words) {
   int64_t count = 0;
@@ -141,6 +139,15 @@ int64_t count_from(const float* values, int64_t padded, float edge) {  // values
   return sum;
 }
 
+float smallest_from(const float* values, int64_t padded, float edge) {
+  Vec<float> least = broadcast(__builtin_inff());
+  for (int64_t i = 0; i < padded; i += kLanes<float>) {
+    Vec<float> x = load(values + i);
+    least = select(x >= edge, select(x < least, x, least), least);
+  }
+  return -max_lanes<float>(-least);
+}
+
 // Sorted pixels from all over the map (each from another column), which bracket any order statistic.
 void draw_samples(const Map& map, int64_t pixels) {
   int64_t stride = pixels / kSamples;
@@ -164,29 +171,38 @@ float largest(const Map& map, int64_t pixels, int64_t rank) {
     float low = centre - reach < 0 ? map.lowest : map.samples[centre - reach];
     float high = centre + reach >= kSamples ? map.highest : map.samples[centre + reach];
     int64_t over = 0, found = 0;
-    for (int64_t i = 0; i < 64 * map.words; i += L) {
-      Vec<float> x = load(map.pixels + i);
-      uint64_t higher = lane_bits((Vec<int32_t>)(x > high));
-      uint64_t inside = lane_bits((Vec<int32_t>)(x >= low)) & ~higher;
+    const float* pixel = map.pixels;
+    float* out = map.candidates;
+    Vec<float> lower = broadcast(low), upper = broadcast(high);
+    for (const float* end = pixel + 64 * map.words; pixel < end; pixel += L) {
+      Vec<float> x = load(pixel);
+      uint64_t higher = bits_above<false>(x, upper), inside = bits_above<true>(x, lower) & ~higher;
       over += __builtin_popcountll(higher);
-      if (!inside) continue;
 #if defined(__AVX512F__)
-      _mm512_storeu_ps(map.candidates + found, _mm512_maskz_compress_ps(__mmask16(inside), (__m512)x));
-      found += __builtin_popcountll(inside);
+      _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(inside), (__m512)x));
+      out += __builtin_popcountll(inside);
 #else
-      for (; inside; inside &= inside - 1) map.candidates[found++] = map.pixels[i + __builtin_ctzll(inside)];
+      for (; inside; inside &= inside - 1) *out++ = pixel[__builtin_ctzll(inside)];
 #endif
     }
+    found = out - map.candidates;
     if (over >= rank || over + found < rank) continue;
     int64_t padded = round_up(found, L);
     for (int64_t i = found; i < padded; ++i) map.candidates[i] = kNothing;
     int64_t least = key_of(low), most = key_of(high);  // the answer's key is among these
-    while (least < most) {
-      int64_t middle = least + (most - least + 1) / 2;
-      if (over + count_from(map.candidates, padded, value_of(int32_t(middle))) >= rank)
-        least = middle;
+    for (double at_least = over + found, at_most = over; least < most;) {
+      // where a straight line between the counts at both ends meets the rank; the middle, where that gains little
+      double share = (at_least - rank + .5) / (at_least - at_most + 1);
+      int64_t width = most - least, step = int64_t(share * width);
+      int64_t middle = least + (step < width / 8 ? width / 8 : step > width - width / 8 ? width - width / 8 : step) + 1;
+      middle = middle > most ? most : middle;
+      float edge = value_of(int32_t(middle));
+      int64_t count = over + count_from(map.candidates, padded, edge);
+      if (count == rank) return smallest_from(map.candidates, padded, edge);
+      if (count > rank)
+        least = middle, at_least = count;
       else
-        most = middle - 1;
+        most = middle - 1, at_most = count;
     }
     return value_of(int32_t(least));
   }
@@ -210,26 +226,32 @@ void predict(const Map& map, int64_t pixels, const MapRule& rule, int64_t object
     if (map.pixels[i] == edge) out[i / 64] |= uint64_t(1) << (i % 64), --left;
 }
 
-// Bits of the ground truth, its pixels and its weight; whether all weights are 0 or 1.
+// Bits of the ground truth, its pixels (-1 where a weight is not within [0, 1]) and its weight; whether all weights are
+// 0 or 1.
 bool set_truth(const float* truth, int64_t pixels, Map& map, double& weight, int64_t& objects) {
-  Vec<int32_t> between = {};
-  set_of(truth, pixels / 64, map.truth, [&between](Vec<float> g) __attribute__((always_inline)) {
-    Vec<int32_t> object = (Vec<int32_t>)(g > 0.f);
-    between |= object & (Vec<int32_t>)(g != 1.f);
-    return object;
-  });
-  bool binary = lane_bits(between) == 0;
-  if (pixels % 64) map.truth[map.words - 1] = 0;
-  for (int64_t i = pixels / 64 * 64; i < pixels; ++i) {
-    map.truth[i / 64] |= uint64_t(truth[i] > 0) << (i % 64);
-    binary &= truth[i] == 0 || truth[i] == 1;
+  constexpr int L = kLanes<float>;
+  uint64_t between = 0, valid = ~uint64_t(0) >> (64 - L);
+  float last[64] = {};
+  for (int64_t w = 0; w < map.words; ++w) {
+    const float* from = truth + 64 * w;
+    if (64 * (w + 1) > pixels) {
+      for (int64_t i = 64 * w; i < pixels; ++i) last[i % 64] = truth[i];
+      from = last;
+    }
+    map.truth[w] = word_above<false>(from, Vec<float>{});
+    between |= map.truth[w] & ~word_above<true>(from, broadcast(1.f));
+    for (int i = 0; i < 64; i += L) {
+      Vec<float> g = load(from + i);
+      valid &= bits_above<true>(g, Vec<float>{}) & bits_above<true>(broadcast(1.f), g);
+    }
   }
   weight = objects = size_of(map.truth, map.words);
-  if (!binary) {
+  if (between) {
     weight = 0;
     for (int64_t i = 0; i < pixels; ++i) weight += truth[i];
   }
-  return binary;
+  if (valid != ~uint64_t(0) >> (64 - L)) objects = -1;
+  return !between;
 }
 
 void one_image(const MapParams& p, int64_t n, Map& map) {
@@ -238,6 +260,7 @@ void one_image(const MapParams& p, int64_t n, Map& map) {
   const float* truth = p.truth + n * pixels;
   bool binary = set_truth(truth, pixels, map, p.weight[n], objects);
   p.objects[n] = objects;
+  if (objects < 0) return;
   for (int64_t k = 0; k < (p.shared ? s.maps : 1); ++k) {
     upsample(s, p.low + (n * s.maps + k) * cells, p.resize[k > 0], map);
     if (p.shared) set_above(map.pixels, map.words, p.value, false, map.above + k * map.words);

@@ -52,18 +52,19 @@ class Rule:
         if self.comparison not in allowed.get(self.kind, ()):
             raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
                              f"got {self.kind!r}, {self.comparison!r}")
-        if not 0 < self.fraction <= (1 if self.comparison == "exact" else 1 - 1e-9):
-            raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1] (below 1 for an index), "
-                             f"got {self.fraction}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1], got {self.fraction}")
 
     @property
     def universal(self) -> bool:
         return self.kind == "value" and self.value is None
 
     def share(self, pixels: int) -> int:
-        """How many of so many pixels `fraction` stands for."""
-        return metrics.fraction_count(self.fraction, pixels) if self.comparison == "exact" else (
-            pixels - int(pixels * self.fraction))
+        """How many of so many pixels `fraction` stands for; as published, those from ascending index
+        int((1 - fraction) · pixels) on."""
+        if self.comparison == "exact":
+            return metrics.fraction_count(self.fraction, pixels)
+        return max(1, pixels - int(pixels * (1 - self.fraction)))
 
     def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
         """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
@@ -129,17 +130,20 @@ def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rul
     n, k = low.shape[:2]
     found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
                    None if value is None else np.empty((n, k, k), np.int64))
-    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])]
+    used = upsampling[0], upsampling[-1]
+    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in used]
     pixels = math.prod(truth.shape[1:])
     checks.extension.map_metrics(
         (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data,
         resize=[(*((first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair),
-                 up.interpolation == "bilinear") for pair, up in zip(axes, (upsampling[0], upsampling[-1]))],
+                 up.interpolation == "bilinear") for pair, up in zip(axes, used)],
         rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
                 0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
         value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
         objects=found.objects.ctypes.data, shared=0 if value is None else found.shared.ctypes.data,
         threads=torch.get_num_threads())
+    if (found.objects < 0).any():
+        metrics.refuse_truth(found.objects < 0)
     return found
 
 
@@ -153,9 +157,10 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
     """
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
-    maps, truth = [metrics.check_maps(m) for m in maps], metrics.check_truth(ground_truth)
+    maps, truth = [metrics.check_maps(m) for m in maps], metrics.array(ground_truth, "ground_truth", 3)
     if any(len(m) != len(truth) for m in maps):
-        raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, got {[len(m) for m in maps]}")
+        raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
+                         f"got {[len(m) for m in maps]}")
     if value is None and any(rule.universal for rule in rules):
         raise ValueError("value: expected the universal threshold for the rules, got None")
     reason = None

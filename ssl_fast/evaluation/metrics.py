@@ -57,13 +57,17 @@ def check_maps(maps, ids: Sequence[str] | None = None, name: str = "maps") -> np
 
 
 def check_truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
+    """(N, H, W) floats of that shape; ValueError naming the first sample with a weight outside [0, 1]."""
     ground_truth = array(ground_truth, "ground_truth", 3)
     if shape is not None and ground_truth.shape != tuple(shape):
         raise ValueError(f"ground_truth: expected shape {tuple(shape)}, got {ground_truth.shape}")
     if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):     # a NaN fails both
-        i = int((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)).argmax())
-        raise ValueError(f"ground_truth: expected weights in [0, 1], sample {i} has values outside")
+        refuse_truth((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)))
     return ground_truth
+
+
+def refuse_truth(wrong: np.ndarray) -> typing.NoReturn:
+    raise ValueError(f"ground_truth: expected weights in [0, 1], sample {int(wrong.argmax())} has values outside")
 
 
 def check_values(values, name: str = "iou") -> np.ndarray:

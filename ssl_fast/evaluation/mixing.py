@@ -48,6 +48,9 @@ NORMALISATIONS: dict[str, Callable] = {
     "two_cosines": lambda maps: check_maps(maps) * 2,                   # a mean of SLAVC's two cosines to their sum
 }
 
+# Before up-sampling or after it: the same, but for rounding.
+LINEAR = {*NORMALISATIONS} - {"min_max", "min_max_flipped"}
+
 
 def mix(audio_visual, prior, alpha: float) -> np.ndarray:
     """alpha · audio-visual + (1 - alpha) · object prior, both (N, h, w) and already in their ranges.

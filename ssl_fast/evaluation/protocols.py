@@ -128,16 +128,19 @@ def in_range(protocol: Protocol, maps: np.ndarray, enlarge: Callable = lambda ma
 
 
 def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapping[str, np.ndarray] = {},
-          threshold: float | None = None, ids: Sequence[str] | None = None) -> dict[str, dict[str, np.ndarray]]:
+          threshold: float | None = None, ids: Sequence[str] | None = None,
+          backend: str = "auto") -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
 
     maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1]; prior (N, h', w') mean activations;
     negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
     `pia_` are left out.
+    backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
+    neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample) and shapes that do not match.
     """
-    truth = metrics.check_truth(ground_truth)
+    truth = metrics.array(ground_truth, "ground_truth", 3)
     sounds = {"positive": metrics.check_maps(maps, ids)}
     sounds |= {kind: metrics.check_maps(values, ids, f"maps under {kind}") for kind, values in negatives.items()}
     low = dict(sounds) if prior is None else sounds | {"prior": metrics.check_maps(prior, ids, "prior")}
@@ -148,19 +151,31 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
     size = truth.shape[1:]
     rules = [rule for rule in protocol.rules if not (rule.universal and threshold is None)]
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
-    full = {"audio_visual": [in_range(protocol, values, partial(enlarge[kind], size=size))
-                             for kind, values in sounds.items()]}
-    if prior is not None:
-        one = mixing.NORMALISATIONS[protocol.prior_normalisation](protocol.prior(low["prior"], size))
-        full |= {"prior": [one] * len(sounds), "mixed": [mixing.mix(m, one, protocol.alpha)
-                                                         for m in full["audio_visual"]]}
+    linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
+    ranks = threshold is None and all(rule.kind != "value" for rule in rules)
     out = {}
-    for predictor, levels in full.items():
-        after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
-        found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
-        out[predictor] = _columns(protocol, found, rules, [*negatives], truth)
-        if "detection" in protocol.figures:
-            out[predictor]["confidence"] = detection.confidence(levels[0])
+    if (prior is None and "detection" not in protocol.figures and (linear or ranks)
+            and {up.arithmetic for up in enlarge.values()} == {"exact"}):
+        # a linear range may as well come before up-sampling, and no other one changes the order of pixels
+        ranged = [mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
+                  for values in sounds.values()]
+        found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
+        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth)
+    elif backend == "compiled":
+        raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
+    else:
+        full = {"audio_visual": [in_range(protocol, values, partial(enlarge[kind], size=size))
+                                 for kind, values in sounds.items()]}
+        if prior is not None:
+            one = mixing.NORMALISATIONS[protocol.prior_normalisation](protocol.prior(low["prior"], size))
+            mixed = [mixing.mix(values, one, protocol.alpha) for values in full["audio_visual"]]
+            full |= {"prior": [one] * len(sounds), "mixed": mixed}
+        for predictor, levels in full.items():
+            after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
+            found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
+            out[predictor] = _columns(protocol, found, rules, [*negatives], truth)
+            if "detection" in protocol.figures:
+                out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
             out[predictor] |= {"pointing": metrics.pointing(low[key], truth), "map_min": low[key].min((1, 2)),
@@ -223,8 +238,8 @@ class Accumulator:
     threshold: the universal one, of protocols whose rules or figures ask for it.
     """
 
-    def __init__(self, protocol: str | Protocol, *, threshold: float | None = None):
-        self.protocol, self.threshold = protocol_of(protocol), threshold
+    def __init__(self, protocol: str | Protocol, *, threshold: float | None = None, backend: str = "auto"):
+        self.protocol, self.threshold, self.backend = protocol_of(protocol), threshold, backend
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
         self.marks: dict[str, list] = {"image_ids": [], "sounding": []}
         if threshold is None and "false_alarms" in self.protocol.figures:
@@ -233,7 +248,7 @@ class Accumulator:
     def update(self, maps, ground_truth, *, image_ids: Sequence[str] | None = None, sounding=None, **options) -> None:
         """Arguments of `score`; image_ids (N,): samples of one image, for IIoU; sounding (N,): whether the source is
         visible, for detection."""
-        batch = score(self.protocol, maps, ground_truth, threshold=self.threshold, **options)
+        batch = score(self.protocol, maps, ground_truth, threshold=self.threshold, backend=self.backend, **options)
         for predictor, columns in (self._batches[:1] or [batch])[0].items():
             if batch.get(predictor, {}).keys() != columns.keys():
                 raise ValueError(f"update: expected the columns {sorted(columns)} of {predictor!r} as in the first "
@@ -276,7 +291,7 @@ class Accumulator:
 def run(protocol: str | Protocol, maps, ground_truth, *, prior=None,
         negatives: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] = (),
         image_ids: Sequence[str] | None = None, sounding=None, threshold: float | None = None,
-        ids: Sequence[str] | None = None, batch: int = 64) -> dict:
+        ids: Sequence[str] | None = None, batch: int = 64, backend: str = "auto") -> dict:
     """A protocol on maps (N, h, w): `Accumulator.compute`, and `universal_threshold` with the quartiles it was chosen
     from.
 
@@ -292,7 +307,7 @@ def run(protocol: str | Protocol, maps, ground_truth, *, prior=None,
             kind: np.concatenate([in_range(protocol, metrics.check_maps(draw[kind], ids, f"maps under {kind}"))
                                   .max((1, 2)) for draw in draws]) for kind in draws[0]})
         threshold = chosen.value
-    total = Accumulator(protocol, threshold=threshold)
+    total = Accumulator(protocol, threshold=threshold, backend=backend)
     for draw in draws:
         for start in range(0, len(maps), batch):
             part = slice(start, start + batch)
