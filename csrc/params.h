@@ -71,4 +71,45 @@ struct CellsParams {
   int threads;
 };
 
+// Evaluation. Images have `maps` low-resolution maps each, the first of which is compared with the ground truth.
+struct MapShape {
+  int64_t images, maps, cell_rows, cell_columns, rows, columns;
+};
+
+// Interpolation along one axis: pixel i is a sum of `taps` cells from first[i] on.
+struct Axis {
+  const int64_t* first;
+  const double* weight;  // (pixels, taps)
+  int64_t taps;
+};
+struct Resize {
+  Axis rows, columns;
+  bool clip;  // pixels stay within the range of the cells
+};
+
+enum class RuleKind : int { fraction, truth, value };
+enum class Comparison : int { exact, above, at_least };
+struct MapRule {
+  RuleKind kind;
+  Comparison comparison;
+  int64_t count;  // pixels, of `fraction`, and of `truth` where there is none; exact, or to the order statistic
+  float value;
+};
+
+struct MapParams {
+  MapShape shape;
+  const float* low;     // (images, maps, cell rows, cell columns)
+  const float* truth;   // (images, rows, columns): weights
+  Resize resize[2];     // of the first map, and of the others
+  const MapRule* rule;  // (rules), for the first map
+  int64_t rules;
+  float value;          // of `shared`
+  double* hit;          // (images, rules): weight under the prediction
+  double* outside;      // (images, rules): predicted pixels without ground truth
+  double* weight;       // (images): sum of weights
+  int64_t* objects;     // (images): pixels with ground truth; -1, and nothing else, where a weight is not in [0, 1]
+  int64_t* shared;      // (images, maps, maps) or null: pixels above `value` in both maps
+  int threads;
+};
+
 }  // namespace ssl_fast

@@ -12,6 +12,7 @@ from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 from ssl_fast.data.negatives import negative_spectrograms
 from ssl_fast.evaluation import BASELINES, Protocol, Results, evaluate
 from ssl_fast.evaluation.evaluate import batches, inference, retrieval
+from ssl_fast.evaluation.map_metrics import Rule, Upsampling
 from ssl_fast.evaluation.results import table
 
 SINGLE = [[(c % 5, c % 3, c % 2, 2, 2)] for c in range(12)]
@@ -188,10 +189,13 @@ def test_the_test_sets_do_not_move_the_threshold():
 
 
 def test_a_protocol_is_data():
-    protocol = Protocol("corners", align_corners=True, fraction=.25)
+    protocol = Protocol("corners", positive=Upsampling(align_corners=True), rules=(Rule("top25", fraction=.25),))
     results = run(protocol=protocol, baselines={})
-    assert results["protocol"] == {"name": "corners", "interpolation": "bilinear", "align_corners": True,
-                                   "fraction": .25, "negatives_seed": 0}
+    record = results["protocol"]
+    assert record["name"] == "corners" and record["positive"] == {
+        "interpolation": "bilinear", "align_corners": True, "arithmetic": "exact"}
+    assert record["rules"] == [{"name": "top25", "kind": "fraction", "comparison": "exact", "fraction": .25,
+                                "value": None}]
     assert results["sets"]["single"]["baselines"] == {}
     sample_set, localizer = FakeSet(SINGLE), FakeLocalizer()
     for i in range(len(sample_set)):

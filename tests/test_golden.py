@@ -1,5 +1,6 @@
 """Agreement with the numbers that the published programs return (see the README of the golden folder)."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from ssl_fast import losses
+from ssl_fast.evaluation import protocols
 from ssl_fast.ops import checks
 
 FOLDER = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
@@ -73,3 +75,148 @@ def test_golden_losses(file, backend):
         gradients = torch.autograd.grad(loss, inputs)
         for k, gradient in enumerate(gradients):
             assert error(gradient, golden[f"{name}.grad{k}"]) < gradient_tolerance, (name, order[k])
+
+
+# ------------------------------------------------------------------------------------------------ evaluators
+
+EVALUATORS = sorted(FOLDER.glob("eval_*.npz"))
+SHORT = {"av": "audio_visual", "obj": "prior", "av_obj": "mixed"}
+KINDS = ("silence", "noise", "offscreen")
+
+
+def pasted(boxes, weight):
+    truth = np.zeros((len(boxes), 224, 224), np.float32)
+    for image, own in zip(truth, boxes):
+        for x0, y0, x1, y1 in own:
+            image[y0:y1, x0:x1] += weight
+    return truth.clip(0, 1)
+
+
+def evaluated(protocol, heat, truth, **options):
+    """(figures, columns) of each predictor, by an accumulator fed in two batches."""
+    total = protocols.Accumulator(protocol, threshold=options.pop("threshold", None))
+    for part in (slice(0, 7), slice(7, None)):
+        own = {name: values[part] for name, values in options.items() if name != "negatives"}
+        negatives = {kind: values[part] for kind, values in options.get("negatives", {}).items()}
+        total.update(heat[part], truth[part], negatives=negatives, **own)
+    return total.compute()["figures"], total.columns
+
+
+def localization(found, columns, rule="top50"):
+    table = found["localization"]
+    return {"cIoU": table[f"ciou_{rule}"], "AUC": table[f"auc_{rule}"], "mean": table[f"mean_iou_{rule}"],
+            "per_sample": columns[f"iou_{rule}"]}
+
+
+def one_map(protocol, flickr=False):
+    def case(golden, record):
+        truth = pasted(record["boxes"], .5 if flickr else 1)
+        figures, columns = evaluated(protocol, golden["heat"], truth)
+        found = localization(figures["audio_visual"], columns["audio_visual"])
+        return {key: found[key] for key in ("cIoU", "AUC", "per_sample")}
+    return case
+
+
+def three_maps(protocol, flickr=False):
+    def case(golden, record):
+        truth = pasted(record["boxes"], .5 if flickr else 1)
+        figures, columns = evaluated(protocol, golden["heat"], truth, prior=golden["obj"])
+        return {short: localization(figures[name], columns[name]) for short, name in SHORT.items()}
+    return case
+
+
+def extended(protocol, rule):
+    def case(golden, record):
+        sounding = golden["n_boxes"] > 0
+        truth = pasted(record["boxes"], 1) * sounding[:, None, None].astype(np.float32)
+        figures, columns = evaluated(protocol, golden["heat"], truth, prior=golden["obj"], sounding=sounding)
+        out = {}
+        for short, name in SHORT.items():
+            found = figures[name]["detection"][rule]
+            assert found["n"] == len(sounding) and found["n_sounding"] == sounding.sum()
+            out[short] = {"precision_at_50": found["precision_at_50"], "ap_at_50": found["ap_published"],
+                          "f1_at_50": found["f1_at_half_published"], "maxF1": 100 * found["max_f1_published"],
+                          "LocAcc": found["loc_acc"], "ciou": columns[name][f"iou_{rule}"],
+                          "conf": columns[name]["confidence"]}
+        return out
+    return case
+
+
+def ssl_align(protocol):
+    def case(golden, record):
+        ids = [protocols.published_image_id(name) for name in record["names"]]
+        figures, columns = evaluated(protocol, golden["heat"], pasted(record["boxes"], 1), prior=golden["obj"],
+                                     image_ids=ids)
+        model, mixed = (figures[name]["localization"] for name in ("audio_visual", "mixed"))
+        out = {"mIoU_per_sample": model["mean_iou_top50"], "per_sample": columns["audio_visual"]["iou_top50"],
+               "per_sample_adap": columns["audio_visual"]["iou_adaptive"]}
+        for suffix, rule in (("", "top50"), ("_adap", "adaptive")):
+            out |= {f"cIoU{suffix}": model[f"ciou_{rule}"], f"AUC{suffix}": model[f"auc_{rule}"],
+                    f"IIoU{suffix}": model[f"iiou_{rule}"], f"IAUC{suffix}": model[f"iauc_{rule}"],
+                    f"cIoU{suffix}_ogl": mixed[f"ciou_{rule}"], f"AUC{suffix}_ogl": mixed[f"auc_{rule}"]}
+        return out
+    return case
+
+
+def avsbench(rule):
+    def case(golden, record):
+        figures, _ = evaluated("avsbench", golden["heat"], pasted(record["boxes"], 1))
+        found = figures["audio_visual"]["segmentation"][rule]
+        return {"mIoU": found["miou_published"], "F": found["f_score_published"]}
+    return case
+
+
+def universal(golden, record):
+    return protocols.run("vssl_eval", golden["heat"], pasted(record["boxes"], 1),
+                         negatives={kind: golden[kind] for kind in KINDS})["universal_threshold"]["value"]
+
+
+def vssl_eval(protocol):
+    def case(golden, record):
+        figures, _ = evaluated(protocol, golden["heat"], pasted(record["boxes"], 1),
+                               threshold=universal(golden, record), negatives={kind: golden[kind] for kind in KINDS})
+        found = figures["audio_visual"]["false_alarms"]
+        out = {"cIoU_U": found["mean_iou"], "AUC_U": found["auc"], "IoU_neg_neg": found["overlap_negatives"],
+               "F_LOC": found["f_loc"], "F_AUC": found["f_auc"]}
+        for kind in KINDS:
+            out |= {f"pIA_{kind}": found[f"pia_{kind}"], f"AUC_N_{kind}": found[f"auc_n_{kind}"],
+                    f"IoU_pos_{kind}": found[f"overlap_{kind}"]}
+        return out
+    return case
+
+
+RECORDED = {
+    "lvs_vggss": one_map("lvs"), "lvs_flickr": one_map("ssl_tie", flickr=True),
+    "ezvsl_vggss": three_maps("ez_vsl"), "ezvsl_flickr": three_maps("fnac", flickr=True),
+    "ezvsl_train_val": one_map("ez_vsl_validation"), "fnac_validate2": three_maps("fnac_second_pass"),
+    "slavc_extended_rel1": extended("slavc_extended", "top50"),
+    "slavc_extended_rel0": extended("slavc_extended_absolute", "at_half"),
+    "sslalign_lvs_vggss": ssl_align("ssl_align_vggss"), "sslalign_lvs_other": ssl_align("ssl_align"),
+    "sslalign_validate": ssl_align("ssl_align"),
+    "avs_top50": avsbench("top50"), "avs_adaptive": avsbench("adaptive"), "universal_threshold": universal,
+    "vssl_eval_cv": vssl_eval("vssl_eval"), "vssl_eval_torch": vssl_eval("vssl_eval_corners"),
+}
+PERCENT = ("avs_top50", "avs_adaptive", "vssl_eval_cv", "vssl_eval_torch")     # the others are fractions
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden folder {FOLDER}")
+def test_golden_evaluators_are_there():
+    assert EVALUATORS, f"{FOLDER} holds no eval_*.npz"
+
+
+@pytest.mark.parametrize("file", EVALUATORS, ids=lambda file: file.stem)
+def test_golden_evaluators(file):
+    """Every figure that the file records, to 1e-6; a recorded one that is unknown here fails."""
+    golden, record = np.load(file), json.loads(file.with_suffix(".json").read_text())
+    assert record["results"] and set(record["results"]) <= RECORDED.keys()
+    for name, expected in record["results"].items():
+        compare(RECORDED[name](golden, record), expected, 100 if name in PERCENT else 1, name)
+
+
+def compare(found, expected, scale, name):
+    if isinstance(expected, dict):
+        assert expected.keys() <= found.keys(), name
+        for key, value in expected.items():
+            compare(found[key], value, scale, f"{name} {key}")
+    else:
+        np.testing.assert_allclose(found, np.asarray(expected) / scale, rtol=0, atol=1e-6, err_msg=name)

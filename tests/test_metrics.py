@@ -1,8 +1,4 @@
-"""Metrics against closed forms, brute-force loops over pixels, and the published programs' own values."""
-
-import json
-import os
-from pathlib import Path
+"""Metrics against closed forms and brute-force loops over pixels."""
 
 import numpy as np
 import pytest
@@ -10,8 +6,6 @@ import torch
 from scipy import ndimage
 
 from ssl_fast.evaluation import metrics
-
-GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[2] / "shared" / "golden"))
 
 
 @pytest.fixture
@@ -45,6 +39,35 @@ def test_upsample_with_corners_aligned_equals_scipy(rng):
     full = metrics.upsample(low, 25, align_corners=True)
     for a, b in zip(low, full):
         np.testing.assert_allclose(ndimage.zoom(a, 25 / 7, order=1, grid_mode=False), b, atol=1e-12)
+
+
+def test_upsample_in_torch_s_own_steps_is_torch(rng):
+    low = rng.standard_normal((3, 7, 5)).astype(np.float32)
+    for mode, corners in (("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)):
+        full = metrics.upsample(low, (31, 20), interpolation=mode, align_corners=corners, arithmetic="torch")
+        expected = torch.nn.functional.interpolate(torch.from_numpy(low)[None], (31, 20), mode=mode,
+                                                   align_corners=corners)[0].numpy()
+        np.testing.assert_array_equal(full, expected)
+        exact = metrics.upsample(low, (31, 20), interpolation=mode, align_corners=corners)
+        np.testing.assert_allclose(exact, expected, atol=1e-5)
+
+
+def test_upsample_in_opencv_s_steps_equals_a_loop(rng):
+    low = rng.standard_normal((2, 3, 7)).astype(np.float32)
+    full = metrics.upsample(low, (10, 23), arithmetic="opencv")
+
+    def between(values, i, pixels):     # a + (b - a) t: difference and weight rounded, product and sum rounded once
+        at = np.float32(min(max((i + .5) * (len(values) / pixels) - .5, 0), len(values) - 1))
+        left = int(at)
+        a, b = values[left], values[min(left + 1, len(values) - 1)]
+        return np.float32(float(a) + float(b - a) * float(at - np.float32(left)))
+
+    for n in range(2):
+        wide = [[between(row, j, 23) for j in range(23)] for row in low[n]]
+        for j in range(23):
+            column = [row[j] for row in wide]
+            np.testing.assert_array_equal(full[n, :, j], [between(column, i, 10) for i in range(10)])
+    np.testing.assert_allclose(full, metrics.upsample(low, (10, 23)), atol=1e-6)
 
 
 def test_upsample_keeps_the_range_and_constant_maps_to_the_bit(rng):
@@ -116,10 +139,30 @@ def test_an_empty_ground_truth_wins_nothing_by_the_adaptive_rule(rng):
     assert metrics.consensus_iou(prediction, truth) == [0]
 
 
+@pytest.mark.parametrize("levels", [1, 3, 1000])
+def test_the_published_rules_compare_with_the_value_at_an_index(rng, levels):
+    maps = rng.integers(0, levels, (30, 5, 8)).astype(np.float32)
+    index = rng.integers(0, 40, 30)
+    for at in (20, index):
+        strict, inclusive = (metrics.at_index(maps, at, strict=flag).reshape(30, -1) for flag in (True, False))
+        for i, row in enumerate(maps.reshape(30, -1)):
+            edge = sorted(row)[at if isinstance(at, int) else at[i]]
+            np.testing.assert_array_equal(strict[i], row > edge)
+            np.testing.assert_array_equal(inclusive[i], row >= edge)
+    if levels == 1:
+        assert not strict.any() and inclusive.all()
+
+
+def test_published_halves_of_the_field_s_frame():
+    maps = np.random.default_rng(0).permutation(224 * 224).reshape(1, 224, 224).astype(np.float32)
+    assert metrics.at_index(maps, 25088, strict=True).sum() == 25087
+    assert metrics.at_index(maps, 25088, strict=False).sum() == 25088
+
+
 def test_an_absolute_threshold_is_strict():
     maps = np.array([[[.1, .5], [.5000001, -1]]])
     np.testing.assert_array_equal(metrics.above(maps, .5), [[[False, False], [True, False]]])
-    assert metrics.pia(maps, .5) == [.25]
+    np.testing.assert_array_equal(metrics.above(maps, .5, strict=False), [[[False, True], [True, False]]])
     assert not metrics.above(np.ones((1, 3, 3), np.float32), 1.).any()
     assert metrics.above(np.ones((1, 3, 3), np.float32), -5.).all()
 
@@ -222,15 +265,6 @@ def test_pointing_of_constant_maps_misses_and_of_ties_takes_the_first():
         metrics.pointing(maps, np.zeros((2, 4, 4)))
 
 
-def test_universal_threshold_is_the_highest_third_quartile():
-    maxima = {"silence": np.arange(5.), "noise": np.array([0, 0, 0, 10.]), "offscreen": np.array([2.9, 2.9])}
-    assert metrics.universal_threshold(maxima) == (3., {"silence": 3., "noise": 2.5, "offscreen": pytest.approx(2.9)})
-    with pytest.raises(ValueError, match=r"maxima\['noise'\]: sample 1 is NaN"):
-        metrics.universal_threshold({"noise": [0, np.nan]})
-    with pytest.raises(ValueError, match="at least one kind"):
-        metrics.universal_threshold({})
-
-
 # ------------------------------------------------------------------------------------------------ retrieval
 
 def test_recall_equals_sorting(rng):
@@ -277,7 +311,8 @@ def test_recall_errors():
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("function", [
     lambda m, g: metrics.upsample(m, 9), lambda m, g: metrics.top_fraction(m), metrics.adaptive,
-    lambda m, g: metrics.above(m, 0.), metrics.pointing, lambda m, g: metrics.pia(m, 0.)])
+    lambda m, g: metrics.above(m, 0.), metrics.pointing,
+    lambda m, g: metrics.at_index(m, 3, strict=True)])
 def test_a_map_that_is_not_finite_names_its_sample(rng, bad, function):
     maps = rng.random((5, 4, 4))
     maps[3, 1, 2] = bad
@@ -303,47 +338,13 @@ def test_wrong_shapes_and_values_say_what_came(rng):
         metrics.success_rate([])
     with pytest.raises(ValueError, match="iou: sample 1 is NaN"):
         metrics.auc([0, np.nan])
+    with pytest.raises(ValueError, match=r"index: expected numbers within \[0, 16\), got 16 .. 16"):
+        metrics.at_index(maps, 16, strict=True)
+    with pytest.raises(ValueError, match="arithmetic: expected 'exact', 'torch' or 'opencv', got 'float16'"):
+        metrics.upsample(maps, 9, arithmetic="float16")
+    with pytest.raises(ValueError, match="'opencv' is bilinear without aligned corners, got 'bicubic'"):
+        metrics.upsample(maps, 9, interpolation="bicubic", arithmetic="opencv")
     with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
         metrics.above(maps, float("nan"))
     with pytest.raises(TypeError, match="expected real numbers"):
         metrics.check_maps(np.zeros((1, 2, 2), complex))
-
-
-# ------------------------------------------------------------------------------------------------ published programs
-
-def golden_cases():
-    files = sorted(GOLDEN.glob("eval_*.npz"))
-    return [pytest.param(f, id=f.stem) for f in files] or [
-        pytest.param(None, marks=pytest.mark.skip(reason=f"no golden values in {GOLDEN}"))]
-
-
-@pytest.mark.parametrize("file", golden_cases())
-def test_golden_success_rates_and_universal_threshold(file):
-    """Where a published pipeline is made of these functions, their values are its values."""
-    arrays, record = np.load(file), json.loads(file.with_suffix(".json").read_text())
-    truth = np.zeros((len(record["boxes"]), 224, 224), np.float32)
-    consensus = np.zeros_like(truth)
-    for image, votes, boxes in zip(truth, consensus, record["boxes"]):
-        for x0, y0, x1, y1 in boxes:
-            image[y0:y1, x0:x1] = 1
-            votes[y0:y1, x0:x1] += .5
-    consensus = np.minimum(consensus, 1)
-    results = record["results"]
-    for ground_truth, name in ((truth, "ezvsl_vggss"), (consensus, "ezvsl_flickr")):
-        full = metrics.upsample(arrays["heat"], 224, align_corners=True)
-        iou = metrics.consensus_iou(metrics.top_fraction(full), ground_truth)
-        np.testing.assert_allclose(iou, results[name]["av"]["per_sample"], atol=1e-6)
-        assert metrics.success_rate(iou) == pytest.approx(results[name]["av"]["cIoU"], abs=1e-6)
-        assert metrics.auc(iou) == pytest.approx(results[name]["av"]["AUC"], abs=1e-6)
-    full = metrics.upsample(arrays["heat"], 224, interpolation="bicubic")
-    iou = metrics.consensus_iou(metrics.top_fraction(full), truth)
-    np.testing.assert_allclose(iou, results["ezvsl_train_val"]["per_sample"], atol=1e-6)
-    threshold = metrics.universal_threshold({k: arrays[k].max((1, 2)) for k in ("silence", "noise", "offscreen")})
-    assert threshold.value == pytest.approx(results["universal_threshold"], abs=1e-6)
-    full = metrics.upsample(arrays["heat"], 224)
-    iou = metrics.consensus_iou(metrics.above(full, threshold.value), truth, empty=0.)
-    assert 100 * iou.mean() == pytest.approx(results["vssl_eval_cv"]["cIoU_U"], abs=1e-4)
-    assert 100 * metrics.auc(iou) == pytest.approx(results["vssl_eval_cv"]["AUC_U"], abs=1e-4)
-    for kind in ("silence", "noise", "offscreen"):
-        area = metrics.pia(metrics.upsample(arrays[kind], 224), threshold.value)
-        assert 100 * area.mean() == pytest.approx(results["vssl_eval_cv"][f"pIA_{kind}"], abs=1e-4)

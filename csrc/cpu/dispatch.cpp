@@ -116,5 +116,6 @@ void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void
 template void run(const Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
 template void run(const Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
 template void run(const Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
+template void run(const Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

@@ -18,5 +18,6 @@ void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void
 extern template void run(const Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
 extern template void run(const Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
 extern template void run(const Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
+extern template void run(const Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

@@ -17,6 +17,7 @@ struct KernelTable {
   const Kernel<SimilarityParams>*similarity, *similarity_backward;
   const Kernel<ProductParams>*product, *product_backward;
   const Kernel<CellsParams>*cosine, *cosine_backward, *mean, *mean_backward;
+  const Kernel<MapParams>* map_metrics;
 };
 
 }  // namespace ssl_fast

@@ -10,6 +10,6 @@ extern const KernelTable table;
 const KernelTable table{SSL_FAST_STRING(SSL_FAST_ISA), kPanel<float>,   kPanel<double>,  &similarity_kernel,
                         &similarity_backward_kernel,   &product_kernel, &product_backward_kernel,
                         &cosine_kernel,                &cosine_backward_kernel, &mean_kernel,
-                        &mean_backward_kernel};
+                        &mean_backward_kernel,         &map_metrics_kernel};
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -7,6 +7,7 @@ namespace ssl_fast::SSL_FAST_ISA {
 extern const Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
 extern const Kernel<ProductParams> product_kernel, product_backward_kernel;
 extern const Kernel<CellsParams> cosine_kernel, cosine_backward_kernel, mean_kernel, mean_backward_kernel;
+extern const Kernel<MapParams> map_metrics_kernel;
 
 // f(T()) in the computing type of the call.
 template <class Params, class F>

@@ -8,9 +8,11 @@
 """
 
 from .baselines import BASELINES
-from .evaluate import Protocol, evaluate
+from .evaluate import evaluate
 from .overlays import collect as collect_overlays
+from .protocols import PROTOCOLS, Protocol, Rule, Upsampling
 from .report import write_report
 from .results import Results
 
-__all__ = ["BASELINES", "Protocol", "Results", "collect_overlays", "evaluate", "write_report"]
+__all__ = ["BASELINES", "PROTOCOLS", "Protocol", "Results", "Rule", "Upsampling", "collect_overlays", "evaluate",
+           "write_report"]

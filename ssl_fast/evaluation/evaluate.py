@@ -10,14 +10,14 @@ import platform
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import metrics
+from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
+from .protocols import Protocol, in_range, score
 from .results import Results, flat_keys, table
 
 if typing.TYPE_CHECKING:
@@ -25,23 +25,6 @@ if typing.TYPE_CHECKING:
 
 NEGATIVES = ("silence", "noise", "offscreen")
 RECALLS = (1, 5, 10)
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How maps become numbers. The default: bilinear up-sampling to the image's size with corners not aligned, exact
-    pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
-    columns)."""
-
-    name: str = "default"
-    interpolation: str = "bilinear"
-    align_corners: bool = False
-    fraction: float = .5            # of the pixels, for the top-fraction rule
-    negatives_seed: int = 0         # of the noise and of the draw of off-screen sounds
-
-    @property
-    def top(self) -> str:
-        return f"top{round(100 * self.fraction)}"
 
 
 class Localizer(typing.Protocol):
@@ -140,7 +123,7 @@ class _Run:
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
 
     def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
-                   title: str) -> dict[str, metrics.UniversalThreshold]:
+                   title: str) -> dict[str, false_alarms.UniversalThreshold]:
         """Universal threshold of each predictor, from the maxima of its low-resolution maps under a set's negatives."""
         if not negatives:
             return {}
@@ -149,8 +132,8 @@ class _Run:
             sounds = {kind: draw(index) for kind, draw in negatives.items()}
             for name, maps in _checked(self.predictors, images, sounds, [sample_set.ids[i] for i in index]):
                 for kind, values in maps.items():
-                    maxima[name][kind].append(values.max((1, 2)))
-        return {name: metrics.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
+                    maxima[name][kind].append(in_range(self.protocol, values).max((1, 2)))
+        return {name: false_alarms.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
                 for name, kinds in maxima.items()}
 
     def columns(self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping,
@@ -170,33 +153,23 @@ class _Run:
 
     def _score(self, maps: dict[str, np.ndarray], boxes: np.ndarray, masks: list,
                threshold: float | None) -> dict[str, np.ndarray]:
-        full = {kind: metrics.upsample(values, boxes.shape[1:], interpolation=self.protocol.interpolation,
-                                       align_corners=self.protocol.align_corners) for kind, values in maps.items()}
-        positive = full.pop("positive")
-        fixed = {self.protocol.top: metrics.top_fraction(positive, self.protocol.fraction)}
-        if threshold is not None:
-            fixed[self.rule] = metrics.above(positive, threshold)
-        out = {f"iou_{rule}": iou for rule, iou in _ious(positive, fixed, boxes).items()}
+        positive = maps["positive"]
+        negatives = {kind: values for kind, values in maps.items() if kind != "positive"}
+        out = score(self.protocol, positive, boxes, negatives=negatives, threshold=threshold)["audio_visual"]
         have = np.array([mask is not None for mask in masks])
         if have.any():
             exact = np.stack([mask for mask in masks if mask is not None])
-            fixed = {rule: prediction[have] for rule, prediction in fixed.items()}
-            for rule, iou in _ious(positive[have], fixed, exact).items():
-                out[f"iou_{rule}_mask"] = np.full(len(have), np.nan)
-                out[f"iou_{rule}_mask"][have] = iou
-        out |= {"pointing": metrics.pointing(maps["positive"], boxes),
-                "map_min": maps["positive"].min((1, 2)), "map_max": maps["positive"].max((1, 2))}
-        suffix = "" if self.rule == "universal" else f"_{self.rule}"
-        for kind, values in full.items():
-            out[f"{kind}_max"] = maps[kind].max((1, 2))
-            if threshold is not None:
-                out[f"pia_{kind}{suffix}"] = metrics.pia(values, threshold)
-        return out
+            columns = score(self.protocol, positive[have], exact, threshold=threshold)["audio_visual"]
+            for column in [column for column in columns if column.startswith("iou_")]:
+                out[f"{column}_mask"] = np.full(len(have), np.nan)
+                out[f"{column}_mask"][have] = columns[column]
+        return {self._named(column): values for column, values in out.items()}
 
-
-def _ious(maps: np.ndarray, fixed: dict[str, np.ndarray], truth: np.ndarray) -> dict[str, np.ndarray]:
-    return {rule: metrics.consensus_iou(prediction, truth)
-            for rule, prediction in ({"adaptive": metrics.adaptive(maps, truth)} | fixed).items()}
+    def _named(self, column: str) -> str:
+        """Where the threshold is not from validation data, names say so."""
+        if self.rule != "universal" and column.startswith("pia_"):
+            return f"{column}_{self.rule}"
+        return column.replace("iou_universal", f"iou_{self.rule}")
 
 
 def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], title: str) -> tuple[np.ndarray, list]:
@@ -315,7 +288,7 @@ def evaluate(localizer: Localizer, test_sets: Mapping[str, "SampleSet"], *, vali
     if "class" not in recalls:
         notes.append(f"set {retrieval_on}: no retrieval by class, because not every sample has a category")
     results = Results({
-        "protocol": asdict(protocol), "versions": versions(), "notes": notes,
+        "protocol": protocol.record(), "versions": versions(), "notes": notes,
         "interactive_on": interactive_on, "sets": tables,
         "retrieval": {"set": retrieval_on, **recalls},
         "universal_threshold": {"chosen_on": "validation" if validation is not None else "test", "by_set": {

@@ -9,13 +9,16 @@ truths (N, H, W) weights in [0, 1]. Rules that hold everywhere:
   pointing is a miss.
 * *Ties* at the border of the k best pixels go to the pixel that comes first in row-major order, so exactly k pixels
   are predicted.
-* Success is `>=` (IoU of exactly .5 counts); an absolute threshold is strict (`>`).
+* Success is `>=` (IoU of exactly .5 counts); an absolute threshold is strict (`>`) unless asked otherwise.
+* The published programs do not count pixels but compare with the *value at an index* of the sorted map (`at_index`):
+  ties go all one way, a constant map predicts everything with `>=` and nothing with `>`.
+* *Nothing predicted and nothing there* has no IoU; the function that meets it says what it counts as.
 """
 
 import functools
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -53,17 +56,21 @@ def check_maps(maps, ids: Sequence[str] | None = None, name: str = "maps") -> np
     return maps
 
 
-def _truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
+def check_truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
+    """(N, H, W) floats of that shape; ValueError naming the first sample with a weight outside [0, 1]."""
     ground_truth = array(ground_truth, "ground_truth", 3)
     if shape is not None and ground_truth.shape != tuple(shape):
         raise ValueError(f"ground_truth: expected shape {tuple(shape)}, got {ground_truth.shape}")
     if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):     # a NaN fails both
-        i = int((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)).argmax())
-        raise ValueError(f"ground_truth: expected weights in [0, 1], sample {i} has values outside")
+        refuse_truth((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)))
     return ground_truth
 
 
-def _values(values, name: str = "iou") -> np.ndarray:
+def refuse_truth(wrong: np.ndarray) -> typing.NoReturn:
+    raise ValueError(f"ground_truth: expected weights in [0, 1], sample {int(wrong.argmax())} has values outside")
+
+
+def check_values(values, name: str = "iou") -> np.ndarray:
     values = array(values, name, 1).astype(np.float64)
     if not len(values):
         raise ValueError(f"{name}: expected at least one sample, got none")
@@ -75,18 +82,21 @@ def _values(values, name: str = "iou") -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ maps to predictions
 
 @functools.lru_cache(maxsize=64)
-def _interpolation(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
+def interpolation_matrix(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
     """(pixels, cells) float64: torch's interpolation along one axis as a matrix."""
     unit = torch.eye(cells, dtype=torch.float64)[None, :, :, None]
     columns = F.interpolate(unit, size=(pixels, 1), mode=mode, align_corners=align_corners)[0, :, :, 0]
     return columns.T.contiguous().numpy()
 
 
-def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool = False) -> np.ndarray:
+def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool = False,
+             arithmetic: str = "exact") -> np.ndarray:
     """(N, h, w) -> (N, H, W) float32 (float64 for float64) as torch interpolates; size = (H, W) or one number.
 
-    Computed in float64, map by map: a map comes out the same in any batch, and equal values by symmetry stay equal.
-    Bilinear values stay within [min, max] of their map to the last bit, so a constant map stays constant.
+    arithmetic: "exact": in float64, rounded once, map by map: a map comes out the same in any batch, and equal values
+    by symmetry stay equal. Bilinear values stay within [min, max] of their map to the last bit, so a constant map
+    stays constant. "torch": `F.interpolate` in the maps' dtype; "opencv": what `cv2.resize` does with
+    `INTER_LINEAR` in float32. Both round at every step, as the published programs do.
     """
     maps = check_maps(maps)
     size = (int(size),) * 2 if np.ndim(size) == 0 else tuple(int(s) for s in size)
@@ -94,9 +104,19 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
         raise ValueError(f"size: expected (height, width) of at least one pixel, got {size}")
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"interpolation: expected 'bilinear' or 'bicubic', got {interpolation!r}")
+    if arithmetic not in ("exact", "torch", "opencv"):
+        raise ValueError(f"arithmetic: expected 'exact', 'torch' or 'opencv', got {arithmetic!r}")
+    if arithmetic == "opencv" and (interpolation, align_corners) != ("bilinear", False):
+        raise ValueError(f"arithmetic: 'opencv' is bilinear without aligned corners, got {interpolation!r}, "
+                         f"align_corners={align_corners}")
     if maps.shape[1:] == size:
         return maps
-    rows, columns = (_interpolation(cells, pixels, interpolation, align_corners)
+    if arithmetic == "torch":
+        full = F.interpolate(torch.from_numpy(maps)[:, None], size, mode=interpolation, align_corners=align_corners)
+        return full[:, 0].numpy()
+    if arithmetic == "opencv":
+        return _opencv(_opencv(maps.astype(np.float32), size[1]).swapaxes(1, 2), size[0]).swapaxes(1, 2)
+    rows, columns = (interpolation_matrix(cells, pixels, interpolation, align_corners)
                      for cells, pixels in zip(maps.shape[1:], size))
     full = np.empty((len(maps), *size), maps.dtype)
     for low, high in zip(maps, full):
@@ -106,7 +126,16 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
     return full
 
 
-def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def _opencv(maps: np.ndarray, pixels: int) -> np.ndarray:
+    """(N, h, w) -> (N, h, pixels) float32: a + (b - a) t between neighbours along the rows, product and sum fused."""
+    cells = maps.shape[2]
+    at = ((np.arange(pixels) + .5) * (cells / pixels) - .5).astype(np.float32).clip(0, cells - 1)
+    left = np.floor(at).astype(int)
+    a, b = maps[..., left], maps[..., np.minimum(left + 1, cells - 1)]
+    return (a + (b - a).astype(np.float64) * (at - left.astype(np.float32))).astype(np.float32)
+
+
+def largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The counts[i] largest pixels of map i, by selection, not sorting; ties and constant maps by the rules above."""
     flat = maps.reshape(len(maps), -1)
     n = flat.shape[1]
@@ -122,7 +151,7 @@ def _largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return out.reshape(maps.shape)
 
 
-def _fraction_count(fraction: float, n: int) -> int:
+def fraction_count(fraction: float, n: int) -> int:
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction: expected a number in (0, 1], got {fraction}")
     return math.ceil(fraction * n - 1e-9)
@@ -131,7 +160,7 @@ def _fraction_count(fraction: float, n: int) -> int:
 def top_fraction(maps, fraction: float = .5) -> np.ndarray:
     """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction * H * W) highest pixels (25,088 of 224 x 224 at .5)."""
     maps = check_maps(maps)
-    return _largest(maps, np.full(len(maps), _fraction_count(fraction, maps[0].size if len(maps) else 1)))
+    return largest(maps, np.full(len(maps), fraction_count(fraction, maps[0].size if len(maps) else 1)))
 
 
 def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
@@ -141,18 +170,49 @@ def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
     nothing is won by default.
     """
     maps = check_maps(maps)
-    counts = np.count_nonzero(_truth(ground_truth, maps.shape), axis=(1, 2))
-    return _largest(maps, np.where(counts > 0, counts, _fraction_count(empty, max(1, maps[:1].size))))
+    counts = np.count_nonzero(check_truth(ground_truth, maps.shape), axis=(1, 2))
+    return largest(maps, np.where(counts > 0, counts, fraction_count(empty, max(1, maps[:1].size))))
 
 
-def above(maps, threshold: float) -> np.ndarray:
-    """(N, H, W) -> bool: pixels strictly above an absolute threshold (may be none, may be all)."""
+def at_index(maps, index, *, strict: bool) -> np.ndarray:
+    """(N, H, W) -> bool: pixels `>` (strict) or `>=` the value at an ascending index of the sorted map, the rule of the
+    published programs; index: one number or (N,), within [0, H * W)."""
+    maps = check_maps(maps)
+    flat = maps.reshape(len(maps), -1)
+    index = np.broadcast_to(index, len(maps))
+    if ((index < 0) | (index >= flat.shape[1])).any():
+        raise ValueError(f"index: expected numbers within [0, {flat.shape[1]}), got {index.min()} .. {index.max()}")
+    edge = np.array([np.partition(row, i)[i] for row, i in zip(flat, index)], maps.dtype)[:, None, None]
+    return maps > edge if strict else maps >= edge
+
+
+def above(maps, threshold: float, *, strict: bool = True) -> np.ndarray:
+    """(N, H, W) -> bool: pixels above an absolute threshold (may be none, may be all); `>=` where not `strict`."""
     if not np.isfinite(threshold):
         raise ValueError(f"threshold: expected a finite number, got {threshold}")
-    return check_maps(maps) > threshold
+    return check_maps(maps) > threshold if strict else check_maps(maps) >= threshold
 
 
 # ------------------------------------------------------------------------------------------------ per-sample values
+
+def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """bool (N, H, W), weights (N, H, W) -> float64 (N,) each: sum b·g, sum b·[g = 0], sum g."""
+    prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
+    if prediction.dtype != bool or prediction.ndim != 3:
+        raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
+    truth = check_truth(ground_truth, prediction.shape)
+    out = np.empty((3, len(truth)))
+    for i, (b, g) in enumerate(zip(prediction, truth)):     # image by image: what a loop touches stays in cache
+        weights = g.astype(np.float64)
+        out[:, i] = np.vdot(b.astype(np.float64), weights), np.count_nonzero(b & (g == 0)), weights.sum()
+    return tuple(out)
+
+
+def ratio(part, whole, empty: float) -> np.ndarray:
+    """part / whole as float64, `empty` where both are 0."""
+    part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
+    return np.divide(part, whole, out=np.full(whole.shape, float(empty)), where=whole != 0)
+
 
 def consensus_iou(prediction, ground_truth, *, empty: float = 1.) -> np.ndarray:
     """bool (N, H, W), weights (N, H, W) -> float64 (N,): sum b·g / (sum g + sum b·[g = 0]). Plain IoU where the
@@ -161,16 +221,8 @@ def consensus_iou(prediction, ground_truth, *, empty: float = 1.) -> np.ndarray:
     Empty ground truth and non-empty prediction: 0. Both empty: `empty` (1: rightly nothing; some published programs
     count 0).
     """
-    prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
-    if prediction.dtype != bool or prediction.ndim != 3:
-        raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
-    truth = _truth(ground_truth, prediction.shape)
-    out = np.empty(len(truth))
-    for i, (b, g) in enumerate(zip(prediction, truth)):     # image by image: what a loop touches stays in cache
-        weights = g.astype(np.float64)
-        union = weights.sum() + np.count_nonzero(b & (g == 0))
-        out[i] = np.vdot(b.astype(np.float64), weights) / union if union else empty
-    return out
+    hit, false, weight = overlap(prediction, ground_truth)
+    return ratio(hit, weight + false, empty)
 
 
 def pointing(maps, ground_truth) -> np.ndarray:
@@ -179,7 +231,7 @@ def pointing(maps, ground_truth) -> np.ndarray:
     Works on low-resolution maps and on full ones (where a cell is a pixel). Several highest cells: the first in
     row-major order counts. A constant map points nowhere: a miss.
     """
-    maps, truth = check_maps(maps), _truth(ground_truth)
+    maps, truth = check_maps(maps), check_truth(ground_truth)
     if len(maps) != len(truth):
         raise ValueError(f"ground_truth: expected {len(maps)} samples to match maps, got {len(truth)}")
     flat = maps.reshape(len(maps), -1)
@@ -191,27 +243,26 @@ def pointing(maps, ground_truth) -> np.ndarray:
     return (truth[sample, row, column] > 0) & (flat.min(1) < flat[sample, best])
 
 
-def pia(maps, threshold: float) -> np.ndarray:
-    """(N, H, W) -> float64 (N,): share of the image strictly above the threshold (0 is right for a negative)."""
-    return above(maps, threshold).mean((1, 2), dtype=np.float64)
-
-
 # ------------------------------------------------------------------------------------------------ figures of a set
 
 def success_rate(iou, threshold: float = .5) -> float:
     """Fraction of samples with IoU >= threshold: what the field prints as "cIoU"."""
-    return float((_values(iou) >= threshold).mean())
+    return float((check_values(iou) >= threshold).mean())
+
+
+def area_under(rates: np.ndarray) -> float:
+    """Trapezoid rule over the 21 thresholds of (21,) rates."""
+    return float((rates[0] / 2 + rates[1:-1].sum() + rates[-1] / 2) / 20)
 
 
 def auc(iou) -> float:
     """Area under the success rate at 21 thresholds (`>=`, trapezoid): at least .025, within .025 of the mean IoU."""
-    rates = (_values(iou)[None] >= THRESHOLDS[:, None]).mean(1)
-    return float((rates[0] / 2 + rates[1:-1].sum() + rates[-1] / 2) / 20)
+    return area_under((check_values(iou)[None] >= THRESHOLDS[:, None]).mean(1))
 
 
 def group_minimum(values, image_ids: Sequence) -> np.ndarray:
     """(N,) values -> (G,) lowest value among the samples of each image, images in order of first appearance."""
-    values = _values(values, "values")
+    values = check_values(values, "values")
     if len(image_ids) != len(values):
         raise ValueError(f"image_ids: expected {len(values)} ids, got {len(image_ids)}")
     index: dict = {}
@@ -236,23 +287,6 @@ def interactive(per_sample_iou, image_ids: Sequence) -> Interactive:
 def interactive_pointing(hits, image_ids: Sequence) -> float:
     """Fraction of images for each of whose sounds the maximum of the map lies in that sound's object."""
     return float(group_minimum(array(hits, "hits", 1), image_ids).mean())
-
-
-class UniversalThreshold(typing.NamedTuple):
-    value: float
-    third_quartiles: dict[str, float]   # of the maxima, for each kind of negative
-
-
-def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
-    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's
-    "U. th.").
-
-    A quarter of the worst kind of negatives is above it. Choose it on validation data, never on the set that is tested.
-    """
-    if not maxima:
-        raise ValueError("maxima: expected at least one kind of negative, got none")
-    quartiles = {kind: float(np.percentile(_values(v, f"maxima[{kind!r}]"), 75)) for kind, v in maxima.items()}
-    return UniversalThreshold(max(quartiles.values()), quartiles)
 
 
 # ------------------------------------------------------------------------------------------------ retrieval

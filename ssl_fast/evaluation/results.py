@@ -60,13 +60,13 @@ def replace_file(path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str]) -> dict:
+def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str] | None) -> dict:
     """Per-sample columns (N,) of one predictor -> its figures.
 
-    For each column `iou_RULE`: success rate `ciou_RULE`, `auc_RULE`, `mean_iou_RULE`, `iiou_RULE`, `iauc_RULE`; then
-    `pointing`, `interactive_pointing` and the mean of each `pia_` column, all in [0, 1]. `counts` holds the number
-    of successes behind each rate and, where a column has values for some samples only (NaN elsewhere: masks),
-    `n_RULE` and `images_RULE`.
+    For each column `iou_RULE`: success rate `ciou_RULE`, `auc_RULE`, `mean_iou_RULE`, and by image `iiou_RULE` and
+    `iauc_RULE`; then `pointing` and `interactive_pointing` where there is such a column, and the mean of each `pia_`
+    column, all in [0, 1]. Without image_ids none by image. `counts` holds the number of successes behind each rate and,
+    where a column has values for some samples only (NaN elsewhere: masks), `n_RULE` and `images_RULE`.
     """
     rates: dict[str, float] = {}
     counts: dict[str, int] = {}
@@ -74,18 +74,24 @@ def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str]) -> dict:
         if not column.startswith("iou_"):
             continue
         rule, have = column.removeprefix("iou_"), ~np.isnan(values)
-        values, images = values[have], [image for image, h in zip(image_ids, have) if h]
-        group = metrics.interactive(values, images)
+        values = values[have]
         rates |= {f"ciou_{rule}": metrics.success_rate(values), f"auc_{rule}": metrics.auc(values),
-                  f"mean_iou_{rule}": float(values.mean()), f"iiou_{rule}": group.iiou, f"iauc_{rule}": group.iauc}
-        counts |= {f"ciou_{rule}": round(rates[f"ciou_{rule}"] * len(values)),
-                   f"iiou_{rule}": round(group.iiou * group.groups)}
+                  f"mean_iou_{rule}": float(values.mean())}
+        counts[f"ciou_{rule}"] = round(rates[f"ciou_{rule}"] * len(values))
         if not have.all():
-            counts |= {f"n_{rule}": len(values), f"images_{rule}": group.groups}
-    rates["pointing"] = float(columns["pointing"].mean())
-    rates["interactive_pointing"] = metrics.interactive_pointing(columns["pointing"], image_ids)
-    counts["pointing"] = round(rates["pointing"] * len(image_ids))
-    counts["interactive_pointing"] = round(rates["interactive_pointing"] * len(set(image_ids)))
+            counts[f"n_{rule}"] = len(values)
+        if image_ids is not None:
+            group = metrics.interactive(values, [image for image, h in zip(image_ids, have) if h])
+            rates |= {f"iiou_{rule}": group.iiou, f"iauc_{rule}": group.iauc}
+            counts[f"iiou_{rule}"] = round(group.iiou * group.groups)
+            if not have.all():
+                counts[f"images_{rule}"] = group.groups
+    if "pointing" in columns:
+        rates["pointing"] = float(columns["pointing"].mean())
+        counts["pointing"] = int(columns["pointing"].sum())
+        if image_ids is not None:
+            rates["interactive_pointing"] = metrics.interactive_pointing(columns["pointing"], image_ids)
+            counts["interactive_pointing"] = round(rates["interactive_pointing"] * len(set(image_ids)))
     rates |= {column: float(values.mean()) for column, values in columns.items() if column.startswith("pia_")}
     return rates | {"counts": counts}
 

@@ -1,0 +1,143 @@
+"""How fast maps become numbers: the published steps image by image, the plain numpy path, and the compiled kernel.
+
+    OMP_WAIT_POLICY=passive python examples/bench_evaluator.py --threads 2 [--json FILE]
+
+First table: one map (7 x 7 to 224 x 224, top 50 %, IoU with boxes), CPU time per map of one thread, which other processes on
+the machine hardly disturb; candidates take turns, `x` is the median of the ratios within a round. Before that their
+predictions are compared: the loop rounds at every step, so a near-tie may put a pixel on the other side.
+Then the whole protocol of paper 004 with exact up-sampling: every image under its own sound and under three negatives
+from each of ten draws, adaptive and universal threshold, pIA, agreement of maps, all figures; the maps are drawn
+beforehand, the ground truth is painted from boxes on the way. Wall and CPU time, and what memory that took.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ssl_fast.evaluation import PROTOCOLS, Rule, Upsampling, false_alarms
+from ssl_fast.evaluation.map_metrics import counts
+from ssl_fast.evaluation.protocols import Accumulator
+from ssl_fast.measure import Stopwatch, peak_resident, time_rounds
+
+SIDE, CELLS = 224, 7
+KINDS = ("silence", "noise", "offscreen")
+INTERPOLATIONS = ("bilinear", "bicubic")
+
+
+def draw_maps(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    """Cosines (..., 7, 7)."""
+    return np.tanh(rng.standard_normal((*shape, CELLS, CELLS), np.float32) * .4)
+
+
+def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
+    """(count, 4) int: top, left, bottom, right in pixels."""
+    start, size = rng.integers(0, 120, (count, 2)), rng.integers(24, 105, (count, 2))
+    return np.concatenate([start, start + size], 1)
+
+
+def paint(boxes: np.ndarray) -> np.ndarray:
+    truth = np.zeros((len(boxes), SIDE, SIDE), np.float32)
+    for image, (top, left, bottom, right) in zip(truth, boxes):
+        image[top:bottom, left:right] = 1
+    return truth
+
+
+def published_loop(maps: np.ndarray, truth: np.ndarray, interpolation: str) -> np.ndarray:
+    """IoU (N,) by what the released evaluators do to each image: enlarge, scale to [0, 1], sort, threshold, sum."""
+    out = []
+    for low, own in zip(torch.from_numpy(maps)[:, None, None], truth):
+        heat = F.interpolate(low, size=(SIDE, SIDE), mode=interpolation, align_corners=False).numpy()[0, 0]
+        low, high = heat.min(), heat.max()
+        heat = (heat - low) / (high - low)
+        threshold = np.sort(heat.flatten())[int(heat.size * .5)]
+        mask = np.zeros((SIDE, SIDE))
+        mask[heat >= threshold] = 1
+        out.append((mask * own).sum() / (own.sum() + (mask * (own == 0)).sum()))
+    return np.array(out)
+
+
+def by_map(count: int, rounds: int) -> list[dict]:
+    rng = np.random.default_rng(0)
+    maps, truth = draw_maps(rng, count), paint(draw_boxes(rng, count))
+    threads, rows = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    for interpolation in INTERPOLATIONS:
+        upsampling = [Upsampling(interpolation)]
+
+        def ours(backend):
+            return counts([maps], truth, [Rule("top50")], upsampling=upsampling, backend=backend).iou(1.)[:, 0]
+
+        jobs = {"published steps": lambda: published_loop(maps, truth, interpolation),
+                "plain numpy": lambda: ours("reference"), "compiled": lambda: ours("compiled")}
+        values = {name: job() for name, job in jobs.items()}
+        assert (values["plain numpy"] == values["compiled"]).all()
+        assert np.abs(values["published steps"] - values["compiled"]).max() < 5 / truth.sum((1, 2)).min()
+        times = time_rounds(jobs, Stopwatch("cpu"), rounds, 0)
+        loop = times["published steps"][1]
+        rows += [{"interpolation": interpolation, "name": name,
+                  "us_per_map": 1e6 * statistics.median(cpu) / count,
+                  "x": statistics.median(a / b for a, b in zip(loop, cpu))} for name, (_, cpu) in times.items()]
+    torch.set_num_threads(threads)
+    return rows
+
+
+def whole_protocol(images: int, draws: int, batch: int) -> dict:
+    rng = np.random.default_rng(1)
+    protocol = PROTOCOLS["vssl_eval"].exact()
+    maps, boxes = draw_maps(rng, images), draw_boxes(rng, images)
+    negatives = {kind: .8 * draw_maps(rng, draws, images) for kind in KINDS}
+    found: dict = {}
+
+    def job():
+        maxima = {kind: values.max((2, 3)).reshape(-1) for kind, values in negatives.items()}
+        total = Accumulator(protocol, threshold=false_alarms.universal_threshold(maxima).value, backend="compiled")
+        for start in range(0, images, batch):
+            part = slice(start, start + batch)
+            truth = paint(boxes[part])
+            for draw in range(draws):
+                total.update(maps[part], truth, negatives={kind: v[draw, part] for kind, v in negatives.items()})
+        found.update(total.compute()["figures"]["audio_visual"])
+
+    wall, cpu = time.perf_counter(), time.process_time()
+    peak = peak_resident(job)
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    evaluated = images * draws * (1 + len(KINDS))
+    assert found["localization"]["counts"]["ciou_adaptive"] == round(
+        found["localization"]["ciou_adaptive"] * images * draws)
+    return {"protocol": protocol.name, "images": images, "draws": draws, "maps": evaluated, "wall_s": wall, "cpu_s": cpu,
+            "us_per_map": 1e6 * wall / evaluated, "peak_mib": peak / 2**20, "f_loc": found["false_alarms"]["f_loc"],
+            "threads": torch.get_num_threads()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=5158, help="of the whole protocol (VGG-SS has 5158)")
+    parser.add_argument("--draws", type=int, default=10, help="of negatives for each image")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--maps", type=int, default=128, help="of the table by map")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, help="of the whole protocol; torch's number unless given")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    rows = by_map(options.maps, options.rounds)
+    print("| up-sampling | steps | us per map, one thread | x |\n|---|---|---|---|")
+    for row in rows:
+        print(f"| {row['interpolation']} | {row['name']} | {row['us_per_map']:.0f} | {row['x']:.1f} |")
+    whole = whole_protocol(options.images, options.draws, options.batch)
+    print(f"\n{whole['protocol']}: {whole['maps']:,} maps of {whole['images']:,} images in {whole['wall_s']:.1f} s on "
+          f"{whole['threads']} threads ({whole['cpu_s']:.1f} s of CPU time, {whole['us_per_map']:.0f} us per map, "
+          f"{whole['peak_mib']:.0f} MiB)")
+    if options.json:
+        options.json.write_text(json.dumps({"by_map": rows, "whole_protocol": whole}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""Metrics under sounds of nothing in the image (silence, noise, off-screen), after vssl_eval (paper 004).
+
+Predictions are pixels strictly above one universal threshold. Rules: a *constant map* is wholly above it or not at all;
+*two empty predictions* agree (IoU 1), one empty and one not disagree (0); the harmonic mean of two zeros is 0; a NaN is
+an error that names the sample. Everything is a fraction in [0, 1] (published in per cent).
+"""
+
+import typing
+from collections.abc import Mapping
+
+import numpy as np
+
+from .metrics import THRESHOLDS, above, area_under, auc, check_values, ratio
+
+
+class UniversalThreshold(typing.NamedTuple):
+    value: float
+    third_quartiles: dict[str, float]   # of the maxima, for each kind of negative
+
+
+def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
+    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's
+    "U. th.").
+
+    A quarter of the worst kind of negatives is above it. Choose it on validation data, never on the set that is tested.
+    """
+    if not maxima:
+        raise ValueError("maxima: expected at least one kind of negative, got none")
+    quartiles = {kind: float(np.percentile(check_values(v, f"maxima[{kind!r}]"), 75)) for kind, v in maxima.items()}
+    return UniversalThreshold(max(quartiles.values()), quartiles)
+
+
+def pia(maps, threshold: float) -> np.ndarray:
+    """(N, H, W) -> float64 (N,): share of the image strictly above the threshold (0 is right for a negative)."""
+    return above(maps, threshold).mean((1, 2), dtype=np.float64)
+
+
+def auc_n(areas) -> float:
+    """(N,) pIA -> area under P(pIA <= t) at 21 thresholds (trapezoid): 1 if every pIA is 0, at most .975 if none is."""
+    return area_under((check_values(areas, "pia")[None] <= THRESHOLDS[:, None]).mean(1))
+
+
+def map_iou(first, second) -> np.ndarray:
+    """bool (N, H, W) twice -> float64 (N,): agreement of two predictions of the same image."""
+    first, second = np.asarray(first), np.asarray(second)
+    if first.dtype != bool or second.dtype != bool or first.shape != second.shape or first.ndim != 3:
+        raise TypeError(f"second: expected bool (N, H, W) twice alike, got {first.dtype} {first.shape} and "
+                        f"{second.dtype} {second.shape}")
+    return ratio((first & second).sum((1, 2)), (first | second).sum((1, 2)), empty=1.)
+
+
+def harmonic(a: float, b: float) -> float:
+    return 2 * a * b / (a + b) if a + b else 0.
+
+
+def figures(iou, areas: Mapping[str, np.ndarray], overlaps: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """iou (N,) of the positives at the universal threshold; {kind: (N,) pIA}; {"KIND" or "KIND_KIND": (N,) IoU of that
+    prediction with the positive one, or of both}.
+
+    `f_loc` = H(mean IoU, 1 - mean pIA), `f_auc` = H(AUC of the IoU, mean AUC_N), means over the kinds. The paper's
+    "cIoU U. th." is this mean IoU, not a success rate.
+    """
+    pias, aucs = ({kind: f(a) for kind, a in areas.items()} for f in (lambda a: float(np.mean(a)), auc_n))
+    pairs = [float(np.mean(v)) for key, v in overlaps.items() if key not in areas]
+    return {"mean_iou": float(check_values(iou).mean()), "auc": auc(iou),
+            **{f"pia_{kind}": value for kind, value in pias.items()},
+            **{f"auc_n_{kind}": value for kind, value in aucs.items()},
+            **{f"overlap_{key}": float(np.mean(v)) for key, v in overlaps.items()},
+            **({"overlap_negatives": float(np.mean(pairs))} if pairs else {}),
+            "f_loc": harmonic(float(np.mean(iou)), 1 - float(np.mean([*pias.values()]))),
+            "f_auc": harmonic(auc(iou), float(np.mean([*aucs.values()])))}

@@ -1,0 +1,177 @@
+"""From low-resolution maps to counts of pixels: up-sampling, threshold rules and intersections, in one pass per map.
+
+Here are the rules as data, the plain numpy path, made of the functions of `metrics`, and the call of the kernel.
+"""
+
+import functools
+import math
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from ..ops import checks
+from . import metrics
+
+KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")     # in the order of csrc/params.h
+
+
+@dataclass(frozen=True)
+class Upsampling:
+    """How a map comes to the size of the ground truth (`metrics.upsample`)."""
+
+    interpolation: str = "bilinear"
+    align_corners: bool = False
+    arithmetic: str = "exact"
+
+    def __call__(self, maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        return metrics.upsample(maps, size, **asdict(self))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a map becomes a binary prediction.
+
+    kind: "fraction": a share of the pixels; "truth": as many as have ground truth > 0; "value": those above a value.
+    comparison: "exact": that many pixels, ties in row-major order, a constant map predicts everything (not for
+        values); ">" or ">=": against the value, or as published against the value at that ascending index.
+    fraction: of "fraction", and of "truth" where there is no ground truth.
+    value: of "value"; None stands for the universal threshold.
+    """
+
+    name: str
+    kind: str = "fraction"
+    comparison: str = "exact"
+    fraction: float = .5
+    value: float | None = None
+
+    def __post_init__(self):
+        allowed = {kind: COMPARISONS[kind == "value":] for kind in KINDS}
+        if self.comparison not in allowed.get(self.kind, ()):
+            raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
+                             f"got {self.kind!r}, {self.comparison!r}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1], got {self.fraction}")
+
+    @property
+    def universal(self) -> bool:
+        return self.kind == "value" and self.value is None
+
+    def share(self, pixels: int) -> int:
+        """How many of so many pixels `fraction` stands for; as published, those from ascending index
+        int((1 - fraction) · pixels) on."""
+        if self.comparison == "exact":
+            return metrics.fraction_count(self.fraction, pixels)
+        return max(1, pixels - int(pixels * (1 - self.fraction)))
+
+    def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
+        """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
+        if self.kind == "value":
+            return metrics.above(maps, self.value if self.value is not None else value, strict=self.comparison == ">")
+        pixels = math.prod(maps.shape[1:])
+        counts = np.full(len(maps), self.share(pixels))
+        if self.kind == "truth":
+            counts = np.where(objects > 0, objects, counts)
+        if self.comparison == "exact":
+            return metrics.largest(maps, counts)
+        return metrics.at_index(maps, pixels - counts, strict=self.comparison == ">")
+
+
+class Counts(typing.NamedTuple):
+    """Of N images with K maps each (the first one is compared with the ground truth) under R rules."""
+
+    hit: np.ndarray         # float64 (N, R): sum of weights of ground truth under the prediction
+    false: np.ndarray       # float64 (N, R): predicted pixels without ground truth
+    weight: np.ndarray      # float64 (N,): sum of weights
+    objects: np.ndarray     # int64 (N,): pixels with ground truth
+    shared: np.ndarray | None   # int64 (N, K, K): pixels strictly above `value` in both maps; None without a value
+
+    def iou(self, empty: float) -> np.ndarray:
+        """Consensus IoU (N, R); `empty` where nothing is predicted and nothing there."""
+        return metrics.ratio(self.hit, self.weight[:, None] + self.false, empty)
+
+    def map_iou(self, first: int, second: int) -> np.ndarray:
+        """(N,): agreement of two maps above `value`; two empty ones agree."""
+        both = self.shared[:, first, second]
+        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.)
+
+
+def counts_of_pixels(full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule],
+                     value: float | None = None) -> Counts:
+    """K maps (N, H, W) at the size of the ground truth (N, H, W) -> `Counts`. value: the universal threshold."""
+    truth = metrics.check_truth(truth, full[0].shape)
+    objects = np.array([np.count_nonzero(image) for image in truth], np.int64)
+    weight = truth.sum((1, 2), dtype=np.float64)
+    overlaps = [metrics.overlap(rule.predict(full[0], objects, value), truth)[:2] for rule in rules]
+    hit, false = np.moveaxis(np.array(overlaps).reshape(len(rules), 2, len(truth)), 1, 0)
+    shared = None
+    if value is not None:
+        above = np.stack([metrics.above(maps, value).reshape(len(truth), -1) for maps in full], 1)
+        shared = np.stack([(above[:, k, None] & above).sum(2, dtype=np.int64) for k in range(len(full))], 1)
+    return Counts(hit.T, false.T, weight, objects, shared)
+
+
+@functools.lru_cache(maxsize=64)
+def _taps(cells: int, pixels: int, upsampling: Upsampling) -> tuple[np.ndarray, np.ndarray]:
+    """The interpolation matrix without its zeros: first cell (pixels,) and weights (pixels, taps)."""
+    matrix = metrics.interpolation_matrix(cells, pixels, upsampling.interpolation, upsampling.align_corners)
+    used = matrix != 0
+    first = used.argmax(1)
+    taps = int((cells - used[:, ::-1].argmax(1) - first).max())
+    first = np.minimum(first, cells - taps)
+    return first, np.take_along_axis(matrix, first[:, None] + np.arange(taps), 1)
+
+
+def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None,
+              upsampling: Sequence[Upsampling]) -> Counts:
+    low, truth = np.ascontiguousarray(np.stack(maps, 1)), np.ascontiguousarray(truth, np.float32)
+    n, k = low.shape[:2]
+    found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
+                   None if value is None else np.empty((n, k, k), np.int64))
+    used = upsampling[0], upsampling[-1]
+    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in used]
+    pixels = math.prod(truth.shape[1:])
+    checks.extension.map_metrics(
+        (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data,
+        resize=[(*((first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair),
+                 up.interpolation == "bilinear") for pair, up in zip(axes, used)],
+        rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
+                0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
+        value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
+        objects=found.objects.ctypes.data, shared=0 if value is None else found.shared.ctypes.data,
+        threads=torch.get_num_threads())
+    if (found.objects < 0).any():
+        metrics.refuse_truth(found.objects < 0)
+    return found
+
+
+def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | None = None, *,
+           upsampling: Sequence[Upsampling], backend: str = "auto") -> Counts:
+    """K maps (N, h, w), each with its up-sampling, and ground truth (N, H, W) -> `Counts`.
+
+    `counts_of_pixels` of the up-sampled maps. The compiled kernel does the same without an up-sampled map in memory,
+    where up-sampling is exact, maps are float32 of one size, and all but the first are up-sampled alike.
+    value: the universal threshold. backend: "auto", "compiled" (RuntimeError where it cannot be had) or "reference".
+    """
+    if backend not in ("auto", "compiled", "reference"):
+        raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
+    maps, truth = [metrics.check_maps(m) for m in maps], metrics.array(ground_truth, "ground_truth", 3)
+    if any(len(m) != len(truth) for m in maps):
+        raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
+                         f"got {[len(m) for m in maps]}")
+    if value is None and any(rule.universal for rule in rules):
+        raise ValueError("value: expected the universal threshold for the rules, got None")
+    reason = None
+    if checks.extension is None:
+        reason = f"the compiled module did not load ({checks.extension_error})"
+    elif {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
+        reason = f"expected exact up-sampling, alike for all but the first map, got {upsampling}"
+    elif {(m.dtype, m.shape) for m in maps} != {(np.dtype(np.float32), maps[0].shape)}:
+        reason = f"expected float32 maps of one size, got {[(m.dtype.name, m.shape) for m in maps]}"
+    if backend == "compiled" and reason:
+        raise RuntimeError(f"backend='compiled': {reason}")
+    if backend != "reference" and not reason:
+        return _compiled(maps, truth, rules, value, upsampling)
+    return counts_of_pixels([enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)], truth, rules, value)

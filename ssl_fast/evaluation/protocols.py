@@ -1,0 +1,317 @@
+"""Evaluation protocols: how maps become numbers, as data, and the one function that runs any of them.
+
+    from ssl_fast.evaluation import protocols
+    result = protocols.run("ez_vsl", maps, ground_truth, prior=prior)
+    result["figures"]["audio_visual"]["localization"]["ciou_top50"]
+
+`default` is ours: exact pixel counts, up-sampling rounded once. The others do what the published programs do, rounding
+included; all take cosines in [-1, 1] and ground truth (N, 224, 224).
+"""
+
+import json
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+
+import numpy as np
+
+from . import detection, false_alarms, map_metrics, metrics, mixing, segmentation
+from .map_metrics import Counts, Rule, Upsampling
+from .results import table
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How maps become numbers. The default: bilinear up-sampling to the image's size with corners not aligned, exact
+    pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
+    columns).
+
+    Steps: maps / tau; up-sampling; fixed range of tau; normalisation; mixture with the object prior, where one is
+    given; normalisation `after`; rules. Without `tau` its two steps are left out.
+    """
+
+    name: str = "default"
+    positive: Upsampling = Upsampling()
+    negative: Upsampling = Upsampling()         # of maps under negative sounds
+    prior: Upsampling = Upsampling()            # of the object prior
+    tau: float | None = None                    # SLAVC
+    normalisation: str = "none"                 # of `mixing.NORMALISATIONS`
+    prior_normalisation: str = "none"
+    alpha: float = .4                           # weight of the audio-visual map in the mixture
+    after: str = "none"
+    rules: tuple[Rule, ...] = (Rule("adaptive", "truth"), Rule("top50"), Rule("universal", "value", ">"))
+    empty: float = 1.                           # IoU of nothing predicted where nothing is
+    figures: tuple[str, ...] = ("localization",)    # of `FIGURES`
+    grouped: bool = False                       # whether image_ids must be given, for IIoU
+    negatives_seed: int = 0                     # of the noise and of the draw of off-screen sounds
+
+    def record(self) -> dict:
+        """What a result file stores: plain lists, dicts, numbers and strings."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def exact(self) -> "Protocol":
+        """The same with up-sampling rounded once: counts may differ by the pixels that rounding puts on the other
+        side of a threshold, and the compiled kernel can be used."""
+        sizes = {key: replace(getattr(self, key), arithmetic="exact") for key in ("positive", "negative", "prior")}
+        return replace(self, name=f"{self.name} (exact)", **sizes)
+
+
+def _everywhere(upsampling: Upsampling) -> dict[str, Upsampling]:
+    return {"positive": upsampling, "negative": upsampling, "prior": upsampling}
+
+
+OPENCV = Upsampling(arithmetic="opencv")
+CORNERS = Upsampling(align_corners=True, arithmetic="torch")
+BICUBIC = Upsampling("bicubic", arithmetic="torch")
+BICUBIC_CORNERS = Upsampling("bicubic", True, "torch")
+TOP, TOP_STRICT = (Rule("top50", comparison=comparison) for comparison in (">=", ">"))
+ADAPTIVE_STRICT = Rule("adaptive", "truth", ">")
+UNIVERSAL = Rule("universal", "value", ">")
+
+
+def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps) -> Protocol:
+    return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0., **steps)
+
+
+_lvs = _published("lvs", OPENCV, [TOP_STRICT], normalisation="min_max_flipped")
+_ez_vsl = _published("ez_vsl", CORNERS, [TOP], normalisation="min_max", prior_normalisation="min_max", after="min_max")
+_slavc = _published("slavc_extended", BICUBIC_CORNERS, [TOP], tau=.03, prior_normalisation="prior_range",
+                    after="min_max", figures=("detection",))
+_ssl_align = _published("ssl_align", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], normalisation="min_max_flipped",
+                        prior_normalisation="min_max_flipped", after="min_max", grouped=True)
+_vssl_eval = _published("vssl_eval", OPENCV, [ADAPTIVE_STRICT, UNIVERSAL], figures=("localization", "false_alarms"))
+
+PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
+    Protocol(),
+    _lvs,
+    replace(_lvs, name="ssl_tie"),
+    _ez_vsl,
+    replace(_ez_vsl, name="ez_vsl_validation", **_everywhere(BICUBIC)),     # during training; FNAC's too
+    replace(_ez_vsl, name="fnac"),
+    replace(_ez_vsl, name="fnac_second_pass", positive=BICUBIC, negative=BICUBIC),
+    replace(_slavc, name="slavc_validation", **_everywhere(BICUBIC), figures=("localization",)),
+    _slavc,                                                                 # with its flag --relative_prediction
+    replace(_slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=.5),)),
+    _ssl_align,                                                             # its own model and LVS elsewhere, EZ-VSL,
+    replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),     # SLAVC, FNAC; its own and LVS on VGG-SS,
+    replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),   # SSL-TIE
+    _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], figures=("segmentation",)),
+    _vssl_eval,                                                             # LVS, SSL-Align on VGG-SS; SSL-TIE
+    replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),        # LVS, SSL-Align on IS3
+    replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),     # EZ-VSL, SLAVC, FNAC
+    Protocol("vsl_paper", normalisation="two_cosines", prior_normalisation="channel_sum",   # paper 002, eq. 7
+             rules=(Rule("top50"),)),
+)}
+
+
+def protocol_of(protocol: "str | Protocol") -> Protocol:
+    if isinstance(protocol, Protocol):
+        return protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol: expected one of {list(PROTOCOLS)}, got {protocol!r}")
+    return PROTOCOLS[protocol]
+
+
+def published_image_id(name: str) -> str:
+    """The group of a sample in SSL-Align's IIoU: its file's name without the last `_` field. A name without one is in
+    the group "" with all others of its kind."""
+    return name.rpartition("/")[2].removesuffix(".jpg").rpartition("_")[0]
+
+
+# ------------------------------------------------------------------------------------------------ per-sample values
+
+def in_range(protocol: Protocol, maps: np.ndarray, enlarge: Callable = lambda maps: maps) -> np.ndarray:
+    """Cosines (N, h, w) in the units of the protocol's thresholds; up-sampled on the way, where `enlarge` does that."""
+    full = enlarge(maps) if protocol.tau is None else mixing.fixed_range(enlarge(maps / protocol.tau), protocol.tau)
+    return mixing.NORMALISATIONS[protocol.normalisation](full)
+
+
+def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapping[str, np.ndarray] = {},
+          threshold: float | None = None, ids: Sequence[str] | None = None,
+          backend: str = "auto") -> dict[str, dict[str, np.ndarray]]:
+    """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
+
+    maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1]; prior (N, h', w') mean activations;
+    negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
+    `pia_` are left out.
+    backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
+    neither a prior nor detection) or "reference" (numpy).
+    Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
+    Raises ValueError for a map with a NaN (naming the sample) and shapes that do not match.
+    """
+    truth = metrics.array(ground_truth, "ground_truth", 3)
+    sounds = {"positive": metrics.check_maps(maps, ids)}
+    sounds |= {kind: metrics.check_maps(values, ids, f"maps under {kind}") for kind, values in negatives.items()}
+    low = dict(sounds) if prior is None else sounds | {"prior": metrics.check_maps(prior, ids, "prior")}
+    for name, values in low.items():
+        if len(values) != len(truth):
+            raise ValueError(f"maps under {name}: expected {len(truth)} samples to match ground_truth, "
+                             f"got {len(values)}")
+    size = truth.shape[1:]
+    rules = [rule for rule in protocol.rules if not (rule.universal and threshold is None)]
+    enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
+    linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
+    ranks = threshold is None and all(rule.kind != "value" for rule in rules)
+    out = {}
+    if (prior is None and "detection" not in protocol.figures and (linear or ranks)
+            and {up.arithmetic for up in enlarge.values()} == {"exact"}):
+        # a linear range may as well come before up-sampling, and no other one changes the order of pixels
+        ranged = [mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
+                  for values in sounds.values()]
+        found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
+        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth)
+    elif backend == "compiled":
+        raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
+    else:
+        full = {"audio_visual": [in_range(protocol, values, partial(enlarge[kind], size=size))
+                                 for kind, values in sounds.items()]}
+        if prior is not None:
+            one = mixing.NORMALISATIONS[protocol.prior_normalisation](protocol.prior(low["prior"], size))
+            mixed = [mixing.mix(values, one, protocol.alpha) for values in full["audio_visual"]]
+            full |= {"prior": [one] * len(sounds), "mixed": mixed}
+        for predictor, levels in full.items():
+            after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
+            found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
+            out[predictor] = _columns(protocol, found, rules, [*negatives], truth)
+            if "detection" in protocol.figures:
+                out[predictor]["confidence"] = detection.confidence(levels[0])
+    for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
+        if key in low:
+            out[predictor] |= {"pointing": metrics.pointing(low[key], truth), "map_min": low[key].min((1, 2)),
+                               "map_max": low[key].max((1, 2))}
+    out["audio_visual"] |= {f"{kind}_max": sounds[kind].max((1, 2)) for kind in negatives}
+    return out
+
+
+def _columns(protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str],
+             truth: np.ndarray) -> dict[str, np.ndarray]:
+    pixels = truth[0].size if len(truth) else 1
+    out = {f"iou_{rule.name}": iou for rule, iou in zip(rules, found.iou(protocol.empty).T)}
+    if found.shared is not None:
+        out |= {f"pia_{kind}": found.shared[:, k, k] / pixels for k, kind in enumerate(kinds, 1)}
+    if "false_alarms" in protocol.figures and found.shared is not None:
+        out |= {f"overlap_{kind}": found.map_iou(0, k) for k, kind in enumerate(kinds, 1)}
+        out |= {f"overlap_{a}_{b}": found.map_iou(j, k)
+                for j, a in enumerate(kinds, 1) for k, b in enumerate(kinds, 1) if j < k}
+    if "detection" in protocol.figures:
+        out["objects"] = found.objects.astype(np.float64)
+    if "segmentation" in protocol.figures:
+        if (found.weight != found.objects).any():
+            i = int((found.weight != found.objects).argmax())
+            raise ValueError(f"ground_truth: expected 0 and 1 for segmentation, sample {i} has weights between")
+        for r, rule in enumerate(rules):
+            values = segmentation.per_sample(found.hit[:, r], found.false[:, r], found.weight, pixels)
+            out |= {f"segmentation_{key}_{rule.name}": v for key, v in values._asdict().items()}
+    return out
+
+
+# ------------------------------------------------------------------------------------------------ figures of a set
+
+def _detection(columns: Mapping, rules: Sequence[str], sounding: np.ndarray) -> dict:
+    return {rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["objects"])
+            for rule in rules}
+
+
+def _segmentation(columns: Mapping, rules: Sequence[str]) -> dict:
+    return {rule: segmentation.figures(segmentation.Segmentation(
+        *(columns[f"segmentation_{key}_{rule}"] for key in segmentation.Segmentation._fields))) for rule in rules}
+
+
+def _false_alarms(columns: Mapping) -> dict:
+    areas, overlaps = ({key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
+                       for start in ("pia_", "overlap_"))
+    return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
+
+
+# By the name under which a protocol asks for them: (columns of a predictor, names of its rules, marks) -> figures.
+FIGURES: dict[str, Callable] = {
+    "localization": lambda columns, rules, marks: table(columns, marks["image_ids"] or None),
+    "detection": lambda columns, rules, marks: _detection(columns, rules, np.array(marks["sounding"])),
+    "segmentation": lambda columns, rules, marks: _segmentation(columns, rules),
+    "false_alarms": lambda columns, rules, marks: _false_alarms(columns)}
+
+
+class Accumulator:
+    """Runs a protocol batch by batch and keeps per-sample numbers only, never a map.
+
+    threshold: the universal one, of protocols whose rules or figures ask for it.
+    """
+
+    def __init__(self, protocol: str | Protocol, *, threshold: float | None = None, backend: str = "auto"):
+        self.protocol, self.threshold, self.backend = protocol_of(protocol), threshold, backend
+        self._batches: list[dict[str, dict[str, np.ndarray]]] = []
+        self.marks: dict[str, list] = {"image_ids": [], "sounding": []}
+        if threshold is None and "false_alarms" in self.protocol.figures:
+            raise ValueError(f"threshold: expected the universal one for protocol {self.protocol.name!r}, got None")
+
+    def update(self, maps, ground_truth, *, image_ids: Sequence[str] | None = None, sounding=None, **options) -> None:
+        """Arguments of `score`; image_ids (N,): samples of one image, for IIoU; sounding (N,): whether the source is
+        visible, for detection."""
+        batch = score(self.protocol, maps, ground_truth, threshold=self.threshold, backend=self.backend, **options)
+        for predictor, columns in (self._batches[:1] or [batch])[0].items():
+            if batch.get(predictor, {}).keys() != columns.keys():
+                raise ValueError(f"update: expected the columns {sorted(columns)} of {predictor!r} as in the first "
+                                 f"batch, got {sorted(batch.get(predictor, {}))}")
+        for name, given, needed in (("image_ids", image_ids, self.protocol.grouped),
+                                    ("sounding", sounding, "detection" in self.protocol.figures)):
+            if given is None and (needed or self.marks[name]):
+                raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
+            if given is not None and len(given) != len(maps):
+                raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
+            if given is not None and len(self.marks[name]) != self.n:
+                raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
+        self._batches.append(batch)
+        self.marks["image_ids"].extend(() if image_ids is None else image_ids)
+        self.marks["sounding"].extend(() if sounding is None else np.asarray(sounding) > 0)
+
+    @property
+    def n(self) -> int:
+        return sum(len(batch["audio_visual"]["map_max"]) for batch in self._batches)
+
+    @property
+    def columns(self) -> dict[str, dict[str, np.ndarray]]:
+        """{predictor: {column: (n,)}} of all batches."""
+        return {predictor: {key: np.concatenate([batch[predictor][key] for batch in self._batches]) for key in columns}
+                for predictor, columns in (self._batches[0] if self._batches else {}).items()}
+
+    def compute(self) -> dict:
+        """{"protocol", "n", "threshold", "left_out" (rules without their threshold), "figures": {predictor: {family:
+        figures}}}; detection and segmentation for each rule. ValueError without a sample."""
+        if not self.n:
+            raise ValueError("compute: expected at least one sample, got none")
+        left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
+        rules = [rule.name for rule in self.protocol.rules if rule.name not in left_out]
+        figures = {predictor: {family: FIGURES[family](columns, rules, self.marks) for family in self.protocol.figures}
+                   for predictor, columns in self.columns.items()}
+        return {"protocol": self.protocol.record(), "n": self.n, "threshold": self.threshold, "left_out": left_out,
+                "figures": figures}
+
+
+def run(protocol: str | Protocol, maps, ground_truth, *, prior=None,
+        negatives: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] = (),
+        image_ids: Sequence[str] | None = None, sounding=None, threshold: float | None = None,
+        ids: Sequence[str] | None = None, batch: int = 64, backend: str = "auto") -> dict:
+    """A protocol on maps (N, h, w): `Accumulator.compute`, and `universal_threshold` with the quartiles it was chosen
+    from.
+
+    negatives: {kind: (N, h, w)}, or one such mapping for each draw (seed); the samples of all draws are pooled, each
+    draw beside the positives. threshold: the universal one; without it, it is taken from these very negatives, as
+    published. Other arguments as in `score` and `Accumulator.update`.
+    """
+    protocol = protocol_of(protocol)
+    draws = [negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}]
+    chosen = None
+    if threshold is None and draws[0] and any(rule.universal for rule in protocol.rules):
+        chosen = false_alarms.universal_threshold({
+            kind: np.concatenate([in_range(protocol, metrics.check_maps(draw[kind], ids, f"maps under {kind}"))
+                                  .max((1, 2)) for draw in draws]) for kind in draws[0]})
+        threshold = chosen.value
+    total = Accumulator(protocol, threshold=threshold, backend=backend)
+    for draw in draws:
+        for start in range(0, len(maps), batch):
+            part = slice(start, start + batch)
+            own = {"prior": prior, "image_ids": image_ids, "sounding": sounding, "ids": ids}
+            total.update(maps[part], ground_truth[part], negatives={kind: v[part] for kind, v in draw.items()},
+                         **{name: None if values is None else values[part] for name, values in own.items()})
+    return total.compute() | {"universal_threshold": None if chosen is None else chosen._asdict()}
