@@ -115,7 +115,11 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument("--data", type=Path, metavar="DIR", help="annotated samples (frames/, audio/, annotations.json)")
     what.add_argument("--scenes", action="store_true", help="the embedded scenes")
     test.add_argument("--split", **_SPLIT)
-    test.add_argument("--weights", type=Path, required=True, metavar="FILE", help="a checkpoint, or a run's folder")
+    model = test.add_mutually_exclusive_group(required=True)
+    model.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint, or a run's folder")
+    model.add_argument("--maps", type=Path, metavar="DIR", help="maps computed elsewhere: ID.npy, and KIND/ID.npy under "
+                       "negative sounds")
+    test.add_argument("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     test.add_argument("--out", type=Path, required=True, metavar="DIR")
     test.add_argument("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
     test.add_argument("--test-scenes", **_TEST_SCENES)
@@ -454,7 +458,7 @@ def summary(results) -> str:
         lines.append(f"{title:<{width}}  " + "  ".join(cells))
     retrieval = results["retrieval"]
     hit = "class" if "class" in retrieval else "instance"
-    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")):
+    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
         rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
         lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
     alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}

@@ -1,4 +1,4 @@
-"""Evaluation of a localizer on sets of (image, sound) samples, beside predictors that never hear the sound.
+"""Evaluation of a model on sets of (image, sound) samples, beside predictors that never hear the sound.
 
 One pass over each set streams batches through the model and all baselines; only per-sample numbers are kept. How
 maps become numbers is the `Protocol` that every result carries.
@@ -6,10 +6,12 @@ maps become numbers is the `Protocol` that every result carries.
 
 import contextlib
 import itertools
+import os
 import platform
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
-from .protocols import Protocol, in_range, score
+from .protocols import Accumulator, Protocol, in_range, protocol_of, score
 from .results import Results, flat_keys, table
 
 if typing.TYPE_CHECKING:
@@ -38,9 +40,11 @@ class Localizer(typing.Protocol):
     def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor: ...
 
 
-# images uint8 (B, 3, H, W), {"positive" or a kind of negative: spectrograms (B, 1, F, T)} -> {the same keys: maps
-# (B, h, w)}
-Predictor = Callable[[Tensor, dict[str, Tensor]], dict[str, np.ndarray]]
+# images uint8 (B, 3, H, W), {"positive" or a kind of negative: spectrograms (B, 1, F, T)}, ids of the samples
+# -> {the same keys: maps (B, h, w)}
+Predictor = Callable[[Tensor, dict[str, Tensor], list[str]], dict[str, np.ndarray]]
+# images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> maps (B, h, w): a model that is no `Localizer`
+MapFunction = Callable[[Tensor, Tensor], Tensor]
 
 
 def _device(localizer) -> torch.device:
@@ -60,7 +64,7 @@ def _audio(localizer: Localizer, spectrograms: Tensor) -> dict[str, Tensor]:
 
 def from_localizer(localizer: Localizer) -> Predictor:
     """The visual features are computed once for all the sounds that an image is tried with."""
-    def predict(images: Tensor, sounds: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
         visual = _visual(localizer, images)
         return {kind: metrics.array(localizer.maps(visual, _audio(localizer, sound)), "maps")
                 for kind, sound in sounds.items()}
@@ -69,9 +73,50 @@ def from_localizer(localizer: Localizer) -> Predictor:
 
 def from_images(baseline: Baseline) -> Predictor:
     """A baseline: one map of the image, whatever the sound."""
-    def predict(images: Tensor, sounds: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
         return dict.fromkeys(sounds, metrics.array(baseline(images), "maps"))
     return predict
+
+
+def from_function(function: MapFunction) -> Predictor:
+    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
+        return {kind: metrics.array(function(images, sound), "maps") for kind, sound in sounds.items()}
+    return predict
+
+
+def from_folder(folder: str | os.PathLike) -> Predictor:
+    """Maps computed elsewhere: FOLDER/ID.npy (h, w) under a sample's own sound, FOLDER/KIND/ID.npy under a negative."""
+    def load(path: Path) -> np.ndarray:
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path}: expected a map as .npy, got: {error}") from None
+        if values.ndim != 2 or values.dtype.kind != "f":
+            raise ValueError(f"{path}: expected floats (h, w), got {values.dtype} {values.shape}")
+        return values
+
+    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
+        out = {}
+        for kind in sounds:
+            maps = [load(Path(folder, *(() if kind == "positive" else (kind,)), f"{sample}.npy")) for sample in ids]
+            for sample, one in zip(ids, maps):
+                if one.shape != maps[0].shape:
+                    raise ValueError(f"{folder}: expected maps of one size, {maps[0].shape} as of {ids[0]!r}, "
+                                     f"got {one.shape} of {sample!r}")
+            out[kind] = np.stack(maps)
+        return out
+    return predict
+
+
+def predictor_of(model: "Localizer | MapFunction | str | os.PathLike") -> Predictor:
+    if isinstance(model, (str, os.PathLike)):
+        return from_folder(model)
+    if hasattr(model, "visual_features"):
+        return from_localizer(model)
+    if callable(model):
+        return from_function(model)
+    raise TypeError(f"model: expected a localizer, a function of images and spectrograms, or a folder of maps, "
+                    f"got {type(model).__name__}")
 
 
 @contextlib.contextmanager
@@ -109,7 +154,7 @@ def batches(sample_set: "SampleSet", batch_size: int, *, workers: int = 0, progr
 def _checked(predictors: Mapping[str, Predictor], images: Tensor, sounds: dict[str, Tensor],
              ids: list[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     for name, predictor in predictors.items():
-        maps = predictor(images, sounds)
+        maps = predictor(images, sounds, ids)
         for kind, values in maps.items():
             if len(metrics.check_maps(values, ids, f"maps of {name} under {kind} sound")) != len(images):
                 raise ValueError(f"maps of {name} under {kind} sound: expected {len(images)}, got shape {values.shape}")
@@ -119,8 +164,10 @@ def _checked(predictors: Mapping[str, Predictor], images: Tensor, sounds: dict[s
 class _Run:
     """What the passes of one evaluation have in common."""
 
-    def __init__(self, predictors: Mapping[str, Predictor], protocol: Protocol, rule: str, **loading):
+    def __init__(self, predictors: Mapping[str, Predictor], protocol: Protocol, rule: str,
+                 published: Sequence[Protocol], **loading):
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
+        self.published = published
 
     def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
                    title: str) -> dict[str, false_alarms.UniversalThreshold]:
@@ -137,9 +184,12 @@ class _Run:
                 for name, kinds in maxima.items()}
 
     def columns(self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping,
-                title: str) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int]]:
-        """{predictor: {column: (N,) per-sample values, NaN where a sample has none}}, size of the images."""
+                title: str) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int], dict]:
+        """{predictor: {column: (N,) per-sample values, NaN where a sample has none}}, size of the images, and
+        {published protocol: {predictor: what it computes}}."""
         out: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.predictors}
+        totals = {protocol.name: {name: self._total(protocol, thresholds.get(name)) for name in self.predictors}
+                  for protocol in self.published}
         size = (0, 0)
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = tuple(images.shape[-2:]), [sample_set.ids[i] for i in index]
@@ -149,7 +199,18 @@ class _Run:
                 threshold = thresholds[name].value if thresholds else None
                 for column, values in self._score(maps, boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
-        return out, size
+                for total in (by[name] for by in totals.values()):
+                    total.update(maps["positive"], boxes, ids=ids, sounding=boxes.any((1, 2)),
+                                 image_ids=[sample_set.image_ids[i] for i in index],
+                                 negatives={kind: maps[kind] for kind in negatives})
+        return out, size, {protocol: {name: total.compute() for name, total in by.items()}
+                           for protocol, by in totals.items()}
+
+    def _total(self, protocol: Protocol, chosen: false_alarms.UniversalThreshold | None) -> Accumulator:
+        """chosen: the universal threshold, in cosines."""
+        if chosen is None or not any(rule.universal for rule in protocol.rules):
+            return Accumulator(protocol)
+        return Accumulator(protocol, threshold=float(in_range(protocol, np.full((1, 1, 1), chosen.value))[0, 0, 0]))
 
     def _score(self, maps: dict[str, np.ndarray], boxes: np.ndarray, masks: list,
                threshold: float | None) -> dict[str, np.ndarray]:
@@ -245,13 +306,16 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
         raise ValueError(f"negatives: expected kinds among {NEGATIVES}, got {unknown}")
 
 
-def evaluate(localizer: Localizer, test_sets: Mapping[str, "SampleSet"], *, validation: "SampleSet | None" = None,
-             batch_size: int = 64, progress: bool = True, protocol: Protocol = Protocol(),
+def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets: Mapping[str, "SampleSet"], *,
+             validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
+             protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (),
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
              interactive_on: str | None = None, retrieval_on: str | None = None, workers: int = 0) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
 
+    localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no
+    retrieval. published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
     validation: the universal threshold (paper 004) is chosen on its negatives. Without it the threshold comes from
     each test set's own
         negatives, and whatever depends on it has `test_threshold` in its name instead of `universal` or nothing.
@@ -263,13 +327,14 @@ def evaluate(localizer: Localizer, test_sets: Mapping[str, "SampleSet"], *, vali
     _check(test_sets, validation, negatives)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
     retrieval_on = _pick("retrieval_on", retrieval_on, "single", test_sets)
-    predictors = {"model": from_localizer(localizer)}
+    published = [protocol_of(one) for one in published]
+    predictors = {"model": predictor_of(localizer)}
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = dict(batch_size=batch_size, workers=workers, progress=progress)
-    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", **loading)
+    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, **loading)
     notes: list[str] = []
-    samples, tables, chosen, thresholds = {}, {}, {}, {}
+    samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):
         if validation is not None:
             drawn = _negatives(validation, "validation", negatives, protocol.negatives_seed, notes)
@@ -278,19 +343,23 @@ def evaluate(localizer: Localizer, test_sets: Mapping[str, "SampleSet"], *, vali
             drawn = _negatives(sample_set, name, negatives, protocol.negatives_seed, notes)
             if validation is None:
                 thresholds = chosen[name] = run.thresholds(sample_set, drawn, name)
-            columns, size = run.columns(sample_set, drawn, thresholds, name)
+            columns, size, computed[name] = run.columns(sample_set, drawn, thresholds, name)
             tables[name] = _set_table(sample_set, columns, size, drawn)
             values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
             samples[name] = {"id": list(sample_set.ids), "image_id": list(sample_set.image_ids),
                              "category": list(sample_set.categories),
                              **{column: v.tolist() for column, v in values.items()}}
-        recalls = retrieval(localizer, test_sets[retrieval_on], **loading)
-    if "class" not in recalls:
+        recalls = {}
+        if hasattr(localizer, "retrieval"):
+            recalls = retrieval(localizer, test_sets[retrieval_on], **loading)
+        else:
+            notes.append("no retrieval, because the model gives maps alone")
+    if recalls and "class" not in recalls:
         notes.append(f"set {retrieval_on}: no retrieval by class, because not every sample has a category")
     results = Results({
         "protocol": protocol.record(), "versions": versions(), "notes": notes,
-        "interactive_on": interactive_on, "sets": tables,
-        "retrieval": {"set": retrieval_on, **recalls},
+        "interactive_on": interactive_on, "sets": tables, "protocols": computed,
+        "retrieval": {"set": retrieval_on, **recalls} if recalls else {},
         "universal_threshold": {"chosen_on": "validation" if validation is not None else "test", "by_set": {
             name: {predictor: t._asdict() for predictor, t in by.items()} for name, by in chosen.items()}},
     }, samples=samples)

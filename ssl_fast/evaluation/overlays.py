@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import metrics
-from .evaluate import NEGATIVES, Localizer, from_localizer, inference
+from .evaluate import NEGATIVES, Localizer, inference, predictor_of
 from .results import Results
 
 if typing.TYPE_CHECKING:
@@ -71,7 +71,7 @@ class _Tiles:
     """Makes tiles of a set; each kind of negative is drawn once."""
 
     def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence], seed: int):
-        self.predict, self.localizer = from_localizer(localizer), localizer
+        self.predict, self.localizer = predictor_of(localizer), localizer
         self.set, self.columns, self.seed, self.drawn = sample_set, columns, seed, {}
 
     def __call__(self, i: int, kind: str = "positive") -> Tile:
@@ -88,6 +88,6 @@ class _Tiles:
             spectrogram, waveform = drawn.spectrograms([i]), drawn[i]
             category = None if drawn.sources is None else self.set.categories[drawn.sources[i]]
         with inference(self.localizer):
-            maps = self.predict(image[None], {kind: spectrogram})[kind]
+            maps = self.predict(image[None], {kind: spectrogram}, [name])[kind]
         return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, kind, category, name,
                     self.set.image_ids[i], iou, waveform, self.set.front_end.sample_rate)

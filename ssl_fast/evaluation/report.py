@@ -142,10 +142,11 @@ def _cards(results: Mapping) -> str:
         cards += [measured(f"{title} on {main}", main, key, note, "images") for title, key, note in (
             ("Interactive IoU", "iiou_adaptive", "images whose sounds are all localised"),
             ("Interactive pointing", "interactive_pointing", "images where each sound's maximum is in its object"))]
-    hit = "class" if "class" in retrieval else "instance"
-    among = f"retrieval by {hit} among {retrieval['n']} of {retrieval['set']}"
-    cards += [_card(f"{title} R@1", retrieval[hit][way]["r1"], among)
-              for way, title in (("a2i", "Sound to image"), ("i2a", "Image to sound"))]
+    if retrieval:
+        hit = "class" if "class" in retrieval else "instance"
+        among = f"retrieval by {hit} among {retrieval['n']} of {retrieval['set']}"
+        cards += [_card(f"{title} R@1", retrieval[hit][way]["r1"], among)
+                  for way, title in (("a2i", "Sound to image"), ("i2a", "Image to sound"))]
     alarms = [rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")]
     if alarms:
         cards.append(_card(f"False alarms on {main}", max(alarms),
@@ -181,6 +182,29 @@ def _retrieval(retrieval: Mapping) -> str:
     return _section("Retrieval", _table(f"{retrieval['set']}: {retrieval['n']} samples", head, rows),
                     "<p><small>By class: the category of the sound is visible in the image. By instance: it is the "
                     "image's own sound.</small></p>")
+
+
+def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, *path, key) if key != "counts" else ()
+        else:
+            yield " ".join((*path, key)), value
+
+
+def _protocols(results: Mapping) -> str:
+    """Every figure of every protocol that was run beside the default one, a table each."""
+    parts = []
+    for name, by_protocol in results.get("protocols", {}).items():
+        for protocol, computed in by_protocol.items():
+            rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
+            table = _table(f"{name}: {computed['model']['n']} samples", ["", *map(name_of, rows["model"])],
+                           [(name_of(row), [_text(f"{x:.4g}") for x in values.values()]) for row, values in rows.items()])
+            parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
+    return parts and _section(
+        "Published protocols", "<p>The same maps as other evaluators would score them. Their figures do not compare "
+        "with each other: up-sampling, threshold, comparison and ground truth differ, and each is stored with the "
+        "results.</p>", *parts)
 
 
 def _false_positives(results: Mapping) -> str:
@@ -302,7 +326,7 @@ def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = N
     sounds, singles = _overlays(overlays or {})
     parts = [f"<header><h1>{_text(title)}</h1></header>", _cards(results), _section("How to read the numbers", READING),
              sounds, _section("Model and predictors that never hear", *comparisons), _false_positives(results),
-             _retrieval(results["retrieval"]), _training(history, config.get("chance")) if history else "", singles,
+             _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "", _training(history, config.get("chance")) if history else "", singles,
              _footer(results, config)]
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'

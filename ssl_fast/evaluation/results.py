@@ -17,7 +17,8 @@ class Results(dict):
     per-sample values.
 
     Nested: `sets[SET]` = {n, images, interactive_images, size, model: table, baselines: {NAME: table}, map_maxima:
-    {sound: five numbers}}, `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}},
+    {sound: five numbers}}, `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
+    `protocols[SET][NAME][model and baselines]` of further protocols,
     `universal_threshold`, `protocol`, `versions`, `notes` (what was left out and why).
     Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
     `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
