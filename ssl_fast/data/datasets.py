@@ -344,10 +344,17 @@ class _Folder:
         return None
 
     def _present(self, path: Path, what: str) -> Path | None:
-        if path.is_file() and path.stat().st_size:
-            return path
-        self.problems.append(f"{path}: {'empty file (0 bytes)' if path.is_file() else 'no such file'}, {what}")
-        return None
+        problem = missing(path)
+        if problem:
+            self.problems.append(f"{problem}, {what}")
+        return None if problem else path
+
+
+def missing(path: Path) -> str:
+    """Why a file has nothing to be read, or ""."""
+    if path.is_file():
+        return "" if path.stat().st_size else f"{path}: empty file (0 bytes)"
+    return f"{path}: no such file"
 
 
 def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
