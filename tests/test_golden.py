@@ -1,5 +1,6 @@
 """Agreement with the numbers that the published programs return (see the README of the golden folder)."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from ssl_fast import losses
+from ssl_fast.data import front_ends
 from ssl_fast.ops import checks
 
 FOLDER = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
@@ -73,3 +75,18 @@ def test_golden_losses(file, backend):
         gradients = torch.autograd.grad(loss, inputs)
         for k, gradient in enumerate(gradients):
             assert error(gradient, golden[f"{name}.grad{k}"]) < gradient_tolerance, (name, order[k])
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden folder {FOLDER}")
+def test_golden_audio():
+    """Every file and pipeline that is recorded; an unknown pipeline fails."""
+    golden = json.loads((FOLDER / "audio.json").read_text())
+    recorded = [key.removesuffix(".shape").split(".") for key in golden if key.endswith(".shape")]
+    assert {pipeline for _, pipeline in recorded} == {"ezvsl", "fnac", "sslalign", "sslalign_ezvsl", "lvs"}
+    for file, pipeline in recorded:
+        got = front_ends.run(front_ends.PUBLISHED[pipeline], FOLDER / "wav" / f"{file}.wav").double().numpy()
+        key = f"{file}.{pipeline}"
+        assert list(got.shape) == golden[f"{key}.shape"], key
+        values = {"sum": got.sum(), "abs2": (got**2).sum(), "every997": got.ravel()[::997]}
+        for name, value in values.items():
+            np.testing.assert_allclose(value, golden[f"{key}.{name}"], rtol=1e-5, err_msg=f"{key}.{name}")
