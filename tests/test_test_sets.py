@@ -17,6 +17,7 @@ from ssl_fast.data.audio import FrontEnd, load_audio
 from ssl_fast.data.datasets import DataError, SampleSet
 from ssl_fast.data.images import load_image
 from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, check
+from ssl_fast.evaluation import evaluate, metrics
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
@@ -155,6 +156,56 @@ def test_extended_sets(tmp_path):
     np.testing.assert_array_equal(test.waveform(2), test.waveform(1))
 
 
+class Grey:
+    """A localizer whose map is the image, and that does not listen."""
+
+    def normalize_images(self, images):
+        return images.float()
+
+    def normalize_spectrograms(self, spectrograms):
+        return spectrograms
+
+    def visual_features(self, images):
+        return {"map": torch.nn.functional.avg_pool2d(images.mean(1), 32)}
+
+    def audio_features(self, spectrograms):
+        return {"level": spectrograms.mean((1, 2, 3))}
+
+    def maps(self, visual, audio):
+        return visual["map"]
+
+    def retrieval(self, visual, audio):
+        return visual["map"].mean((1, 2))[:, None] + audio["level"]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_of_a_published_set(tmp_path, workers):
+    found = annotations("is3", tmp_path / "annotations")
+    for files in FILES["is3"]["is3"]:
+        for file in files:
+            put(tmp_path, file)
+    negative = "video,audio,label\nowl_car_7_owl,owl_car_7_car,non-sounding\n"
+    sets = {"is3": PublishedSet(tmp_path, "is3", found, front_end=FRONT_END),
+            "boxes": PublishedSet(tmp_path, "is3", replace(found, samples=tuple(
+                replace(sample, mask=None) for sample in found.samples)).extended(
+                    write(tmp_path / "silent.csv", negative)), front_end=FRONT_END)}  # fmt: skip
+    got = evaluate(Grey(), sets, progress=False, workers=workers, negatives=("silence",), baselines={})
+    grey = np.stack([sets["is3"][i]["image"].float().mean(0).numpy() for i in (0, 1)])
+    low = grey.reshape(2, 7, 32, 7, 32).mean((2, 4)).astype(np.float32)
+    predicted = metrics.top_fraction(metrics.upsample(low, 224))
+    boxes = np.zeros((2, 224, 224), np.float32)
+    boxes[:, 20:200, 10:100] = 1
+    masks = np.zeros((2, 224, 224), np.float32)
+    masks[:, :, :75] = 1
+    samples = got.samples["is3"]
+    np.testing.assert_allclose(samples["iou_top50"], metrics.consensus_iou(predicted, boxes), atol=1e-6)
+    np.testing.assert_allclose(samples["iou_top50_mask"], metrics.consensus_iou(predicted, masks), atol=1e-6)
+    np.testing.assert_allclose(got.samples["boxes"]["iou_top50"], [*samples["iou_top50"], 0], atol=1e-6)
+    assert got["sets"]["is3"]["interactive_images"] == 1
+    negative = evaluate(Grey(), {"boxes": sets["boxes"]}, progress=False, negatives=("silence", "offscreen"))
+    assert negative["notes"][0].startswith("set boxes: no off-screen sounds, because not every sample says")
+
+
 def test_names_that_do_not_fit(tmp_path):
     found = annotations("flickr", tmp_path / "annotations")
     for arguments, message in (
@@ -164,6 +215,10 @@ def test_names_that_do_not_fit(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             check(tmp_path, *arguments[:2], layout=arguments[2] if len(arguments) > 2 else None)
+    for name in ("a.jpg", "b.jpg"):
+        put(tmp_path, f"frames/10000130166.mp4/{name}")
+    with pytest.raises(DataError, match=r"\*.jpg: expected one file, got 2, id '10000130166'"):
+        check(tmp_path, "flickr", found, layout="ssl-align")
     with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
         check(tmp_path / "nowhere", "flickr", found)
 
@@ -183,6 +238,10 @@ def test_commands(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"missing: {tmp_path / VGGSS['slavc'][0][0]}: no such file, id 'abcdefghij-_000030'" in out
     assert f"broken: {path}: truncated" in out
+    silent = write(tmp_path / "silent.csv", "video,audio,label\nabcdefghij__000030,gone_000001,non-sounding\n")
+    assert cli.main([*argv, "--negatives", str(silent)]) == 1
+    out = capsys.readouterr().out
+    assert f"missing: {tmp_path}/audio/gone_000001.wav: no such file, id 'abcdefghij__000030+gone_000001'" in out
     one = write(tmp_path / "one.csv", "abcdefghij__000030\n")
     assert cli.main([*argv, "--list", str(one)]) == 1
     assert "0 samples complete, 0 missing, 1 files broken" in capsys.readouterr().out

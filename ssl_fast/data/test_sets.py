@@ -103,7 +103,7 @@ def _items(root: Path, layout: Layout, annotations: Annotations) -> tuple[list[I
     for sample in annotations.samples:
         kinds = ["image", "audio"] + ["mask"] * (sample.mask is not None)
         paths = {kind: _path(root, getattr(layout, kind), sample) for kind in kinds}
-        wrong = {path: missing(path) for path in paths.values() if missing(path)}
+        wrong = {path: problem for path in paths.values() if (problem := missing(path))}
         if wrong:
             problems |= {path: f"{problem}, id {sample.id!r}" for path, problem in wrong.items()}
             continue
@@ -117,8 +117,10 @@ def _path(root: Path, template: str, sample: Annotation) -> Path:
     if "_clip}" in template:
         fields |= {f"{kind}_clip": _clip(fields[kind]) for kind in ("image", "audio")}
     path = root / template.format(**fields)
-    found = sorted(path.parent.glob(path.name)) if "*" in path.name else []
-    return found[0] if len(found) == 1 else path
+    found = list(path.parent.glob(path.name)) if "*" in path.name else [path]
+    if len(found) > 1:
+        raise DataError(f"{path}: expected one file, got {len(found)}, id {sample.id!r}")
+    return found[0] if found else path
 
 
 def _clip(stem: str) -> str:
