@@ -11,6 +11,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from .data import commands as data_commands
+
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
 
 RUN = "run.json"
@@ -127,11 +129,7 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--threads", help="threads of torch (default: as torch chooses)", **_THREADS)
     test.add_argument("--quiet", **_QUIET)
 
-    data = command("data", data_check, "look after folders of images and sounds")
-    data.add_argument("action", choices=("check",), help="check: read every file of a folder and name each broken one")
-    data.add_argument("folder", type=Path, metavar="DIR")
-    data.add_argument("--split", metavar="NAME", help="only the ids of this list")
-    data.add_argument("--quiet", **_QUIET)
+    data_commands.add_arguments(command("data", None, "look after folders of images and sounds, and published sets"))
 
     timing = commands.add_parser("bench", help=_BENCH, add_help=False)  # its own parser, made when it is called
     timing.set_defaults(run=bench)
@@ -466,14 +464,6 @@ def summary(results) -> str:
         rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
         lines.append(f"false alarms on {main}, share of the image: {rates}")
     return "\n".join(lines)
-
-
-def data_check(args: argparse.Namespace) -> int:
-    from .data.datasets import check
-
-    found = check(args.folder, split=args.split, progress=not args.quiet)
-    print(found)
-    return 0 if found.ok else 1
 
 
 def bench(args: argparse.Namespace) -> int:

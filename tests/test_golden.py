@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ssl_fast import losses
+from ssl_fast.data import front_ends
 from ssl_fast.evaluation import protocols
 from ssl_fast.ops import checks
 
@@ -220,3 +221,18 @@ def compare(found, expected, scale, name):
             compare(found[key], value, scale, f"{name} {key}")
     else:
         np.testing.assert_allclose(found, np.asarray(expected) / scale, rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden folder {FOLDER}")
+def test_golden_audio():
+    """Every file and pipeline that is recorded; an unknown pipeline fails."""
+    golden = json.loads((FOLDER / "audio.json").read_text())
+    recorded = [key.removesuffix(".shape").split(".") for key in golden if key.endswith(".shape")]
+    assert {pipeline for _, pipeline in recorded} == {"ezvsl", "fnac", "sslalign", "sslalign_ezvsl", "lvs"}
+    for file, pipeline in recorded:
+        got = front_ends.run(front_ends.PUBLISHED[pipeline], FOLDER / "wav" / f"{file}.wav").double().numpy()
+        key = f"{file}.{pipeline}"
+        assert list(got.shape) == golden[f"{key}.shape"], key
+        values = {"sum": got.sum(), "abs2": (got**2).sum(), "every997": got.ravel()[::997]}
+        for name, value in values.items():
+            np.testing.assert_allclose(value, golden[f"{key}.{name}"], rtol=1e-5, err_msg=f"{key}.{name}")

@@ -1,12 +1,15 @@
 """Negative sounds: what they are, that set and seed decide them, and that off-screen sounds are off screen."""
 
+import json
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from ssl_fast.data.audio import FrontEnd
-from ssl_fast.data.datasets import SampleSet
-from ssl_fast.data.negatives import Negatives, negative_spectrograms, negatives
+from ssl_fast.data.datasets import DataError, SampleSet
+from ssl_fast.data.negatives import SEEDS, Negatives, negative_spectrograms, negatives
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.125, hop=256)
 
@@ -111,3 +114,72 @@ def test_sets_without_offscreen_sounds(categories, visible, message):
 def test_unknown_kinds():
     with pytest.raises(ValueError, match="kind: expected one of silence, noise, offscreen, got 'music'"):
         Negatives(Toys(["a"]), "music")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Broad categories, and draws on disk
+
+BROAD = {"bell": "devices", "car": "vehicles", "dog": "animals", "cat": "animals", "owl": "animals"}
+
+
+def test_offscreen_of_another_broad_category():
+    heard = ["bell", "dog", "cat", "owl", "owl", "car"]
+    toys = Toys(heard, [["dog", "car"] if one == "dog" else [one] for one in heard])
+    drawn = [negatives(toys, "offscreen", seed, broad=BROAD).sources for seed in range(900)]
+    for i, allowed in enumerate(([1, 2, 3, 4, 5], [0], [0, 5], [0, 5], [0, 5], [0, 1, 2, 3, 4])):
+        assert sorted({sources[i] for sources in drawn}) == allowed
+    # for the bell first animals or vehicles, one half each, then one of the four animals
+    counts = np.bincount([sources[0] for sources in drawn], minlength=6)
+    assert abs(counts[5] - 450) < 60 and (abs(counts[1:5] - 112.5) < 40).all()
+    with pytest.raises(ValueError, match=r"sample 'toy0': .* all are of what it shows \(animals\)"):
+        negatives(Toys(["dog", "cat"], [["dog"], ["cat", "bell"]]), "offscreen", broad=BROAD)
+    with pytest.raises(ValueError, match="sample 'toy1': expected categories that have a broad one, got 'drum'"):
+        negatives(Toys(["dog", "drum"]), "offscreen", broad=BROAD)
+
+
+@pytest.mark.parametrize("kind", ["silence", "noise", "offscreen"])
+def test_draws_are_written_and_read_back(toys, kind, tmp_path, monkeypatch):
+    path = tmp_path / "draws.json"
+    first = negatives(toys, kind, SEEDS[0], path=path)
+    record = json.loads(path.read_text())
+    assert (record["kind"], record["seed"], list(record["draws"])) == (kind, 1234, toys.ids)
+    for i, draw in enumerate(record["draws"].values()):
+        assert draw == {"file": f"toy{first.sources[i]}" if kind == "offscreen" else None, "offset": 0.0}
+    before = path.read_bytes()
+    monkeypatch.setattr("ssl_fast.data.negatives._draw", lambda *_: pytest.fail("drawn, though there is a file"))
+    again = negatives(toys, kind, SEEDS[0], path=path)
+    assert all(np.array_equal(first[i], again[i]) for i in range(60)) and path.read_bytes() == before
+
+
+def test_a_file_decides(toys, tmp_path):
+    """Draws of another origin, in the order of the file."""
+    path = tmp_path / "draws.json"
+    seen = [set(shown) for shown in toys.visible]
+    other = [max(j for j in range(60) if toys.categories[j] not in seen[i]) for i in range(60)]
+    draws = {f"toy{i}": {"file": f"toy{j}", "offset": 0} for i, j in enumerate(other)}
+    path.write_text(json.dumps({"kind": "offscreen", "seed": 7, "draws": draws}))
+    assert negatives(toys, "offscreen", 7, path=path).sources.tolist() == other
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda r: r.update(kind="noise"), "kind: expected 'offscreen', got 'noise'"),
+    (lambda r: r.update(seed=1), "seed: expected 5, got 1"),
+    (lambda r: r.pop("draws"), "expected kind, seed and draws as JSON, got KeyError('draws')"),
+    (lambda r: r["draws"].pop("toy59"), "expected draws for the 60 samples of the set in their order, got 59 that "
+                                        "differ from 'the end' on"),
+    (lambda r: r.update(draws=dict(sorted(r["draws"].items()))), "got 60 that differ from 'toy10' on"),
+    (lambda r: r["draws"]["toy3"].update(file="dog"), "'toy3': expected the sound of a sample of the set from 0 s on"),
+    (lambda r: r["draws"]["toy3"].update(offset=1.5), "from 1.5"),
+    (lambda r: r["draws"]["toy3"].update(file="toy3"), "1 sounds are not off screen: for 'toy3' that of 'toy3'"),
+])  # fmt: skip
+def test_files_that_do_not_fit(toys, tmp_path, change, message):
+    path = tmp_path / "draws.json"
+    negatives(toys, "offscreen", 5, path=path)
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)):
+        negatives(toys, "offscreen", 5, path=path)
+    path.write_text("{")
+    with pytest.raises(DataError, match="draws.json: expected kind, seed and draws as JSON, got JSONDecodeError"):
+        negatives(toys, "offscreen", 5, path=path)

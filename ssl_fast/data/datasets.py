@@ -50,6 +50,24 @@ class DataError(ValueError):
     """A folder's files, lists and annotations do not fit together. Names the first problems and tells how many."""
 
 
+@dataclass(frozen=True)
+class Item:
+    """A sample and its files."""
+
+    id: str
+    frame: Path
+    sound: Path
+    image_id: str
+    category: str | None
+    boxes: np.ndarray | None = None  # (k, 4) fractions
+    mask: Path | None = None
+    visible: frozenset[str] = frozenset()
+
+    @property
+    def annotated(self) -> bool:
+        return self.boxes is not None or self.mask is not None
+
+
 class SampleSet(torch.utils.data.Dataset):
     """A map-style data set of (image, sound) pairs: what training and evaluation use. Subclasses fill it in.
 
@@ -93,38 +111,31 @@ class SampleSet(torch.utils.data.Dataset):
         return int(index) % len(self)
 
 
-class FolderSet(SampleSet):
-    """A folder of frames and sounds (layout: see the module).
+class FileSet(SampleSet):
+    """Samples whose images and sounds are files, read when a sample is asked for: anew every time, unless `preload` was
+    called.
 
-    root: the folder. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to
-    size x size directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. annotations:
-    path of the annotation file; by default annotations.json in the folder where there is one. split: "NAME" for
-    NAME.txt or NAME.csv in the folder, or the path of such a list, from here or from the folder.
+    root: names the set in messages. items: the samples. problems: what is wrong with the files, in words; any raises
+    DataError. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to size x size
+    directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right.
 
-    The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
-    audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
-    rule, and how many are annotated where only some are.
-
-    Files are looked up at once and read when a sample is asked for, every time anew unless `preload` was called. Raises
-    DataError where ids and files do not fit, MediaError for a file that is empty or broken; both name the file.
+    Raises MediaError for a file that is empty or broken; it names the file.
     """
 
-    def __init__(self, root: str | os.PathLike, *, front_end: str | FrontEnd, size: int,
-                 annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None):  # fmt: skip
+    def __init__(self, root: str | os.PathLike, items: Sequence[Item], problems: Sequence[str], *,
+                 front_end: str | FrontEnd, size: int):  # fmt: skip
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size: expected an integer >= 1, got {size!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
-        folder = _Folder(self.root, annotations, split)
-        if folder.problems:
-            count, shown = len(folder.problems), "; ".join(folder.problems[:5])
+        if problems:
+            count, shown = len(problems), "; ".join(problems[:5])
             more = f"; and {count - 5} more" if count > 5 else ""
             raise DataError(f"{self.root}: {count} problem{'s' * (count > 1)}: {shown}{more}")
-        self._items, self.notes = folder.items, folder.notes
-        self.ids = [item.id for item in self._items]
-        self.image_ids = [item.image_id for item in self._items]
-        self.categories = [item.category for item in self._items]
-        self.visible = folder.visible()
-        self.has_ground_truth = all(item.annotated for item in self._items)
+        self._items = items
+        self.ids = [item.id for item in items]
+        self.image_ids = [item.image_id for item in items]
+        self.categories = [item.category for item in items]
+        self.visible = _visible(items)
         self._images: dict[Path, torch.Tensor] = {}
         self._spectrograms: dict[Path, torch.Tensor] = {}
 
@@ -146,7 +157,7 @@ class FolderSet(SampleSet):
         frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sound"))
         return len(frames) * self.size**2 * 3 + len(sounds) * bands * times * 4
 
-    def preload(self, *, progress: bool = False) -> FolderSet:
+    def preload(self, *, progress: bool = False) -> FileSet:
         """Read every frame and sound now, once, and keep images and spectrograms in memory; returns the set itself.
 
         Epochs then cost no decoding and resampling, and a broken file shows before training starts (MediaError). Worker
@@ -164,6 +175,35 @@ class FolderSet(SampleSet):
                 self._spectrograms[item.sound] = self._spectrogram(item.sound)
         return self
 
+    def mask(self, index: int) -> np.ndarray | None:
+        path = self._items[self._checked(index)].mask
+        return None if path is None else load_mask(path, self.size)
+
+    def waveform(self, index: int) -> np.ndarray:
+        return self.front_end.load(self._items[self._checked(index)].sound)
+
+
+class FolderSet(FileSet):
+    """A folder of frames and sounds (layout: see the module).
+
+    root: the folder. front_end, size: see FileSet. annotations: path of the annotation file; by default
+    annotations.json in the folder where there is one. split: "NAME" for NAME.txt or NAME.csv in the folder, or the path
+    of such a list, from here or from the folder.
+
+    The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
+    audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
+    rule, and how many are annotated where only some are.
+
+    Files are looked up at once. Raises DataError where ids and files do not fit; it names the files.
+    """
+
+    def __init__(self, root: str | os.PathLike, *, front_end: str | FrontEnd, size: int,
+                 annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None):  # fmt: skip
+        folder = _Folder(Path(root), annotations, split)
+        super().__init__(root, folder.items, folder.problems, front_end=front_end, size=size)
+        self.notes = folder.notes
+        self.has_ground_truth = all(item.annotated for item in self._items)
+
     def ground_truth(self, index: int) -> np.ndarray:
         """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
         and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
@@ -175,14 +215,6 @@ class FolderSet(SampleSet):
         for left, top, right, bottom in (item.boxes * self.size).astype(int):
             truth[top:bottom, left:right] = 1
         return truth
-
-    def mask(self, index: int) -> np.ndarray | None:
-        path = self._items[self._checked(index)].mask
-        return None if path is None else load_mask(path, self.size)
-
-    def waveform(self, index: int) -> np.ndarray:
-        return self.front_end.load(self._items[self._checked(index)].sound)
-
 
 @dataclass(frozen=True)
 class FolderReport:
@@ -214,7 +246,12 @@ def check(root: str | os.PathLike, *, annotations: str | os.PathLike | None = No
     DataError only for what cannot be gone through: no such folder, an unreadable list or annotation file.
     """
     folder = _Folder(Path(root), annotations, split)
-    items = folder.items
+    return check_files(root, folder.items, folder.problems, folder.notes, progress=progress)
+
+
+def check_files(root: str | os.PathLike, items: Sequence[Item], missing: list[str], notes: list[str], *,
+                progress: bool = False) -> FolderReport:  # fmt: skip
+    """Decode every file of `items`; the report of it, with what else is missing and noted."""
     if progress:
         from tqdm import tqdm
 
@@ -237,23 +274,7 @@ def check(root: str | os.PathLike, *, annotations: str | os.PathLike | None = No
         if all([good(*part) for part in parts]):
             complete.append(item.id)
     broken = [error for error in errors.values() if error]
-    return FolderReport(str(root), complete, folder.problems, broken, folder.notes)
-
-
-@dataclass(frozen=True)
-class _Item:
-    id: str
-    frame: Path
-    sound: Path
-    image_id: str
-    category: str | None
-    boxes: np.ndarray | None  # (k, 4) fractions
-    mask: Path | None
-    visible: frozenset[str]
-
-    @property
-    def annotated(self) -> bool:
-        return self.boxes is not None or self.mask is not None
+    return FolderReport(str(root), complete, missing, broken, notes)
 
 
 class _Folder:
@@ -267,7 +288,7 @@ class _Folder:
         self.media = {"frames": _files(root / "frames", IMAGES), "audio": _files(root / "audio", SOUNDS)}
         if annotations is None and (root / ANNOTATIONS).exists():
             annotations = root / ANNOTATIONS
-        entries = {} if annotations is None else _annotations(Path(annotations))
+        entries = {} if annotations is None else read_annotations(Path(annotations))
         if split is not None:
             listed = Counter(_list(root, split))
             self.problems += [f"id {name!r} is listed {n} times" for name, n in listed.items() if n > 1]
@@ -290,7 +311,7 @@ class _Folder:
             of = ", ".join(dict.fromkeys(self.dropped))
             self.notes.append(f"{len(self.dropped)} boxes without area dropped, of {of}")
 
-    def _item(self, name: str, entry: dict) -> _Item | None:
+    def _item(self, name: str, entry: dict) -> Item | None:
         frame = self._find(name, entry.get("image", name), "frames", IMAGES)
         sound = self._find(name, entry.get("audio", name), "audio", SOUNDS)
         mask = self._present(self.root / entry["mask"], f"mask of {name!r}") if "mask" in entry else None
@@ -307,7 +328,7 @@ class _Folder:
         # however an annotation names a frame, it is one image
         frames = self.root / "frames"
         image_id = (frame.relative_to(frames).with_suffix("") if frame.is_relative_to(frames) else frame).as_posix()
-        return _Item(name, frame, sound, image_id, entry.get("class"), boxes, mask, frozenset(entry.get("visible", ())))
+        return Item(name, frame, sound, image_id, entry.get("class"), boxes, mask, frozenset(entry.get("visible", ())))
 
     def _find(self, name: str, wanted: str, kind: str, suffixes: Sequence[str]) -> Path | None:
         """The file of an id under frames/ or audio/, or at a path from the folder; a problem where there is not one."""
@@ -323,17 +344,25 @@ class _Folder:
         return None
 
     def _present(self, path: Path, what: str) -> Path | None:
-        if path.is_file() and path.stat().st_size:
-            return path
-        self.problems.append(f"{path}: {'empty file (0 bytes)' if path.is_file() else 'no such file'}, {what}")
-        return None
+        problem = missing(path)
+        if problem:
+            self.problems.append(f"{problem}, {what}")
+        return None if problem else path
 
-    def visible(self) -> list[frozenset[str]]:
-        """Of each item: what its annotation says; else the classes of all items of its image."""
-        together: dict[str, set[str]] = {}
-        for item in self.items:
-            together.setdefault(item.image_id, set()).update({item.category} - {None})
-        return [item.visible or frozenset(together[item.image_id]) for item in self.items]
+
+def missing(path: Path) -> str:
+    """Why a file has nothing to be read, or ""."""
+    if path.is_file():
+        return "" if path.stat().st_size else f"{path}: empty file (0 bytes)"
+    return f"{path}: no such file"
+
+
+def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
+    """Of each item: what its annotation says; else the classes of all items of its image."""
+    together: dict[str, set[str]] = {}
+    for item in items:
+        together.setdefault(item.image_id, set()).update({item.category} - {None})
+    return [item.visible or frozenset(together[item.image_id]) for item in items]
 
 
 def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
@@ -358,6 +387,11 @@ def _list(root: Path, split: str | os.PathLike) -> list[str]:
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise DataError(f"{' or '.join(map(str, candidates))}: no such list of ids")
+    return read_ids(path)
+
+
+def read_ids(path: Path) -> list[str]:
+    """Ids of a list file in order: one a line, of a .csv the first column. DataError where there is none."""
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -370,7 +404,7 @@ def _list(root: Path, split: str | os.PathLike) -> list[str]:
     return ids
 
 
-def _annotations(path: Path) -> dict[str, dict]:
+def read_annotations(path: Path) -> dict[str, dict]:
     """{id: entry} of an annotation file, every entry checked."""
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))

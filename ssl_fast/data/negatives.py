@@ -5,21 +5,31 @@
     offscreen[3], offscreen.sources[3]                  # waveform for sample 3, and the sample it was borrowed from
     spectrograms = negative_spectrograms(test, "noise") # (n, 1, F, T), through the set's own front end
 
+    from ssl_fast.data.categories import broad_categories
+    negatives(test, "offscreen", seed=1234, broad=broad_categories("vgg-ss"), path="offscreen-1234.json")
+
 Unlike the published programs (which skip the logarithm for most models, do not clip noise, and draw other negatives for
-every model), negatives take the way of every other sound, and are decided by set and seed alone.
+every model), negatives take the way of every other sound, and are decided by set and seed alone. A file keeps what was
+drawn, for whoever compares with it: {"kind", "seed", "draws": {ID: {"file", "offset"}}}, in the order of the set;
+"file" is the id of the sample whose sound it is (null for silence and noise), "offset" where in it the front end begins
+to look for its part, in seconds (always 0).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .datasets import SampleSet
+from .datasets import DataError, SampleSet
 
 KINDS = ("silence", "noise", "offscreen")
+SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of paper 004, whose figures pool all ten
 _BATCH = 256  # waveforms at a time: bounds the memory of the transform
 
 
@@ -30,15 +40,34 @@ class Negatives(Sequence):
     sample of the set, drawn uniformly among those whose category is not visible in this sample's image.
     `sources`: for offscreen, the index of the sample that each sound is borrowed from, int64 (n,); else None.
 
+    broad: {category: broad category}; off screen then means of another broad category than all that is visible, of
+    which first one is drawn uniformly, then a sample of it (paper 004). path: a file that holds the draws: read where
+    it exists, else written.
+
     ValueError for an unknown kind; for offscreen also where a sample does not say what it shows or what it sounds like,
-    and where nothing else is heard in the set; it names the sample.
+    where `broad` does not know it, and where nothing else is heard in the set; it names the sample. DataError for a
+    file that is of another kind, seed or set, or holds sounds that are not off screen.
     """
 
-    def __init__(self, sample_set: SampleSet, kind: str, seed: int = 0):
+    def __init__(self, sample_set: SampleSet, kind: str, seed: int = 0, *, broad: Mapping[str, str] | None = None,
+                 path: str | os.PathLike | None = None):  # fmt: skip
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
-        self.set, self.kind, self.seed = sample_set, kind, seed
-        self.sources = _draw(sample_set, seed) if kind == "offscreen" else None
+        self.set, self.kind, self.seed, self.sources = sample_set, kind, seed, None
+        known = path is not None and Path(path).exists()
+        files = _read(Path(path), self) if known else None
+        if kind == "offscreen":
+            heard, seen = _groups(sample_set, broad)
+            self.sources = _draw(sample_set, seed, heard, seen, broad is not None) if files is None else files
+            wrong = [i for i, source in enumerate(self.sources) if heard[source] in seen[i]]
+            if wrong:
+                name, source = (sample_set.ids[i] for i in (wrong[0], self.sources[wrong[0]]))
+                raise DataError(f"{path}: {len(wrong)} sounds are not off screen: for {name!r} that of {source!r}")
+        if path is not None and not known:
+            names = [None] * len(self) if self.sources is None else [sample_set.ids[i] for i in self.sources]
+            draws = {name: {"file": file, "offset": 0.0} for name, file in zip(sample_set.ids, names)}
+            record = {"kind": kind, "seed": seed, "draws": draws}
+            Path(path).write_text(json.dumps(record, indent=0, ensure_ascii=False), encoding="utf-8")
 
     def __len__(self) -> int:
         return len(self.set)
@@ -69,9 +98,10 @@ class Negatives(Sequence):
             return self.set.front_end.spectrogram(waveforms)[:, None]
 
 
-def negatives(sample_set: SampleSet, kind: str, seed: int = 0) -> Negatives:
-    """The negative waveform of every sample of a set; kind: "silence" | "noise" | "offscreen"."""
-    return Negatives(sample_set, kind, seed)
+def negatives(sample_set: SampleSet, kind: str, seed: int = 0, *, broad: Mapping[str, str] | None = None,
+              path: str | os.PathLike | None = None) -> Negatives:  # fmt: skip
+    """The negative waveform of every sample of a set; kind: "silence" | "noise" | "offscreen"; see Negatives."""
+    return Negatives(sample_set, kind, seed, broad=broad, path=path)
 
 
 def negative_spectrograms(sample_set: SampleSet, kind: str, seed: int = 0) -> Tensor:
@@ -80,21 +110,62 @@ def negative_spectrograms(sample_set: SampleSet, kind: str, seed: int = 0) -> Te
     return negatives(sample_set, kind, seed).spectrograms()
 
 
-def _draw(sample_set: SampleSet, seed: int) -> np.ndarray:
-    """For every sample the index of one whose category is not visible, int64 (n,)."""
+def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[list[str], list[frozenset[str]]]:
+    """Of every sample what it sounds like and what its image shows: categories, or their `broad` ones."""
     for name, category, visible in zip(sample_set.ids, sample_set.categories, sample_set.visible):
         if category is None or not visible:
             unknown = "its category" if category is None else "what its image shows"
             raise ValueError(f"sample {name!r}: expected to know {unknown}, for off-screen sounds; it is not annotated")
-    categories = np.array(sample_set.categories)
+        strange = [] if broad is None else sorted((visible | {category}) - broad.keys())
+        if strange:
+            raise ValueError(f"sample {name!r}: expected categories that have a broad one, got {strange[0]!r}")
+    if broad is None:
+        return sample_set.categories, sample_set.visible
+    return [broad[one] for one in sample_set.categories], [
+        frozenset(broad[one] for one in shown) for shown in sample_set.visible]  # fmt: skip
+
+
+def _draw(sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozenset[str]],
+          group_first: bool) -> np.ndarray:  # fmt: skip
+    """For every sample the index of one that sounds like nothing seen there, int64 (n,).
+
+    Uniform among these samples or, `group_first`, among what they sound like, then among those that sound like it."""
+    groups = np.array(heard)
     candidates: dict[frozenset[str], np.ndarray] = {}  # images show few different sets of things
     sources = np.zeros(len(sample_set), np.int64)
-    for i, visible in enumerate(sample_set.visible):
-        if visible not in candidates:
-            candidates[visible] = np.flatnonzero(~np.isin(categories, list(visible)))
-        if not len(candidates[visible]):
-            shown = ", ".join(sorted(visible))
+    for i, shown in enumerate(seen):
+        if shown not in candidates:
+            candidates[shown] = np.flatnonzero(~np.isin(groups, list(shown)))
+        allowed = candidates[shown]
+        if not len(allowed):
             raise ValueError(f"sample {sample_set.ids[i]!r}: expected a sound of another category in the set, but all "
-                             f"are of what it shows ({shown})")  # fmt: skip
-        sources[i] = np.random.default_rng([seed, i]).choice(candidates[visible])
+                             f"are of what it shows ({', '.join(sorted(shown))})")  # fmt: skip
+        rng = np.random.default_rng([seed, i])
+        if group_first:
+            allowed = allowed[groups[allowed] == rng.choice(np.unique(groups[allowed]))]
+        sources[i] = rng.choice(allowed)
     return sources
+
+
+def _read(path: Path, wanted: Negatives) -> np.ndarray | None:
+    """The indices of the samples whose sounds a file of draws lends, int64 (n,); None for silence and noise."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        draws = record["draws"]
+        files = [(draw["file"], draw["offset"]) for draw in draws.values()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: expected kind, seed and draws as JSON, got {error!r}") from error
+    for name in ("kind", "seed"):
+        if record.get(name) != getattr(wanted, name):
+            raise DataError(f"{path}: {name}: expected {getattr(wanted, name)!r}, got {record.get(name)!r}")
+    ids = wanted.set.ids
+    if list(draws) != ids:
+        first = next((a for a, b in zip(draws, ids) if a != b), "the end")
+        raise DataError(f"{path}: expected draws for the {len(ids)} samples of the set in their order, "
+                        f"got {len(draws)} that differ from {first!r} on")  # fmt: skip
+    index = {name: i for i, name in enumerate(ids)} if wanted.kind == "offscreen" else {None: 0}
+    for name, (file, offset) in zip(ids, files):
+        if file not in index or offset != 0:
+            raise DataError(f"{path}: {name!r}: expected the sound of a sample of the set from 0 s on (null for "
+                            f"silence and noise), got {file!r} from {offset!r}")  # fmt: skip
+    return np.array([index[file] for file, _ in files], np.int64) if wanted.kind == "offscreen" else None

@@ -1,0 +1,271 @@
+"""Ground truth of the field's test sets, read from the files in which it is published.
+
+    from ssl_fast.data.annotations import read, weight_map
+    test = read("vgg-ss", "vggss.json", ids="vggss_test.csv")
+    weight_map(test.samples[0].boxes, test.rule)        # (224, 224) float32
+    print(test.report())                                # what was clipped, dropped, empty
+
+| set | file | boxes | ground truth |
+| --- | --- | --- | --- |
+| vgg-ss | JSON, VGG-SS's own | fractions of the frame | union |
+| vgg-ss-xml | folder of XML, one an image, as SSL-TIE publishes it | fractions of the frame | union |
+| flickr | folder of XML, one an image, of Flickr-SoundNet | pixels of 256 x 256 | consensus |
+| is3, s4 | JSON of SSL-Align (IS3; AVSBench S4), with boxes or with paths of masks | pixels of 224 x 224 | union |
+
+Boxes become pixels of 224 x 224 as all published programs have it: scaled, then truncated. Dirt is handled by the rules
+in `DIRT`, and every case is counted (`Annotations.dirt`). Anything else that is wrong is a DataError that names the
+file and the entry.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from .datasets import DataError, read_annotations, read_ids
+
+SIZE = 224  # pixels a side: every published evaluator works at this size
+DIRT = {
+    "outside": "coordinates outside the frame (negative, -2.9e16) are clipped to it",
+    "degenerate": "boxes without a pixel are dropped",
+    "empty": "sounding samples without a box left stay, with a ground truth that nothing can hit",
+    "whole frame": "samples whose ground truth fills the frame stay",
+    "misspelt": "classes are spelt right",
+}
+SPELLING = {"eletric blender running": "electric blender running"}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Of one sample: id, unique in its set; image and audio, the stems of its files, with folders; category of the
+    sounding object, None where unknown; group, the image (of S4 the video) that IIoU takes together; boxes (k, 4) int,
+    xmin, ymin, xmax, ymax in pixels of 224 x 224, ends excluded, or None; mask, the path of one, or None; sounding:
+    False for an image with a sound that nothing in it makes (boxes then are (0, 4))."""
+
+    id: str
+    image: str
+    audio: str
+    category: str | None
+    group: str
+    boxes: np.ndarray | None = None
+    mask: str | None = None
+    sounding: bool = True
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """Samples in order; rule: "union" or "consensus" (see weight_map); dirt: for each key of DIRT the id of every case;
+    source: the file or folder."""
+
+    samples: tuple[Annotation, ...]
+    rule: str
+    dirt: dict[str, list[str]]
+    source: str
+
+    def select(self, ids: Sequence[str], of: str = "ids") -> Annotations:
+        """The samples of a list, in its order. DataError names ids that are listed twice or have no annotation."""
+        twice = [name for name, n in Counter(ids).items() if n > 1]
+        known = {sample.id: sample for sample in self.samples}
+        unknown = [name for name in ids if name not in known]
+        for names, what in ((twice, "listed more than once"), (unknown, f"without annotation in {self.source}")):
+            if names:
+                raise DataError(f"{of}: {len(names)} ids {what}: {_some(names)}")
+        listed = set(ids)
+        dirt = {kind: [name for name in cases if name in listed] for kind, cases in self.dirt.items()}
+        return replace(self, samples=tuple(known[name] for name in ids), dirt=dirt)
+
+    def extended(self, path: str | os.PathLike) -> Annotations:
+        """These samples and, after them, the negatives of an Extended list (SLAVC's "plus_silent", .csv with the header
+        video,audio,label): images with a sound of elsewhere, or clips in which nothing visible sounds. Their id is
+        VIDEO+AUDIO, their ground truth empty. DataError for other labels and for pairs that are listed twice."""
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+        if not rows or rows[0] != ["video", "audio", "label"]:
+            raise DataError(f"{path}: expected the header video,audio,label, got {','.join(rows[0] if rows else [])!r}")
+        negatives = []
+        for i, row in enumerate(rows[1:], 2):
+            if len(row) != 3 or row[2] != "non-sounding":
+                raise DataError(f"{path}: row {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
+            none = np.zeros((0, 4), int)
+            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], none, sounding=False))
+        twice = [name for name, n in Counter(sample.id for sample in negatives).items() if n > 1]
+        if twice:
+            raise DataError(f"{path}: {len(twice)} pairs listed more than once: {_some(twice)}")
+        return replace(self, samples=self.samples + tuple(negatives))
+
+    def with_masks(self, masks: Annotations) -> Annotations:
+        """These samples, each with the mask of the same id (SSL-Align's `_seg` file beside the boxes). DataError names
+        samples that have none."""
+        paths = {sample.id: sample.mask for sample in masks.samples if sample.mask is not None}
+        without = [sample.id for sample in self.samples if sample.id not in paths]
+        if without:
+            raise DataError(f"{masks.source}: {len(without)} samples of {self.source} without mask: {_some(without)}")
+        return replace(self, samples=tuple(replace(sample, mask=paths[sample.id]) for sample in self.samples))
+
+    def report(self) -> list[str]:
+        """A line for every kind of dirt that was met: how often, the rule, and where."""
+        return [f"{len(cases)} x {kind} ({DIRT[kind]}): {_some(list(dict.fromkeys(cases)))}"
+                for kind, cases in self.dirt.items() if cases]  # fmt: skip
+
+
+def weight_map(boxes: np.ndarray, rule: str = "union") -> np.ndarray:
+    """Boxes (k, 4) int in pixels of 224 x 224 -> weights (224, 224) float32.
+
+    rule: "union" is 1 inside of any box. "consensus" (Flickr-SoundNet) is half the number of boxes that cover a pixel,
+    1 at most: it counts boxes, not annotators. No boxes: all 0.
+    """
+    if rule not in ("union", "consensus"):
+        raise ValueError(f"rule: expected union or consensus, got {rule!r}")
+    covers = np.zeros((SIZE, SIZE), np.float32)
+    for left, top, right, bottom in boxes:
+        covers[top:bottom, left:right] += 1
+    return np.minimum(covers / 2 if rule == "consensus" else covers, 1)
+
+
+def read(name: str, path: str | os.PathLike, *, ids: str | os.PathLike | None = None,
+         negatives: str | os.PathLike | None = None) -> Annotations:
+    """The annotations of a set (a key of READERS) in a file or folder; ids: a list of them (default: all there are);
+    negatives: an Extended list, appended."""
+    if name not in READERS:
+        raise ValueError(f"set: expected one of {', '.join(READERS)}, got {name!r}")
+    found = READERS[name](Path(path))
+    if ids is not None:
+        found = found.select(read_ids(Path(ids)), str(ids))
+    return found if negatives is None else found.extended(negatives)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Formats
+
+
+def _vggss(path: Path) -> Annotations:
+    """[{"file": ID, "class": NAME, "bbox": [[xmin, ymin, xmax, ymax], ...]}, ...]."""
+    entries = read_annotations(path)
+    for name, entry in entries.items():
+        if "class" not in entry or not entry.get("bbox"):
+            raise DataError(f"{path}: {name!r}: expected a class and boxes, got {', '.join(entry)}")
+    raw = ((Annotation(name, name, name, entry["class"], name), entry["bbox"]) for name, entry in entries.items())
+    return _annotations(path, "union", 1, raw)
+
+
+def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str, str]]) -> Annotations:
+    """[{"image": path, "audio": path, "gt_box": [xmin, ymin, xmax, ymax] or the path of a mask}, ...]: paths of another
+    machine, whose last `depth` parts (of the sound one less, at least one) are kept; named(image stem, audio stem)
+    tells category and group."""
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected annotations as a JSON list, got {error}") from error
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: expected a JSON list of annotations, got {str(entries)[:80]}")
+
+    def tail(text: str, parts: int) -> PurePosixPath:
+        return PurePosixPath(*PurePosixPath(text).parts[-parts:])
+
+    raw = []
+    for i, entry in enumerate(entries):
+        strings = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "audio"))
+        if not strings or not isinstance(entry.get("gt_box"), (list, str)):
+            raise DataError(f"{path}: entry {i}: expected image, audio and gt_box, got {str(entry)[:200]}")
+        image = tail(entry["image"], depth).with_suffix("").as_posix()
+        audio = tail(entry["audio"], max(1, depth - 1)).with_suffix("").as_posix()
+        box, mask = entry["gt_box"], None
+        if isinstance(box, str):
+            box, mask = None, tail(box, depth).as_posix()
+        raw.append((Annotation(image, image, audio, *named(image, audio), mask=mask), None if box is None else [box]))
+    return _annotations(path, "union", SIZE, raw)
+
+
+def _is3(path: Path) -> Annotations:
+    """A name is CLASS_CLASS_NUMBER_SOUNDING; without the last part it is the image's, which two sounds share."""
+    return _sslalign(path, 1, lambda image, audio: (image.rpartition("_")[2], image.rpartition("_")[0]))
+
+
+def _s4(path: Path) -> Annotations:
+    """Images are CLASS/VIDEO/VIDEO_N, N of 1 to 5; all of a video have its sound, CLASS/VIDEO."""
+    return _sslalign(path, 3, lambda image, audio: (image.partition("/")[0], audio))
+
+
+def _flickr(path: Path) -> Annotations:
+    """root > annotator > bbox > five children: something, then xmin, ymin, xmax, ymax of 256 x 256."""
+    return _xml(path, "consensus", 256, lambda root: [
+        (box.tag, [float(side.text) for side in list(box)[1:]])
+        for annotator in root for box in annotator])  # fmt: skip
+
+
+def _ssl_tie(path: Path) -> Annotations:
+    """root > bbox > box > xmin, ymin, xmax, ymax as fractions of the frame."""
+    return _xml(path, "union", 1, lambda root: [
+        (boxes.tag, [float(side.text) for side in box]) for boxes in root for box in boxes])  # fmt: skip
+
+
+def _xml(folder: Path, rule: str, unit: float, boxes_of: Callable) -> Annotations:
+    """ID.xml of a folder, sorted; boxes_of(root) lists (tag, coordinates)."""
+    files = sorted(folder.glob("*.xml"))
+    if not files:
+        raise DataError(f"{folder}: expected a folder of annotations ID.xml, got none")
+    raw = []
+    for file in files:
+        try:
+            boxes = boxes_of(ElementTree.parse(file).getroot())
+        except (ElementTree.ParseError, TypeError, ValueError) as error:
+            raise DataError(f"{file}: expected boxes of numbers in XML, got {error}") from error
+        wrong = [tag for tag, _ in boxes if tag != "bbox"]
+        if wrong or not boxes:
+            raise DataError(f"{file}: expected bbox elements, got {wrong[0] if wrong else 'none'}")
+        raw.append((Annotation(file.stem, file.stem, file.stem, None, file.stem), [box for _, box in boxes]))
+    return _annotations(folder, rule, unit, raw)
+
+
+def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotation, list | None]]) -> Annotations:
+    """Samples with their boxes, fractions of `unit`, made pixels; dirt handled and counted."""
+    dirt: dict[str, list[str]] = {kind: [] for kind in DIRT}
+    samples = []
+    for sample, given in raw:
+        if given is not None:
+            sample = replace(sample, boxes=_pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt))
+            if not len(sample.boxes):
+                dirt["empty"].append(sample.id)
+            elif weight_map(sample.boxes).all():
+                dirt["whole frame"].append(sample.id)
+        if sample.category in SPELLING:
+            dirt["misspelt"].append(sample.id)
+            sample = replace(sample, category=SPELLING[sample.category])
+        samples.append(sample)
+    twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
+    if twice:
+        raise DataError(f"{path}: {len(twice)} samples annotated twice: {_some(twice)}")
+    return Annotations(tuple(samples), rule, dirt, str(path))
+
+
+def _pixels(given: list, unit: float, where: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
+    """Boxes in fractions of `unit` -> (k, 4) int, by the rules of DIRT."""
+    try:
+        boxes = np.asarray(given, np.float64).reshape(len(given), 4)
+    except (TypeError, ValueError):
+        boxes = np.full((1, 4), np.nan)
+    if not np.isfinite(boxes).all() or boxes.max(initial=0) > 2 * unit:
+        raise DataError(f"{where}: expected boxes of four numbers up to {unit:g}, got {str(given)[:80]}")
+    inside = boxes.clip(0, unit)
+    dirt["outside"] += [name] * int((inside != boxes).sum())
+    # fractions times 224, then truncated: the factor is exact for pixels of 256 and 224
+    pixels = (inside * (SIZE / unit)).astype(int)
+    solid = (pixels[:, :2] < pixels[:, 2:]).all(1)
+    dirt["degenerate"] += [name] * int((~solid).sum())
+    return pixels[solid]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+READERS: dict[str, Callable[[Path], Annotations]] = {
+    "vgg-ss": _vggss, "vgg-ss-xml": _ssl_tie, "flickr": _flickr, "is3": _is3, "s4": _s4}  # fmt: skip

@@ -1,0 +1,59 @@
+"""`ssl-fast data check | ceilings`."""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    one = actions.add_parser("check", help="read every file of a folder and name each that is missing or broken")
+    one.add_argument("folder", type=Path, metavar="DIR")
+    one.add_argument("--split", "--list", metavar="NAME", help="only the ids of this list")
+    _set(one, "a published test set (default: a folder of frames/ and audio/)")
+    one.add_argument("--negatives", type=Path, metavar="FILE", help="an Extended list (video,audio,label)")
+    one.add_argument("--layout", metavar="NAME", help="of the set's files: slavc, fnac, ssl-align, is3, avsbench")
+    one.add_argument("--quiet", action="store_true", help="no progress bars")
+    one.set_defaults(run=check)
+    two = actions.add_parser("ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set")
+    two.add_argument("--list", dest="split", metavar="FILE", help="only the ids of this list")
+    _set(two, "vgg-ss, vgg-ss-xml, flickr, is3 or s4", required=True)
+    two.set_defaults(run=ceilings)
+
+
+def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
+    parser.add_argument("--set", dest="name", metavar="NAME", required=required, help=help)
+    parser.add_argument("--annotations", type=Path, metavar="FILE", required=required,
+                        help="as published; of XML the folder")  # fmt: skip
+
+
+def check(args: argparse.Namespace) -> int:
+    from . import datasets, test_sets
+    from .annotations import read
+
+    progress = not args.quiet
+    if args.name is None:
+        if args.layout or args.negatives:
+            raise ValueError("--layout, --negatives: expected with --set")
+        found = datasets.check(args.folder, annotations=args.annotations, split=args.split, progress=progress)
+    else:
+        path = args.annotations or args.folder / test_sets.ANNOTATIONS.get(args.name, "")
+        annotations = read(args.name, path, ids=args.split, negatives=args.negatives)
+        found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)
+    print(found)
+    return 0 if found.ok else 1
+
+
+def ceilings(args: argparse.Namespace) -> int:
+    from ..evaluation.ceilings import ceilings
+    from .annotations import read, weight_map
+
+    found = read(args.name, args.annotations, ids=args.split)
+    if any(sample.boxes is None for sample in found.samples):
+        raise ValueError(f"{args.annotations}: expected boxes, got masks")
+    print(f"{args.name}: {len(found.samples)} samples, ground truth by {found.rule}; in percent")
+    print(f"{'':14}{'IoU >= .5':>10}{'AUC':>8}")
+    for name, row in ceilings(weight_map(sample.boxes, found.rule) for sample in found.samples).items():
+        print(f"{name:<14}{100 * row.success:>10.2f}{100 * row.auc:>8.2f}")
+    for note in found.report():
+        print(f"  note: {note}")
+    return 0

@@ -1,0 +1,51 @@
+"""What a rule of prediction allows at most: the best map there can be, and a square that looks at nothing.
+
+Under the top-50 % rule every prediction has the same area, so an object that fills less than a quarter of the image can
+never reach IoU .5. A figure is to be read beside the ceiling of its set.
+"""
+
+import typing
+from collections.abc import Iterable
+
+import numpy as np
+
+from . import metrics
+
+COUNTS = {">=": 25088, ">": 25087}  # pixels of 224 x 224 that published evaluators predict: the threshold's own or not
+
+
+class Figures(typing.NamedTuple):
+    success: float  # fraction of samples with IoU >= .5
+    auc: float
+
+
+def best_iou(ground_truth: np.ndarray, pixels: int) -> float:
+    """Weights (H, W) in [0, 1] -> the highest consensus IoU that any prediction of so many pixels has: of those of the
+    greatest weights. 0 where the ground truth is empty."""
+    weights = np.sort(np.asarray(ground_truth, np.float32), axis=None)
+    if not 0 < pixels <= weights.size:
+        raise ValueError(f"pixels: expected 1 to {weights.size}, got {pixels}")
+    return _iou(weights[weights.size - pixels :], weights)
+
+
+def _iou(kept: np.ndarray, weights: np.ndarray) -> float:
+    """Consensus IoU (`metrics.consensus_iou`) of predicting the pixels whose weights are `kept`, of all `weights`."""
+    return kept.sum(dtype=np.float64) / (weights.sum(dtype=np.float64) + np.count_nonzero(kept == 0))
+
+
+def centre_square(pixels: int, size: int = 224) -> np.ndarray:
+    """(1, size, size) bool: the `pixels` nearest to the centre by the greater of the two distances; of the outermost
+    ring those that come first in row-major order."""
+    distance = np.abs(np.arange(size) - (size - 1) / 2)
+    return metrics.top_fraction(-np.maximum.outer(distance, distance)[None], pixels / size**2)
+
+
+def ceilings(ground_truths: Iterable[np.ndarray]) -> dict[str, Figures]:
+    """Ground truths (224, 224), one a sample -> figures of the best prediction of 25,088 pixels ("best >=") and 25,087
+    ("best >"), and of the centre square of 25,088 ("centre square")."""
+    square = centre_square(COUNTS[">="])[0]
+    rows = [[*(best_iou(truth, pixels) for pixels in COUNTS.values()), _iou(truth[square], truth)]
+            for truth in ground_truths]  # fmt: skip
+    columns = np.asarray(rows, np.float64).reshape(-1, 3).T
+    names = [f"best {comparison}" for comparison in COUNTS] + ["centre square"]
+    return {name: Figures(metrics.success_rate(iou), metrics.auc(iou)) for name, iou in zip(names, columns)}
