@@ -228,3 +228,21 @@ def test_published_is3_and_s4():
     assert len(s4.samples) == 3700 and set(Counter(sample.group for sample in s4.samples).values()) == {5}
     assert len({sample.category for sample in s4.samples}) == 23
     assert counts(s4) == {"degenerate": 6, "empty": 6}
+
+
+@published
+@pytest.mark.parametrize("lists", [249, 250])
+def test_published_lists_of_flickr(tmp_path, lists):
+    rows = (FOLDER / "flickr_test.csv").read_text().split()
+    ids = [row.partition(",")[0] for row in rows]
+    sides = "".join(f"<s>{v}</s>" for v in ("label", 16, 32, 128, 256))
+    for name in ids:
+        write(tmp_path / f"{name}.xml", f"<r><one><bbox>{sides}</bbox></one></r>")
+    if lists == 249:  # one image is missing in the lists of four programs
+        rows = [row for row in rows if not row.startswith("3908875350,")]
+    found = read("flickr", tmp_path, ids=write(tmp_path / "list.csv", "\n".join(rows)))
+    assert len(found.samples) == lists and found.samples[0].boxes.tolist() == [[14, 28, 112, 224]]
+    negatives = found.extended(FOLDER / "flickr_test_plus_silent.csv").samples[lists:]
+    assert sorted(sample.image for sample in negatives) == sorted(ids)
+    assert len({sample.audio for sample in negatives}) == 160
+    assert not any(sample.image == sample.audio or sample.sounding for sample in negatives)

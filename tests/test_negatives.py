@@ -6,8 +6,12 @@ import re
 import numpy as np
 import pytest
 import torch
+from test_annotations import FOLDER, published
 
+from ssl_fast.data.annotations import read
 from ssl_fast.data.audio import FrontEnd
+from ssl_fast.data.categories import BROAD as CATEGORIES
+from ssl_fast.data.categories import broad_categories
 from ssl_fast.data.datasets import DataError, SampleSet
 from ssl_fast.data.negatives import SEEDS, Negatives, negative_spectrograms, negatives
 
@@ -183,3 +187,24 @@ def test_files_that_do_not_fit(toys, tmp_path, change, message):
     path.write_text("{")
     with pytest.raises(DataError, match="draws.json: expected kind, seed and draws as JSON, got JSONDecodeError"):
         negatives(toys, "offscreen", 5, path=path)
+
+
+@published
+@pytest.mark.parametrize("name, file", [("vgg-ss", "vggss.json"), ("is3", "synthetic3240_bbox.json")])
+def test_offscreen_sounds_of_published_sets(name, file):
+    samples, broad = read(name, FOLDER / file).samples, broad_categories(name)
+    shown = {}
+    for sample in samples:
+        shown.setdefault(sample.group, set()).add(sample.category)
+    toys = Toys([sample.category for sample in samples], [shown[sample.group] for sample in samples])
+    first, second = (negatives(toys, "offscreen", seed, broad=broad).sources for seed in SEEDS[:2])
+    assert (first == second).mean() < 0.05
+    expected, got = dict.fromkeys(CATEGORIES, 0.0), dict.fromkeys(CATEGORIES, 0)
+    for sample, source in zip(samples, first):
+        seen = {broad[one] for one in shown[sample.group]}
+        got[broad[samples[source].category]] += broad[samples[source].category] not in seen
+        for other in set(CATEGORIES) - seen:
+            expected[other] += 1 / (8 - len(seen))
+    assert sum(got.values()) == len(samples)
+    for one in CATEGORIES:  # within five standard deviations of a uniform draw
+        assert abs(got[one] - expected[one]) < 5 * expected[one] ** 0.5, one

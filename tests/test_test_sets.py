@@ -217,8 +217,8 @@ def test_names_that_do_not_fit(tmp_path):
             check(tmp_path, *arguments[:2], layout=arguments[2] if len(arguments) > 2 else None)
     for name in ("a.jpg", "b.jpg"):
         put(tmp_path, f"frames/10000130166.mp4/{name}")
-    with pytest.raises(DataError, match=r"\*.jpg: expected one file, got 2, id '10000130166'"):
-        check(tmp_path, "flickr", found, layout="ssl-align")
+    assert check(tmp_path, "flickr", found, layout="ssl-align").missing[0] == (
+        f"{tmp_path}/frames/10000130166.mp4: expected one file, got 2, id '10000130166'")  # fmt: skip
     with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
         check(tmp_path / "nowhere", "flickr", found)
 

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from .audio import FrontEnd, MediaError
 
-# SSL-TIE's floor of mel power before decibels
-_FAINTEST = 1e-10
+_FAINTEST = 1e-10  # SSL-TIE's floor of mel power before decibels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class PublishedFrontEnd(FrontEnd):
         if file.samplerate != self.sample_rate:
             raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, "
                              f"got {file.samplerate}")  # fmt: skip
-        return np.roll(waveform, int(self.samples / 2 - file.frames / 2)) if self.roll else waveform
+        return np.roll(waveform, self.samples // 2 - file.frames // 2) if self.roll else waveform
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) float32 or float64 -> (..., F, T) float32; see FrontEnd, and `mel`."""
@@ -106,7 +105,7 @@ PUBLISHED: dict[str, PublishedFrontEnd] = {
     for front_end in (
         PublishedFrontEnd(name="ezvsl", seconds=3.0, **_PYAV),  # and SLAVC
         PublishedFrontEnd(name="fnac", seconds=3.0, **_PYAV),
-        PublishedFrontEnd(name="lvs", seconds=10.0, hop=238, offset="start"),  # of mono; it fails on stereo
+        PublishedFrontEnd(name="lvs", seconds=10.0, hop=238, offset="start"),  # which fails on stereo; here it is mixed
         _ALIGN,
         _ALIGN_EZVSL,
         # SSL-Align on AVSBench, whose clips last 5 s

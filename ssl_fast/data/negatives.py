@@ -131,19 +131,18 @@ def _draw(sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozens
 
     Uniform among these samples or, `group_first`, among what they sound like, then among those that sound like it."""
     groups = np.array(heard)
-    candidates: dict[frozenset[str], np.ndarray] = {}  # images show few different sets of things
+    candidates: dict[frozenset[str], list[np.ndarray]] = {}  # images show few different sets of things
     sources = np.zeros(len(sample_set), np.int64)
     for i, shown in enumerate(seen):
         if shown not in candidates:
-            candidates[shown] = np.flatnonzero(~np.isin(groups, list(shown)))
-        allowed = candidates[shown]
-        if not len(allowed):
-            raise ValueError(f"sample {sample_set.ids[i]!r}: expected a sound of another category in the set, but all "
-                             f"are of what it shows ({', '.join(sorted(shown))})")  # fmt: skip
-        rng = np.random.default_rng([seed, i])
-        if group_first:
-            allowed = allowed[groups[allowed] == rng.choice(np.unique(groups[allowed]))]
-        sources[i] = rng.choice(allowed)
+            allowed = np.flatnonzero(~np.isin(groups, list(shown)))
+            if not len(allowed):
+                raise ValueError(f"sample {sample_set.ids[i]!r}: expected a sound of another category in the set, but "
+                                 f"all are of what it shows ({', '.join(sorted(shown))})")  # fmt: skip
+            parts = [allowed[groups[allowed] == one] for one in np.unique(groups[allowed])]
+            candidates[shown] = parts if group_first else [allowed]
+        rng, parts = np.random.default_rng([seed, i]), candidates[shown]
+        sources[i] = rng.choice(parts[rng.integers(len(parts))] if group_first else parts[0])
     return sources
 
 

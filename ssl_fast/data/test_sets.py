@@ -102,25 +102,26 @@ def _items(root: Path, layout: Layout, annotations: Annotations) -> tuple[list[I
     items, problems = [], {}  # a file that samples share is missing once
     for sample in annotations.samples:
         kinds = ["image", "audio"] + ["mask"] * (sample.mask is not None)
-        paths = {kind: _path(root, getattr(layout, kind), sample) for kind in kinds}
-        wrong = {path: problem for path in paths.values() if (problem := missing(path))}
-        if wrong:
-            problems |= {path: f"{problem}, id {sample.id!r}" for path, problem in wrong.items()}
-            continue
-        items.append(Item(sample.id, paths["image"], paths["audio"], sample.group, sample.category,
-                          mask=paths.get("mask")))  # fmt: skip
+        found = {kind: _files(root, getattr(layout, kind), sample) for kind in kinds}
+        wrong = {files[0]: problem for files in found.values() if (problem := _wrong(files))}
+        problems |= {path: f"{problem}, id {sample.id!r}" for path, problem in wrong.items()}
+        if not wrong:
+            frame, sound, *mask = (files[0] for files in found.values())
+            items.append(Item(sample.id, frame, sound, sample.group, sample.category, mask=mask[0] if mask else None))
     return items, list(problems.values())
 
 
-def _path(root: Path, template: str, sample: Annotation) -> Path:
+def _files(root: Path, template: str, sample: Annotation) -> list[Path]:
+    """What may be meant: one path, but of a template with a * all files that fit."""
     fields = {"image": sample.image, "audio": sample.audio, "mask": sample.mask}
     if "_clip}" in template:
         fields |= {f"{kind}_clip": _clip(fields[kind]) for kind in ("image", "audio")}
     path = root / template.format(**fields)
-    found = list(path.parent.glob(path.name)) if "*" in path.name else [path]
-    if len(found) > 1:
-        raise DataError(f"{path}: expected one file, got {len(found)}, id {sample.id!r}")
-    return found[0] if found else path
+    return ("*" in path.name and sorted(path.parent.glob(path.name))) or [path]
+
+
+def _wrong(files: list[Path]) -> str:
+    return f"{files[0].parent}: expected one file, got {len(files)}" if len(files) > 1 else missing(files[0])
 
 
 def _clip(stem: str) -> str:
