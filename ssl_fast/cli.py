@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from .data import commands as data_commands
+from .evaluation import commands as evaluation_commands
 
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
 
@@ -113,15 +114,7 @@ def parser() -> argparse.ArgumentParser:
     _run_arguments(folder)
 
     test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
-    what = test.add_mutually_exclusive_group(required=True)
-    what.add_argument("--data", type=Path, metavar="DIR", help="annotated samples (frames/, audio/, annotations.json)")
-    what.add_argument("--scenes", action="store_true", help="the embedded scenes")
-    test.add_argument("--split", **_SPLIT)
-    model = test.add_mutually_exclusive_group(required=True)
-    model.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint, or a run's folder")
-    model.add_argument("--maps", type=Path, metavar="DIR", help="maps computed elsewhere: ID.npy, and KIND/ID.npy under "
-                       "negative sounds")
-    test.add_argument("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
+    evaluation_commands.add_arguments(test)
     test.add_argument("--out", type=Path, required=True, metavar="DIR")
     test.add_argument("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
     test.add_argument("--test-scenes", **_TEST_SCENES)
@@ -312,7 +305,7 @@ def quickstart(args: argparse.Namespace) -> int:
     run = _train(args, training_set, recipe)
     tests, validation = _scene_tests(settings, args.quiet)
     about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return _evaluate(run.localizer, tests, validation, args.out, about, run.history, args)
+    return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet)
 
 
 def _scene_settings(train: int | None, test: int | None):
@@ -353,7 +346,8 @@ def train(args: argparse.Namespace) -> int:
         return 0
     about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
-    return _evaluate(run.localizer, tests, None, args.out, about, run.history, args)
+    return evaluation_commands.write(run.localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
+                                     workers=args.workers)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -367,24 +361,30 @@ def evaluate(args: argparse.Namespace) -> int:
         raise UsageError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
         raise UsageError(f"--out {args.out}: holds results already; choose another folder")
-    localizer, state = training.load_localizer(args.weights)
-    recipe = state["recipe"]
+    model, how, state = evaluation_commands.model_of(args)
     if args.scenes:
-        if args.val is not None or args.split is not None:
-            raise UsageError("--val, --split: expected with --data, the scenes have splits of their own")
+        if args.val is not None or args.split is not None or args.set_name is not None:
+            raise UsageError("--val, --split, --set: expected with --data, the scenes have splits of their own")
         tests, validation = _scene_tests(_scene_settings(None, args.test_scenes), args.quiet)
     else:
-        how = recipe["front_end"], recipe["image_size"]
-        test = _folder(args.data, args.split, *how, annotated=True)
+        if args.set_name is None:
+            test = _folder(args.data, args.split, *how, annotated=True)
+        else:
+            test = evaluation_commands.published_set(args, *how)
         validation = None if args.val is None else _folder(args.val, None, *how)
         for found in filter(None, (test, validation)):
             _preload(found, args.quiet)
-        tests = {args.data.resolve().name: test}
-    file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
-    about = _about(file, recipe["method"], state["seed"], recipe)
-    about |= {"train_seconds": state["seconds"], "steps": state["step"]}
+        tests = {args.set_name or args.data.resolve().name: test}
+    options = evaluation_commands.options_of(args, tests)
+    about, history = {"model": args.model or str(args.maps)}, []
+    if state is not None:
+        file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
+        about = _about(file, state["recipe"]["method"], state["seed"], state["recipe"])
+        about |= {"train_seconds": state["seconds"], "steps": state["step"]}
+        history = state["history"]
     args.out.mkdir(parents=True, exist_ok=True)
-    return _evaluate(localizer, tests, validation, args.out, about, state["history"], args)
+    return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
+                                     workers=args.workers, **options)
 
 
 def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
@@ -421,49 +421,6 @@ def _about_run(run) -> dict:
     return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
             "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance,
             "precision": run.precision}  # fmt: skip
-
-
-def _evaluate(localizer, tests: dict, validation, out: Path, about: dict, history: list, args) -> int:
-    from . import evaluation
-    from .evaluation import overlays, report
-    from .training import fingerprint
-
-    workers = getattr(args, "workers", 0)
-    results = evaluation.evaluate(localizer, tests, validation=validation, workers=workers, progress=not args.quiet)
-    results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
-    results.write_json(out / "metrics.json")
-    results.write_csv(out / "per_sample.csv")
-    shown = overlays.collect(localizer, tests[results["interactive_on"]], results, results["interactive_on"])
-    report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
-    print(summary(results))
-    print(f"report: {(out / 'report.html').resolve()}")
-    return 0
-
-
-def summary(results) -> str:
-    """The figures that matter most, as text: all sets, the interactive one with its baselines, retrieval, false
-    alarms."""
-    columns = {"ciou_adaptive": "cIoU", "auc_adaptive": "AUC", "ciou_top50": "cIoU top50", "iiou_adaptive": "IIoU",
-               "interactive_pointing": "interactive pointing"}  # fmt: skip
-    main, name = results["interactive_on"], results.get("method", "model")
-    order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
-    rows = {f"{one}: {name}": results["sets"][one]["model"] for one in order}
-    rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]
-    for title, row in rows.items():
-        cells = (f"{row[key]:>{max(6, len(head))}.3f}" for key, head in columns.items())
-        lines.append(f"{title:<{width}}  " + "  ".join(cells))
-    retrieval = results["retrieval"]
-    hit = "class" if "class" in retrieval else "instance"
-    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
-        rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
-        lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
-    alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
-    if alarms:
-        rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
-        lines.append(f"false alarms on {main}, share of the image: {rates}")
-    return "\n".join(lines)
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -11,7 +11,10 @@ import numpy as np
 
 from . import metrics
 
-COUNTS = {">=": 25088, ">": 25087}  # pixels of 224 x 224 that published evaluators predict: the threshold's own or not
+
+def _counts(pixels: int) -> dict[str, int]:
+    """Pixels that published evaluators predict, the threshold's own or not: 25,088 and 25,087 of 224 x 224."""
+    return {">=": pixels // 2, ">": pixels // 2 - 1}
 
 
 class Figures(typing.NamedTuple):
@@ -33,19 +36,21 @@ def _iou(kept: np.ndarray, weights: np.ndarray) -> float:
     return kept.sum(dtype=np.float64) / (weights.sum(dtype=np.float64) + np.count_nonzero(kept == 0))
 
 
-def centre_square(pixels: int, size: int = 224) -> np.ndarray:
-    """(1, size, size) bool: the `pixels` nearest to the centre by the greater of the two distances; of the outermost
-    ring those that come first in row-major order."""
-    distance = np.abs(np.arange(size) - (size - 1) / 2)
-    return metrics.top_fraction(-np.maximum.outer(distance, distance)[None], pixels / size**2)
+def centre_square(pixels: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
+    """(1, H, W) bool: the `pixels` nearest to the centre by the greater of the two distances; of the outermost ring those
+    that come first in row-major order."""
+    rows, columns = (np.abs(np.arange(size) - (size - 1) / 2) for size in shape)
+    return metrics.top_fraction(-np.maximum.outer(rows, columns)[None], pixels / (shape[0] * shape[1]))
 
 
 def ceilings(ground_truths: Iterable[np.ndarray]) -> dict[str, Figures]:
-    """Ground truths (224, 224), one a sample -> figures of the best prediction of 25,088 pixels ("best >=") and 25,087
-    ("best >"), and of the centre square of 25,088 ("centre square")."""
-    square = centre_square(COUNTS[">="])[0]
-    rows = [[*(best_iou(truth, pixels) for pixels in COUNTS.values()), _iou(truth[square], truth)]
-            for truth in ground_truths]  # fmt: skip
+    """Ground truths (H, W), one a sample, all of one size -> figures of the best prediction of half the pixels ("best
+    >="), of one less ("best >"), and of the centre square of half of them ("centre square")."""
+    rows, square = [], None
+    for truth in ground_truths:
+        counts = _counts(truth.size)
+        square = centre_square(counts[">="], truth.shape)[0] if square is None else square
+        rows.append([*(best_iou(truth, pixels) for pixels in counts.values()), _iou(truth[square], truth)])
     columns = np.asarray(rows, np.float64).reshape(-1, 3).T
-    names = [f"best {comparison}" for comparison in COUNTS] + ["centre square"]
-    return {name: Figures(metrics.success_rate(iou), metrics.auc(iou)) for name, iou in zip(names, columns)}
+    return {name: Figures(metrics.success_rate(iou), metrics.auc(iou))
+            for name, iou in zip(("best >=", "best >", "centre square"), columns)}

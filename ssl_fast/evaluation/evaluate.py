@@ -45,6 +45,8 @@ class Localizer(typing.Protocol):
 Predictor = Callable[[Tensor, dict[str, Tensor], list[str]], dict[str, np.ndarray]]
 # images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> maps (B, h, w): a model that is no `Localizer`
 MapFunction = Callable[[Tensor, Tensor], Tensor]
+# sample set, its name, kind -> `data.negatives.Negatives`
+Draw = Callable[["SampleSet", str, str], typing.Any]
 
 
 def _device(localizer) -> torch.device:
@@ -243,14 +245,19 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
     return np.stack(boxes), masks
 
 
-def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], seed: int,
+def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw,
                notes: list[str]) -> dict[str, Callable]:
     """{kind: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
-    from ..data.negatives import negatives
     if "offscreen" in kinds and (None in sample_set.categories or not all(sample_set.visible)):
         notes.append(f"set {name}: no off-screen sounds, because not every sample says which categories it shows")
         kinds = [kind for kind in kinds if kind != "offscreen"]
-    return {kind: negatives(sample_set, kind, seed).spectrograms for kind in kinds}
+    return {kind: draw(sample_set, name, kind).spectrograms for kind in kinds}
+
+
+def drawing(seed: int) -> "Draw":
+    """Negatives by set, kind and seed alone."""
+    from ..data.negatives import negatives
+    return lambda sample_set, name, kind: negatives(sample_set, kind, seed)
 
 
 def retrieval(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0,
@@ -310,7 +317,8 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
              validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
              protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (),
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
-             interactive_on: str | None = None, retrieval_on: str | None = None, workers: int = 0) -> Results:
+             draw: Draw | None = None, interactive_on: str | None = None, retrieval_on: str | None = None,
+             workers: int = 0) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
 
@@ -320,14 +328,14 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     each test set's own
         negatives, and whatever depends on it has `test_threshold` in its name instead of `universal` or nothing.
     baselines: {name: images -> maps}, `BASELINES` unless given; {} for none.   negatives: kinds of negative sound,
-    () for none. interactive_on, retrieval_on: sets behind the flat keys (unless given "duo" and "single" where
+    () for none; draw: how they are drawn, unless by the protocol's seed alone. interactive_on, retrieval_on: sets behind the flat keys (unless given "duo" and "single" where
     present, else the first set). workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a map with a NaN (naming the sample), unknown names.
     """
     _check(test_sets, validation, negatives)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
     retrieval_on = _pick("retrieval_on", retrieval_on, "single", test_sets)
-    published = [protocol_of(one) for one in published]
+    published, draw = [protocol_of(one) for one in published], draw or drawing(protocol.negatives_seed)
     predictors = {"model": predictor_of(localizer)}
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
@@ -337,10 +345,10 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):
         if validation is not None:
-            drawn = _negatives(validation, "validation", negatives, protocol.negatives_seed, notes)
+            drawn = _negatives(validation, "validation", negatives, draw, notes)
             thresholds = chosen["validation"] = run.thresholds(validation, drawn, "validation")
         for name, sample_set in test_sets.items():
-            drawn = _negatives(sample_set, name, negatives, protocol.negatives_seed, notes)
+            drawn = _negatives(sample_set, name, negatives, draw, notes)
             if validation is None:
                 thresholds = chosen[name] = run.thresholds(sample_set, drawn, name)
             columns, size, computed[name] = run.columns(sample_set, drawn, thresholds, name)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import metrics
-from .evaluate import NEGATIVES, Localizer, inference, predictor_of
+from .evaluate import NEGATIVES, Draw, Localizer, drawing, inference, predictor_of
 from .results import Results
 
 if typing.TYPE_CHECKING:
@@ -43,7 +43,8 @@ class Row:
 
 
 def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, name: str, *, pairs: int = 4,
-            negatives: int = 3, extremes: int = 4, random: int = 4, seed: int = 0) -> dict[str, list[Row]]:
+            negatives: int = 3, extremes: int = 4, random: int = 4, seed: int = 0,
+            draw: Draw | None = None) -> dict[str, list[Row]]:
     """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
 
     Row of "two_sounds": all sounds of one image (none where no image has two). Row of "negatives": a sample's own
@@ -60,7 +61,8 @@ def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, nam
     shuffled = [list(groups)[i] for i in rng.permutation(len(groups))]
     order = np.argsort(columns["iou_adaptive"], kind="stable")
     chosen = {"best": order[::-1][:extremes], "worst": order[:extremes], "random": rng.permutation(len(order))[:random]}
-    tile = _Tiles(localizer, sample_set, columns, results["protocol"]["negatives_seed"])
+    draw = draw or drawing(results["protocol"]["negatives_seed"])
+    tile = _Tiles(localizer, sample_set, columns, lambda kind: draw(sample_set, name, kind))
     out = {"two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
            "negatives": [Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
                          for i in rng.permutation(len(sample_set))[:negatives].tolist() if kinds]}
@@ -70,12 +72,11 @@ def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, nam
 class _Tiles:
     """Makes tiles of a set; each kind of negative is drawn once."""
 
-    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence], seed: int):
+    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence], draw):
         self.predict, self.localizer = predictor_of(localizer), localizer
-        self.set, self.columns, self.seed, self.drawn = sample_set, columns, seed, {}
+        self.set, self.columns, self.draw, self.drawn = sample_set, columns, draw, {}
 
     def __call__(self, i: int, kind: str = "positive") -> Tile:
-        from ..data.negatives import negatives
         sample, name = self.set[i], self.set.ids[i]
         image, truth = sample["image"], np.asarray(self.set.ground_truth(i), np.float32)
         if kind == "positive":
@@ -83,7 +84,7 @@ class _Tiles:
             category, iou = self.set.categories[i], self.columns["iou_adaptive"][i]
         else:
             if kind not in self.drawn:
-                self.drawn[kind] = negatives(self.set, kind, self.seed)
+                self.drawn[kind] = self.draw(kind)
             drawn, truth, iou = self.drawn[kind], np.zeros_like(truth), None
             spectrogram, waveform = drawn.spectrograms([i]), drawn[i]
             category = None if drawn.sources is None else self.set.categories[drawn.sources[i]]

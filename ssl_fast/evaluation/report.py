@@ -195,6 +195,10 @@ def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
 def _protocols(results: Mapping) -> str:
     """Every figure of every protocol that was run beside the default one, a table each."""
     parts = []
+    for name, rows in results.get("ceilings", {}).items():
+        parts.append(_table(f"{name}: what half of the pixels (with >: one less) can reach at most, and a square "
+                            "that looks at nothing", ["", "success rate", "AUC"],
+                            [(row, [number(one["success"]), number(one["auc"])]) for row, one in rows.items()]))
     for name, by_protocol in results.get("protocols", {}).items():
         for protocol, computed in by_protocol.items():
             rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}

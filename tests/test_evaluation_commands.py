@@ -1,0 +1,153 @@
+"""`ssl-fast evaluate` of a published set: maps from files, functions, protocols, draws, lists."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from ssl_fast import cli
+from ssl_fast.data.annotations import weight_map
+from ssl_fast.evaluation import protocols
+
+IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
+CLASSES = ["owl hooting", "playing cello", "train horning", "owl hooting", "machine gun shooting", "playing cello"]
+BOXES = [[[0.1, 0.2, 0.6, 0.8]], [[0.0, 0.0, 1.0, 0.9]], [[0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]], [[0.2, 0.0, 0.7, 0.5]],
+         [[0.3, 0.3, 0.8, 0.9]], [[0.0, 0.4, 0.5, 1.0]]]  # fmt: skip
+KINDS = ("silence", "noise", "offscreen")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    root = tmp_path / "VGGSound"
+    for name in ("frames", "audio"):
+        (root / name).mkdir(parents=True)
+    for name in IDS:
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(root / "frames" / f"{name}.jpg")
+        soundfile.write(root / "audio" / f"{name}.wav", rng.uniform(-0.5, 0.5, 16000), 16000)
+    entries = [{"file": name, "class": own, "bbox": boxes} for name, own, boxes in zip(IDS, CLASSES, BOXES)]
+    (root / "vggss.json").write_text(json.dumps(entries))
+    return root
+
+
+@pytest.fixture
+def maps(tmp_path):
+    """{kind: (6, 7, 7)}, and a folder of them."""
+    rng = np.random.default_rng(1)
+    out = {kind: rng.uniform(-1, 1, (6, 7, 7)).astype(np.float32) for kind in ("positive", *KINDS)}
+    for kind, values in out.items():
+        where = tmp_path / "maps" / ("" if kind == "positive" else kind)
+        where.mkdir(parents=True, exist_ok=True)
+        for name, one in zip(IDS, values):
+            np.save(where / f"{name}.npy", one)
+    return out, tmp_path / "maps"
+
+
+def evaluate(root, out, *more):
+    return cli.main(["evaluate", "--data", str(root), "--set", "vgg-ss", "--out", str(out), "--quiet", *map(str, more)])
+
+
+def truths():
+    pixels = [np.trunc(np.array(boxes) * 224).astype(int) for boxes in BOXES]
+    return np.stack([weight_map(boxes, "union") for boxes in pixels])
+
+
+def same(found, wanted):
+    if isinstance(wanted, dict):
+        assert found.keys() == wanted.keys()
+        for key in wanted:
+            same(found[key], wanted[key])
+    else:
+        assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys):
+    values, where = maps
+    (tmp_path / "train.csv").write_text(f"{IDS[2]}\nother_000001\n")
+    names = ["ez_vsl", "lvs", "slavc_extended", "vssl_eval"]
+    assert evaluate(folder, tmp_path / "out", "--maps", where, "--protocol", ",".join(names), "--train-list",
+                    tmp_path / "train.csv") == 0  # fmt: skip
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    threshold = max(np.percentile(values[kind].max((1, 2)), 75) for kind in KINDS)
+    assert results["universal_threshold"]["by_set"]["vgg-ss"]["model"]["value"] == pytest.approx(threshold, abs=1e-6)
+    negatives = {kind: values[kind] for kind in KINDS}
+    for name in names:
+        universal = threshold if name == "vssl_eval" else None
+        want = protocols.run(name, values["positive"], truths(), negatives=negatives, threshold=universal, image_ids=IDS,
+                             sounding=np.ones(6, bool))  # fmt: skip
+        found = results["protocols"]["vgg-ss"][name]["model"]
+        same(found["figures"], json.loads(json.dumps(want["figures"])))
+        assert found["n"] == 6 and found["protocol"]["name"] == name
+    assert results["retrieval"] == {} and "no retrieval, because the model gives maps alone" in results["notes"]
+    note = f"set vgg-ss: 1 of 6 samples are in {tmp_path / 'train.csv'}"
+    assert note in results["notes"] and note in capsys.readouterr().out
+    reachable = [min(truth.mean(), 0.5) / max(truth.mean(), 0.5) >= 0.5 for truth in truths()]
+    assert results["ceilings"]["vgg-ss"]["best >="]["success"] == np.mean(reachable)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert all(f"vgg-ss: protocol {name}" in page for name in names) and "square that looks at nothing" in page
+
+
+def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
+    """The same maps from a function as from files, and the draws of its negatives on disk."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_model.py").write_text(
+        "import torch\nNUMBER = 3\ndef maps(images, spectrograms):\n"
+        "    light = torch.nn.functional.avg_pool2d(images.float().mean(1), 32) / 255\n"
+        "    return light * spectrograms.std((1, 2, 3))[:, None, None]\n")  # fmt: skip
+    out, draws = tmp_path / "out", tmp_path / "draws"
+    options = "--model", "my_model:maps", "--draws", draws, "--negatives-seed", "1234"
+    assert evaluate(folder, out, *options) == 0
+    results = json.loads((out / "metrics.json").read_text())
+    record = json.loads((draws / "vgg-ss-offscreen-1234.json").read_text())
+    heard = {name: record["draws"][name]["file"] for name in IDS}
+    broad = dict(zip(IDS, ["animals", "music", "vehicles", "animals", "weapons", "music"]))
+    assert record["seed"] == 1234 and all(broad[name] != broad[other] for name, other in heard.items())
+    assert evaluate(folder, tmp_path / "again", *options) == 0
+    again = json.loads((tmp_path / "again" / "metrics.json").read_text())
+    assert again["sets"] == results["sets"]
+    for kind in KINDS:  # the spectrogram of silence is constant
+        assert (results["sets"]["vgg-ss"]["map_maxima"][kind][-1] > 1e-6) == (kind != "silence")
+    assert torch.tensor(results["sets"]["vgg-ss"]["map_maxima"]["positive"]).diff().min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--maps", "nowhere"], "--maps nowhere: expected a folder, got nothing"),
+        (["--model", "no_such_module:maps"], "--model no_such_module:maps: expected MODULE:NAME of a function"),
+        (["--model", "math:pi"], "--model math:pi: expected a function, got float"),
+        (["--model", "math:sin", "--protocol", "best"], "protocol: expected one of \\['default', 'lvs'"),
+        (["--model", "math:sin", "--image-size", "96"], "published sets have images of 224 pixels"),
+        (["--model", "math:sin", "--layout", "zip"], "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'"),
+        (["--model", "math:sin", "--train-list", "nowhere.csv"], "nowhere.csv"),
+    ],
+)
+def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert evaluate(folder, tmp_path / "out", *more) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_bad_maps(folder, maps, tmp_path, capsys):
+    _, where = maps
+    file = where / "noise" / f"{IDS[3]}.npy"
+
+    def fails(message):
+        assert evaluate(folder, tmp_path / "out", "--maps", where) == 2
+        assert message in capsys.readouterr().err
+
+    np.save(file, np.zeros((5, 7)))
+    fails(f"expected maps of one size, (7, 7) as of {IDS[0]!r}, got (5, 7) of {IDS[3]!r}")
+    np.save(file, np.full((7, 7), np.nan))
+    fails(f"maps of model under noise sound: sample {IDS[3]!r} holds 49 values that are NaN or infinite")
+    np.save(file, np.zeros((1, 7, 7)))
+    fails(f"{file}: expected floats (h, w), got float64 (1, 7, 7)")
+    file.write_bytes(b"no array")
+    fails(f"{file}: expected a map as .npy, got: ")
+    file.unlink()
+    fails(f"{file}: expected a map as .npy, got: ")
