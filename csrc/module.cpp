@@ -98,7 +98,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   // resize: (first, weight, taps) of rows and columns, and whether to clip; rules: (kind, comparison, count, value)
   m.def(
       "map_metrics",
-      [](std::array<int64_t, 6> shape, Address low, Address truth, std::array<ResizeArguments, 2> resize,
+      [](std::array<int64_t, 6> shape, Address low, Address truth, bool bytes, std::array<ResizeArguments, 2> resize,
          const std::vector<std::tuple<int, int, int64_t, float>>& rules, float value, Address hit, Address outside,
          Address weight, Address objects, Address shared, int threads) {
         py::gil_scoped_release release;
@@ -106,12 +106,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         for (auto [kind, comparison, count, edge] : rules)
           all.push_back({RuleKind(kind), Comparison(comparison), count, edge});
         run(*kernels().map_metrics,
-            MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, at<float>(low), at<float>(truth),
+            MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, at<float>(low), at(truth), bytes,
                       {resize_of(resize[0]), resize_of(resize[1])}, all.data(), int64_t(all.size()), value,
                       at<double>(hit), at<double>(outside), at<double>(weight), at<int64_t>(objects),
                       at<int64_t>(shared), threads});
       },
-      py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("resize"), py::arg("rules"),
+      py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("bytes"), py::arg("resize"),
+      py::arg("rules"),
       py::arg("value"), py::arg("hit"), py::arg("outside"), py::arg("weight"), py::arg("objects"), py::arg("shared"),
       py::arg("threads"));
 }
