@@ -19,12 +19,12 @@ int64_t visual_bytes(const Shape& s) { return bytes_of(s, s.images * s.channels 
 Features features_of(const std::array<Address, 6>& f) { return {at(f[0]), at(f[1]), at(f[2]), at(f[3]), at(f[4]), at(f[5])}; }
 
 using AxisArguments = std::tuple<Address, Address, int64_t>;
-using ResizeArguments = std::tuple<AxisArguments, AxisArguments, bool>;
+using ResizeArguments = std::array<AxisArguments, 2>;
 Resize resize_of(const ResizeArguments& r) {
   auto axis = [](const AxisArguments& a) {
     return Axis{at<int64_t>(std::get<0>(a)), at<double>(std::get<1>(a)), std::get<2>(a)};
   };
-  return {axis(std::get<0>(r)), axis(std::get<1>(r)), std::get<2>(r)};
+  return {axis(r[0]), axis(r[1])};
 }
 
 }  // namespace
@@ -95,7 +95,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   cells("cosine", &KernelTable::cosine, &KernelTable::cosine_backward);
   cells("mean", &KernelTable::mean, &KernelTable::mean_backward);
 
-  // resize: (first, weight, taps) of rows and columns, and whether to clip; rules: (kind, comparison, count, value)
+  // resize: (first, weight, taps) of rows and of columns; rules: (kind, comparison, count, value)
   m.def(
       "map_metrics",
       [](std::array<int64_t, 6> shape, Address low, Address truth, bool bytes, std::array<ResizeArguments, 2> resize,

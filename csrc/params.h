@@ -84,7 +84,6 @@ struct Axis {
 };
 struct Resize {
   Axis rows, columns;
-  bool clip;  // pixels stay within the range of the cells
 };
 
 enum class RuleKind : int { fraction, truth, value };

@@ -9,7 +9,7 @@ namespace ssl_fast::SSL_FAST_ISA {
 namespace {
 
 constexpr int kSamples = 144, kStep = 89;  // Fibonacci numbers: a lattice that covers the map most evenly
-constexpr float kNothing = -__builtin_inff();  // pads the last word: above no threshold
+constexpr float kLargest = __FLT_MAX__, kNothing = -__builtin_inff();  // which pads the last word: above no threshold
 
 typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 typedef float NarrowUnaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
@@ -19,7 +19,6 @@ struct Map {
   float *pixels, *candidates, *samples;
   uint64_t *truth, *predicted, *above;  // (words), (words), (maps, words)
   int64_t width, words;
-  float lowest, highest;
 
   void lay_out(Arena& arena, const MapShape& s) {
     width = round_up(s.columns, kLanes<double>), words = (s.rows * s.columns + 63) / 64;
@@ -34,56 +33,39 @@ struct Map {
 };
 
 // ---- up-sampling: in float64, rounded once ----
+// A value that rounding in float64 leaves outside the range of its cells, themselves float32, is rounded back into it.
 
-// Down the columns, within [floor, ceiling]. kTaps: known number of taps, or 0.
+// kTaps: the number of taps both along the rows and down the columns, where it is known; or 0.
 template <int kTaps>
-void upsample_columns(const MapShape& s, const Axis& down, double floor, double ceiling, Map& map) {
-  constexpr int L = kLanes<double>;
-  using V = Vec<double>;
-  const int64_t taps = kTaps ? kTaps : down.taps, width = map.width, columns = s.columns, rows = s.rows;
-  const V lower = broadcast(floor), upper = broadcast(ceiling);
-  V least = broadcast(__builtin_inf()), most = -least;
+void upsample_by(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+  const int64_t width = map.width, columns = s.columns, rows = s.rows;
+  const int64_t taps = kTaps ? kTaps : resize.columns.taps, down = kTaps ? kTaps : resize.rows.taps;
+  for (int64_t x = 0; x < columns; ++x) {
+    const double* weight = resize.columns.weight + x * taps;
+    const float* from = low + resize.columns.first[x];
+    double* out = map.rows + x;
+    for (int64_t r = 0; r < s.cell_rows; ++r, from += s.cell_columns, out += width) {
+      double sum = 0;
+      for (int64_t j = 0; j < taps; ++j) sum += weight[j] * from[j];
+      *out = sum;
+    }
+  }
   float* out = map.pixels;
   for (int64_t y = 0; y < rows; ++y, out += columns) {
-    const double *weight = down.weight + y * taps, *from = map.rows + down.first[y] * width;
-    auto pixels = [&](int64_t x, int64_t count) __attribute__((always_inline)) {
-      V sum = {};
-      for (int64_t j = 0; j < taps; ++j) sum += load(from + j * width + x) * weight[j];
-      sum = select(sum < lower, lower, sum);
-      sum = select(sum > upper, upper, sum);
-      for (int64_t i = count; i < L; ++i) sum[i] = sum[0];  // not a pixel: must not count as an extreme
-      least = select(sum < least, sum, least);
-      most = select(sum > most, sum, most);
+    const double *weight = resize.rows.weight + y * down, *from = map.rows + resize.rows.first[y] * width;
+    for (int64_t x = 0; x < columns; x += kLanes<double>) {
+      Vec<double> sum = {};
+      for (int64_t j = 0; j < down; ++j) sum += load(from + j * width + x) * weight[j];
       // a row's last vector may run into the next row, which is written later
       *reinterpret_cast<NarrowUnaligned*>(out + x) = __builtin_convertvector(sum, Narrow);
-    };
-    int64_t x = 0;
-    for (; x + L <= columns; x += L) pixels(x, L);
-    if (x < columns) pixels(x, columns - x);
+    }
   }
-  map.lowest = -float(max_lanes<double>(-least)), map.highest = float(max_lanes<double>(most));
+  for (int64_t i = rows * columns; i < 64 * map.words; ++i) map.pixels[i] = kNothing;
 }
 
-void upsample(const MapShape& s, const float* low, const Resize& resize, Map& map) {
-  double floor = low[0], ceiling = low[0];
-  for (int64_t i = 1; i < s.cell_rows * s.cell_columns; ++i) {
-    floor = low[i] < floor ? low[i] : floor;
-    ceiling = low[i] > ceiling ? low[i] : ceiling;
-  }
-  const Axis& along = resize.columns;
-  for (int64_t r = 0; r < s.cell_rows; ++r)
-    for (int64_t x = 0; x < map.width; ++x) {
-      double sum = 0;
-      if (x < s.columns)
-        for (int64_t j = 0; j < along.taps; ++j)
-          sum += along.weight[x * along.taps + j] * low[r * s.cell_columns + along.first[x] + j];
-      map.rows[r * map.width + x] = sum;
-    }
-  if (!resize.clip) ceiling = __builtin_inf(), floor = -ceiling;  // else: rounding may leave the range by an ulp
-  int64_t taps = resize.rows.taps;
-  (taps == 2 ? upsample_columns<2> : taps == 4 ? upsample_columns<4> : upsample_columns<0>)(s, resize.rows, floor, ceiling,
-                                                                                           map);
-  for (int64_t i = s.rows * s.columns; i < 64 * map.words; ++i) map.pixels[i] = kNothing;
+void upsample(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+  int64_t taps = resize.columns.taps == resize.rows.taps ? resize.rows.taps : 0;
+  (taps == 2 ? upsample_by<2> : taps == 4 ? upsample_by<4> : upsample_by<0>)(s, low, resize, map);
 }
 
 // ---- sets of pixels ----
@@ -184,8 +166,8 @@ float largest(const Map& map, int64_t pixels, int64_t rank) {
   constexpr int L = kLanes<float>;
   int64_t centre = (pixels - rank) * kSamples / pixels;
   for (int64_t reach = 4;; reach *= 4) {
-    float low = centre - reach < 0 ? map.lowest : map.samples[centre - reach];
-    float high = centre + reach >= kSamples ? map.highest : map.samples[centre + reach];
+    float low = centre - reach < 0 ? -kLargest : map.samples[centre - reach];
+    float high = centre + reach >= kSamples ? kLargest : map.samples[centre + reach];
     int64_t over = 0;
     float* out = map.candidates;
     Vec<float> lower = broadcast(low), upper = broadcast(high);
@@ -234,13 +216,14 @@ void predict(const Map& map, int64_t pixels, const MapRule& rule, int64_t object
   if (rule.kind == RuleKind::value)
     return set_above(map.pixels, map.words, rule.value, rule.comparison == Comparison::at_least, out);
   int64_t rank = rule.kind == RuleKind::truth && objects ? objects : rule.count;
-  bool exact = rule.comparison == Comparison::exact;
-  float edge = exact && map.lowest == map.highest ? map.lowest : largest(map, pixels, rank);
+  float edge = largest(map, pixels, rank);
   set_above(map.pixels, map.words, edge, rule.comparison != Comparison::above, out);
-  if (!exact || map.lowest == map.highest || size_of(out, map.words) == rank) return;
-  int64_t left = rank;  // too many equal ones: the first of them in row-major order
+  int64_t reached = size_of(out, map.words);
+  if (rule.comparison != Comparison::exact || reached == rank) return;
+  // too many: of the equal ones the first in row-major order; all of a constant map
   set_above(map.pixels, map.words, edge, false, out);
-  left -= size_of(out, map.words);
+  int64_t left = rank - size_of(out, map.words);
+  if (left == rank && reached == pixels) left = pixels;
   for (int64_t i = 0; left > 0; ++i)
     if (map.pixels[i] == edge) out[i / 64] |= uint64_t(1) << (i % 64), --left;
 }

@@ -131,13 +131,12 @@ def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rul
     n, k = low.shape[:2]
     found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
                    None if value is None else np.empty((n, k, k), np.int64))
-    used = upsampling[0], upsampling[-1]
-    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in used]
+    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)]
+            for up in (upsampling[0], upsampling[-1])]
     pixels = math.prod(truth.shape[1:])
     checks.extension.map_metrics(
         (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data, bytes=truth.dtype == bool,
-        resize=[(*((first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair),
-                 up.interpolation == "bilinear") for pair, up in zip(axes, used)],
+        resize=[[(first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair] for pair in axes],
         rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
                 0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
         value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
