@@ -19,12 +19,12 @@ int64_t visual_bytes(const Shape& s) { return bytes_of(s, s.images * s.channels 
 Features features_of(const std::array<Address, 6>& f) { return {at(f[0]), at(f[1]), at(f[2]), at(f[3]), at(f[4]), at(f[5])}; }
 
 using AxisArguments = std::tuple<Address, Address, int64_t>;
-using ResizeArguments = std::tuple<AxisArguments, AxisArguments, bool>;
+using ResizeArguments = std::array<AxisArguments, 2>;
 Resize resize_of(const ResizeArguments& r) {
   auto axis = [](const AxisArguments& a) {
     return Axis{at<int64_t>(std::get<0>(a)), at<double>(std::get<1>(a)), std::get<2>(a)};
   };
-  return {axis(std::get<0>(r)), axis(std::get<1>(r)), std::get<2>(r)};
+  return {axis(r[0]), axis(r[1])};
 }
 
 }  // namespace
@@ -95,10 +95,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   cells("cosine", &KernelTable::cosine, &KernelTable::cosine_backward);
   cells("mean", &KernelTable::mean, &KernelTable::mean_backward);
 
-  // resize: (first, weight, taps) of rows and columns, and whether to clip; rules: (kind, comparison, count, value)
+  // resize: (first, weight, taps) of rows and of columns; rules: (kind, comparison, count, value)
   m.def(
       "map_metrics",
-      [](std::array<int64_t, 6> shape, Address low, Address truth, std::array<ResizeArguments, 2> resize,
+      [](std::array<int64_t, 6> shape, Address low, Address truth, bool bytes, std::array<ResizeArguments, 2> resize,
          const std::vector<std::tuple<int, int, int64_t, float>>& rules, float value, Address hit, Address outside,
          Address weight, Address objects, Address shared, int threads) {
         py::gil_scoped_release release;
@@ -106,12 +106,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         for (auto [kind, comparison, count, edge] : rules)
           all.push_back({RuleKind(kind), Comparison(comparison), count, edge});
         run(*kernels().map_metrics,
-            MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, at<float>(low), at<float>(truth),
+            MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, at<float>(low), at(truth), bytes,
                       {resize_of(resize[0]), resize_of(resize[1])}, all.data(), int64_t(all.size()), value,
                       at<double>(hit), at<double>(outside), at<double>(weight), at<int64_t>(objects),
                       at<int64_t>(shared), threads});
       },
-      py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("resize"), py::arg("rules"),
+      py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("bytes"), py::arg("resize"),
+      py::arg("rules"),
       py::arg("value"), py::arg("hit"), py::arg("outside"), py::arg("weight"), py::arg("objects"), py::arg("shared"),
       py::arg("threads"));
 }

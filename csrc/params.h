@@ -84,7 +84,6 @@ struct Axis {
 };
 struct Resize {
   Axis rows, columns;
-  bool clip;  // pixels stay within the range of the cells
 };
 
 enum class RuleKind : int { fraction, truth, value };
@@ -99,7 +98,8 @@ struct MapRule {
 struct MapParams {
   MapShape shape;
   const float* low;     // (images, maps, cell rows, cell columns)
-  const float* truth;   // (images, rows, columns): weights
+  const void* truth;    // (images, rows, columns): weights, float32; or bytes 0 and 1
+  bool bytes;
   Resize resize[2];     // of the first map, and of the others
   const MapRule* rule;  // (rules), for the first map
   int64_t rules;

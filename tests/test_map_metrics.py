@@ -97,6 +97,7 @@ def test_the_kernel_counts_what_the_plain_path_counts(cells, pixels, levels, use
     low, truth = draw(cells, pixels, levels)
     for first, others in zip(UPSAMPLINGS, UPSAMPLINGS[::-1]):
         options = {"upsampling": [first, others, others]}
+        truth = truth > 0 if first == UPSAMPLINGS[2] else truth     # the last two of bool
         expected = counts(low, truth, RULES, .2, backend="reference", **options)
         for instruction_set in SETS:
             use_set(instruction_set)
@@ -143,6 +144,10 @@ def test_inputs_of_any_layout_and_dtype():
     for change in (torch.from_numpy, lambda m: np.asfortranarray(m), lambda m: np.repeat(m, 2, 2)[:, :, ::2]):
         equal(expected, counts([change(low[0])], change(truth), RULES[:8], upsampling=[Upsampling()],
                                backend="compiled"))
+    binary = truth > 0
+    for change in (torch.from_numpy, np.asfortranarray, lambda g: g):
+        equal(counts(low, change(binary), RULES, .2, upsampling=UPSAMPLINGS[:1] * 3, backend="compiled"),
+              counts(low, binary.astype(float), RULES, .2, upsampling=UPSAMPLINGS[:1] * 3, backend="reference"))
     double = [low[0].astype(np.float64)]
     equal(counts(double, truth, RULES[:8], upsampling=[Upsampling()]),
           counts(double, truth, RULES[:8], upsampling=[Upsampling()], backend="reference"))

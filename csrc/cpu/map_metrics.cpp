@@ -8,8 +8,8 @@
 namespace ssl_fast::SSL_FAST_ISA {
 namespace {
 
-constexpr int kSamples = 256;
-constexpr float kNothing = -__builtin_inff();  // pads the last word: above no threshold
+constexpr int kSamples = 144, kStep = 89;  // Fibonacci numbers: a lattice that covers the map most evenly
+constexpr float kLargest = __FLT_MAX__, kNothing = -__builtin_inff();  // which pads the last word: above no threshold
 
 typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 typedef float NarrowUnaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
@@ -19,7 +19,6 @@ struct Map {
   float *pixels, *candidates, *samples;
   uint64_t *truth, *predicted, *above;  // (words), (words), (maps, words)
   int64_t width, words;
-  float lowest, highest;
 
   void lay_out(Arena& arena, const MapShape& s) {
     width = round_up(s.columns, kLanes<double>), words = (s.rows * s.columns + 63) / 64;
@@ -34,44 +33,39 @@ struct Map {
 };
 
 // ---- up-sampling: in float64, rounded once ----
+// A value that rounding in float64 leaves outside the range of its cells, themselves float32, is rounded back into it.
 
-void upsample(const MapShape& s, const float* low, const Resize& resize, Map& map) {
-  constexpr int L = kLanes<double>;
-  using V = Vec<double>;
-  double floor = low[0], ceiling = low[0];
-  for (int64_t i = 1; i < s.cell_rows * s.cell_columns; ++i) {
-    floor = low[i] < floor ? low[i] : floor;
-    ceiling = low[i] > ceiling ? low[i] : ceiling;
-  }
-  for (int64_t r = 0; r < s.cell_rows; ++r)
-    for (int64_t x = 0; x < map.width; ++x) {
+// kTaps: the number of taps both along the rows and down the columns, where it is known; or 0.
+template <int kTaps>
+void upsample_by(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+  const int64_t width = map.width, columns = s.columns, rows = s.rows;
+  const int64_t taps = kTaps ? kTaps : resize.columns.taps, down = kTaps ? kTaps : resize.rows.taps;
+  for (int64_t x = 0; x < columns; ++x) {
+    const double* weight = resize.columns.weight + x * taps;
+    const float* from = low + resize.columns.first[x];
+    double* out = map.rows + x;
+    for (int64_t r = 0; r < s.cell_rows; ++r, from += s.cell_columns, out += width) {
       double sum = 0;
-      if (x < s.columns)
-        for (int64_t j = 0; j < resize.columns.taps; ++j)
-          sum += resize.columns.weight[x * resize.columns.taps + j] * low[r * s.cell_columns + resize.columns.first[x] + j];
-      map.rows[r * map.width + x] = sum;
-    }
-  V least = broadcast(__builtin_inf()), most = -least;
-  for (int64_t y = 0; y < s.rows; ++y) {
-    const double* weight = resize.rows.weight + y * resize.rows.taps;
-    for (int64_t x = 0; x < s.columns; x += L) {
-      const double* from = map.rows + resize.rows.first[y] * map.width + x;
-      V sum = {};
-      for (int64_t j = 0; j < resize.rows.taps; ++j) sum += load(from + j * map.width) * weight[j];
-      if (resize.clip) {  // rounding may leave the range by an ulp
-        sum = select(sum < floor, broadcast(floor), sum);
-        sum = select(sum > ceiling, broadcast(ceiling), sum);
-      }
-      if (x + L > s.columns)
-        for (int64_t i = s.columns - x; i < L; ++i) sum[i] = sum[0];  // not a pixel: must not count as an extreme
-      least = select(sum < least, sum, least);
-      most = select(sum > most, sum, most);
-      // a row's last vector may run into the next row, which is written later
-      *reinterpret_cast<NarrowUnaligned*>(map.pixels + y * s.columns + x) = __builtin_convertvector(sum, Narrow);
+      for (int64_t j = 0; j < taps; ++j) sum += weight[j] * from[j];
+      *out = sum;
     }
   }
-  for (int64_t i = s.rows * s.columns; i < 64 * map.words; ++i) map.pixels[i] = kNothing;
-  map.lowest = -float(max_lanes<double>(-least)), map.highest = float(max_lanes<double>(most));
+  float* out = map.pixels;
+  for (int64_t y = 0; y < rows; ++y, out += columns) {
+    const double *weight = resize.rows.weight + y * down, *from = map.rows + resize.rows.first[y] * width;
+    for (int64_t x = 0; x < columns; x += kLanes<double>) {
+      Vec<double> sum = {};
+      for (int64_t j = 0; j < down; ++j) sum += load(from + j * width + x) * weight[j];
+      // a row's last vector may run into the next row, which is written later
+      *reinterpret_cast<NarrowUnaligned*>(out + x) = __builtin_convertvector(sum, Narrow);
+    }
+  }
+  for (int64_t i = rows * columns; i < 64 * map.words; ++i) map.pixels[i] = kNothing;
+}
+
+void upsample(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+  int64_t taps = resize.columns.taps == resize.rows.taps ? resize.rows.taps : 0;
+  (taps == 2 ? upsample_by<2> : taps == 4 ? upsample_by<4> : upsample_by<0>)(s, low, resize, map);
 }
 
 // ---- sets of pixels ----
@@ -148,44 +142,51 @@ float smallest_from(const float* values, int64_t padded, float edge) {
   return -max_lanes<float>(-least);
 }
 
-// Sorted pixels from all over the map (each from another column), which bracket any order statistic.
-void draw_samples(const Map& map, int64_t pixels) {
-  int64_t stride = pixels / kSamples;
-  for (int i = 0; i < kSamples; ++i)
-    map.samples[i] = stride ? map.pixels[i * stride + i * 37 % stride] : map.pixels[i % pixels];
-  constexpr int kGaps[] = {57, 23, 10, 4, 1};
-  for (int gap : kGaps)
-    for (int i = gap; i < kSamples; ++i) {
-      float value = map.samples[i];
-      int j = i;
-      for (; j >= gap && map.samples[j - gap] > value; j -= gap) map.samples[j] = map.samples[j - gap];
-      map.samples[j] = value;
-    }
+// Sorted pixels from all over the map, which bracket any order statistic. Each goes where the number of lower ones says,
+// without a branch to mispredict; of equal ones the first slot is filled, and the others after it.
+void draw_samples(const MapShape& s, const Map& map) {
+  constexpr int L = kLanes<float>;
+  float drawn[kSamples + L] = {};
+  for (int64_t i = 0; i < kSamples; ++i) {
+    drawn[i] = map.pixels[i * s.rows / kSamples * s.columns + i * kStep % kSamples * s.columns / kSamples];
+    map.samples[i] = kNothing;
+  }
+  for (int i = 0; i < kSamples; i += L) {
+    Vec<float> x = load(drawn + i);
+    Vec<int32_t> lower = {};
+    for (int j = 0; j < kSamples; ++j) lower -= (Vec<int32_t>)(x > broadcast(drawn[j]));
+    for (int lane = 0; lane < L && i + lane < kSamples; ++lane) map.samples[lower[lane]] = x[lane];
+  }
+  for (int i = 1; i < kSamples; ++i)
+    map.samples[i] = map.samples[i] > map.samples[i - 1] ? map.samples[i] : map.samples[i - 1];
 }
 
 // The `rank`-th largest pixel, 1 <= rank <= pixels: pixels between two samples are collected, then their values bisected.
 float largest(const Map& map, int64_t pixels, int64_t rank) {
   constexpr int L = kLanes<float>;
   int64_t centre = (pixels - rank) * kSamples / pixels;
-  for (int64_t reach = 8;; reach *= 4) {
-    float low = centre - reach < 0 ? map.lowest : map.samples[centre - reach];
-    float high = centre + reach >= kSamples ? map.highest : map.samples[centre + reach];
-    int64_t over = 0, found = 0;
-    const float* pixel = map.pixels;
+  for (int64_t reach = 4;; reach *= 4) {
+    float low = centre - reach < 0 ? -kLargest : map.samples[centre - reach];
+    float high = centre + reach >= kSamples ? kLargest : map.samples[centre + reach];
+    int64_t over = 0;
     float* out = map.candidates;
     Vec<float> lower = broadcast(low), upper = broadcast(high);
-    for (const float* end = pixel + 64 * map.words; pixel < end; pixel += L) {
-      Vec<float> x = load(pixel);
-      uint64_t higher = bits_above<false>(x, upper), inside = bits_above<true>(x, lower) & ~higher;
+    for (int64_t w = 0; w < map.words; ++w) {
+      const float* from = map.pixels + 64 * w;
+      uint64_t higher = word_above<false>(from, upper), inside = word_above<true>(from, lower) & ~higher;
       over += __builtin_popcountll(higher);
+      if (!inside) continue;
 #if defined(__AVX512F__)
-      _mm512_storeu_ps(out, _mm512_maskz_compress_ps(__mmask16(inside), (__m512)x));
-      out += __builtin_popcountll(inside);
+      for (int i = 0; i < 64; i += L) {
+        __mmask16 lanes = __mmask16(inside >> i);
+        _mm512_storeu_ps(out, _mm512_maskz_compress_ps(lanes, (__m512)load(from + i)));
+        out += __builtin_popcount(lanes);
+      }
 #else
-      for (; inside; inside &= inside - 1) *out++ = pixel[__builtin_ctzll(inside)];
+      for (; inside; inside &= inside - 1) *out++ = from[__builtin_ctzll(inside)];
 #endif
     }
-    found = out - map.candidates;
+    int64_t found = out - map.candidates;
     if (over >= rank || over + found < rank) continue;
     int64_t padded = round_up(found, L);
     for (int64_t i = found; i < padded; ++i) map.candidates[i] = kNothing;
@@ -215,66 +216,92 @@ void predict(const Map& map, int64_t pixels, const MapRule& rule, int64_t object
   if (rule.kind == RuleKind::value)
     return set_above(map.pixels, map.words, rule.value, rule.comparison == Comparison::at_least, out);
   int64_t rank = rule.kind == RuleKind::truth && objects ? objects : rule.count;
-  bool exact = rule.comparison == Comparison::exact;
-  float edge = exact && map.lowest == map.highest ? map.lowest : largest(map, pixels, rank);
+  float edge = largest(map, pixels, rank);
   set_above(map.pixels, map.words, edge, rule.comparison != Comparison::above, out);
-  if (!exact || map.lowest == map.highest || size_of(out, map.words) == rank) return;
-  int64_t left = rank;  // too many equal ones: the first of them in row-major order
+  int64_t reached = size_of(out, map.words);
+  if (rule.comparison != Comparison::exact || reached == rank) return;
+  // too many: of the equal ones the first in row-major order; all of a constant map
   set_above(map.pixels, map.words, edge, false, out);
-  left -= size_of(out, map.words);
+  int64_t left = rank - size_of(out, map.words);
+  if (left == rank && reached == pixels) left = pixels;
   for (int64_t i = 0; left > 0; ++i)
     if (map.pixels[i] == edge) out[i / 64] |= uint64_t(1) << (i % 64), --left;
 }
 
-// Bits of the ground truth, its pixels (-1 where a weight is not within [0, 1]) and its weight; whether all weights are
-// 0 or 1.
-bool set_truth(const float* truth, int64_t pixels, Map& map, double& weight, int64_t& objects) {
-  constexpr int L = kLanes<float>;
-  uint64_t between = 0, valid = ~uint64_t(0) >> (64 - L);
-  float last[64] = {};
-  for (int64_t w = 0; w < map.words; ++w) {
-    const float* from = truth + 64 * w;
-    if (64 * (w + 1) > pixels) {
-      for (int64_t i = 64 * w; i < pixels; ++i) last[i % 64] = truth[i];
-      from = last;
+// ---- ground truth ----
+
+struct Truth {
+  double weight;    // sum of weights
+  int64_t objects;  // pixels
+  bool binary;      // all weights are 0 or 1
+  bool valid;       // all weights are within [0, 1]
+};
+
+// Calls word(w, pixels 64 w ... 64 w + 63) for all words; the last one is padded with zeros.
+template <class T, class Word>
+SSL_FAST_AI void for_words(const T* truth, int64_t pixels, Word word) {
+  for (int64_t w = 0; w < pixels / 64; ++w) word(w, truth + 64 * w);
+  T last[64] = {};
+  for (int64_t i = pixels / 64 * 64; i < pixels; ++i) last[i % 64] = truth[i];
+  if (pixels % 64) word(pixels / 64, static_cast<const T*>(last));
+}
+
+Truth read_truth(const uint8_t* truth, int64_t pixels, Map& map) {  // bytes 0 and 1
+  for_words(truth, pixels, [&](int64_t w, const uint8_t* from) __attribute__((always_inline)) {
+#if defined(__AVX512BW__)
+    map.truth[w] = _mm512_test_epi8_mask(_mm512_loadu_si512(from), _mm512_set1_epi8(1));
+#else
+    uint64_t word = 0;
+    for (int i = 0; i < 64; i += 8) {
+      uint64_t bytes;  // the product brings the lowest bit of each byte into the highest byte
+      __builtin_memcpy(&bytes, from + i, 8);
+      word |= (bytes * 0x0102040810204080u >> 56) << i;
     }
-    map.truth[w] = word_above<false>(from, Vec<float>{});
-    between |= map.truth[w] & ~word_above<true>(from, broadcast(1.f));
-    for (int i = 0; i < 64; i += L) {
-      Vec<float> g = load(from + i);
-      valid &= bits_above<true>(g, Vec<float>{}) & bits_above<true>(broadcast(1.f), g);
-    }
-  }
-  weight = objects = size_of(map.truth, map.words);
+    map.truth[w] = word;
+#endif
+  });
+  int64_t objects = size_of(map.truth, map.words);
+  return {double(objects), objects, true, true};
+}
+Truth read_truth(const float* truth, int64_t pixels, Map& map) {
+  uint64_t between = 0, wrong = 0;
+  Vec<float> zero = {}, one = broadcast(1.f);
+  for_words(truth, pixels, [&](int64_t w, const float* from) __attribute__((always_inline)) {
+    map.truth[w] = word_above<false>(from, zero);
+    between |= map.truth[w] & ~word_above<true>(from, one);
+    wrong |= ~word_above<true>(from, zero) | word_above<false>(from, one);
+  });
+  Truth found{0, size_of(map.truth, map.words), !between, !wrong};
+  found.weight = double(found.objects);
   if (between) {
-    weight = 0;
-    for (int64_t i = 0; i < pixels; ++i) weight += truth[i];
+    found.weight = 0;
+    for (int64_t i = 0; i < pixels; ++i) found.weight += truth[i];
   }
-  if (valid != ~uint64_t(0) >> (64 - L)) objects = -1;
-  return !between;
+  return found;
 }
 
 void one_image(const MapParams& p, int64_t n, Map& map) {
   const MapShape& s = p.shape;
-  int64_t pixels = s.rows * s.columns, cells = s.cell_rows * s.cell_columns, objects;
-  const float* truth = p.truth + n * pixels;
-  bool binary = set_truth(truth, pixels, map, p.weight[n], objects);
-  p.objects[n] = objects;
-  if (objects < 0) return;
+  int64_t pixels = s.rows * s.columns, cells = s.cell_rows * s.cell_columns;
+  const float* weights = static_cast<const float*>(p.truth) + n * pixels;
+  Truth truth = p.bytes ? read_truth(static_cast<const uint8_t*>(p.truth) + n * pixels, pixels, map)
+                        : read_truth(weights, pixels, map);
+  p.weight[n] = truth.weight, p.objects[n] = truth.valid ? truth.objects : -1;
+  if (!truth.valid) return;
   for (int64_t k = 0; k < (p.shared ? s.maps : 1); ++k) {
     upsample(s, p.low + (n * s.maps + k) * cells, p.resize[k > 0], map);
     if (p.shared) set_above(map.pixels, map.words, p.value, false, map.above + k * map.words);
     if (k) continue;
-    draw_samples(map, pixels);
+    draw_samples(s, map);
     for (int64_t r = 0; r < p.rules; ++r) {
-      predict(map, pixels, p.rule[r], objects, map.predicted);
+      predict(map, pixels, p.rule[r], truth.objects, map.predicted);
       int64_t inside = shared_size(map.predicted, map.truth, map.words);
       double hit = inside;
-      if (!binary) {
+      if (!truth.binary) {
         hit = 0;
         for (int64_t w = 0; w < map.words; ++w)
           for (uint64_t both = map.predicted[w] & map.truth[w]; both; both &= both - 1)
-            hit += truth[64 * w + __builtin_ctzll(both)];
+            hit += weights[64 * w + __builtin_ctzll(both)];
       }
       p.hit[n * p.rules + r] = hit;
       p.outside[n * p.rules + r] = double(size_of(map.predicted, map.words) - inside);

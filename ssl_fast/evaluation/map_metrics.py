@@ -126,17 +126,17 @@ def _taps(cells: int, pixels: int, upsampling: Upsampling) -> tuple[np.ndarray, 
 
 def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None,
               upsampling: Sequence[Upsampling]) -> Counts:
-    low, truth = np.ascontiguousarray(np.stack(maps, 1)), np.ascontiguousarray(truth, np.float32)
+    low = np.ascontiguousarray(np.stack(maps, 1))      # stacking keeps the order of transposed maps
+    truth = np.ascontiguousarray(truth, bool if truth.dtype == bool else np.float32)
     n, k = low.shape[:2]
     found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
                    None if value is None else np.empty((n, k, k), np.int64))
-    used = upsampling[0], upsampling[-1]
-    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in used]
+    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)]
+            for up in (upsampling[0], upsampling[-1])]
     pixels = math.prod(truth.shape[1:])
     checks.extension.map_metrics(
-        (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data,
-        resize=[(*((first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair),
-                 up.interpolation == "bilinear") for pair, up in zip(axes, used)],
+        (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data, bytes=truth.dtype == bool,
+        resize=[[(first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair] for pair in axes],
         rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
                 0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
         value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
@@ -152,12 +152,13 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
     """K maps (N, h, w), each with its up-sampling, and ground truth (N, H, W) -> `Counts`.
 
     `counts_of_pixels` of the up-sampled maps. The compiled kernel does the same without an up-sampled map in memory,
-    where up-sampling is exact, maps are float32 of one size, and all but the first are up-sampled alike.
+    where up-sampling is exact, maps are float32 of one size, and all but the first are up-sampled alike; it is fastest
+    with ground truth of dtype bool.
     value: the universal threshold. backend: "auto", "compiled" (RuntimeError where it cannot be had) or "reference".
     """
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
-    maps, truth = [metrics.check_maps(m) for m in maps], metrics.array(ground_truth, "ground_truth", 3)
+    maps, truth = [metrics.check_maps(m) for m in maps], metrics.weights(ground_truth)
     if any(len(m) != len(truth) for m in maps):
         raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
                          f"got {[len(m) for m in maps]}")

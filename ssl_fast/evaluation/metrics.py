@@ -66,6 +66,15 @@ def check_truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
     return ground_truth
 
 
+def weights(ground_truth) -> np.ndarray:
+    """(N, H, W) floats, or bool where it is so: weights whose range is not checked yet."""
+    if isinstance(ground_truth, torch.Tensor) and ground_truth.dtype == torch.bool:
+        ground_truth = ground_truth.detach().cpu().numpy()
+    if getattr(ground_truth, "dtype", None) == bool and ground_truth.ndim == 3:
+        return ground_truth
+    return array(ground_truth, "ground_truth", 3)
+
+
 def refuse_truth(wrong: np.ndarray) -> typing.NoReturn:
     raise ValueError(f"ground_truth: expected weights in [0, 1], sample {int(wrong.argmax())} has values outside")
 
@@ -234,6 +243,11 @@ def pointing(maps, ground_truth) -> np.ndarray:
     maps, truth = check_maps(maps), check_truth(ground_truth)
     if len(maps) != len(truth):
         raise ValueError(f"ground_truth: expected {len(maps)} samples to match maps, got {len(truth)}")
+    return points_at(maps, truth)
+
+
+def points_at(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`pointing` of checked arrays."""
     flat = maps.reshape(len(maps), -1)
     best = flat.argmax(1)
     row, column = np.divmod(best, maps.shape[2])

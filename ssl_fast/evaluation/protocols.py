@@ -132,7 +132,7 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
           backend: str = "auto") -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
 
-    maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1]; prior (N, h', w') mean activations;
+    maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1] or bool; prior (N, h', w') mean activations;
     negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
     `pia_` are left out.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
@@ -140,7 +140,7 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample) and shapes that do not match.
     """
-    truth = metrics.array(ground_truth, "ground_truth", 3)
+    truth = metrics.weights(ground_truth)
     sounds = {"positive": metrics.check_maps(maps, ids)}
     sounds |= {kind: metrics.check_maps(values, ids, f"maps under {kind}") for kind, values in negatives.items()}
     low = dict(sounds) if prior is None else sounds | {"prior": metrics.check_maps(prior, ids, "prior")}
@@ -178,7 +178,7 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
                 out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
-            out[predictor] |= {"pointing": metrics.pointing(low[key], truth), "map_min": low[key].min((1, 2)),
+            out[predictor] |= {"pointing": metrics.points_at(low[key], truth), "map_min": low[key].min((1, 2)),
                                "map_max": low[key].max((1, 2))}
     out["audio_visual"] |= {f"{kind}_max": sounds[kind].max((1, 2)) for kind in negatives}
     return out
