@@ -91,6 +91,25 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     assert all(f"vgg-ss: protocol {name}" in page for name in names) and "square that looks at nothing" in page
 
 
+def test_draws_of_several_seeds_are_pooled(folder, maps, tmp_path):
+    values, where = maps
+    rng, draws = np.random.default_rng(2), {}
+    for seed in (7, 11):
+        draws[seed] = {kind: rng.uniform(-1, 1, (6, 7, 7)).astype(np.float32) for kind in KINDS}
+        for kind, many in draws[seed].items():
+            (where / kind / str(seed)).mkdir()
+            for name, one in zip(IDS, many):
+                np.save(where / kind / str(seed) / f"{name}.npy", one)
+    assert evaluate(folder, tmp_path / "out", "--maps", where, "--protocol", "vssl_eval,lvs", "--seeds", "7,11") == 0
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    want = protocols.run("vssl_eval", values["positive"], truths(), negatives=[draws[7], draws[11]])
+    found = results["protocols"]["vgg-ss"]["vssl_eval"]["model"]
+    assert found["n"] == 12 and results["protocols"]["vgg-ss"]["lvs"]["model"]["n"] == 6 and results["seeds"] == [7, 11]
+    assert found["threshold"] == pytest.approx(want["threshold"], abs=1e-6)
+    same(found["figures"]["audio_visual"]["false_alarms"],
+         json.loads(json.dumps(want["figures"]["audio_visual"]["false_alarms"])))  # fmt: skip
+
+
 def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
     """The same maps from a function as from files, and the draws of its negatives on disk."""
     monkeypatch.chdir(tmp_path)
@@ -99,7 +118,7 @@ def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
         "    light = torch.nn.functional.avg_pool2d(images.float().mean(1), 32) / 255\n"
         "    return light * spectrograms.std((1, 2, 3))[:, None, None]\n")  # fmt: skip
     out, draws = tmp_path / "out", tmp_path / "draws"
-    options = "--model", "my_model:maps", "--draws", draws, "--negatives-seed", "1234"
+    options = "--model", "my_model:maps", "--draws", draws, "--seeds", "1234"
     assert evaluate(folder, out, *options) == 0
     results = json.loads((out / "metrics.json").read_text())
     record = json.loads((draws / "vgg-ss-offscreen-1234.json").read_text())
@@ -124,6 +143,8 @@ def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
         (["--model", "math:sin", "--image-size", "96"], "published sets have images of 224 pixels"),
         (["--model", "math:sin", "--layout", "zip"], "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'"),
         (["--model", "math:sin", "--train-list", "nowhere.csv"], "nowhere.csv"),
+        (["--model", "math:sin", "--seeds", "1,-2"], "--seeds: expected integers >= 0 with commas between, or published"),
+        (["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""], "threshold: expected the universal one for"),
     ],
 )
 def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
-    add("--negatives-seed", type=int, default=0, metavar="N", help="of noise and off-screen sounds (default: 0)")
+    add("--seeds", default="0", metavar="N,N", help="of noise and off-screen sounds (default: 0), or published: the ten of "
+        "paper 004. Protocols with a universal threshold take all draws, tables the first")
     add("--draws", type=Path, metavar="DIR", help="folder of files that say which negatives were drawn: read, or written")
     add("--train-list", type=Path, metavar="FILE", help="ids that the model was trained on: how many are tested is told")
 
@@ -81,11 +82,15 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
     """Keyword arguments of `write` that `ssl-fast evaluate` decides."""
     from ..data.categories import broad_categories
     from ..data.datasets import read_ids
-    from ..data.negatives import negatives
+    from ..data.negatives import SEEDS, negatives
     from .protocols import protocol_of
 
-    broad = broad_categories(args.set_name) if args.set_name in ("vgg-ss", "vgg-ss-xml", "is3", "s4") else None
-    seed, notes = args.negatives_seed, []
+    broad = None
+    if args.set_name is not None and "offscreen" in args.negatives and args.set_name != "flickr":  # which has no classes
+        broad = broad_categories(args.set_name.removesuffix("-xml"))
+    if args.seeds != "published" and not all(seed.isdecimal() for seed in args.seeds.split(",")):
+        raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
+    seeds, notes = SEEDS if args.seeds == "published" else [int(seed) for seed in args.seeds.split(",")], []
     if args.draws is not None:
         args.draws.mkdir(parents=True, exist_ok=True)
     if args.train_list is not None:
@@ -93,23 +98,23 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         notes = [f"set {name}: {len(seen & set(one.ids))} of {len(one)} samples are in {args.train_list}"
                  for name, one in tests.items()]
 
-    def draw(sample_set, name: str, kind: str):
+    def draw(sample_set, name: str, kind: str, seed: int):
         file = None if args.draws is None else args.draws / f"{name}-{kind}-{seed}.json"
         return negatives(sample_set, kind, seed, broad=broad, path=file)
 
     return {"published": [protocol_of(name) for name in args.protocol.split(",") if name], "draw": draw, "notes": notes,
-            "negatives": [kind for kind in args.negatives.split(",") if kind]}  # fmt: skip
+            "negatives": [kind for kind in args.negatives.split(",") if kind], "seeds": seeds}  # fmt: skip
 
 
 def write(model, tests: dict, validation, out: Path, about: dict, history: list, *, quiet: bool, notes: list[str] = [],
-          draw=None, **options) -> int:
-    """Evaluates, and writes metrics.json, per_sample.csv and report.html; options and draw as in `evaluate`."""
+          **options) -> int:
+    """Evaluates, and writes metrics.json, per_sample.csv and report.html; options as in `evaluate`."""
     from ..training import fingerprint
     from . import ceilings, evaluate, overlays, report
 
     for note in notes:
         print(note)
-    results = evaluate(model, tests, validation=validation, progress=not quiet, draw=draw, **options)
+    results = evaluate(model, tests, validation=validation, progress=not quiet, **options)
     results["notes"] += notes
     results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
     if options.get("published"):
@@ -118,7 +123,7 @@ def write(model, tests: dict, validation, out: Path, about: dict, history: list,
     results.write_json(out / "metrics.json")
     results.write_csv(out / "per_sample.csv")
     main = results["interactive_on"]
-    shown = overlays.collect(model, tests[main], results, main, draw=draw)
+    shown = overlays.collect(model, tests[main], results, main, **{key: options[key] for key in ("draw",) if key in options})
     report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
     print(summary(results))
     print(f"report: {(out / 'report.html').resolve()}")

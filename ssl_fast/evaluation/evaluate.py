@@ -10,7 +10,8 @@ import os
 import platform
 import typing
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,8 @@ class Localizer(typing.Protocol):
 Predictor = Callable[[Tensor, dict[str, Tensor], list[str]], dict[str, np.ndarray]]
 # images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> maps (B, h, w): a model that is no `Localizer`
 MapFunction = Callable[[Tensor, Tensor], Tensor]
-# sample set, its name, kind -> `data.negatives.Negatives`
-Draw = Callable[["SampleSet", str, str], typing.Any]
+# sample set, its name, kind, seed -> `data.negatives.Negatives`
+Draw = Callable[["SampleSet", str, str, int], typing.Any]
 
 
 def _device(localizer) -> torch.device:
@@ -87,7 +88,8 @@ def from_function(function: MapFunction) -> Predictor:
 
 
 def from_folder(folder: str | os.PathLike) -> Predictor:
-    """Maps computed elsewhere: FOLDER/ID.npy (h, w) under a sample's own sound, FOLDER/KIND/ID.npy under a negative."""
+    """Maps computed elsewhere: FOLDER/ID.npy (h, w) under a sample's own sound, FOLDER/KIND/ID.npy under a negative, or
+    FOLDER/KIND/SEED/ID.npy where there are several draws."""
     def load(path: Path) -> np.ndarray:
         try:
             values = np.load(path, allow_pickle=False)
@@ -167,21 +169,22 @@ class _Run:
     """What the passes of one evaluation have in common."""
 
     def __init__(self, predictors: Mapping[str, Predictor], protocol: Protocol, rule: str,
-                 published: Sequence[Protocol], **loading):
+                 published: Sequence[Protocol], seeds: Sequence[int], **loading):
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
-        self.published = published
+        self.published, self.seeds = published, seeds
 
     def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
                    title: str) -> dict[str, false_alarms.UniversalThreshold]:
-        """Universal threshold of each predictor, from the maxima of its low-resolution maps under a set's negatives."""
+        """Universal threshold of each predictor, from the maxima of its low-resolution maps under a set's negatives, of
+        all seeds together."""
         if not negatives:
             return {}
-        maxima = {name: {kind: [] for kind in negatives} for name in self.predictors}
+        maxima = {name: {_kind(sound): [] for sound in negatives} for name in self.predictors}
         for index, images, _ in batches(sample_set, title=f"{title}, threshold", **self.loading):
-            sounds = {kind: draw(index) for kind, draw in negatives.items()}
+            sounds = {sound: draw(index) for sound, draw in negatives.items()}
             for name, maps in _checked(self.predictors, images, sounds, [sample_set.ids[i] for i in index]):
-                for kind, values in maps.items():
-                    maxima[name][kind].append(in_range(self.protocol, values).max((1, 2)))
+                for sound, values in maps.items():
+                    maxima[name][_kind(sound)].append(in_range(self.protocol, values).max((1, 2)))
         return {name: false_alarms.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
                 for name, kinds in maxima.items()}
 
@@ -192,19 +195,22 @@ class _Run:
         out: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.predictors}
         totals = {protocol.name: {name: self._total(protocol, thresholds.get(name)) for name in self.predictors}
                   for protocol in self.published}
-        size = (0, 0)
+        size, kinds = (0, 0), dict.fromkeys(map(_kind, negatives))
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = tuple(images.shape[-2:]), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
-            sounds = {"positive": spectrograms} | {kind: draw(index) for kind, draw in negatives.items()}
+            sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             for name, maps in _checked(self.predictors, images, sounds, ids):
+                positive = maps.pop("positive")
+                draws = [{_kind(sound): values for sound, values in maps.items() if sound in _sounds(kinds, seed, self.seeds)}
+                         for seed in self.seeds]
                 threshold = thresholds[name].value if thresholds else None
-                for column, values in self._score(maps, boxes, masks, threshold).items():
+                for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
                 for total in (by[name] for by in totals.values()):
-                    total.update(maps["positive"], boxes, ids=ids, sounding=boxes.any((1, 2)),
-                                 image_ids=[sample_set.image_ids[i] for i in index],
-                                 negatives={kind: maps[kind] for kind in negatives})
+                    for draw in draws if total.threshold is not None else draws[:1]:    # samples of all draws together
+                        total.update(positive, boxes, ids=ids, sounding=boxes.any((1, 2)), negatives=draw,
+                                     image_ids=[sample_set.image_ids[i] for i in index])
         return out, size, {protocol: {name: total.compute() for name, total in by.items()}
                            for protocol, by in totals.items()}
 
@@ -214,10 +220,8 @@ class _Run:
             return Accumulator(protocol)
         return Accumulator(protocol, threshold=float(in_range(protocol, np.full((1, 1, 1), chosen.value))[0, 0, 0]))
 
-    def _score(self, maps: dict[str, np.ndarray], boxes: np.ndarray, masks: list,
+    def _score(self, positive: np.ndarray, negatives: dict[str, np.ndarray], boxes: np.ndarray, masks: list,
                threshold: float | None) -> dict[str, np.ndarray]:
-        positive = maps["positive"]
-        negatives = {kind: values for kind, values in maps.items() if kind != "positive"}
         out = score(self.protocol, positive, boxes, negatives=negatives, threshold=threshold)["audio_visual"]
         have = np.array([mask is not None for mask in masks])
         if have.any():
@@ -245,19 +249,29 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
     return np.stack(boxes), masks
 
 
-def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw,
+def _sounds(kinds: Iterable[str], seed: int, seeds: Sequence[int]) -> list[str]:
+    """What the negatives of a seed are called: by their kind and, where there are several seeds, KIND/SEED."""
+    return [kind if len(seeds) == 1 else f"{kind}/{seed}" for kind in kinds]
+
+
+def _kind(sound: str) -> str:
+    return sound.partition("/")[0]
+
+
+def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int],
                notes: list[str]) -> dict[str, Callable]:
-    """{kind: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
+    """{sound: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
     if "offscreen" in kinds and (None in sample_set.categories or not all(sample_set.visible)):
         notes.append(f"set {name}: no off-screen sounds, because not every sample says which categories it shows")
         kinds = [kind for kind in kinds if kind != "offscreen"]
-    return {kind: draw(sample_set, name, kind).spectrograms for kind in kinds}
+    return {sound: draw(sample_set, name, kind, seed).spectrograms
+            for seed in seeds for kind, sound in zip(kinds, _sounds(kinds, seed, seeds))}
 
 
-def drawing(seed: int) -> "Draw":
+def by_seed(sample_set: "SampleSet", name: str, kind: str, seed: int):
     """Negatives by set, kind and seed alone."""
     from ..data.negatives import negatives
-    return lambda sample_set, name, kind: negatives(sample_set, kind, seed)
+    return negatives(sample_set, kind, seed)
 
 
 def retrieval(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0,
@@ -317,7 +331,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
              validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
              protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (),
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
-             draw: Draw | None = None, interactive_on: str | None = None, retrieval_on: str | None = None,
+             seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None, retrieval_on: str | None = None,
              workers: int = 0) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
@@ -328,31 +342,34 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     each test set's own
         negatives, and whatever depends on it has `test_threshold` in its name instead of `universal` or nothing.
     baselines: {name: images -> maps}, `BASELINES` unless given; {} for none.   negatives: kinds of negative sound,
-    () for none; draw: how they are drawn, unless by the protocol's seed alone. interactive_on, retrieval_on: sets behind the flat keys (unless given "duo" and "single" where
+    () for none; seeds: of their draws (default: the protocol's). The default protocol takes the first, protocols
+    with a universal threshold the samples of all draws together; draw: how they are drawn. interactive_on, retrieval_on: sets behind the flat keys (unless given "duo" and "single" where
     present, else the first set). workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a map with a NaN (naming the sample), unknown names.
     """
     _check(test_sets, validation, negatives)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
     retrieval_on = _pick("retrieval_on", retrieval_on, "single", test_sets)
-    published, draw = [protocol_of(one) for one in published], draw or drawing(protocol.negatives_seed)
+    published = [protocol_of(one) for one in published]
+    seeds = [protocol.negatives_seed] if seeds is None else list(dict.fromkeys(seeds))
+    protocol = replace(protocol, negatives_seed=seeds[0])
     predictors = {"model": predictor_of(localizer)}
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = dict(batch_size=batch_size, workers=workers, progress=progress)
-    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, **loading)
+    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, seeds, **loading)
     notes: list[str] = []
     samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):
         if validation is not None:
-            drawn = _negatives(validation, "validation", negatives, draw, notes)
+            drawn = _negatives(validation, "validation", negatives, draw, seeds, notes)
             thresholds = chosen["validation"] = run.thresholds(validation, drawn, "validation")
         for name, sample_set in test_sets.items():
-            drawn = _negatives(sample_set, name, negatives, draw, notes)
+            drawn = _negatives(sample_set, name, negatives, draw, seeds, notes)
             if validation is None:
                 thresholds = chosen[name] = run.thresholds(sample_set, drawn, name)
             columns, size, computed[name] = run.columns(sample_set, drawn, thresholds, name)
-            tables[name] = _set_table(sample_set, columns, size, drawn)
+            tables[name] = _set_table(sample_set, columns, size, dict.fromkeys(map(_kind, drawn)))
             values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
             samples[name] = {"id": list(sample_set.ids), "image_id": list(sample_set.image_ids),
                              "category": list(sample_set.categories),
@@ -365,7 +382,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     if recalls and "class" not in recalls:
         notes.append(f"set {retrieval_on}: no retrieval by class, because not every sample has a category")
     results = Results({
-        "protocol": protocol.record(), "versions": versions(), "notes": notes,
+        "protocol": protocol.record(), "seeds": seeds, "versions": versions(), "notes": notes,
         "interactive_on": interactive_on, "sets": tables, "protocols": computed,
         "retrieval": {"set": retrieval_on, **recalls} if recalls else {},
         "universal_threshold": {"chosen_on": "validation" if validation is not None else "test", "by_set": {
@@ -375,10 +392,10 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     return results
 
 
-def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[int, int], negatives: Mapping) -> dict:
+def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[int, int], kinds: Iterable[str]) -> dict:
     rows = {name: table(values, sample_set.image_ids) for name, values in columns.items()}
     sounds = Counter(sample_set.image_ids)
-    maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in negatives}
+    maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in kinds}
     return {"n": len(sample_set), "images": len(sounds), "interactive_images": sum(n > 1 for n in sounds.values()),
             "size": list(size), "model": rows.pop("model"), "baselines": rows,
             "map_maxima": {kind: np.percentile(v, (0, 25, 50, 75, 100)).tolist() for kind, v in maxima.items()}}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import metrics
-from .evaluate import NEGATIVES, Draw, Localizer, drawing, inference, predictor_of
+from .evaluate import NEGATIVES, Draw, Localizer, by_seed, inference, predictor_of
 from .results import Results
 
 if typing.TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Row:
 
 def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, name: str, *, pairs: int = 4,
             negatives: int = 3, extremes: int = 4, random: int = 4, seed: int = 0,
-            draw: Draw | None = None) -> dict[str, list[Row]]:
+            draw: Draw = by_seed) -> dict[str, list[Row]]:
     """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
 
     Row of "two_sounds": all sounds of one image (none where no image has two). Row of "negatives": a sample's own
@@ -61,8 +61,9 @@ def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, nam
     shuffled = [list(groups)[i] for i in rng.permutation(len(groups))]
     order = np.argsort(columns["iou_adaptive"], kind="stable")
     chosen = {"best": order[::-1][:extremes], "worst": order[:extremes], "random": rng.permutation(len(order))[:random]}
-    draw = draw or drawing(results["protocol"]["negatives_seed"])
-    tile = _Tiles(localizer, sample_set, columns, lambda kind: draw(sample_set, name, kind))
+    seed = results["protocol"]["negatives_seed"]
+    sounds = {kind: kind if len(results["seeds"]) == 1 else f"{kind}/{seed}" for kind in kinds}
+    tile = _Tiles(localizer, sample_set, columns, sounds, lambda kind: draw(sample_set, name, kind, seed))
     out = {"two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
            "negatives": [Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
                          for i in rng.permutation(len(sample_set))[:negatives].tolist() if kinds]}
@@ -72,9 +73,10 @@ def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, nam
 class _Tiles:
     """Makes tiles of a set; each kind of negative is drawn once."""
 
-    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence], draw):
+    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence],
+                 sounds: Mapping[str, str], draw):
         self.predict, self.localizer = predictor_of(localizer), localizer
-        self.set, self.columns, self.draw, self.drawn = sample_set, columns, draw, {}
+        self.set, self.columns, self.sounds, self.draw, self.drawn = sample_set, columns, sounds, draw, {}
 
     def __call__(self, i: int, kind: str = "positive") -> Tile:
         sample, name = self.set[i], self.set.ids[i]
@@ -89,6 +91,7 @@ class _Tiles:
             spectrogram, waveform = drawn.spectrograms([i]), drawn[i]
             category = None if drawn.sources is None else self.set.categories[drawn.sources[i]]
         with inference(self.localizer):
-            maps = self.predict(image[None], {kind: spectrogram}, [name])[kind]
+            sound = self.sounds.get(kind, kind)
+            maps = self.predict(image[None], {sound: spectrogram}, [name])[sound]
         return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, kind, category, name,
                     self.set.image_ids[i], iou, waveform, self.set.front_end.sample_rate)
