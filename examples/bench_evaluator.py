@@ -141,8 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
               f"{row['cpu_us']:.0f} | {row['cpu_x']:.1f} |")
     whole = whole_protocol(options.images, options.draws, options.batch)
     print(f"\n{whole['protocol']}: {whole['maps']:,} maps of {whole['images']:,} images in {whole['wall_s']:.1f} s on "
-          f"{torch.get_num_threads()} threads ({whole['cpu_s']:.1f} s of CPU time, {whole['us_per_map']:.0f} us per map, "
-          f"{whole['peak_mib']:.0f} MiB)")
+          f"{torch.get_num_threads()} threads ({whole['cpu_s']:.1f} s of CPU time, {whole['us_per_map']:.0f} us per "
+          f"map, {whole['peak_mib']:.0f} MiB)")
     if options.json:
         record = {"versions": versions(), "instruction_set": checks.extension.instruction_set(),
                   "threads": torch.get_num_threads(), "by_map": rows, "whole_protocol": whole}

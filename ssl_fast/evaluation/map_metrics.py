@@ -52,6 +52,8 @@ class Rule:
         if self.comparison not in allowed.get(self.kind, ()):
             raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
                              f"got {self.kind!r}, {self.comparison!r}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"rule {self.name!r}: expected a finite value, got {self.value}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1], got {self.fraction}")
 
@@ -162,8 +164,8 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
     if any(len(m) != len(truth) for m in maps):
         raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
                          f"got {[len(m) for m in maps]}")
-    if value is None and any(rule.universal for rule in rules):
-        raise ValueError("value: expected the universal threshold for the rules, got None")
+    if (value is None and any(rule.universal for rule in rules)) or (value is not None and not math.isfinite(value)):
+        raise ValueError(f"value: expected the universal threshold of the rules, a finite number, got {value}")
     reason = None
     if checks.extension is None:
         reason = f"the compiled module did not load ({checks.extension_error})"
