@@ -167,8 +167,9 @@ def test_bad_arguments_say_what_was_expected(backend):
             counts(low, bad, RULES, .2, **options)
     with pytest.raises(ValueError, match=r"maps: expected 11 samples each to match ground_truth, got \[12, 12, 12\]"):
         counts(low, truth[:11], RULES, .2, **options)
-    with pytest.raises(ValueError, match="value: expected the universal threshold for the rules, got None"):
-        counts(low, truth, RULES, **options)
+    for wrong in (None, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"value: expected the universal threshold .* finite number, got {wrong}"):
+            counts(low, truth, RULES, wrong, **options)
     with pytest.raises(ValueError, match="maps: sample 2 holds 9 values that are NaN"):
         counts([np.where(np.arange(12)[:, None, None] == 2, np.nan, low[0])], truth, RULES[:1], **options)
 

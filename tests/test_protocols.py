@@ -204,12 +204,22 @@ def test_bad_arguments_say_what_was_expected(data):
         total.update(maps, truth, image_ids=data["image_ids"], negatives=data["negatives"][0])
     with pytest.raises(ValueError, match="image_ids: expected 9 values, one per map, got 2"):
         total.update(maps, truth, image_ids=["a", "b"])
+    with pytest.raises(ValueError, match=r"update: expected the columns \[\] of 'prior' as in the first batch"):
+        total.update(maps, truth, image_ids=data["image_ids"], prior=data["prior"])
+    with pytest.raises(ValueError, match="negatives: expected maps under at least one kind of negative"):
+        protocols.run("vssl_eval", maps, truth, threshold=.1)
+    with pytest.raises(ValueError, match="protocol 'x', after: expected one of .*, got 'max'"):
+        Protocol("x", after="max")
+    with pytest.raises(ValueError, match=r"protocol 'x', figures: expected some of .*, got \('retrieval',\)"):
+        Accumulator(Protocol("x", figures=("retrieval",)))
     total = Accumulator("default")
     total.update(maps, truth)
     with pytest.raises(ValueError, match="image_ids: expected None as in the first batch, got 9 values"):
         total.update(maps, truth, image_ids=data["image_ids"])
     with pytest.raises(ValueError, match="rule 'half': expected kind and comparison among .*, got 'value', 'exact'"):
         Rule("half", "value")
+    with pytest.raises(ValueError, match="rule 'half': expected a finite value, got nan"):
+        Rule("half", "value", ">", value=float("nan"))
     with pytest.raises(ValueError, match=r"rule 'none': expected a fraction in \(0, 1\], got 0"):
         Rule("none", fraction=0)
     with pytest.raises(ValueError, match="'opencv' is bilinear without aligned corners, got 'bicubic'"):

@@ -52,6 +52,8 @@ class Rule:
         if self.comparison not in allowed.get(self.kind, ()):
             raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
                              f"got {self.kind!r}, {self.comparison!r}")
+        if self.value is not None and not math.isfinite(self.value):
+            raise ValueError(f"rule {self.name!r}: expected a finite value, got {self.value}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"rule {self.name!r}: expected a fraction in (0, 1], got {self.fraction}")
 
@@ -153,7 +155,8 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
 
     `counts_of_pixels` of the up-sampled maps. The compiled kernel does the same without an up-sampled map in memory,
     where up-sampling is exact, maps are float32 of one size, and all but the first are up-sampled alike; it is fastest
-    with ground truth of dtype bool.
+    with ground truth of dtype bool. Both round once from float64 and agree number for number; only sums of float64 in
+    another order could differ, where a pixel lies within 1e-16 of the border between two floats.
     value: the universal threshold. backend: "auto", "compiled" (RuntimeError where it cannot be had) or "reference".
     """
     if backend not in ("auto", "compiled", "reference"):
@@ -162,8 +165,8 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
     if any(len(m) != len(truth) for m in maps):
         raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
                          f"got {[len(m) for m in maps]}")
-    if value is None and any(rule.universal for rule in rules):
-        raise ValueError("value: expected the universal threshold for the rules, got None")
+    if (value is None and any(rule.universal for rule in rules)) or (value is not None and not math.isfinite(value)):
+        raise ValueError(f"value: expected the universal threshold of the rules, a finite number, got {value}")
     reason = None
     if checks.extension is None:
         reason = f"the compiled module did not load ({checks.extension_error})"

@@ -46,6 +46,12 @@ class Protocol:
     grouped: bool = False                       # whether image_ids must be given, for IIoU
     negatives_seed: int = 0                     # of the noise and of the draw of off-screen sounds
 
+    def __post_init__(self):
+        for step in ("normalisation", "prior_normalisation", "after"):
+            if getattr(self, step) not in mixing.NORMALISATIONS:
+                raise ValueError(f"protocol {self.name!r}, {step}: expected one of {list(mixing.NORMALISATIONS)}, "
+                                 f"got {getattr(self, step)!r}")
+
     def record(self) -> dict:
         """What a result file stores: plain lists, dicts, numbers and strings."""
         return json.loads(json.dumps(asdict(self)))
@@ -221,6 +227,8 @@ def _segmentation(columns: Mapping, rules: Sequence[str]) -> dict:
 def _false_alarms(columns: Mapping) -> dict:
     areas, overlaps = ({key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
                        for start in ("pia_", "overlap_"))
+    if not areas:
+        raise ValueError("negatives: expected maps under at least one kind of negative for false alarms, got none")
     return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
 
 
@@ -242,6 +250,9 @@ class Accumulator:
         self.protocol, self.threshold, self.backend = protocol_of(protocol), threshold, backend
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
         self.marks: dict[str, list] = {"image_ids": [], "sounding": []}
+        if not {*self.protocol.figures} <= FIGURES.keys():
+            raise ValueError(f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
+                             f"got {self.protocol.figures}")
         if threshold is None and "false_alarms" in self.protocol.figures:
             raise ValueError(f"threshold: expected the universal one for protocol {self.protocol.name!r}, got None")
 
@@ -249,10 +260,12 @@ class Accumulator:
         """Arguments of `score`; image_ids (N,): samples of one image, for IIoU; sounding (N,): whether the source is
         visible, for detection."""
         batch = score(self.protocol, maps, ground_truth, threshold=self.threshold, backend=self.backend, **options)
-        for predictor, columns in (self._batches[:1] or [batch])[0].items():
-            if batch.get(predictor, {}).keys() != columns.keys():
-                raise ValueError(f"update: expected the columns {sorted(columns)} of {predictor!r} as in the first "
-                                 f"batch, got {sorted(batch.get(predictor, {}))}")
+        first = self._batches[0] if self._batches else batch
+        for predictor in first | batch:
+            expected, got = (sorted(columns.get(predictor, ())) for columns in (first, batch))
+            if expected != got:
+                raise ValueError(f"update: expected the columns {expected} of {predictor!r} as in the first batch, "
+                                 f"got {got}")
         for name, given, needed in (("image_ids", image_ids, self.protocol.grouped),
                                     ("sounding", sounding, "detection" in self.protocol.figures)):
             if given is None and (needed or self.marks[name]):
