@@ -11,7 +11,9 @@ from PIL import Image
 
 from ssl_fast import cli
 from ssl_fast.data.annotations import weight_map
+from ssl_fast.data.images import load_image
 from ssl_fast.evaluation import protocols
+from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
 CLASSES = ["owl hooting", "playing cello", "train horning", "owl hooting", "machine gun shooting", "playing cello"]
@@ -108,6 +110,37 @@ def test_draws_of_several_seeds_are_pooled(folder, maps, tmp_path):
     assert found["threshold"] == pytest.approx(want["threshold"], abs=1e-6)
     same(found["figures"]["audio_visual"]["false_alarms"],
          json.loads(json.dumps(want["figures"]["audio_visual"]["false_alarms"])))  # fmt: skip
+
+
+def test_object_prior(folder, maps, tmp_path, capsys):
+    values, where = maps
+    torch.manual_seed(0)
+    net = ResNet18().eval()
+    weights = tmp_path / "resnet18.pth"
+    torch.save(net.state_dict() | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, weights)
+    options = "--maps", where, "--protocol", "ez_vsl,slavc_extended"
+    assert evaluate(folder, tmp_path / "out", *options, "--object-weights", weights) == 0
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    images = torch.stack([load_image(folder / "frames" / f"{name}.jpg", 224) for name in IDS])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.no_grad():
+        features = net((images / 255 - mean[:, None, None]) / std[:, None, None])
+    prior = features.abs().sum(1).numpy() / 512
+    for name in ("ez_vsl", "slavc_extended"):
+        want = protocols.run(name, values["positive"], truths(), prior=prior, image_ids=IDS, sounding=np.ones(6, bool))
+        found = results["protocols"]["vgg-ss"][name]
+        assert found["model"]["figures"].keys() == {"audio_visual", "prior", "mixed"}
+        assert found["whole_image"]["figures"].keys() == {"audio_visual"}
+        for row in ("prior", "mixed"):
+            wanted = want["figures"][row]["localization" if name == "ez_vsl" else "detection"]
+            same(found["model"]["figures"][row]["localization" if name == "ez_vsl" else "detection"],
+                 json.loads(json.dumps(wanted)))  # fmt: skip
+    assert "model mixed with it" in (tmp_path / "out" / "report.html").read_text()
+    torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2
+    assert f"{weights}: expected the weights of torchvision's ResNet-18: " in capsys.readouterr().err
+    assert evaluate(folder, tmp_path / "bad", "--maps", where, "--object-weights", weights) == 2
+    assert "--object-weights: expected with --protocol" in capsys.readouterr().err
 
 
 def test_a_function_is_a_model(folder, tmp_path, monkeypatch):

@@ -29,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
+    add("--object-weights", type=Path, metavar="FILE", help="torchvision's ResNet-18 of ImageNet: the object prior that "
+        "--protocol mixes with the maps")
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add("--seeds", default="0", metavar="N,N", help="of noise and off-screen sounds (default: 0), or published: the ten of "
         "paper 004. Protocols with a universal threshold take all draws, tables the first")
@@ -83,6 +85,7 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
     from ..data.categories import broad_categories
     from ..data.datasets import read_ids
     from ..data.negatives import SEEDS, negatives
+    from ..models.object_prior import ObjectPrior
     from .protocols import protocol_of
 
     broad = None
@@ -90,6 +93,9 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         broad = broad_categories(args.set_name.removesuffix("-xml"))
     if args.seeds != "published" and not all(seed.isdecimal() for seed in args.seeds.split(",")):
         raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
+    if args.object_weights is not None and not args.protocol:
+        raise ValueError("--object-weights: expected with --protocol, which says how to mix")
+    prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
     seeds, notes = SEEDS if args.seeds == "published" else [int(seed) for seed in args.seeds.split(",")], []
     if args.draws is not None:
         args.draws.mkdir(parents=True, exist_ok=True)
@@ -103,7 +109,7 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         return negatives(sample_set, kind, seed, broad=broad, path=file)
 
     return {"published": [protocol_of(name) for name in args.protocol.split(",") if name], "draw": draw, "notes": notes,
-            "negatives": [kind for kind in args.negatives.split(",") if kind], "seeds": seeds}  # fmt: skip
+            "negatives": [kind for kind in args.negatives.split(",") if kind], "seeds": seeds, "prior": prior}  # fmt: skip
 
 
 def write(model, tests: dict, validation, out: Path, about: dict, history: list, *, quiet: bool, notes: list[str] = [],

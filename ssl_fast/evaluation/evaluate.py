@@ -169,9 +169,9 @@ class _Run:
     """What the passes of one evaluation have in common."""
 
     def __init__(self, predictors: Mapping[str, Predictor], protocol: Protocol, rule: str,
-                 published: Sequence[Protocol], seeds: Sequence[int], **loading):
+                 published: Sequence[Protocol], seeds: Sequence[int], prior: Baseline | None, **loading):
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
-        self.published, self.seeds = published, seeds
+        self.published, self.seeds, self.prior = published, seeds, prior
 
     def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
                    title: str) -> dict[str, false_alarms.UniversalThreshold]:
@@ -200,6 +200,7 @@ class _Run:
             size, ids = tuple(images.shape[-2:]), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
+            objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
                 positive = maps.pop("positive")
                 draws = [{_kind(sound): values for sound, values in maps.items() if sound in _sounds(kinds, seed, self.seeds)}
@@ -210,7 +211,8 @@ class _Run:
                 for total in (by[name] for by in totals.values()):
                     for draw in draws if total.threshold is not None else draws[:1]:    # samples of all draws together
                         total.update(positive, boxes, ids=ids, sounding=boxes.any((1, 2)), negatives=draw,
-                                     image_ids=[sample_set.image_ids[i] for i in index])
+                                     image_ids=[sample_set.image_ids[i] for i in index],
+                                     prior=objects if name == "model" else None)
         return out, size, {protocol: {name: total.compute() for name, total in by.items()}
                            for protocol, by in totals.items()}
 
@@ -329,7 +331,7 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
 
 def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets: Mapping[str, "SampleSet"], *,
              validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
-             protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (),
+             protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (), prior: Baseline | None = None,
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
              seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None, retrieval_on: str | None = None,
              workers: int = 0) -> Results:
@@ -338,6 +340,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
 
     localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no
     retrieval. published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
+    prior: images -> object maps, which these protocols mix with the model's (`models.object_prior`).
     validation: the universal threshold (paper 004) is chosen on its negatives. Without it the threshold comes from
     each test set's own
         negatives, and whatever depends on it has `test_threshold` in its name instead of `universal` or nothing.
@@ -357,7 +360,8 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = dict(batch_size=batch_size, workers=workers, progress=progress)
-    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, seeds, **loading)
+    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, seeds, prior,
+               **loading)
     notes: list[str] = []
     samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):

@@ -47,7 +47,8 @@ solid var(--line);padding-top:.6rem} .scale{height:.6rem;border-radius:.3rem;max
 background:linear-gradient(90deg,#0d0887,#6a00a8,#b12a90,#e16462,#fca636,#f0f921)}
 """
 
-TITLES = {"random": "random map", "objectness": "image-only object prior"}
+TITLES = {"random": "random map", "objectness": "image-only object prior", "prior": "ImageNet object prior",
+          "mixed": "model mixed with it"}
 # Columns of the comparison, as far as a table has them: those that are always open, those behind a fold.
 MAIN = {"ciou_adaptive": "cIoU adaptive", "auc_adaptive": "AUC adaptive", "mean_iou_adaptive": "mean IoU adaptive",
         "iiou_adaptive": "IIoU adaptive", "iauc_adaptive": "IAUC adaptive", "pointing": "pointing",
@@ -202,8 +203,11 @@ def _protocols(results: Mapping) -> str:
     for name, by_protocol in results.get("protocols", {}).items():
         for protocol, computed in by_protocol.items():
             rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
+            rows |= {TITLES[row]: dict(_leaves(figures)) for row, figures in computed["model"]["figures"].items()
+                     if row in TITLES}
             table = _table(f"{name}: {computed['model']['n']} samples", ["", *map(name_of, rows["model"])],
-                           [(name_of(row), [_text(f"{x:.4g}") for x in values.values()]) for row, values in rows.items()])
+                           [(name_of(row), [_text(f"{values[key]:.4g}" if key in values else "") for key in rows["model"]])
+                            for row, values in rows.items()])
             parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
     return parts and _section(
         "Published protocols", "<p>The same maps as other evaluators would score them. Their figures do not compare "

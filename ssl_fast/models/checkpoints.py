@@ -49,14 +49,19 @@ def save(state: dict, path: str | os.PathLike) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _read(path: Path) -> dict:
+def read_file(path: Path):
+    """What torch.load reads without running code, on the CPU. CheckpointError, naming the file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
+
+
+def _read(path: Path) -> dict:
+    state = read_file(path)
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")

@@ -11,7 +11,7 @@ from .resnet import ResNet18, SmallResNet
 
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
-_IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
+IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _HEADLESS = ("lvs", "ssl_tie", "ssl_align")  # as published, these compare the ReLU features themselves
 
 
@@ -70,7 +70,7 @@ class LocalizerConfig:
     def published(cls, method: str, **changes) -> "LocalizerConfig":
         """The architecture that the method was published with (ssl_align's projections are not specified there)."""
         config = {"method": method, "backbone": "resnet18", "dimension": 512, "head_bias": True,
-                  "spectrogram_mean": 0.0, "spectrogram_std": 1.0, **_IMAGENET}  # fmt: skip
+                  "spectrogram_mean": 0.0, "spectrogram_std": 1.0, **IMAGENET}  # fmt: skip
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
         if method == "ssl_align":

@@ -1,0 +1,35 @@
+"""Where there are objects at all: the prior that EZ-VSL, SLAVC and SSL-Align mix with their maps."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoints import CheckpointError, read_file
+from .localizers import IMAGENET
+from .resnet import ResNet18
+
+
+class ObjectPrior:
+    """Images uint8 (B, 3, H, W) -> (B, H / 32, W / 32): the mean over channels of the last features of an ImageNet
+    ResNet-18, which are not negative (paper 002 writes their sum, 512 times as much).
+
+    path: torchvision's file of weights. CheckpointError names what is missing, damaged, or no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        state = read_file(Path(path))
+        if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
+            raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {type(state).__name__}")
+        self.net = ResNet18().eval()
+        try:
+            self.net.load_torchvision(state)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18: {error}") from error
+        self.mean, self.std = (torch.tensor(IMAGENET[key])[:, None, None] for key in ("image_mean", "image_std"))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self.net((images.cpu() / 255 - self.mean) / self.std).mean(1)
