@@ -36,7 +36,10 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("epsilon"), py::arg("beta"), py::arg("scores"),
       py::arg("kept"), py::arg("grad_scores") = 0, py::arg("slopes") = 0, py::arg("stream") = 0);
   m.def(
-      "alphas", [check](Pairs pairs, Address out, Address stream) { check("alphas", alphas(params_of(pairs), at(out), at(stream))); },
+      "alphas",
+      [check](Pairs pairs, Address out, Address stream) {
+        check("alphas", alphas(params_of(pairs), at(out), at(stream)));
+      },
       py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
   m.def(
       "gather_visual",

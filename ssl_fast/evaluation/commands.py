@@ -129,7 +129,8 @@ def write(model, tests: dict, validation, out: Path, about: dict, history: list,
     results.write_json(out / "metrics.json")
     results.write_csv(out / "per_sample.csv")
     main = results["interactive_on"]
-    shown = overlays.collect(model, tests[main], results, main, **{key: options[key] for key in ("draw",) if key in options})
+    drawn = {"draw": options["draw"]} if "draw" in options else {}
+    shown = overlays.collect(model, tests[main], results, main, **drawn)
     report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
     print(summary(results))
     print(f"report: {(out / 'report.html').resolve()}")

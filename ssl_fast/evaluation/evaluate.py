@@ -203,7 +203,7 @@ class _Run:
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
                 positive = maps.pop("positive")
-                draws = [{_kind(sound): values for sound, values in maps.items() if sound in _sounds(kinds, seed, self.seeds)}
+                draws = [{kind: maps[sound] for kind, sound in zip(kinds, _sounds(kinds, seed, self.seeds))}
                          for seed in self.seeds]
                 threshold = thresholds[name].value if thresholds else None
                 for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
@@ -333,21 +333,22 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
              validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
              protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (), prior: Baseline | None = None,
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
-             seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None, retrieval_on: str | None = None,
-             workers: int = 0) -> Results:
+             seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None,
+             retrieval_on: str | None = None, workers: int = 0) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
 
-    localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no
-    retrieval. published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
+    localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no retrieval.
+    validation: the universal threshold (paper 004) is chosen on its negatives. Without it the threshold comes from each
+        test set's own negatives, and whatever depends on it has `test_threshold` in its name instead of `universal`.
+    published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
     prior: images -> object maps, which these protocols mix with the model's (`models.object_prior`).
-    validation: the universal threshold (paper 004) is chosen on its negatives. Without it the threshold comes from
-    each test set's own
-        negatives, and whatever depends on it has `test_threshold` in its name instead of `universal` or nothing.
-    baselines: {name: images -> maps}, `BASELINES` unless given; {} for none.   negatives: kinds of negative sound,
-    () for none; seeds: of their draws (default: the protocol's). The default protocol takes the first, protocols
-    with a universal threshold the samples of all draws together; draw: how they are drawn. interactive_on, retrieval_on: sets behind the flat keys (unless given "duo" and "single" where
-    present, else the first set). workers: processes that load the samples (for sets that decode files).
+    baselines: {name: images -> maps}, `BASELINES` unless given; {} for none.
+    negatives: kinds of negative sound, () for none; seeds: of their draws (default: the protocol's). The default
+        protocol takes the first, protocols with a universal threshold the samples of all draws together.
+    draw: how negatives are drawn.
+    interactive_on, retrieval_on: sets behind the flat keys ("duo" and "single" where present, else the first set).
+    workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a map with a NaN (naming the sample), unknown names.
     """
     _check(test_sets, validation, negatives)
@@ -360,8 +361,8 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = dict(batch_size=batch_size, workers=workers, progress=progress)
-    run = _Run(predictors, protocol, "universal" if validation is not None else "test_threshold", published, seeds, prior,
-               **loading)
+    rule = "universal" if validation is not None else "test_threshold"
+    run = _Run(predictors, protocol, rule, published, seeds, prior, **loading)
     notes: list[str] = []
     samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):

@@ -206,7 +206,7 @@ def _protocols(results: Mapping) -> str:
             rows |= {TITLES[row]: dict(_leaves(figures)) for row, figures in computed["model"]["figures"].items()
                      if row in TITLES}
             table = _table(f"{name}: {computed['model']['n']} samples", ["", *map(name_of, rows["model"])],
-                           [(name_of(row), [_text(f"{values[key]:.4g}" if key in values else "") for key in rows["model"]])
+                           [(name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
                             for row, values in rows.items()])
             parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
     return parts and _section(
@@ -334,7 +334,8 @@ def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = N
     sounds, singles = _overlays(overlays or {})
     parts = [f"<header><h1>{_text(title)}</h1></header>", _cards(results), _section("How to read the numbers", READING),
              sounds, _section("Model and predictors that never hear", *comparisons), _false_positives(results),
-             _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "", _training(history, config.get("chance")) if history else "", singles,
+             _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "",
+             _training(history, config.get("chance")) if history else "", singles,
              _footer(results, config)]
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
