@@ -99,6 +99,6 @@ class FakeLocalizer(torch.nn.Module):
         maps[:, 0, 0] += self.alarm * (audio["audio"] < 0)
         return maps + .01 * cells / 16
 
-    def retrieval(self, visual, audio):
+    def retrieval(self, visual, audio, similarity="auto"):
         cells = visual["visual"].flatten(1)[:, None]
         return (cells == audio["audio"][None, :, None]).float().sum(-1) + 0 * cells.sum(-1)

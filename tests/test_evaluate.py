@@ -208,7 +208,7 @@ def test_a_protocol_is_data():
 
 def test_retrieval_equals_loops():
     class Scores(FakeLocalizer):
-        def retrieval(self, visual, audio):
+        def retrieval(self, visual, audio, similarity="auto"):
             torch.manual_seed(0)
             table = torch.rand(300, 300)
             return table[visual["visual"].sum((1, 2)).long()][:, audio["audio"].long()] + self.noise(visual, audio)

@@ -156,22 +156,36 @@ def test_projections_see_unnormalised_averages():
         assert localizer.audio_features(spectrograms)["audio_projected"].shape == (4, 6)
 
 
+@pytest.mark.parametrize("similarity", ["auto", "projected", "mean", "max", "pooled"])
 @pytest.mark.parametrize("method", METHODS)
-def test_retrieval_in_chunks_equals_loops(method):
+def test_retrieval_in_chunks_equals_loops(method, similarity):
     localizer = small(method).eval()
     (images, _), (_, spectrograms) = inputs(5), inputs(3, seed=1)
     with torch.no_grad():
         visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
-    scores = localizer.retrieval(visual, audio, chunk=2)
-    torch.testing.assert_close(scores, localizer.retrieval(visual, audio))
+    if similarity == "projected" and method != "ssl_align":
+        with pytest.raises(ValueError, match=f"expected a localizer with projections for 'projected', {method} has none"):
+            localizer.retrieval(visual, audio, similarity=similarity)
+        return
+    scores = localizer.retrieval(visual, audio, chunk=2, similarity=similarity)
+    torch.testing.assert_close(scores, localizer.retrieval(visual, audio, similarity=similarity))
     expected = torch.empty(5, 3)
     for n in range(5):
         for m in range(3):
             one, other = {k: v[n : n + 1] for k, v in visual.items()}, {k: v[m : m + 1] for k, v in audio.items()}
-            expected[n, m] = localizer.maps(one, other).max()
-            if method == "ssl_align":
+            map = localizer.maps(one, other)
+            expected[n, m] = map.mean() if similarity == "mean" else map.max()
+            if similarity == "projected" or (similarity == "auto" and method == "ssl_align"):
                 expected[n, m] = F.cosine_similarity(one["visual_projected"], other["audio_projected"])
+            if similarity == "pooled":
+                expected[n, m] = sum(F.cosine_similarity(one[f"visual{space}"].mean((2, 3)), other[f"audio{space}"])
+                                     for space in localizer.spaces).item() / len(localizer.spaces)  # fmt: skip
     torch.testing.assert_close(scores, expected)
+
+
+def test_unknown_similarity():
+    with pytest.raises(ValueError, match="similarity: expected one of .*, got 'cosine'"):
+        small("lvs").retrieval({}, {}, similarity="cosine")
 
 
 def test_retrieval_of_slavc_takes_zero_vectors_as_cosine_zero():

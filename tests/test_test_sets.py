@@ -174,7 +174,7 @@ class Grey:
     def maps(self, visual, audio):
         return visual["map"]
 
-    def retrieval(self, visual, audio):
+    def retrieval(self, visual, audio, similarity):
         return visual["map"].mean((1, 2))[:, None] + audio["level"]
 
 

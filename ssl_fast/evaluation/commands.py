@@ -31,6 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add("--object-weights", type=Path, metavar="FILE", help="torchvision's ResNet-18 of ImageNet: the object prior that "
         "--protocol mixes with the maps")
+    add("--retrieval", metavar="NAME", default="auto", help="similarity: projected (s_A), mean, max, pooled (default: projected "
+        "where the model has projections, else max)")
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add("--seeds", default="0", metavar="N,N", help="of noise and off-screen sounds (default: 0), or published: the ten of "
         "paper 004. Protocols with a universal threshold take all draws, tables the first")
@@ -109,7 +111,8 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         return negatives(sample_set, kind, seed, broad=broad, path=file)
 
     return {"published": [protocol_of(name) for name in args.protocol.split(",") if name], "draw": draw, "notes": notes,
-            "negatives": [kind for kind in args.negatives.split(",") if kind], "seeds": seeds, "prior": prior}  # fmt: skip
+            "negatives": [kind for kind in args.negatives.split(",") if kind], "seeds": seeds, "prior": prior,
+            "similarity": args.retrieval}  # fmt: skip
 
 
 def write(model, tests: dict, validation, out: Path, about: dict, history: list, *, quiet: bool, notes: list[str] = [],

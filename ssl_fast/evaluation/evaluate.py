@@ -38,7 +38,7 @@ class Localizer(typing.Protocol):
     def visual_features(self, images: Tensor) -> dict[str, Tensor]: ...
     def audio_features(self, spectrograms: Tensor) -> dict[str, Tensor]: ...
     def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor: ...
-    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor: ...
+    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], *, similarity: str) -> Tensor: ...
 
 
 # images uint8 (B, 3, H, W), {"positive" or a kind of negative: spectrograms (B, 1, F, T)}, ids of the samples
@@ -276,9 +276,9 @@ def by_seed(sample_set: "SampleSet", name: str, kind: str, seed: int):
     return negatives(sample_set, kind, seed)
 
 
-def retrieval(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0,
-              progress: bool = False) -> dict:
-    """R@k both ways among all samples of a set, by the localizer's own score.
+def retrieval(localizer: Localizer, sample_set: "SampleSet", *, similarity: str = "auto", batch_size: int = 64,
+              workers: int = 0, progress: bool = False) -> dict:
+    """R@k both ways among all samples of a set, by the localizer's score of that name.
 
     -> {"n": N, "instance": {"a2i": {"r1": ...}, "i2a": ...}, "class": ...}. Instance: right is what has the query's
     image id. Class: the sound's category is among those visible in the image; left out where a sample has no category.
@@ -288,7 +288,7 @@ def retrieval(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int 
     with inference(localizer):
         parts = [_audio(localizer, sounds) for _, _, sounds in batches(sample_set, title="sounds", **loading)]
         audio = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        rows = [localizer.retrieval(_visual(localizer, images), audio)
+        rows = [localizer.retrieval(_visual(localizer, images), audio, similarity=similarity)
                 for _, images, _ in batches(sample_set, title="retrieval", **loading)]
         scores = np.concatenate([metrics.array(row, "retrieval scores", 2) for row in rows])
     labels = {"instance": (sample_set.image_ids, sample_set.image_ids)}
@@ -334,7 +334,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
              protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (), prior: Baseline | None = None,
              baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
              seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None,
-             retrieval_on: str | None = None, workers: int = 0) -> Results:
+             retrieval_on: str | None = None, similarity: str = "auto", workers: int = 0) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
 
@@ -348,6 +348,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
         protocol takes the first, protocols with a universal threshold the samples of all draws together.
     draw: how negatives are drawn.
     interactive_on, retrieval_on: sets behind the flat keys ("duo" and "single" where present, else the first set).
+    similarity: of images and sounds for retrieval, of those that the localizer has.
     workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a map with a NaN (naming the sample), unknown names.
     """
@@ -381,7 +382,8 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
                              **{column: v.tolist() for column, v in values.items()}}
         recalls = {}
         if hasattr(localizer, "retrieval"):
-            recalls = retrieval(localizer, test_sets[retrieval_on], **loading)
+            recalls = {"similarity": similarity,
+                       **retrieval(localizer, test_sets[retrieval_on], similarity=similarity, **loading)}
         else:
             notes.append("no retrieval, because the model gives maps alone")
     if recalls and "class" not in recalls:

@@ -11,6 +11,7 @@ from .resnet import ResNet18, SmallResNet
 
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
+SIMILARITIES = ("auto", "projected", "mean", "max", "pooled")  # of images and sounds, for retrieval
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 _HEADLESS = ("lvs", "ssl_tie", "ssl_align")  # as published, these compare the ReLU features themselves
 
@@ -173,27 +174,36 @@ class Localizer(nn.Module):
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
     @torch.no_grad()
-    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], chunk: int = 64) -> Tensor:
+    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], chunk: int = 64,
+                  similarity: str = "auto") -> Tensor:  # fmt: skip
         """Scores (N, M) of all images with all audios, `chunk` images at a time, float32.
 
-        ssl_align with projections: s_A; all others: the largest value of the map that `maps` would give the pair.
+        similarity: "projected", the cosine of the projections (ssl_align's s_A); "mean" or "max" of the map that `maps`
+        would give the pair; "pooled", the cosine with the average of the features, of slavc the mean of both spaces;
+        "auto": projected where there are projections, else max. The papers do not say which they took.
+        ValueError for another one, for projections that there are not, and without an image.
         """
-        if "visual_projected" in visual:
-            # the mean over the one cell of a map is its cosine
-            cells = {"visual": visual["visual_projected"][:, :, None, None]}
-            audio, pooling, spaces = {"audio": audio["audio_projected"]}, ops.Mean(), ("",)
-        else:
-            cells, pooling, spaces = visual, ops.Max(), self.spaces
-        scores = []
-        for start in range(0, len(cells["visual" + spaces[0]]), chunk):
-            images = [cells["visual" + space][start : start + chunk].float() for space in spaces]
-            sounds = [audio["audio" + space].float() for space in spaces]
-            if len(spaces) == 1:
-                scores.append(ops.pooled_similarity(images[0], sounds[0], pooling))
-            else:
-                scores.append(_largest_mean_cosine(images, sounds))
-        if not scores:
+        if similarity not in SIMILARITIES:
+            raise ValueError(f"similarity: expected one of {SIMILARITIES}, got {similarity!r}")
+        if similarity == "projected" and "visual_projected" not in visual:
+            raise ValueError(f"similarity: expected a localizer with projections for 'projected', {self.config.method} has none")
+        if similarity == "auto":
+            similarity = "projected" if "visual_projected" in visual else "max"
+        spaces = ("_projected",) if similarity == "projected" else self.spaces
+        if not len(visual["visual" + spaces[0]]):
             raise ValueError("visual: expected at least one image, got 0")
+        scores = []
+        for start in range(0, len(visual["visual" + spaces[0]]), chunk):
+            images = [visual["visual" + space][start : start + chunk].float() for space in spaces]
+            sounds = [audio["audio" + space].float() for space in spaces]
+            if similarity == "max" and len(spaces) > 1:
+                scores.append(_largest_mean_cosine(images, sounds))
+                continue
+            if similarity in ("projected", "pooled"):  # the mean over the one cell of a map is its cosine
+                images = [image.flatten(2).mean(2)[:, :, None, None] if image.dim() == 4 else image[:, :, None, None]
+                          for image in images]  # fmt: skip
+            pooling = ops.Max() if similarity == "max" else ops.Mean()
+            scores.append(sum(ops.pooled_similarity(*pair, pooling) for pair in zip(images, sounds)) / len(spaces))
         return torch.cat(scores)
 
     def forward(self, images: Tensor, spectrograms: Tensor) -> Tensor:
