@@ -90,6 +90,8 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     reachable = [min(truth.mean(), 0.5) / max(truth.mean(), 0.5) >= 0.5 for truth in truths()]
     assert results["ceilings"]["vgg-ss"]["best >="]["success"] == np.mean(reachable)
     page = (tmp_path / "out" / "report.html").read_text()
+    agreement = results["protocols"]["vgg-ss"]["vssl_eval"]["model"]["figures"]["audio_visual"]["false_alarms"]
+    assert f"silence, noise {agreement['overlap_silence_noise']:.3f}; " in page.lower()
     assert all(f"vgg-ss: protocol {name}" in page for name in names) and "square that looks at nothing" in page
 
 

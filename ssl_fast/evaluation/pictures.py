@@ -167,3 +167,15 @@ def maxima_boxes(map_maxima: Mapping[str, Sequence[float]], threshold: float | N
         axes.set_xlabel("maximum of the map (cosine)")
         axes.set_ylim(len(stats) + .6, .4)
     return chart(draw, (7, .9 + .5 * len(map_maxima)))
+
+
+def overlap_bars(overlaps: Mapping[str, float]) -> tuple[str, str]:
+    """{pair of sounds: mean IoU of what is predicted under both} as bars."""
+    def draw(figure, ink):
+        axes = figure.subplots()
+        bars = axes.barh(list(overlaps), list(overlaps.values()), height=.55, color=SECOND, alpha=.75, edgecolor=ink)
+        axes.bar_label(bars, fmt="%.3f", color=ink, fontsize=8, padding=3)
+        axes.set_xlabel("mean IoU of the two predictions (0: what is heard decides, 1: it does not matter)")
+        axes.set_xlim(0, 1)
+        axes.invert_yaxis()
+    return chart(draw, (7, .9 + .4 * len(overlaps)))

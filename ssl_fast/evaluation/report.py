@@ -193,6 +193,12 @@ def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
             yield " ".join((*path, key)), value
 
 
+def _pair(key: str) -> str:
+    """overlap_noise -> own sound, noise; overlap_silence_noise -> silence, noise"""
+    kinds = key.removeprefix("overlap_").split("_")
+    return ", ".join(map(name_of_sound, kinds if len(kinds) == 2 else ["positive", *kinds]))
+
+
 def _protocols(results: Mapping) -> str:
     """Every figure of every protocol that was run beside the default one, a table each."""
     parts = []
@@ -208,6 +214,14 @@ def _protocols(results: Mapping) -> str:
             table = _table(f"{name}: {computed['model']['n']} samples", ["", *map(name_of, rows["model"])],
                            [(name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
                             for row, values in rows.items()])
+            alarms = computed["model"]["figures"]["audio_visual"].get("false_alarms", {})
+            overlaps = {_pair(key): value for key, value in alarms.items()
+                        if key.startswith("overlap_") and key != "overlap_negatives"}
+            if overlaps:
+                parts.append(_picture(*pictures.overlap_bars(overlaps), f"Bars of the mean IoU of the model's predictions "
+                                      f"under two sounds on {name}: " + "; ".join(f"{pair} {value:.3f}" for pair, value
+                                                                                  in overlaps.items()),
+                                      f"{name}, {protocol}: agreement of the model's predictions under two sounds."))
             parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
     return parts and _section(
         "Published protocols", "<p>The same maps as other evaluators would score them. Their figures do not compare "
