@@ -175,7 +175,7 @@ def overlap_bars(overlaps: Mapping[str, float]) -> tuple[str, str]:
         axes = figure.subplots()
         bars = axes.barh(list(overlaps), list(overlaps.values()), height=.55, color=SECOND, alpha=.75, edgecolor=ink)
         axes.bar_label(bars, fmt="%.3f", color=ink, fontsize=8, padding=3)
-        axes.set_xlabel("mean IoU of the two predictions (0: what is heard decides, 1: it does not matter)")
+        axes.set_xlabel("mean IoU of the two predictions (1: they are the same, or both empty)")
         axes.set_xlim(0, 1)
         axes.invert_yaxis()
     return chart(draw, (7, .9 + .4 * len(overlaps)))
