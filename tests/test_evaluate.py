@@ -346,7 +346,7 @@ def test_bad_arguments_say_what_was_expected():
         run(interactive_on="trio")
     with pytest.raises(ValueError, match="retrieval_on: expected one of"):
         run(retrieval_on="val")
-    blind = FakeSet(SINGLE)
+    blind = FakeSet(SINGLE, prefix="val")
     blind.has_ground_truth = False
     with pytest.raises(ValueError, match="set 'field': expected ground truth"):
         run(test_sets={"field": blind})
@@ -361,3 +361,9 @@ def test_bad_arguments_say_what_was_expected():
     few.visual_features = lambda images: {"visual": images[:, 0]}
     with pytest.raises(ValueError, match=r"maps of model under silence sound: expected 8, got shape \(1, 4, 4\)"):
         run(few)
+
+
+def test_validation_samples_that_are_tested_are_refused():
+    with pytest.raises(ValueError, match="validation: expected samples that are not tested, 8 are in set 'single': "
+                                         "'image0_a', 'image1_b', 'image2_c' ..."):
+        run(validation=FakeSet(VAL), test_sets={"single": FakeSet(VAL)})

@@ -324,6 +324,10 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
     for name, sample_set in test_sets.items():
         if not sample_set.has_ground_truth:
             raise ValueError(f"set {name!r}: expected ground truth (boxes or masks) to evaluate against, it has none")
+        both = [] if validation is None else sorted(set(validation.ids) & set(sample_set.ids))
+        if both:
+            raise ValueError(f"validation: expected samples that are not tested, {len(both)} are in set {name!r}: "
+                             f"{', '.join(map(repr, both[:3]))}{' ...' if len(both) > 3 else ''}")
     unknown = [kind for kind in negatives if kind not in NEGATIVES]
     if unknown:
         raise ValueError(f"negatives: expected kinds among {NEGATIVES}, got {unknown}")
@@ -350,7 +354,8 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     interactive_on, retrieval_on: sets behind the flat keys ("duo" and "single" where present, else the first set).
     similarity: of images and sounds for retrieval, of those that the localizer has.
     workers: processes that load the samples (for sets that decode files).
-    Raises ValueError for an empty set, a set without ground truth, a map with a NaN (naming the sample), unknown names.
+    Raises ValueError for an empty set, a set without ground truth, a validation sample that is tested, a map with a NaN
+    (naming the sample), unknown names.
     """
     _check(test_sets, validation, negatives)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
