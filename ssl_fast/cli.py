@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace) -> int:
         return 2
     except RuntimeError as error:
         from .data.scenes import CacheError
-        from .training import TrainingError
+        from .learner import TrainingError
 
         if not isinstance(error, (CacheError, TrainingError)):
             raise

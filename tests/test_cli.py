@@ -165,13 +165,13 @@ def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, qui
     crash = tmp_path / "crash.py"
     crash.write_text(
         "import os, signal, sys\n"
-        "from ssl_fast import cli, training\n"
-        "step = training.Learner.step\n"
+        "from ssl_fast import cli, learner\n"
+        "step = learner.Learner.step\n"
         "def killer(self, number, *rest):\n"
         "    if number == 5:\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return step(self, number, *rest)\n"
-        "training.Learner.step = killer\n"
+        "learner.Learner.step = killer\n"
         "cli.main(sys.argv[1:])\n"
     )
     argv = ["quickstart", "--out", str(out), "--epochs", "2", "--seed", "3", "--checkpoint-every", "1e-6", *TINY]

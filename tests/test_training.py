@@ -16,7 +16,8 @@ from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
-from ssl_fast.training import Learner, StepSampler, derived_seed, progress_of, train
+from ssl_fast.learner import Learner, TrainingError, derived_seed
+from ssl_fast.training import StepSampler, progress_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -377,7 +378,7 @@ def test_failed_write_leaves_the_checkpoint(tmp_path):
 def test_non_finite_input_stops_with_the_ids_of_the_batch(tmp_path):
     samples = ToySet()
     samples.spectrograms[17, 0, 3, 3] = math.nan
-    with pytest.raises(training.TrainingError) as error:
+    with pytest.raises(TrainingError) as error:
         train(samples, tiny(), out=tmp_path, progress=False)
     step, ids = re.fullmatch(r"step (\d+): the loss is nan for the samples (.*)", str(error.value)).groups()
     order = list(StepSampler(40, 8, 15, seed=0))
@@ -390,7 +391,7 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
     parameter = learner.parameters[0]
     parameter.register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(
-        training.TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"
+        TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"
     ):
         learner.step(3, samples.images[:8], samples.spectrograms[:8], 0.5, ["a", "b"])
     after = weights(learner.localizer)
