@@ -9,7 +9,7 @@ import torch
 
 from . import __version__
 from .ops import checks
-from .training import bfloat16_native
+from .learner import bfloat16_native
 
 # (distribution, module, what it is for); torch itself is reported on its own
 LIBRARIES = (

@@ -1,4 +1,4 @@
-"""Training: one loop over any sample set, that stops and goes on without a trace.
+"""Training: one loop over any sample set, that stops and goes on without a trace, and keeps the best of its epochs.
 
 Everything random in step k is drawn from (seed, k), and the order of the samples from (seed, epoch). So a run that was
 killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads.
@@ -6,8 +6,8 @@ killed and resumed from its checkpoint equals an uninterrupted one bit for bit, 
 
 import contextlib
 import hashlib
+import importlib.util
 import json
-import math
 import os
 import signal
 import threading
@@ -17,25 +17,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from . import augmentation
-from .models import Localizer, LocalizerConfig, Momentum, build, checkpoints
+from .learner import Learner, derived_seed
+from .models import Localizer, LocalizerConfig, build, checkpoints
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
     from .data.datasets import SampleSet
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the step and the samples."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -44,11 +40,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, step: int, checkpoint: Path | None):
         super().__init__(f"stopped after step {step}")
         self.step, self.checkpoint = step, checkpoint
-
-
-def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
-    """A 64-bit seed, another one for every (seed of the run, purpose, number)."""
-    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0])
 
 
 def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | None = None) -> float:
@@ -90,139 +81,6 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
     return [int(s["index"]) for s in samples], *columns
 
 
-def bfloat16_native() -> bool:
-    """Whether this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
-    able = getattr(torch.cpu, "get_capabilities", dict)()  # where torch cannot tell: no
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
-
-
-def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dtype:
-    """What the nets compute in: `recipe.precision`, or for "auto" bfloat16 where the hardware multiplies it."""
-    if recipe.precision != "auto":
-        return getattr(torch, recipe.precision)
-    if torch.device(device).type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if bfloat16_native() else torch.float32
-
-
-class Learner:
-    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch."""
-
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu"):
-        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
-        self.precision = precision_of(recipe, device)
-        torch.manual_seed(derived_seed(seed, 0))
-        self.localizer = build(recipe.model).to(self.device)
-        self.momentum = None
-        if recipe.momentum_decay is not None:
-            self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
-        self.loss = recipe.build_loss()
-        make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
-        self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
-
-    def state(self) -> dict:
-        return {"localizer": self.localizer.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "momentum": None if self.momentum is None else self.momentum.state_dict()}  # fmt: skip
-
-    def load(self, state: dict) -> None:
-        self.localizer.load_state_dict(state["localizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.momentum is not None:
-            self.momentum.load_state_dict(state["momentum"])
-
-    def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 images and log spectrograms -> normalised float, augmented."""
-        if self.recipe.augmentation == "shift":
-            images = augmentation.shift_and_flip(images, generator, vertical=self.recipe.vertical_flip)
-        elif self.recipe.augmentation == "crop":
-            images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
-            images = augmentation.horizontal_flip(images, generator)
-        if self.recipe.augmentation != "none":
-            spectrograms = augmentation.roll(spectrograms, generator)
-        images = self.localizer.normalize_images(images.to(self.device))
-        return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
-
-    def _features(self, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
-        """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
-        return {name: value.float() for name, value in features.items()}
-
-    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator) -> Tensor:
-        """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
-
-        Augmentation draws from `generator`, dropout from torch's global generator.
-        """
-        recipe, views = self.recipe, self.recipe.views
-        augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
-        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
-        changes = {} if recipe.method == "slavc" else {"mean_weight": recipe.mean_weight_at(progress)}
-        features = self._features(images, spectrograms)
-        if recipe.method == "ssl_align":
-            split = {name: value.chunk(views) for name, value in features.items()}
-            if "visual_projected" in split:
-                changes["projected_visuals"] = split["visual_projected"]
-                changes["projected_audios"] = split["audio_projected"]
-            return self.loss(split["visual"], split["audio"], **changes)
-        if recipe.method == "slavc":
-            names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
-            slow = None
-            if self.momentum is not None:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                    slow = self.momentum(self.localizer, images, spectrograms)
-                slow = [slow[name].float() for name in names]
-            return self.loss(*(features[name] for name in names), momentum=slow)
-        if recipe.method == "ssl_tie":
-            transform = augmentation.Equivariance(len(images), generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                transformed = self.localizer.visual_features(transform(images))["visual"]
-            return self.loss(features["visual"], features["audio"], transformed.float(), transform, **changes)
-        if recipe.method == "fnac" and progress < recipe.nce_only:
-            changes["weights"] = (0.0, 0.0, 0.0)
-        return self.loss(features["visual"], features["audio"], **changes)
-
-    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
-             ids: list[str]) -> dict[str, float]:  # fmt: skip
-        """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
-        torch.manual_seed(derived_seed(self.seed, 2, number))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
-        rate = self.recipe.learning_rate_at(number, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.localizer.train()
-        loss = self.batch_loss(images, spectrograms, progress, generator)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        value, norm = loss.item(), norm.item()
-        for name, x in (("loss", value), ("norm of the gradient", norm)):
-            if not math.isfinite(x):
-                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
-        self.optimizer.step()
-        return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
-                "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
-
-    def chance(self) -> float:
-        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
-        shapes = {"visual": (self.recipe.batch_size, 2, 1, 1), "audio": (self.recipe.batch_size, 2)}
-        visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
-        method, projected = self.recipe.method, self.recipe.model.projection is not None
-        with torch.no_grad():
-            if method == "ssl_align":
-                visuals, audios = [visual] * self.recipe.views, [audio] * self.recipe.views
-                extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
-                loss = self.loss(visuals, audios, **extra)
-            elif method == "slavc":
-                four = (visual, visual, audio, audio)
-                loss = self.loss(*four, momentum=None if self.momentum is None else four)
-            elif method == "ssl_tie":
-                loss = self.loss(visual, audio, visual, lambda maps: maps)
-            else:
-                loss = self.loss(visual, audio)
-        return float(loss)
-
-
 @dataclass
 class Run:
     """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets."""
@@ -254,9 +112,44 @@ def fingerprint(sample_set: "SampleSet") -> str:
     return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int) -> dict:
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None",
+              compile: bool) -> dict:  # fmt: skip
     """What a run is, and must be again when it is resumed."""
-    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set)}
+    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
+            "validation": None if validation is None else fingerprint(validation), "compile": compile}  # fmt: skip
+
+
+def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
+    """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
+    default protocol), without the loss."""
+    from .evaluation.evaluate import success_rate
+
+    if sample_set.has_ground_truth:
+        return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
+    size = learner.recipe.batch_size // learner.recipe.accumulation
+    loader = torch.utils.data.DataLoader(sample_set, size, num_workers=workers, collate_fn=_collate, drop_last=True,
+                                         generator=torch.Generator())  # fmt: skip
+    return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
+
+
+def best_record(history: list[dict]) -> dict | None:
+    """The record of the best validation so far, the first of equals; None without any."""
+    def merit(record: dict) -> float:
+        return record["validation_success"] if "validation_success" in record else -record["validation_loss"]
+
+    validated = [record for record in history if record.keys() & {"validation_success", "validation_loss"}]
+    return max(validated, key=merit, default=None)
+
+
+def check_validation(sample_set: "SampleSet", validation: "SampleSet", recipe: Recipe) -> None:
+    """ValueError for samples that are trained on too, and for too few of them."""
+    both = sorted(set(sample_set.ids) & set(validation.ids))
+    if both:
+        raise ValueError(f"validation: expected samples that are not trained on, {len(both)} of {len(validation)} are: "
+                         f"{', '.join(both[:3])} ...")  # fmt: skip
+    least = 1 if validation.has_ground_truth else recipe.batch_size // recipe.accumulation
+    if len(validation) < least:
+        raise ValueError(f"validation: expected {least} samples or more, got {len(validation)}")
 
 
 @contextlib.contextmanager
@@ -288,10 +181,17 @@ def _signals():
 
 
 class _History:
-    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line."""
+    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line.
 
-    def __init__(self, path: Path | None, records: list[dict]):
-        self.file = None
+    With `board`, the same numbers go to TensorBoard, where that is installed.
+    """
+
+    def __init__(self, path: Path | None, records: list[dict], board: bool):
+        self.file = self.board = None
+        if path is not None and board and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
         if path is not None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -301,22 +201,24 @@ class _History:
     def add(self, record: dict) -> None:
         if self.file:
             self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name in record.keys() - {"step", "seconds"}:
+                self.board.add_scalar(name, record[name], record["step"])
 
     def close(self) -> None:
-        if self.file:
-            self.file.close()
+        for one in filter(None, (self.file, self.board)):
+            one.close()
 
 
-def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet") -> dict | None:
+def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
 
-    ValueError where it belongs to a run of another recipe, seed or training set.
+    ValueError where it belongs to a run of another identity than `expected`.
     """
     path = Path(out) / CHECKPOINT
     if not path.exists() and not checkpoints.previous(path).exists():
         return None
     state = checkpoints.load(path, fall_back=True)
-    expected = _identity(sample_set, recipe, seed)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
@@ -324,8 +226,8 @@ def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: 
                 got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
-        elif state[name] != value:
-            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, "
+        elif state.get(name) != value:
+            raise ValueError(f"{path}: belongs to a run with {name}={state.get(name)!r}, "
                              f"asked to go on with {name}={value!r}")  # fmt: skip
     return state
 
@@ -343,6 +245,9 @@ def train(
     checkpoint_every: float = 20.0,
     progress: bool = True,
     on_step=None,
+    validation: "SampleSet | None" = None,
+    compile: bool = False,
+    board: bool = False,
 ) -> Run:
     """Train a localizer from scratch by `recipe`.
 
@@ -351,43 +256,50 @@ def train(
         a run that does not fit is shortened, schedules and all. workers: processes that load samples.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
+    validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
+        ground truth, else by the loss. The best epoch is kept as `best.pt`.
+    compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step)  # fmt: skip
+                      checkpoint_every, progress, on_step, validation, compile, board)  # fmt: skip
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step) -> Run:
+def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
+           validation, compile, board) -> Run:  # fmt: skip
     from tqdm import tqdm
 
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
-    learner = Learner(recipe, seed, device)
+    if validation is not None:
+        check_validation(sample_set, validation, recipe)
+    learner = Learner(recipe, seed, device, compile)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
               precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
-    state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
+    identity = _identity(sample_set, recipe, seed, validation, compile)
+    state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    identity = _identity(sample_set, recipe, seed)
 
-    def checkpoint() -> Path | None:
+    def checkpoint(name: str = CHECKPOINT) -> Path | None:
         if out is None:
             return None
         about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
-        checkpoints.save(identity | about | learner.state(), out / CHECKPOINT)
-        return out / CHECKPOINT
+        checkpoints.save(identity | about | learner.state(), out / name)
+        return out / name
 
-    history = _History(None if out is None else out / HISTORY, run.history)
+    history = _History(None if out is None else out / HISTORY, run.history, board)
     sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
     loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator().manual_seed(0))  # fmt: skip
+                                         generator=torch.Generator().manual_seed(0),
+                                         pin_memory=learner.device.type == "cuda")  # fmt: skip
     bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
@@ -402,6 +314,11 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                 run.steps, run.seconds = run.steps + 1, time.monotonic() - began
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
+                if validation is not None and run.steps % per_epoch == 0:
+                    record |= _validate(learner, validation, workers)
+                    began = time.monotonic() - run.seconds  # validation is no training
+                    if best_record(run.history) is record:
+                        checkpoint(BEST)
                 history.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
@@ -422,13 +339,18 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     return run
 
 
+def checkpoint_of(path: str | os.PathLike) -> Path:
+    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
+    path = Path(path)
+    return path if not path.is_dir() else path / (BEST if (path / BEST).exists() else CHECKPOINT)
+
+
 def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
-    """The localizer of a checkpoint (a file, or the folder of a run), in evaluation mode, and the checkpoint's state.
+    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state.
 
     CheckpointError, naming the file, for what is missing, damaged or no checkpoint of this project.
     """
-    path = Path(path)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = checkpoint_of(path)
     state = checkpoints.load(path)
     try:
         localizer = build(LocalizerConfig(**state["recipe"]["model"]))

@@ -236,8 +236,15 @@ def test_short_files_are_tiled(tmp_path):
 def test_the_clip_is_cut_before_the_segment(tmp_path):
     ramp = np.arange(20000) / 20000
     soundfile.write(tmp_path / "a.wav", ramp, 8000, subtype="DOUBLE")
-    got = load_audio(tmp_path / "a.wav", sample_rate=8000, seconds=0.5, clip_seconds=1.0)
-    np.testing.assert_allclose(got, ramp[2000:6000], atol=1e-7)
+    front_end = FrontEnd(name="x", sample_rate=8000, seconds=0.5, hop=100, clip_seconds=1.0)
+    np.testing.assert_allclose(front_end.load(tmp_path / "a.wav"), ramp[2000:6000], atol=1e-7)
+
+
+@pytest.mark.parametrize("shift, start", [(-300, 1700), (300, 2300), (-5000, 0), (5000, 4000)])
+def test_a_segment_moves_within_its_clip(shift, start):
+    front_end = FrontEnd(name="x", sample_rate=8000, seconds=0.5, hop=100)
+    ramp = np.arange(8000, dtype=np.float32)
+    np.testing.assert_array_equal(front_end.segment(ramp, shift), ramp[start : start + 4000])
 
 
 def test_full_scale_is_clipped_and_nonsense_refused(tmp_path):

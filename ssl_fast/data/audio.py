@@ -115,10 +115,18 @@ class FrontEnd:
             log = log.reshape(*leading, *log.shape[-2:])
         return log.contiguous()
 
+    def clip(self, path: str | os.PathLike) -> np.ndarray:
+        """The clip in a file: mono float32 in [-1, 1], whole or `clip_seconds` long. MediaError, which names the file."""
+        return load_audio(path, sample_rate=self.sample_rate, seconds=self.clip_seconds, offset="start",
+                          channels=self.channels, reader=self.reader)  # fmt: skip
+
+    def segment(self, clip: np.ndarray, shift: int = 0) -> np.ndarray:
+        """What is heard of a clip: (samples,), taken `shift` samples later (below 0: earlier) as far as the clip goes."""
+        return np.ascontiguousarray(cut(clip, self.samples, self.offset, shift))
+
     def load(self, path: str | os.PathLike) -> np.ndarray:
         """The part of a file that is heard: (samples,) float32 in [-1, 1]. Raises MediaError, which names the file."""
-        return load_audio(path, sample_rate=self.sample_rate, seconds=self.seconds, offset=self.offset,
-                          clip_seconds=self.clip_seconds, channels=self.channels, reader=self.reader)  # fmt: skip
+        return self.segment(self.clip(path))
 
 
 @lru_cache(maxsize=16)
@@ -156,11 +164,11 @@ def front_end_named(front_end: str | FrontEnd) -> FrontEnd:
 
 
 def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | None = None, offset: str = "centre",
-               clip_seconds: float | None = None, channels: str = "mean", reader: str = "float") -> np.ndarray:
+               channels: str = "mean", reader: str = "float") -> np.ndarray:
     """A sound file as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
 
     seconds: None for the whole file, else round(seconds * sample_rate) samples of its "centre" or "start" (`offset`); a
-    shorter file is tiled. clip_seconds, channels, reader: see FrontEnd. Order: mix, resample, clip to [-1, 1], cut.
+    shorter file is tiled. channels, reader: see FrontEnd. Order: mix, resample, clip to [-1, 1], cut.
 
     Raises MediaError, which names the file, for one that is missing, not audio, truncated, of no samples, with NaN or
     infinite samples, or far beyond full scale.
@@ -173,8 +181,6 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | No
     mono = np.clip(resample(mono, rate, sample_rate), -1, 1)
     if not len(mono):  # a few samples of a much higher rate
         raise MediaError(f"{path}: {len(sound)} samples at {rate} Hz are none at {sample_rate} Hz")
-    if clip_seconds is not None:
-        mono = cut(mono, round(clip_seconds * sample_rate), "start")
     return np.ascontiguousarray(mono if seconds is None else cut(mono, round(seconds * sample_rate), offset))
 
 
@@ -221,11 +227,12 @@ def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     return sinc(torch.from_numpy(np.ascontiguousarray(mono)), ratio.numerator, ratio.denominator).numpy()
 
 
-def cut(mono: np.ndarray, samples: int, offset: str = "centre") -> np.ndarray:
-    """`samples` from the "centre" or the "start" of (n,) samples, tiled where n is smaller."""
+def cut(mono: np.ndarray, samples: int, offset: str = "centre", shift: int = 0) -> np.ndarray:
+    """`samples` from the "centre" or the "start" of (n,) samples, moved by `shift` within them; tiled where n is smaller."""
     if len(mono) < samples:
         mono = np.tile(mono, -(-samples // len(mono)))[:samples]
-    start = (len(mono) - samples) // 2 if offset == "centre" else 0
+    start = ((len(mono) - samples) // 2 if offset == "centre" else 0) + shift
+    start = min(max(start, 0), len(mono) - samples)
     return mono[start : start + samples]
 
 

@@ -180,7 +180,15 @@ class FileSet(SampleSet):
         return None if path is None else load_mask(path, self.size)
 
     def waveform(self, index: int) -> np.ndarray:
-        return self.front_end.load(self._items[self._checked(index)].sound)
+        return self.front_end.segment(self.clip(index))
+
+    def frame(self, index: int) -> np.ndarray:
+        """(H, W, 3) uint8 RGB: the whole frame, as it is in the file."""
+        return decode_image(self._items[self._checked(index)].frame)
+
+    def clip(self, index: int) -> np.ndarray:
+        """(n,) float32 in [-1, 1]: the clip in the sound file, of any length; see FrontEnd.clip."""
+        return self.front_end.clip(self._items[self._checked(index)].sound)
 
 
 class FolderSet(FileSet):

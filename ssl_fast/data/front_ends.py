@@ -46,16 +46,16 @@ class PublishedFrontEnd(FrontEnd):
         bands, times = super().shape
         return bands, times if self.frames is None else min(times, self.frames)
 
-    def load(self, path: str | os.PathLike) -> np.ndarray:
-        """The part of a file that is heard: (samples,) float32 in [-1, 1]. MediaError, which names the file, also for
-        one of another rate."""
+    def clip(self, path: str | os.PathLike) -> np.ndarray:
+        """See FrontEnd; with `roll` the part that is heard. MediaError, which names the file, also for one of another
+        rate."""
         import soundfile
 
-        waveform, file = super().load(path), soundfile.info(str(path))
+        clip, file = super().clip(path), soundfile.info(str(path))
         if file.samplerate != self.sample_rate:
             raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, "
                              f"got {file.samplerate}")  # fmt: skip
-        return np.roll(waveform, self.samples // 2 - file.frames // 2) if self.roll else waveform
+        return np.roll(self.segment(clip), self.samples // 2 - file.frames // 2) if self.roll else clip
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) float32 or float64 -> (..., F, T) float32; see FrontEnd, and `mel`."""

@@ -1,0 +1,176 @@
+"""One training step: nets, loss and optimizer of a run, and what is random in a step.
+
+Everything random in step k is drawn from (seed, k).
+"""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import augmentation
+from .models import Momentum, build
+from .recipes import Recipe
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names the step and the samples."""
+
+
+def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
+    """A 64-bit seed, another one for every (seed of the run, purpose, number)."""
+    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0])
+
+
+def bfloat16_native() -> bool:
+    """Whether this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
+    able = getattr(torch.cpu, "get_capabilities", dict)()  # where torch cannot tell: no
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dtype:
+    """What the nets compute in: `recipe.precision`, or for "auto" bfloat16 where the hardware multiplies it."""
+    if recipe.precision != "auto":
+        return getattr(torch, recipe.precision)
+    if torch.device(device).type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    return torch.bfloat16 if bfloat16_native() else torch.float32
+
+
+class Learner:
+    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch."""
+
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False):
+        self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
+        self.precision = precision_of(recipe, device)
+        torch.manual_seed(derived_seed(seed, 0))
+        self.localizer = build(recipe.model).to(self.device)
+        self.momentum = None
+        if recipe.momentum_decay is not None:
+            self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
+        if compile:  # in place: names of the weights stay
+            for net in (self.localizer.visual_net, self.localizer.audio_net):
+                net.compile()
+        self.loss = recipe.build_loss()
+        make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+        self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
+        self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+
+    def state(self) -> dict:
+        return {"localizer": self.localizer.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "momentum": None if self.momentum is None else self.momentum.state_dict()}  # fmt: skip
+
+    def load(self, state: dict) -> None:
+        self.localizer.load_state_dict(state["localizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.momentum is not None:
+            self.momentum.load_state_dict(state["momentum"])
+
+    def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """uint8 images and log spectrograms -> normalised float, augmented."""
+        if self.recipe.augmentation == "shift":
+            images = augmentation.shift_and_flip(images, generator, vertical=self.recipe.vertical_flip)
+        elif self.recipe.augmentation == "crop":
+            images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
+            images = augmentation.horizontal_flip(images, generator)
+        if self.recipe.augmentation != "none":
+            spectrograms = augmentation.roll(spectrograms, generator)
+        images = self.localizer.normalize_images(images.to(self.device))
+        return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
+
+    def _features(self, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
+        """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+            features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+        return {name: value.float() for name, value in features.items()}
+
+    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+        """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
+
+        Augmentation draws from `generator`, dropout from torch's global generator.
+        """
+        recipe, views = self.recipe, self.recipe.views
+        augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
+        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
+        changes = {} if recipe.method == "slavc" else {"mean_weight": recipe.mean_weight_at(progress)}
+        features = self._features(images, spectrograms)
+        if recipe.method == "ssl_align":
+            split = {name: value.chunk(views) for name, value in features.items()}
+            if "visual_projected" in split:
+                changes["projected_visuals"] = split["visual_projected"]
+                changes["projected_audios"] = split["audio_projected"]
+            return self.loss(split["visual"], split["audio"], **changes)
+        if recipe.method == "slavc":
+            names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
+            slow = None
+            if self.momentum is not None:
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                    slow = self.momentum(self.localizer, images, spectrograms)
+                slow = [slow[name].float() for name in names]
+            return self.loss(*(features[name] for name in names), momentum=slow)
+        if recipe.method == "ssl_tie":
+            transform = augmentation.Equivariance(len(images), generator)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
+                transformed = self.localizer.visual_features(transform(images))["visual"]
+            return self.loss(features["visual"], features["audio"], transformed.float(), transform, **changes)
+        if recipe.method == "fnac" and progress < recipe.nce_only:
+            changes["weights"] = (0.0, 0.0, 0.0)
+        return self.loss(features["visual"], features["audio"], **changes)
+
+    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
+             ids: list[str]) -> dict[str, float]:  # fmt: skip
+        """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
+        torch.manual_seed(derived_seed(self.seed, 2, number))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
+        rate = self.recipe.learning_rate_at(number, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.localizer.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        parts, value = self.recipe.accumulation, 0.0
+        for part in zip(images.chunk(parts), spectrograms.chunk(parts)):
+            loss = self.batch_loss(*part, progress, generator) / parts
+            loss.backward()
+            value += loss.item()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
+            if not math.isfinite(x):
+                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
+        self.optimizer.step()
+        return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
+                "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
+
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss of batches (images, spectrograms) in evaluation mode; the same augmentation every time."""
+        modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
+        training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        losses = [self.batch_loss(*batch, 1.0, torch.Generator().manual_seed(derived_seed(self.seed, 4, k))).item()
+                  for k, batch in enumerate(batches)]  # fmt: skip
+        for module, before in zip(modules, training):
+            module.train(before)
+        return sum(losses) / len(losses)
+
+    def chance(self) -> float:
+        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
+        together = self.recipe.batch_size // self.recipe.accumulation
+        shapes = {"visual": (together, 2, 1, 1), "audio": (together, 2)}
+        visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
+        method, projected = self.recipe.method, self.recipe.model.projection is not None
+        with torch.no_grad():
+            if method == "ssl_align":
+                visuals, audios = [visual] * self.recipe.views, [audio] * self.recipe.views
+                extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
+                loss = self.loss(visuals, audios, **extra)
+            elif method == "slavc":
+                four = (visual, visual, audio, audio)
+                loss = self.loss(*four, momentum=None if self.momentum is None else four)
+            elif method == "ssl_tie":
+                loss = self.loss(visual, audio, visual, lambda maps: maps)
+            else:
+                loss = self.loss(visual, audio)
+        return float(loss)
