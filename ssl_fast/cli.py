@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -115,6 +116,10 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
     folder.add_argument("--workers", **_WORKERS)
+    folder.add_argument("--gather", action="store_const", const=True, help="of several processes (torchrun): negatives "
+                        "are the samples of the whole batch (default: of the process's own share)")  # fmt: skip
+    folder.add_argument("--sync-batch-norm", action="store_const", const=True,
+                        help="of several processes: batch norm over the whole batch (CUDA only)")  # fmt: skip
     _run_arguments(folder)
 
     test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
@@ -156,12 +161,15 @@ def _run(args: argparse.Namespace) -> int:
         print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
 
     try:
+        if _processes() > 1 and args.command != "train":
+            raise UsageError(f"expected one process, got {_processes()} from torchrun; only train takes several")
         with _surroundings(args):
             return args.run(args)
     except KeyboardInterrupt as stop:
         saved = getattr(stop, "checkpoint", None)
         where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent)}" if saved else ""
-        print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
+        if _first():
+            print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
         return 130
     except (UsageError, CheckpointError, ValueError, OSError) as error:
         tell(error)
@@ -176,14 +184,27 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _processes() -> int:
+    """How many processes torchrun started: 1 where it started none."""
+    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
+
+
+def _first() -> bool:
+    """Whether this is the only process, or the first that torchrun started: the one that writes and says things."""
+    return _processes() == 1 or os.environ["RANK"] == "0"
+
+
 @contextlib.contextmanager
 def _surroundings(args: argparse.Namespace):
-    """Warnings are told in one line; torch's threads are put back at the end."""
+    """Warnings are told in one line; torch's threads are put back at the end. Of several processes only the first
+    writes to stdout."""
     import torch
 
     threads = torch.get_num_threads()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+            if not _first():
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
             warnings.showwarning = lambda text, *_, **__: print(f"ssl-fast {args.command}: {text}", file=sys.stderr)
             yield
     finally:
@@ -192,7 +213,8 @@ def _surroundings(args: argparse.Namespace):
 
 def _resume_line(args: argparse.Namespace, out: Path) -> str:
     data = f" --data {args.data}" if args.command == "train" else ""
-    return f"ssl-fast {args.command} --resume --out {out}{data}"
+    start = "ssl-fast" if _processes() == 1 else f"torchrun --nproc-per-node {_processes()} -m ssl_fast"
+    return f"{start} {args.command} --resume --out {out}{data}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,7 +302,7 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
         workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet, compile=bool(args.compile), **options,
+        progress=not args.quiet and _first(), compile=bool(args.compile), **options,
     )  # fmt: skip
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
@@ -328,7 +350,7 @@ def _scene_tests(settings, quiet: bool):
 
 
 def train(args: argparse.Namespace) -> int:
-    from . import recipes, training
+    from . import distributed, recipes, training
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
@@ -344,11 +366,17 @@ def train(args: argparse.Namespace) -> int:
     if args.val is not None:
         validation = _folder(args.val, args.val_split, *how)
         training.check_validation(training_set, validation, recipe)
+    several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
+    training.check_processes(recipe, _processes(), args.device, **several)
     _set_up(args, recipe)
-    _remember(args)
-    for found in filter(None, (training_set, validation)):
-        _preload(found, args.quiet)
-    run = _train(args, training_set, recipe, validation=validation, board=True)
+    with distributed.torchrun(args.device):
+        if _first():
+            _remember(args)
+        for found in filter(None, (training_set, validation)):
+            _preload(found, args.quiet or not _first())
+        run = _train(args, training_set, recipe, validation=validation, board=True, **several)
+    if not _first():
+        return 0
     best, notes = training.best_record(run.history), []
     if best is not None:
         print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")

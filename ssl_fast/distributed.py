@@ -1,11 +1,14 @@
 """Several processes, as `torchrun --nproc-per-node K` starts them: joined batches, exact shares of a data set.
 
 There is no launcher of our own: the process group is torch.distributed's, and nets are wrapped in its
-DistributedDataParallel.
+DistributedDataParallel. Without a process group there is one process, and everything here works for it too.
 """
 
+import contextlib
+import datetime
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -13,6 +16,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .ops.reference import accumulate_dtype
+
+
+def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """The rank of this process in `group` (None: of all processes), and how many there are."""
+    return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
+
+
+@contextlib.contextmanager
+def torchrun(device: str) -> Iterator[None]:
+    """Inside, the processes that torchrun started are a group, by gloo on the CPU and by nccl on CUDA devices, one each.
+
+    Does nothing where torchrun started none. ValueError where there are fewer CUDA devices than processes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if device == "cuda":
+        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            raise ValueError(f"device cuda: expected one for each of {os.environ['LOCAL_WORLD_SIZE']} processes, "
+                             f"got {torch.cuda.device_count()}")  # fmt: skip
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # torchrun ends all processes when one has died; the limit must not end those that wait while the first validates
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=4))
+    try:
+        dist.barrier()
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum of a number over all processes; `device` is where these compute."""
+    if not dist.is_initialized():
+        return value
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(number)
+    return number.item()
 
 
 class _Sum(torch.autograd.Function):
@@ -108,7 +148,7 @@ def share(samples: int, group: dist.ProcessGroup | None = None) -> range:
     together they are range(samples), each sample once. (DistributedSampler repeats samples to fill the last round up,
     which changes what an evaluation says.)
     """
-    rank, processes = dist.get_rank(group), dist.get_world_size(group)
+    rank, processes = place(group)
     return range(samples * rank // processes, samples * (rank + 1) // processes)
 
 
@@ -117,8 +157,10 @@ def collect(results: Sequence, samples: int, group: dist.ProcessGroup | None = N
 
     Results are anything that can be pickled. Raises ValueError on every process where one has too few or too many.
     """
-    every = [None] * dist.get_world_size(group)
-    dist.all_gather_object(every, (len(share(samples, group)), list(results)), group=group)
+    own = len(share(samples, group)), list(results)
+    every = [own] * place(group)[1]
+    if dist.is_initialized():
+        dist.all_gather_object(every, own, group=group)
     for rank, (expected, part) in enumerate(every):
         if len(part) != expected:
             raise ValueError(f"results: expected {expected} on process {rank}, one for each of its share of {samples} "

@@ -1,17 +1,19 @@
 """One training step: nets, loss and optimizer of a run, and what is random in a step.
 
-Everything random in step k is drawn from (seed, k).
+Everything random in step k is drawn from (seed, k), and of several processes by each from (seed, k, rank).
 """
 
+import itertools
 import math
 from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from . import augmentation
-from .models import Momentum, build
+from . import augmentation, distributed
+from .models import Localizer, Momentum, build
 from .recipes import Recipe
 
 
@@ -39,20 +41,47 @@ def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dt
     return torch.bfloat16 if bfloat16_native() else torch.float32
 
 
-class Learner:
-    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch."""
+class _Features(nn.Module):
+    """All features of a step from one forward pass, which DistributedDataParallel can wrap."""
 
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False):
+    def __init__(self, localizer: Localizer):
+        super().__init__()
+        self.localizer = localizer
+
+    def forward(self, images: Tensor, spectrograms: Tensor, transformed: Tensor | None) -> dict[str, Tensor]:
+        features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+        if transformed is not None:
+            features["transformed"] = self.localizer.visual_features(transformed)["visual"]
+        return features
+
+
+class Learner:
+    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
+
+    In a torch.distributed process group all processes have one each, and step together; their weights are the same.
+    gather: the loss is that of the batches of all of them together, not the mean of the losses of each batch.
+    sync_batch_norm: batch norm of all batches together, CUDA only.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False,
+                 gather: bool = False, sync_batch_norm: bool = False):
+        self.rank, self.processes = distributed.place()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision = precision_of(recipe, device)
         torch.manual_seed(derived_seed(seed, 0))
         self.localizer = build(recipe.model).to(self.device)
+        if sync_batch_norm:
+            self.localizer = nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
         self.momentum = None
         if recipe.momentum_decay is not None:
             self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
         if compile:  # in place: names of the weights stay
             for net in (self.localizer.visual_net, self.localizer.audio_net):
                 net.compile()
+        self.net = self.features = _Features(self.localizer)
+        if self.processes > 1:
+            self.net = nn.parallel.DistributedDataParallel(self.features)
+        self.group = dist.group.WORLD if gather else None
         self.loss = recipe.build_loss()
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
@@ -80,22 +109,27 @@ class Learner:
         images = self.localizer.normalize_images(images.to(self.device))
         return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
 
-    def _features(self, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
+    def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+            features = net(*inputs)
         return {name: value.float() for name, value in features.items()}
 
-    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator) -> Tensor:
+    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator,
+                   alone: bool = False) -> Tensor:  # fmt: skip
         """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
 
-        Augmentation draws from `generator`, dropout from torch's global generator.
+        Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
         recipe, views = self.recipe, self.recipe.views
         augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
         images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
-        changes = {} if recipe.method == "slavc" else {"mean_weight": recipe.mean_weight_at(progress)}
-        features = self._features(images, spectrograms)
+        changes = {"group": None if alone else self.group}
+        if recipe.method != "slavc":
+            changes["mean_weight"] = recipe.mean_weight_at(progress)
+        transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        features = self._features(self.features if alone else self.net, images, spectrograms,
+                                  None if transform is None else transform(images))  # fmt: skip
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
@@ -106,15 +140,11 @@ class Learner:
             names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
             slow = None
             if self.momentum is not None:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                    slow = self.momentum(self.localizer, images, spectrograms)
-                slow = [slow[name].float() for name in names]
-            return self.loss(*(features[name] for name in names), momentum=slow)
+                slow = self._features(self.momentum, self.localizer, images, spectrograms)
+                slow = [slow[name] for name in names]
+            return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
-            transform = augmentation.Equivariance(len(images), generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                transformed = self.localizer.visual_features(transform(images))["visual"]
-            return self.loss(features["visual"], features["audio"], transformed.float(), transform, **changes)
+            return self.loss(features["visual"], features["audio"], features["transformed"], transform, **changes)
         if recipe.method == "fnac" and progress < recipe.nce_only:
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
@@ -122,8 +152,9 @@ class Learner:
     def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
              ids: list[str]) -> dict[str, float]:  # fmt: skip
         """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
-        torch.manual_seed(derived_seed(self.seed, 2, number))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
+        draw = number * self.processes + self.rank
+        torch.manual_seed(derived_seed(self.seed, 2, draw))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, draw))
         rate = self.recipe.learning_rate_at(number, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -134,6 +165,7 @@ class Learner:
             loss = self.batch_loss(*part, progress, generator) / parts
             loss.backward()
             value += loss.item()
+        value = distributed.total(value / self.processes, self.device)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
             if not math.isfinite(x):
@@ -144,13 +176,14 @@ class Learner:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Mean loss of batches (images, spectrograms) in evaluation mode; the same augmentation every time."""
+        """Mean loss of batches (images, spectrograms) in evaluation mode; the same augmentation every time. Of several
+        processes each that calls this works alone."""
         modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
         training = [module.training for module in modules]
         for module in modules:
             module.eval()
-        losses = [self.batch_loss(*batch, 1.0, torch.Generator().manual_seed(derived_seed(self.seed, 4, k))).item()
-                  for k, batch in enumerate(batches)]  # fmt: skip
+        draws = (torch.Generator().manual_seed(derived_seed(self.seed, 4, k)) for k in itertools.count())
+        losses = [self.batch_loss(*batch, 1.0, draw, alone=True).item() for batch, draw in zip(batches, draws)]
         for module, before in zip(modules, training):
             module.train(before)
         return sum(losses) / len(losses)
@@ -158,6 +191,8 @@ class Learner:
     def chance(self) -> float:
         """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
         together = self.recipe.batch_size // self.recipe.accumulation
+        if self.group is None:
+            together //= self.processes
         shapes = {"visual": (together, 2, 1, 1), "audio": (together, 2)}
         visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
         method, projected = self.recipe.method, self.recipe.model.projection is not None

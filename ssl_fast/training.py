@@ -1,7 +1,8 @@
 """Training: one loop over any sample set, that stops and goes on without a trace, and keeps the best of its epochs.
 
 Everything random in step k is drawn from (seed, k), and the order of the samples from (seed, epoch). So a run that was
-killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads.
+killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads and of
+processes.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import distributed
 from .learner import Learner, derived_seed
 from .models import Localizer, LocalizerConfig, build, checkpoints
 from .recipes import Recipe
@@ -57,23 +59,29 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 class StepSampler(torch.utils.data.Sampler):
     """Batches of indices from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without the last
-    batch if that is incomplete."""
+    batch if that is incomplete.
 
-    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
+    Of process `rank` of `processes`: its shares of the batch's `parts`, which it must cut into equal ones.
+    """
+
+    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0, *, parts: int = 1,
+                 rank: int = 0, processes: int = 1):  # fmt: skip
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
+        self.parts, self.rank, self.processes = parts, rank, processes
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first)
 
     def __iter__(self) -> Iterator[list[int]]:
         per_epoch = self.samples // self.batch_size
-        order: list[int] = []
+        order = None
         for step in range(self.first, self.steps):
             epoch, k = divmod(step, per_epoch)
-            if k == 0 or not order:
+            if k == 0 or order is None:
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
-                order = torch.randperm(self.samples, generator=generator).tolist()
-            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+                order = torch.randperm(self.samples, generator=generator)
+            batch = order[k * self.batch_size : (k + 1) * self.batch_size].view(self.parts, self.processes, -1)
+            yield batch[:, self.rank].flatten().tolist()
 
 
 def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
@@ -112,11 +120,14 @@ def fingerprint(sample_set: "SampleSet") -> str:
     return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None",
-              compile: bool) -> dict:  # fmt: skip
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
+              gather: bool, sync_batch_norm: bool) -> dict:  # fmt: skip
     """What a run is, and must be again when it is resumed."""
+    processes = distributed.place()[1]
+    several = {"number": processes, "gather": gather, "sync_batch_norm": sync_batch_norm}
     return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
-            "validation": None if validation is None else fingerprint(validation), "compile": compile}  # fmt: skip
+            "validation": None if validation is None else fingerprint(validation), "compile": compile,
+            "processes": None if processes == 1 else several}  # fmt: skip
 
 
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
@@ -150,6 +161,21 @@ def check_validation(sample_set: "SampleSet", validation: "SampleSet", recipe: R
     least = 1 if validation.has_ground_truth else recipe.batch_size // recipe.accumulation
     if len(validation) < least:
         raise ValueError(f"validation: expected {least} samples or more, got {len(validation)}")
+
+
+def check_processes(recipe: Recipe, processes: int, device: str, gather: bool, sync_batch_norm: bool) -> None:
+    """ValueError where the batch has no equal shares, and for options that need several processes or CUDA."""
+    for name, wanted in (("gather", gather), ("sync_batch_norm", sync_batch_norm)):
+        if wanted and processes == 1:
+            raise ValueError(f"{name}: expected several processes, as torchrun --nproc-per-node starts them, got one")
+    if sync_batch_norm and torch.device(device).type != "cuda":
+        raise ValueError(f"sync_batch_norm: expected a CUDA device, where torch.nn.SyncBatchNorm works, got {device}")
+    least = processes * (1 if gather else 2)
+    part = recipe.batch_size // recipe.accumulation
+    if part % processes or part < least:
+        parts = f" in {recipe.accumulation} parts" if recipe.accumulation > 1 else ""
+        raise ValueError(f"batch_size: expected equal shares of {least // processes} or more for {processes} "
+                         f"processes, got {recipe.batch_size}{parts}")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -248,6 +274,8 @@ def train(
     validation: "SampleSet | None" = None,
     compile: bool = False,
     board: bool = False,
+    gather: bool = False,
+    sync_batch_norm: bool = False,
 ) -> Run:
     """Train a localizer from scratch by `recipe`.
 
@@ -259,16 +287,19 @@ def train(
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
         ground truth, else by the loss. The best epoch is kept as `best.pt`.
     compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
+    In a torch.distributed process group all its processes call this, and each takes an equal share of every batch; the
+        first alone validates and writes files. gather: negatives are the samples of the whole batch, else of the share.
+        sync_batch_norm: batch norm over the whole batch, CUDA only.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step, validation, compile, board)  # fmt: skip
+                      checkpoint_every, progress, on_step, validation, compile, board, gather, sync_batch_norm)
 
 
 def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
-           validation, compile, board) -> Run:  # fmt: skip
+           validation, compile, board, gather, sync_batch_norm) -> Run:  # fmt: skip
     from tqdm import tqdm
 
     if minutes is not None and not minutes > 0:
@@ -277,14 +308,17 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     per_epoch = len(sample_set) // recipe.batch_size
     if validation is not None:
         check_validation(sample_set, validation, recipe)
-    learner = Learner(recipe, seed, device, compile)
+    rank, processes = distributed.place()
+    check_processes(recipe, processes, device, gather, sync_batch_norm)
+    learner = Learner(recipe, seed, device, compile, gather, sync_batch_norm)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
               precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
-    identity = _identity(sample_set, recipe, seed, validation, compile)
+    identity = _identity(sample_set, recipe, seed, validation, compile, gather, sync_batch_norm)
     state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
+    out = out if rank == 0 else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
 
@@ -296,11 +330,12 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
         return out / name
 
     history = _History(None if out is None else out / HISTORY, run.history, board)
-    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
+    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps, parts=recipe.accumulation,
+                          rank=rank, processes=processes)  # fmt: skip
     loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator().manual_seed(0),
                                          pin_memory=learner.device.type == "cuda")  # fmt: skip
-    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
+    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
@@ -311,10 +346,11 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
                 record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])
-                run.steps, run.seconds = run.steps + 1, time.monotonic() - began
+                run.steps += 1  # all go by the clock of the first, and stop together
+                run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
-                if validation is not None and run.steps % per_epoch == 0:
+                if validation is not None and rank == 0 and run.steps % per_epoch == 0:
                     record |= _validate(learner, validation, workers)
                     began = time.monotonic() - run.seconds  # validation is no training
                     if best_record(run.history) is record:
@@ -325,7 +361,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                 bar.update()
                 if on_step is not None:
                     on_step(learner, record)
-                if stopped():
+                if distributed.total(stopped(), learner.device):
                     raise Interrupted(run.steps, checkpoint())
                 if run.seconds - saved >= checkpoint_every:
                     checkpoint()
