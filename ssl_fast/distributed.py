@@ -25,7 +25,7 @@ def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def torchrun(device: str) -> Iterator[None]:
-    """Inside, the processes that torchrun started are a group, by gloo on the CPU and by nccl on CUDA devices, one each.
+    """Inside, the processes that torchrun started are a group: gloo on the CPU, nccl on CUDA devices, one for each.
 
     Does nothing where torchrun started none. ValueError where there are fewer CUDA devices than processes.
     """
@@ -39,11 +39,9 @@ def torchrun(device: str) -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     # torchrun ends all processes when one has died; the limit must not end those that wait while the first validates
     dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=4))
-    try:
-        dist.barrier()
-        yield
-    finally:
-        dist.destroy_process_group()
+    dist.barrier()
+    yield
+    dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is
 
 
 def total(value: float, device: torch.device) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from . import augmentation, distributed
 from .models import Localizer, Momentum, build
+from .ops.reference import accumulate_dtype
 from .recipes import Recipe
 
 
@@ -113,7 +114,7 @@ class Learner:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
             features = net(*inputs)
-        return {name: value.float() for name, value in features.items()}
+        return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
 
     def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator,
                    alone: bool = False) -> Tensor:  # fmt: skip
