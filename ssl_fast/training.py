@@ -25,6 +25,7 @@ from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
     from .data.datasets import SampleSet
+    from .data.views import Neighbors
 
 CHECKPOINT = "checkpoint.pt"
 HISTORY = "metrics.jsonl"
@@ -54,8 +55,8 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """Batches of indices from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without the last
-    batch if that is incomplete."""
+    """Batches of keys (index, epoch) from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without
+    the last batch if that is incomplete."""
 
     def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
@@ -63,7 +64,7 @@ class StepSampler(torch.utils.data.Sampler):
     def __len__(self) -> int:
         return max(0, self.steps - self.first)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.samples // self.batch_size
         order: list[int] = []
         for step in range(self.first, self.steps):
@@ -71,17 +72,18 @@ class StepSampler(torch.utils.data.Sampler):
             if k == 0 or not order:
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
                 order = torch.randperm(self.samples, generator=generator).tolist()
-            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+            yield [(index, epoch) for index in order[k * self.batch_size : (k + 1) * self.batch_size]]
 
 
 def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
-    columns = (torch.stack([torch.as_tensor(s[key]) for s in samples]) for key in ("image", "spectrogram"))
-    return [int(s["index"]) for s in samples], *columns
+    images, sounds = (torch.stack([sample[key] for sample in samples]) for key in ("image", "sound"))
+    return [sample["index"] for sample in samples], images, sounds
 
 
 @dataclass
 class Run:
-    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets."""
+    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
+    unused: keys of the file of weights `init` that have no place in the image net."""
 
     localizer: Localizer
     recipe: Recipe
@@ -92,6 +94,7 @@ class Run:
     chance: float
     precision: str
     history: list[dict] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def shortened(self) -> bool:
@@ -110,9 +113,11 @@ def fingerprint(sample_set: "SampleSet") -> str:
     return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int) -> dict:
-    """What a run is, and must be again when it is resumed."""
-    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set)}
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, init: str | os.PathLike | None) -> dict:
+    """What a run is, and must be again when it is resumed. init: the hash of that file."""
+    weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
+            "init": weights}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -163,16 +168,15 @@ class _History:
             self.file.close()
 
 
-def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet") -> dict | None:
+def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
 
-    ValueError where it belongs to a run of another recipe, seed or training set.
+    expected: the identity of the run. ValueError where the checkpoint belongs to another one.
     """
     path = Path(out) / CHECKPOINT
     if not path.exists() and not checkpoints.previous(path).exists():
         return None
     state = checkpoints.load(path, fall_back=True)
-    expected = _identity(sample_set, recipe, seed)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
@@ -180,8 +184,8 @@ def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: 
                 got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
-        elif state[name] != value:
-            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, "
+        elif state.get(name) != value:
+            raise ValueError(f"{path}: belongs to a run with {name}={state.get(name)!r}, "
                              f"asked to go on with {name}={value!r}")  # fmt: skip
     return state
 
@@ -196,6 +200,8 @@ def train(
     minutes: float | None = None,
     workers: int = 0,
     device: str = "cpu",
+    init: str | os.PathLike | None = None,
+    neighbors: "tuple[Neighbors, Neighbors] | None" = None,
     checkpoint_every: float = 20.0,
     progress: bool = True,
     on_step=None,
@@ -205,6 +211,8 @@ def train(
     out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
         (from the start where there is none yet). minutes: budget of training time, all parts of a resumed run together;
         a run that does not fit is shortened, schedules and all. workers: processes that load samples.
+    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
+        sounds, for conceptual views, see data.views.Neighbors.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
@@ -212,26 +220,34 @@ def train(
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step)  # fmt: skip
+                      init, neighbors, checkpoint_every, progress, on_step)  # fmt: skip
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step) -> Run:
+def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init, neighbors, checkpoint_every, progress,
+           on_step) -> Run:  # fmt: skip
     from tqdm import tqdm
+
+    from .data.views import Views
 
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
-    learner = Learner(recipe, seed, device)
+    for modality, one in zip(("images", "sounds"), neighbors or ()):
+        if one.fingerprint != fingerprint(sample_set):
+            raise ValueError(f"neighbors: those of {modality} belong to a set with data={one.fingerprint!r}, asked to "
+                             f"train on data={fingerprint(sample_set)!r}")  # fmt: skip
+    views = Views(sample_set, recipe, seed, neighbors)
+    learner = Learner(recipe, seed, device, sample_set.front_end, init)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
-              precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
-    state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
+              precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
+    identity = _identity(sample_set, recipe, seed, init)
+    state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    identity = _identity(sample_set, recipe, seed)
 
     def checkpoint() -> Path | None:
         if out is None:
@@ -242,19 +258,19 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
 
     history = _History(None if out is None else out / HISTORY, run.history)
     sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
-    loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
+    loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator().manual_seed(0))  # fmt: skip
     bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
-            for indices, images, spectrograms in loader:
+            for indices, images, sounds in loader:
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
                     bar.total = run.steps
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
-                record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])
+                record |= learner.step(run.steps, images, sounds, done, [sample_set.ids[i] for i in indices])
                 run.steps, run.seconds = run.steps + 1, time.monotonic() - began
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)

@@ -2,11 +2,14 @@
 
 import torch
 
+from ssl_fast.data.audio import FRONT_ENDS
+
 
 class ToySet(torch.utils.data.Dataset):
     """`samples` pairs of `size` pixels; the category (of 4) tints the image and raises a band of the spectrogram."""
 
     has_ground_truth = False
+    front_end = FRONT_ENDS["scenes"]
 
     def __init__(self, samples: int = 40, size: int = 32):
         generator = torch.Generator().manual_seed(7)
