@@ -110,6 +110,8 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision, to start the image "
+                        "net from (default: from scratch)")  # fmt: skip
     folder.add_argument("--workers", **_WORKERS)
     _run_arguments(folder)
 
@@ -275,9 +277,11 @@ def _train(args: argparse.Namespace, training_set, recipe):
 
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
-        workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet,
+        workers=getattr(args, "workers", 0), device=args.device, init=getattr(args, "init", None),
+        checkpoint_every=args.checkpoint_every, progress=not args.quiet,
     )  # fmt: skip
+    if run.unused:
+        print(f"{args.init}: has no use for {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
@@ -338,7 +342,7 @@ def train(args: argparse.Namespace) -> int:
     validation = None if args.val is None else _folder(args.val, args.val_split, *how, annotated=True)
     _set_up(args, recipe)
     _remember(args)
-    for found in filter(None, (training_set, validation)):
+    for found in filter(None, (training_set if recipe.policy is None else None, validation)):  # policies take whole files
         _preload(found, args.quiet)
     run = _train(args, training_set, recipe)
     if validation is None:
