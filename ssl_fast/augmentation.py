@@ -118,8 +118,8 @@ def greyscale(images: Tensor, generator: Generator, p: float = 0.2) -> Tensor:
 
 def gaussian_blur(images: Tensor, generator: Generator, *, sigma: tuple[float, float] = (0.1, 2.0),
                   p: float = 0.5) -> Tensor:  # fmt: skip
-    """Every image blurred with probability p by a Gaussian of U(*sigma) pixels, cut off at four times the largest sigma;
-    the border's pixels are repeated outwards."""
+    """Every image blurred with probability p by a Gaussian of U(*sigma) pixels, cut off at four times the largest
+    sigma; the border's pixels are repeated outwards."""
     pixels = _checked(images)
     chosen = (torch.rand(len(images), generator=generator) < p).nonzero()[:, 0]
     widths = _uniform(generator, (len(images),), *sigma)[chosen]

@@ -40,8 +40,8 @@ class Recipe:
         augmentation.POLICIES. vertical_flip: with "shift", images are turned upside down too, for sets without up and
         down such as the scenes. Without it a net may come to answer half a cell too high or too low everywhere, which
         costs it nothing in training; photographs are the harder for it.
-    time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from U(low,
-        high) with a random sign; None: as the front end cuts it. masks: of spectrograms, one of augmentation.MASKS.
+    time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
+        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, one of augmentation.MASKS.
     views: what a step sees of each sample, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). All methods but ssl_align take one.
@@ -193,9 +193,9 @@ _QUICKSTART: dict[str, dict] = {
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
 # batch, SSL-Align's weight decay, MarginNCE's learning rate and image augmentation; FNAC for MarginNCE's weight decay
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
-# data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs for
-# its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC, FNAC and MarginNCE started
-# their image nets from ImageNet: see `init` of training.train.
+# data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
+# for its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their
+# image nets from ImageNet, and so may MarginNCE: see `init` of training.train.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {"epochs": 50, "front_end": "ssl_align", "augmentation": "simclr", "time_shift": (0.1, 0.5),
                   "views": VIEWS},

@@ -55,8 +55,8 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """Batches of keys (index, epoch) from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without
-    the last batch if that is incomplete."""
+    """Batches of keys (index, epoch) from step `first` on. Every epoch is a permutation drawn from (seed, epoch),
+    without the last batch if that is incomplete."""
 
     def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
@@ -233,10 +233,6 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
-    for modality, one in zip(("images", "sounds"), neighbors or ()):
-        if one.fingerprint != fingerprint(sample_set):
-            raise ValueError(f"neighbors: those of {modality} belong to a set with data={one.fingerprint!r}, asked to "
-                             f"train on data={fingerprint(sample_set)!r}")  # fmt: skip
     views = Views(sample_set, recipe, seed, neighbors)
     learner = Learner(recipe, seed, device, sample_set.front_end, init)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),

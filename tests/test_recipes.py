@@ -44,9 +44,9 @@ PUBLISHED = {
 def test_published_recipes_are_those_of_the_papers(method):
     one = recipe(method, "published")
     heard = FRONT_ENDS[one.front_end]
-    got = (one.epochs, one.batch_size, one.weight_decay, (heard.seconds, heard.hop, heard.mel), one.augmentation, one.masks,
-           len(one.views))  # fmt: skip
-    assert [g for g, e in zip(got, PUBLISHED[method]) if e is not None] == [e for e in PUBLISHED[method] if e is not None]
+    got = (one.epochs, one.batch_size, one.weight_decay, (heard.seconds, heard.hop, heard.mel), one.augmentation,
+           one.masks, len(one.views))  # fmt: skip
+    assert all(g == e for g, e in zip(got, PUBLISHED[method]) if e is not None)
     assert (one.momentum_decay, one.model.visual_dropout) == {
         "slavc": (0.999, 0.9), "fnac": (None, 0.9)}.get(method, (None, 0.0))  # fmt: skip
     steps = one.steps(10 * one.batch_size)
@@ -115,7 +115,7 @@ def test_planned_steps():
         ),
         ({"views": ()}, "views: expected some of original, augmented, conceptual, got ()"),
         ({"views": 2}, "views: expected some of original, augmented, conceptual, got 2"),
-        ({"views": ("augmented", "twin")}, "views: expected some of original, augmented, conceptual, got ('augmented', 'twin')"),
+        ({"views": ("twin",)}, "views: expected some of original, augmented, conceptual, got ('twin',)"),
         ({"masks": "mine"}, "masks: expected one of none, ssl_tie, fnac, fnac_released, got 'mine'"),
         (
             {"augmentation": "cutout"},

@@ -14,7 +14,7 @@ from training_toys import Nearest, ToySet, folder
 
 from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
-from ssl_fast.models import LocalizerConfig, ResNet18, checkpoints
+from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
 from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.training import StepSampler, progress_of, train
@@ -260,15 +260,6 @@ def test_resume_of_three_views_of_files_equals_an_uninterrupted_run(tmp_path):
     assert figures(resumed.history) == figures(whole.history)
 
 
-def test_neighbours_of_another_set_are_refused():
-    toys, near = ToySet(), Nearest(ToySet())
-    other = Nearest(ToySet(48))
-    for pair, modality in (((other, near), "images"), ((near, other), "sounds")):
-        with pytest.raises(ValueError, match=f"neighbors: those of {modality} belong to a set with data='{other.fingerprint}', "
-                                             f"asked to train on data='{near.fingerprint}'"):  # fmt: skip
-            train(toys, tiny(views=("original", "conceptual")), neighbors=pair, progress=False)
-
-
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -404,60 +395,6 @@ def test_failed_write_leaves_the_checkpoint(tmp_path):
     with pytest.raises(Exception, match="pickle"):
         checkpoints.save({"step": 2, "bad": lambda: None}, path)
     assert checkpoints.load(path)["step"] == 1 and os.listdir(tmp_path) == ["checkpoint.pt"]
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Image nets from ImageNet
-
-
-def imagenet(path, seed=0, **changes):
-    """A file such as torchvision's; `changes` replace its entries, None takes one out."""
-    torch.manual_seed(seed)
-    state = {name: torch.randn_like(value) if value.is_floating_point() else value
-             for name, value in ResNet18().state_dict().items()}  # fmt: skip
-    state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)} | changes
-    torch.save({name: value for name, value in state.items() if value is not None}, path)
-    return state
-
-
-@pytest.mark.parametrize("method", ["ez_vsl", "slavc", "ssl_align"])
-def test_image_nets_start_from_a_file_and_the_rest_as_ever(method, tmp_path):
-    state, one = imagenet(tmp_path / "net.pth"), recipe(method, "published")
-    plain, learner = Learner(one, seed=3), Learner(one, seed=3, init=tmp_path / "net.pth")
-    assert plain.unused == [] and learner.unused == ["fc.weight", "fc.bias"]
-    from_file = {f"visual_net.{name}": value for name, value in state.items() if not name.startswith("fc.")}
-    expected = weights(plain.localizer) | from_file
-    assert_same(weights(learner.localizer), expected)
-    if method == "slavc":
-        assert_same(weights(learner.momentum.localizer), expected)
-
-
-def test_files_that_do_not_fit_an_image_net_are_named(tmp_path):
-    one, path = recipe("ez_vsl", "published"), tmp_path / "net.pth"
-    imagenet(path, **{"layer2.0.conv1.weight": None, "layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(64, 1, 7, 7)})
-    with pytest.raises(checkpoints.CheckpointError) as error:
-        Learner(one, init=path)
-    for part in (f"{path}: expected the weights of torchvision's ResNet-18", "layer2.0.conv1.weight", "layer9.weight",
-                 "size mismatch for conv1.weight"):  # fmt: skip
-        assert part in str(error.value)
-    torch.save([1, 2], path)
-    with pytest.raises(checkpoints.CheckpointError, match="net.pth: expected the weights of .*, got list"):
-        Learner(one, init=path)
-    with pytest.raises(checkpoints.CheckpointError, match="absent.pth: no such file"):
-        Learner(one, init=tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match="init: expected a net of torchvision's ResNet-18 for .*net.pth, got SmallResNet"):
-        Learner(tiny(), init=path)
-
-
-def test_resume_refuses_another_file_of_weights(tmp_path):
-    one = recipe("ez_vsl", "published", batch_size=20, epochs=1, image_size=32, augmentation="none", front_end="scenes")
-    for seed in (1, 2):
-        imagenet(tmp_path / f"{seed}.pth", seed)
-    first, again = (run(one, out=tmp_path / "run", init=tmp_path / "1.pth", resume=resume) for resume in (False, True))
-    assert first.unused == ["fc.weight", "fc.bias"] and again.history == first.history
-    for init in (tmp_path / "2.pth", None):
-        with pytest.raises(ValueError, match="belongs to a run with init='[0-9a-f]{16}', asked to go on with init="):
-            run(one, out=tmp_path / "run", init=init, resume=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from PIL import Image
 
 from ssl_fast.data.audio import FRONT_ENDS, FrontEnd
 from ssl_fast.data.datasets import FolderSet
-from ssl_fast.training import fingerprint
 
 
 class ToySet(torch.utils.data.Dataset):
@@ -38,10 +37,14 @@ class Nearest:
     """Neighbours of a set's samples: one of the next `reach`, counted round. Draws are kept in `drawn`."""
 
     def __init__(self, sample_set, reach: int = 3):
-        self.samples, self.reach, self.fingerprint, self.drawn = len(sample_set), reach, fingerprint(sample_set), []
+        self.sample_set, self.reach, self.drawn = sample_set, reach, []
+
+    def check(self, sample_set):
+        if sample_set.ids != self.sample_set.ids:
+            raise ValueError("neighbours of another set")
 
     def draw(self, index, generator):
-        self.drawn.append((index + 1 + int(torch.randint(self.reach, (1,), generator=generator))) % self.samples)
+        self.drawn.append((index + 1 + int(torch.randint(self.reach, (1,), generator=generator))) % len(self.sample_set.ids))
         return self.drawn[-1]
 
 

@@ -46,7 +46,7 @@ class FrontEnd:
 
     window, hop: samples of a frame and between frames. floor: added to the power before the logarithm. scale: divides
     it. pool: the log spectrogram is averaged over pool x pool; what does not fill a square at the end is left out. mel:
-    SSL-TIE's decibels of mel power instead of the log of the power spectrum; floor, scale and pool have no part in them.
+    SSL-TIE's decibels of mel power instead of the log of the power spectrum, without floor, scale and pool.
     """
 
     name: str
@@ -175,8 +175,8 @@ def _filters(bands: int, sample_rate: int) -> Tensor:
 
 
 # Segments as the programs of these names cut them. Two fields differ from what the programs do, and can be set: stereo
-# is mixed (SSL-Align, SSL-TIE: channels="first"; LVS knows mono only); samples keep their precision (EZ-VSL, SLAVC, FNAC:
-# reader="int16").
+# is mixed (SSL-Align, SSL-TIE: channels="first"; LVS knows mono only); samples keep their precision (EZ-VSL, SLAVC,
+# FNAC: reader="int16").
 _CENTRE = {"seconds": 3.0, "hop": 238}
 FRONT_ENDS: dict[str, FrontEnd] = {
     front_end.name: front_end

@@ -24,10 +24,11 @@ from .images import Geometry
 
 
 class Neighbors(Protocol):
-    """Nearest neighbours of every sample of a set, in one modality. fingerprint: of the ids of the set, see
-    `ssl_fast.training.fingerprint`."""
+    """Nearest neighbours of every sample of a set, in one modality, such as `data.neighbors.Neighbors`."""
 
-    fingerprint: str
+    def check(self, sample_set: SampleSet) -> None:
+        """ValueError where they are not those of this set."""
+        ...
 
     def draw(self, index: int, generator: Generator) -> int:
         """One neighbour of sample `index`."""
@@ -42,8 +43,8 @@ class Views(torch.utils.data.Dataset):
     `frame` of the set gives (or from the set's images, where it has no `frame`), and sounds are waveforms (V, n) of
     `clip`, if the set has that. Else images and sounds are the set's own, and sounds are spectrograms (V, 1, F, T).
 
-    neighbors: of images and of sounds, for conceptual views. ValueError for conceptual views without them and for them
-    without conceptual views, and for a time shift of a set without `clip`.
+    neighbors: of images and of sounds, for conceptual views. ValueError for conceptual views without them, for them
+    without conceptual views or of another set, and for a time shift of a set without `clip`.
     """
 
     def __init__(self, sample_set: SampleSet, recipe: Recipe, seed: int = 0,
@@ -54,6 +55,8 @@ class Views(torch.utils.data.Dataset):
         if recipe.time_shift is not None and not hasattr(sample_set, "clip"):
             got = type(sample_set).__name__
             raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
+        for one in neighbors or ():
+            one.check(sample_set)
         self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors
 
     def __len__(self) -> int:
@@ -64,8 +67,8 @@ class Views(torch.utils.data.Dataset):
         generator = Generator().manual_seed(derived_seed(self.seed, 4, epoch, index))
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once
-        frame = functools.cache(getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy()))
-        clip = functools.cache(getattr(self.sample_set, "clip", lambda i: None))
+        whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
+        frame, clip = functools.cache(whole), functools.cache(getattr(self.sample_set, "clip", lambda i: None))
 
         def image(i: int, augmented: bool) -> Tensor:
             if policy is None:

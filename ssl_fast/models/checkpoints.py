@@ -71,7 +71,8 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
         raise ValueError(f"init: expected a net of torchvision's ResNet-18 for {path}, got {type(net).__name__}")
     state = read_file(Path(path))
     if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
-        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {type(state).__name__}")
+        got = type(state).__name__
+        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {got}")
     try:
         return net.load_torchvision(state)
     except RuntimeError as error:
