@@ -72,6 +72,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=_positive(int), metavar="N", help="default: the recipe's")
     add("--precision", choices=("auto", "float32", "bfloat16"),
         help="of the nets (default: auto, bfloat16 where the hardware has it)")  # fmt: skip
+    add("--accumulation", type=_positive(int), metavar="N",
+        help="parts of a batch that go through the nets one by one, each with its own negatives (default: 1)")  # fmt: skip
+    add("--compile", action="store_const", const=True, help="the nets go through torch.compile")
     add("--minutes", type=_positive(float), metavar="X",
         help="budget of training time: a run that does not fit is shortened (quickstart: 4; train: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out")
@@ -104,7 +107,8 @@ def parser() -> argparse.ArgumentParser:
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
-    folder.add_argument("--val", type=Path, metavar="DIR", help="annotated samples to evaluate on at the end")
+    folder.add_argument("--val", type=Path, metavar="DIR", help="samples, none of them trained on, that choose the "
+                        "best epoch: by success rate where they are annotated, else by loss")  # fmt: skip
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
     folder.add_argument("--out", type=Path, required=True, metavar="DIR")
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
@@ -272,13 +276,13 @@ def _set_up(args: argparse.Namespace, recipe) -> None:
     torch.set_num_threads(args.threads)
 
 
-def _train(args: argparse.Namespace, training_set, recipe):
+def _train(args: argparse.Namespace, training_set, recipe, **options):
     from . import training
 
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
         workers=getattr(args, "workers", 0), device=args.device, init=getattr(args, "init", None),
-        checkpoint_every=args.checkpoint_every, progress=not args.quiet,
+        checkpoint_every=args.checkpoint_every, progress=not args.quiet, compile=bool(args.compile), **options,
     )  # fmt: skip
     if run.unused:
         print(f"{args.init}: has no use for {', '.join(run.unused)}")
@@ -300,8 +304,9 @@ def quickstart(args: argparse.Namespace) -> int:
         args.minutes = 4.0
     settings = _scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
-        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision, vertical_flip=True
-    )  # scenes look the same upside down
+        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
+        accumulation=args.accumulation, vertical_flip=True,  # scenes look the same upside down
+    )  # fmt: skip
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
     _remember(args)
@@ -332,26 +337,34 @@ def train(args: argparse.Namespace) -> int:
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
         args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        front_end=args.front_end, image_size=args.image_size,
+        accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
     )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
     training_set = _folder(args.data, args.split, *how)
     recipe.steps(len(training_set))
-    validation = None if args.val is None else _folder(args.val, args.val_split, *how, annotated=True)
+    validation = None
+    if args.val is not None:
+        validation = _folder(args.val, args.val_split, *how)
+        training.check_validation(training_set, validation, recipe)
     _set_up(args, recipe)
     _remember(args)
     for found in filter(None, (training_set if recipe.policy is None else None, validation)):  # policies take whole files
         _preload(found, args.quiet)
-    run = _train(args, training_set, recipe)
-    if validation is None:
-        print(f"checkpoint: {args.out / training.CHECKPOINT}")
+    run = _train(args, training_set, recipe, validation=validation, board=True)
+    best, notes = training.best_record(run.history), []
+    if best is not None:
+        print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")
+        notes = ["the epoch was chosen on the samples that it is evaluated on"]
+    if validation is None or not validation.has_ground_truth:
+        print(f"checkpoint: {training.checkpoint_of(args.out)}")
         return 0
-    about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    localizer, _ = training.load_localizer(args.out)
+    about = _about(training.checkpoint_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
-    return evaluation_commands.write(run.localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
-                                     workers=args.workers)
+    return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
+                                     workers=args.workers, notes=notes)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -382,8 +395,7 @@ def evaluate(args: argparse.Namespace) -> int:
     options = evaluation_commands.options_of(args, tests)
     about, history = {"model": args.model or str(args.maps)}, []
     if state is not None:
-        file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
-        about = _about(file, state["recipe"]["method"], state["seed"], state["recipe"])
+        about = _about(training.checkpoint_of(args.weights), state["recipe"]["method"], state["seed"], state["recipe"])
         about |= {"train_seconds": state["seconds"], "steps": state["step"]}
         history = state["history"]
     args.out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ Everything random in step k is drawn from (seed, k).
 
 import math
 import os
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -44,12 +45,13 @@ def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dt
 class Learner:
     """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
 
-    front_end: of the waveforms or spectrograms that it is given; None: the recipe's. init: torchvision's file of a
-    ResNet-18, which the image net starts from; `unused` are its keys that have no place there.
+    front_end: of the waveforms or spectrograms that it is given; None: the recipe's. compile: the nets go through
+    torch.compile. init: torchvision's file of a ResNet-18, which the image net starts from; `unused` are its keys that
+    have no place there.
     """
 
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", front_end: FrontEnd | None = None,
-                 init: str | os.PathLike | None = None):  # fmt: skip
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False, *,
+                 front_end: FrontEnd | None = None, init: str | os.PathLike | None = None):  # fmt: skip
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision = precision_of(recipe, device)
         torch.manual_seed(derived_seed(seed, 0))
@@ -59,6 +61,9 @@ class Learner:
         self.momentum = None
         if recipe.momentum_decay is not None:
             self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
+        if compile:  # in place: names of the weights stay
+            for net in (self.localizer.visual_net, self.localizer.audio_net):
+                net.compile()
         self.loss = recipe.build_loss()
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
@@ -145,21 +150,37 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.localizer.train()
-        loss = self.batch_loss(images, sounds, progress, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts, value = self.recipe.accumulation, 0.0
+        for part in zip(images.chunk(parts), sounds.chunk(parts)):
+            loss = self.batch_loss(*part, progress, generator) / parts
+            loss.backward()
+            value += loss.item()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        value, norm = loss.item(), norm.item()
-        for name, x in (("loss", value), ("norm of the gradient", norm)):
+        for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
             if not math.isfinite(x):
                 raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
         self.optimizer.step()
         return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
                 "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
 
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss of batches (images, sounds) in evaluation mode; the same augmentation every time."""
+        modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
+        training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        losses = [self.batch_loss(*batch, 1.0, torch.Generator().manual_seed(derived_seed(self.seed, 4, k))).item()
+                  for k, batch in enumerate(batches)]  # fmt: skip
+        for module, before in zip(modules, training):
+            module.train(before)
+        return sum(losses) / len(losses)
+
     def chance(self) -> float:
         """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
-        shapes = {"visual": (self.recipe.batch_size, 2, 1, 1), "audio": (self.recipe.batch_size, 2)}
+        together = self.recipe.batch_size // self.recipe.accumulation
+        shapes = {"visual": (together, 2, 1, 1), "audio": (together, 2)}
         visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
         method, projected = self.recipe.method, self.recipe.model.projection is not None
         with torch.no_grad():

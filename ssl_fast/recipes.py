@@ -47,6 +47,8 @@ class Recipe:
         augmented). All methods but ssl_align take one.
     nce_only: fnac's L1 terms are left out for this fraction of the run.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
+    accumulation: the batch goes through the nets in so many equal parts, one after the other; each has its own
+        negatives and batch statistics, and the gradient is their mean.
     """
 
     method: str
@@ -72,6 +74,7 @@ class Recipe:
     views: tuple[str, ...] = ("augmented",)
     nce_only: float = 0.0
     momentum_decay: float | None = None
+    accumulation: int = 1
 
     def __post_init__(self):
         check_method(self.method)
@@ -80,11 +83,14 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "image_size"):
+        for name in ("epochs", "image_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
+        if self.batch_size % self.accumulation or self.batch_size < 2 * self.accumulation:
+            raise ValueError(f"accumulation: expected to cut the batch of {self.batch_size} into equal parts of 2 or "
+                             f"more, got {self.accumulation}")  # fmt: skip
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if not isinstance(self.views, (tuple, list)) or not self.views or not set(self.views) <= set(VIEWS):

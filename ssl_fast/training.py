@@ -1,4 +1,4 @@
-"""Training: one loop over any sample set, that stops and goes on without a trace.
+"""Training: one loop over any sample set, that stops and goes on without a trace, and keeps the best of its epochs.
 
 Everything random in step k is drawn from (seed, k), and the order of the samples from (seed, epoch). So a run that was
 killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads.
@@ -6,6 +6,7 @@ killed and resumed from its checkpoint equals an uninterrupted one bit for bit, 
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -28,6 +29,7 @@ if typing.TYPE_CHECKING:
     from .data.views import Neighbors
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
@@ -113,11 +115,48 @@ def fingerprint(sample_set: "SampleSet") -> str:
     return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, init: str | os.PathLike | None) -> dict:
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
+              init: str | os.PathLike | None) -> dict:  # fmt: skip
     """What a run is, and must be again when it is resumed. init: the hash of that file."""
     weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
     return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
+            "validation": None if validation is None else fingerprint(validation), "compile": compile,
             "init": weights}  # fmt: skip
+
+
+def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
+    """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
+    default protocol), without the loss, where samples are their own neighbours."""
+    from .data.views import Themselves, Views
+    from .evaluation.evaluate import success_rate
+
+    if sample_set.has_ground_truth:
+        return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
+    recipe, keys = learner.recipe, [(index, 0) for index in range(len(sample_set))]
+    views = Views(sample_set, recipe, learner.seed, (Themselves(), Themselves()) if "conceptual" in recipe.views else None)
+    loader = torch.utils.data.DataLoader(views, recipe.batch_size // recipe.accumulation, sampler=keys, drop_last=True,
+                                         num_workers=workers, collate_fn=_collate, generator=torch.Generator())  # fmt: skip
+    return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
+
+
+def best_record(history: list[dict]) -> dict | None:
+    """The record of the best validation so far, the first of equals; None without any."""
+    def merit(record: dict) -> float:
+        return record["validation_success"] if "validation_success" in record else -record["validation_loss"]
+
+    validated = [record for record in history if record.keys() & {"validation_success", "validation_loss"}]
+    return max(validated, key=merit, default=None)
+
+
+def check_validation(sample_set: "SampleSet", validation: "SampleSet", recipe: Recipe) -> None:
+    """ValueError for samples that are trained on too, and for too few of them."""
+    both = sorted(set(sample_set.ids) & set(validation.ids))
+    if both:
+        raise ValueError(f"validation: expected samples that are not trained on, {len(both)} of {len(validation)} are: "
+                         f"{', '.join(both[:3])} ...")  # fmt: skip
+    least = 1 if validation.has_ground_truth else recipe.batch_size // recipe.accumulation
+    if len(validation) < least:
+        raise ValueError(f"validation: expected {least} samples or more, got {len(validation)}")
 
 
 @contextlib.contextmanager
@@ -149,10 +188,17 @@ def _signals():
 
 
 class _History:
-    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line."""
+    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line.
 
-    def __init__(self, path: Path | None, records: list[dict]):
-        self.file = None
+    With `board`, the same numbers go to TensorBoard, where that is installed.
+    """
+
+    def __init__(self, path: Path | None, records: list[dict], board: bool):
+        self.file = self.board = None
+        if path is not None and board and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
         if path is not None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -162,16 +208,19 @@ class _History:
     def add(self, record: dict) -> None:
         if self.file:
             self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name in record.keys() - {"step", "seconds"}:
+                self.board.add_scalar(name, record[name], record["step"])
 
     def close(self) -> None:
-        if self.file:
-            self.file.close()
+        for one in filter(None, (self.file, self.board)):
+            one.close()
 
 
 def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
 
-    expected: the identity of the run. ValueError where the checkpoint belongs to another one.
+    ValueError where it belongs to a run of another identity than `expected`.
     """
     path = Path(out) / CHECKPOINT
     if not path.exists() and not checkpoints.previous(path).exists():
@@ -200,31 +249,37 @@ def train(
     minutes: float | None = None,
     workers: int = 0,
     device: str = "cpu",
-    init: str | os.PathLike | None = None,
-    neighbors: "tuple[Neighbors, Neighbors] | None" = None,
     checkpoint_every: float = 20.0,
     progress: bool = True,
     on_step=None,
+    validation: "SampleSet | None" = None,
+    compile: bool = False,
+    board: bool = False,
+    init: str | os.PathLike | None = None,
+    neighbors: "tuple[Neighbors, Neighbors] | None" = None,
 ) -> Run:
     """Train a localizer from scratch by `recipe`.
 
     out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
         (from the start where there is none yet). minutes: budget of training time, all parts of a resumed run together;
         a run that does not fit is shortened, schedules and all. workers: processes that load samples.
-    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
-        sounds, for conceptual views, see data.views.Neighbors.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
+    validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
+        ground truth, else by the loss. The best epoch is kept as `best.pt`.
+    compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
+    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
+        sounds, for conceptual views, see data.views.Neighbors.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      init, neighbors, checkpoint_every, progress, on_step)  # fmt: skip
+                      checkpoint_every, progress, on_step, validation, compile, board, init, neighbors)  # fmt: skip
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init, neighbors, checkpoint_every, progress,
-           on_step) -> Run:  # fmt: skip
+def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
+           validation, compile, board, init, neighbors) -> Run:  # fmt: skip
     from tqdm import tqdm
 
     from .data.views import Views
@@ -234,10 +289,12 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
     views = Views(sample_set, recipe, seed, neighbors)
-    learner = Learner(recipe, seed, device, sample_set.front_end, init)
+    if validation is not None:
+        check_validation(sample_set, validation, recipe)
+    learner = Learner(recipe, seed, device, compile, front_end=sample_set.front_end, init=init)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
               precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
-    identity = _identity(sample_set, recipe, seed, init)
+    identity = _identity(sample_set, recipe, seed, validation, compile, init)
     state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
@@ -245,17 +302,18 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
 
-    def checkpoint() -> Path | None:
+    def checkpoint(name: str = CHECKPOINT) -> Path | None:
         if out is None:
             return None
         about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
-        checkpoints.save(identity | about | learner.state(), out / CHECKPOINT)
-        return out / CHECKPOINT
+        checkpoints.save(identity | about | learner.state(), out / name)
+        return out / name
 
-    history = _History(None if out is None else out / HISTORY, run.history)
+    history = _History(None if out is None else out / HISTORY, run.history, board)
     sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
     loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator().manual_seed(0))  # fmt: skip
+                                         generator=torch.Generator().manual_seed(0),
+                                         pin_memory=learner.device.type == "cuda")  # fmt: skip
     bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
@@ -270,6 +328,11 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init
                 run.steps, run.seconds = run.steps + 1, time.monotonic() - began
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
+                if validation is not None and run.steps % per_epoch == 0:
+                    record |= _validate(learner, validation, workers)
+                    began = time.monotonic() - run.seconds  # validation is no training
+                    if best_record(run.history) is record:
+                        checkpoint(BEST)
                 history.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
@@ -290,13 +353,18 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, init
     return run
 
 
+def checkpoint_of(path: str | os.PathLike) -> Path:
+    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
+    path = Path(path)
+    return path if not path.is_dir() else path / (BEST if (path / BEST).exists() else CHECKPOINT)
+
+
 def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
-    """The localizer of a checkpoint (a file, or the folder of a run), in evaluation mode, and the checkpoint's state.
+    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state.
 
     CheckpointError, naming the file, for what is missing, damaged or no checkpoint of this project.
     """
-    path = Path(path)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = checkpoint_of(path)
     state = checkpoints.load(path)
     try:
         localizer = build(LocalizerConfig(**state["recipe"]["model"]))

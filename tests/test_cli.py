@@ -293,47 +293,28 @@ def folder(tmp_path_factory):
         entries.append({"file": f"clip {i}", "class": "abc"[i % 3], "bbox": [[left, 0.25, left + 25 / 60, 0.75]]})
     (root / "annotations.json").write_text(json.dumps(entries))
     (root / "first.txt").write_text("".join(f"clip {i}\n" for i in range(8)))
+    (root / "last.txt").write_text("".join(f"clip {i}\n" for i in range(8, 12)))
     return root
 
 
 def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     common = ["--image-size", "64", "--batch-size", "4", "--threads", "1", "--quiet"]
-    argv = [
-        "train",
-        "--data",
-        folder,
-        "--split",
-        "first",
-        "--val",
-        folder,
-        "--method",
-        "ez_vsl",
-        "--epochs",
-        "2",
-        "--out",
-        tmp_path / "run",
-        *common,
-    ]
+    argv = ["train", "--data", folder, "--split", "first", "--val", folder, "--method", "ez_vsl", "--epochs", "2",
+            "--out", tmp_path / "run", *common]  # fmt: skip
+    fails(capsys, argv, "validation: expected samples that are not trained on, 8 of 12 are")
+    argv += ["--val-split", "last"]
     assert cli.main([str(x) for x in argv]) == 0
+    assert "best epoch: " in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 12)
+    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 4)
+    assert "the epoch was chosen on the samples that it is evaluated on" in results["notes"]
     assert results["recipe"]["image_size"] == 64 and (tmp_path / "run" / "report.html").stat().st_size > 10_000
     fails(capsys, argv, "holds another run")
-    argv = [
-        "evaluate",
-        "--data",
-        folder,
-        "--weights",
-        tmp_path / "run" / "checkpoint.pt",
-        "--out",
-        tmp_path / "results",
-        "--threads",
-        "1",
-        "--quiet",
-    ]
+    argv = ["evaluate", "--data", folder, "--split", "last", "--weights", tmp_path / "run", "--out",
+            tmp_path / "results", "--threads", "1", "--quiet"]  # fmt: skip
     assert cli.main([str(x) for x in argv]) == 0
     again = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert again["sets"] == results["sets"]
+    assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
 
 
 def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):

@@ -35,6 +35,16 @@ class Neighbors(Protocol):
         ...
 
 
+class Themselves:
+    """Neighbours of samples for which none were searched: each is its own."""
+
+    def check(self, sample_set: SampleSet) -> None:
+        pass
+
+    def draw(self, index: int, generator: Generator) -> int:
+        return index
+
+
 class Views(torch.utils.data.Dataset):
     """Samples of a set as a recipe's views show them.
 
@@ -64,7 +74,7 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, epoch = key
-        generator = Generator().manual_seed(derived_seed(self.seed, 4, epoch, index))
+        generator = Generator().manual_seed(derived_seed(self.seed, 5, epoch, index))
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once
         whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
