@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -110,9 +110,9 @@ class Run:
         return sum(record["loss"] for record in last) / max(1, len(last))
 
 
-def fingerprint(sample_set: "SampleSet") -> str:
-    """Hash of the ids of a set, in order: what a checkpoint remembers of its training data."""
-    return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
+def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
+    """Hash of the ids of a set (or of ids), in order: what a checkpoint remembers of its training data."""
+    return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
 
 
 def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
