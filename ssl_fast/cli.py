@@ -114,8 +114,11 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
-    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision, to start the image "
-                        "net from (default: from scratch)")  # fmt: skip
+    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision that the image net "
+                        "starts from (default: from scratch)")  # fmt: skip
+    for modality, what in (("visual", "images"), ("audio", "sounds")):
+        folder.add_argument(f"--neighbors-{modality}", type=Path, metavar="FILE", help=f"nearest neighbours of the {what}"
+                            ", for conceptual views (the published recipe of ssl_align has them)")  # fmt: skip
     folder.add_argument("--workers", **_WORKERS)
     _run_arguments(folder)
 
@@ -281,11 +284,11 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
 
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
-        workers=getattr(args, "workers", 0), device=args.device, init=getattr(args, "init", None),
-        checkpoint_every=args.checkpoint_every, progress=not args.quiet, compile=bool(args.compile), **options,
+        workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
+        progress=not args.quiet, compile=bool(args.compile), **options,
     )  # fmt: skip
     if run.unused:
-        print(f"{args.init}: has no use for {', '.join(run.unused)}")
+        print(f"{args.init}: not used are {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
@@ -333,6 +336,7 @@ def _scene_tests(settings, quiet: bool):
 
 def train(args: argparse.Namespace) -> int:
     from . import recipes, training
+    from .models import build, checkpoints
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
@@ -348,11 +352,15 @@ def train(args: argparse.Namespace) -> int:
     if args.val is not None:
         validation = _folder(args.val, args.val_split, *how)
         training.check_validation(training_set, validation, recipe)
+    neighbors = _neighbors(args, training_set, recipe)
+    if args.init is not None:  # here only to see whether it fits
+        checkpoints.load_torchvision(build(recipe.model).visual_net, args.init)
     _set_up(args, recipe)
     _remember(args)
-    for found in filter(None, (training_set if recipe.policy is None else None, validation)):  # policies take whole files
-        _preload(found, args.quiet)
-    run = _train(args, training_set, recipe, validation=validation, board=True)
+    for found in (training_set, validation):
+        if found is not None and not (found is training_set and recipe.policy):  # policies need the files themselves
+            _preload(found, args.quiet)
+    run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init, neighbors=neighbors)
     best, notes = training.best_record(run.history), []
     if best is not None:
         print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")
@@ -401,6 +409,18 @@ def evaluate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
                                      workers=args.workers, **options)
+
+
+def _neighbors(args: argparse.Namespace, training_set, recipe):
+    """Those of images and of sounds, None without; an error where they do not fit the set or the recipe's views."""
+    from .data.neighbors import Neighbors
+    from .data.views import Views
+
+    files = args.neighbors_visual, args.neighbors_audio
+    if files.count(None) == 1:
+        raise UsageError("--neighbors-visual, --neighbors-audio: expected both or none of them")
+    neighbors = None if None in files else tuple(map(Neighbors, files))
+    return Views(training_set, recipe, neighbors=neighbors).neighbors
 
 
 def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):

@@ -10,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from training_toys import Nearest, ToySet, folder
+from training_toys import ToySet
 
 from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
@@ -240,25 +240,6 @@ def test_seeds_and_repeats():
 def test_loader_processes_change_nothing():
     one = tiny(epochs=1)
     assert_same(weights(run(one, workers=2).localizer), weights(run(one).localizer))
-
-
-def test_resume_of_three_views_of_files_equals_an_uninterrupted_run(tmp_path):
-    """Crops, shifts and neighbours are drawn as if nothing had happened, by however many processes."""
-    files = folder(tmp_path / "data")
-    one = tiny(batch_size=4, augmentation="simclr", time_shift=(0.1, 0.5), masks="fnac", image_size=32,
-               views=("original", "augmented", "conceptual"))  # fmt: skip
-
-    def go(**options):
-        near = Nearest(files), Nearest(files)
-        return train(files, one, seed=5, progress=False, neighbors=near, **options)
-
-    whole = go()
-    with pytest.raises(Crash):
-        go(out=tmp_path / "run", checkpoint_every=1e-9, on_step=crash_at(4), workers=2)
-    resumed = go(out=tmp_path / "run", resume=True)
-    assert whole.steps == 9 and whole.chance == pytest.approx(9 * 2 * math.log(4), rel=1e-5)
-    assert_same(weights(resumed.localizer), weights(whole.localizer))
-    assert figures(resumed.history) == figures(whole.history)
 
 
 def test_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():

@@ -1,5 +1,7 @@
 """What a step sees of a sample: by hand where nothing is drawn, by search where something is."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from ssl_fast.data.views import Views
 from ssl_fast.learner import Learner
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.recipes import recipe
-from ssl_fast.training import StepSampler
+from ssl_fast.training import StepSampler, train
 
 ALL = ("original", "augmented", "conceptual")
 
@@ -190,3 +192,49 @@ def test_views_that_are_missing_are_told():
     toys = ToySet()
     with pytest.raises(ValueError, match=r"views: expected 3 of each sample, \(B, 3, ...\), got images \(8, 1, "):
         Learner(tiny()).batch_loss(toys.images[:8, None], toys.spectrograms[:8, None], 1.0, torch.Generator())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Whole runs
+
+
+def figures(run):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in run.history]
+
+
+def test_resume_of_three_views_equals_an_uninterrupted_run(files, tmp_path):
+    """Crops, shifts and neighbours are drawn as if nothing had happened, by however many processes."""
+
+    class Crash(Exception):
+        pass
+
+    def crash(learner, record):
+        if record["step"] == 3:
+            raise Crash
+
+    def go(**options):
+        near = Nearest(files), Nearest(files)
+        return train(files, tiny(masks="fnac"), seed=5, progress=False, neighbors=near, **options)
+
+    whole = go()
+    with pytest.raises(Crash):
+        go(out=tmp_path / "run", checkpoint_every=1e-9, on_step=crash, workers=2)
+    resumed = go(out=tmp_path / "run", resume=True)
+    assert whole.steps == 6 and whole.chance == pytest.approx(9 * 2 * math.log(4), rel=1e-5)  # s_L and s_A
+    a, b = (one.localizer.state_dict() for one in (whole, resumed))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert figures(resumed) == figures(whole)
+
+
+def test_in_validation_samples_are_their_own_neighbours(files, tmp_path):
+    """Where nothing is augmented, the conceptual view is then the original once more: a loss of four times one view's."""
+    others = folder(tmp_path / "others")
+    others.ids = [f"other {name}" for name in others.ids]
+    near, still = (Nearest(files), Nearest(files)), {"augmentation": "none", "time_shift": None, "precision": "float32"}
+    pair = train(files, tiny(views=("original", "conceptual"), **still), progress=False, neighbors=near, validation=others)
+    learner = Learner(tiny(views=("original",), **still))
+    learner.localizer.load_state_dict(pair.localizer.state_dict())
+    samples = [others[i] for i in range(12)]
+    images, sounds = (torch.stack([sample[name] for sample in samples])[:, None] for name in ("image", "spectrogram"))
+    expected = 4 * learner.validation_loss(zip(images.split(4), sounds.split(4)))
+    assert pair.history[-1]["validation_loss"] == pytest.approx(expected, rel=1e-5)
