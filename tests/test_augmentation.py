@@ -271,7 +271,7 @@ def stripes(masks, n=800, shape=(257, 200), silence=-1.3):
 
 
 def test_spec_augment():
-    found = stripes(augmentation.MASKS["ssl_tie"], shape=(64, 670))
+    found = stripes(augmentation.MASKS["ssl_tie"], n=1500, shape=(64, 670))
     assert np.mean([b[1] == f[1] == 0 for b, f in found]) == pytest.approx(0.2, abs=0.04)
     for kind, most, size in ((0, 35, 64), (1, 180, 670)):
         widths = np.array([one[kind][1] for one in found if one[0][1] or one[1][1]])
@@ -352,3 +352,14 @@ def test_colours_of_policies():
         assert share == pytest.approx(grey, abs=0.08)
         noise = got.float().diff(dim=-1).abs().mean((1, 2, 3)) / x.float().diff(dim=-1).abs().mean((1, 2, 3))
         assert (noise < 0.25).float().mean() == pytest.approx(0.0 if name == "moco_v1" else 0.35, abs=0.15)  # blurred
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_seed_decides_everything_on_any_device():
+    images, sounds = batch(n=32, size=24), torch.rand(32, 1, 40, 50)
+    for policy in augmentation.POLICIES.values():
+        here, there = (policy.colours(x, seeded()) for x in (images, images.cuda()))
+        assert there.is_cuda and (here.int() - there.cpu().int()).abs().max() <= 1
+    for masks in augmentation.MASKS.values():
+        assert torch.equal(masks(sounds, seeded(), -1.0), masks(sounds.cuda(), seeded(), -1.0).cpu())
