@@ -143,7 +143,8 @@ class Learner:
         return self.loss(features["visual"], features["audio"], **changes)
 
     def step(self, number: int, images: Tensor, sounds: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
-        """Step `number` on one batch (see `batch_loss`); its figures. TrainingError naming `ids` where loss or gradient is not finite."""
+        """Step `number` on one batch (see `batch_loss`); its figures. TrainingError naming `ids` where loss or gradient
+        is not finite."""
         torch.manual_seed(derived_seed(self.seed, 2, number))
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
         rate = self.recipe.learning_rate_at(number, progress)

@@ -41,7 +41,7 @@ class Recipe:
         down such as the scenes. Without it a net may come to answer half a cell too high or too low everywhere, which
         costs it nothing in training; photographs are the harder for it.
     time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
-        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, one of augmentation.MASKS.
+        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of augmentation.MASKS.
     views: what a step sees of each sample, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). All methods but ssl_align take one.
@@ -225,7 +225,8 @@ def published(method: str) -> dict:
     """Those of EZ-VSL (Adam at a constant rate, no warm-up of any kind), and what differs from them."""
     ez_vsl = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "epochs": 20,
               "batch_size": 128, "optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 0.0, "warm_up_steps": 0,
-              "decay": "constant", "pooling_warm_up": None, "precision": "float32", "augmentation": "ez_vsl"}  # fmt: skip
+              "decay": "constant", "pooling_warm_up": None, "precision": "float32",
+              "augmentation": "ez_vsl"}  # fmt: skip
     return ez_vsl | _PUBLISHED[method]
 
 

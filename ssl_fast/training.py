@@ -116,12 +116,15 @@ def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
 
 
 def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
-              init: str | os.PathLike | None) -> dict:  # fmt: skip
-    """What a run is, and must be again when it is resumed. init: the hash of that file."""
+              init: str | os.PathLike | None, neighbors: "tuple[Neighbors, Neighbors] | None") -> dict:  # fmt: skip
+    """What a run is, and must be again when it is resumed. init: the hash of that file. neighbors: the hash of some."""
     weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
+    near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
     return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
             "validation": None if validation is None else fingerprint(validation), "compile": compile,
-            "init": weights}  # fmt: skip
+            "init": weights,
+            "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16]}  # fmt: skip
 
 
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
@@ -133,9 +136,10 @@ def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[s
     if sample_set.has_ground_truth:
         return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
     recipe, keys = learner.recipe, [(index, 0) for index in range(len(sample_set))]
-    views = Views(sample_set, recipe, learner.seed, (Themselves(), Themselves()) if "conceptual" in recipe.views else None)
-    loader = torch.utils.data.DataLoader(views, recipe.batch_size // recipe.accumulation, sampler=keys, drop_last=True,
-                                         num_workers=workers, collate_fn=_collate, generator=torch.Generator())  # fmt: skip
+    own = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
+    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, own), sampler=keys, drop_last=True,
+                                         batch_size=recipe.batch_size // recipe.accumulation, num_workers=workers,
+                                         collate_fn=_collate, generator=torch.Generator())  # fmt: skip
     return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
 
 
@@ -294,7 +298,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     learner = Learner(recipe, seed, device, compile, front_end=sample_set.front_end, init=init)
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
               precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
-    identity = _identity(sample_set, recipe, seed, validation, compile, init)
+    identity = _identity(sample_set, recipe, seed, validation, compile, init, neighbors)
     state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)

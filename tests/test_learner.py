@@ -47,7 +47,7 @@ def test_files_that_do_not_fit_an_image_net_are_named(tmp_path):
         Learner(one, init=path)
     with pytest.raises(checkpoints.CheckpointError, match="absent.pth: no such file"):
         Learner(one, init=tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match="init: expected a net of torchvision's ResNet-18 for .*net.pth, got SmallResNet"):
+    with pytest.raises(ValueError, match="init: expected a net of torchvision's ResNet-18 for .*pth, got SmallResNet"):
         Learner(recipe("ez_vsl"), init=path)
 
 

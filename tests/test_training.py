@@ -130,7 +130,8 @@ def test_chance_is_the_loss_of_a_collapsed_net(method):
 
 
 def test_chance_counts_views_and_momentum_terms():
-    assert Learner(tiny("ssl_align", views=("original", "augmented"))).chance() == pytest.approx(4 * CHANCE["ssl_align"], rel=1e-5)
+    two = tiny("ssl_align", views=("original", "augmented"))
+    assert Learner(two).chance() == pytest.approx(4 * CHANCE["ssl_align"], rel=1e-5)
     assert Learner(tiny("slavc", momentum_decay=0.9)).chance() == pytest.approx(2 * CHANCE["slavc"], rel=1e-5)
 
 

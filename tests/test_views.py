@@ -212,8 +212,8 @@ def test_resume_of_three_views_equals_an_uninterrupted_run(files, tmp_path):
         if record["step"] == 3:
             raise Crash
 
-    def go(**options):
-        near = Nearest(files), Nearest(files)
+    def go(reach=3, **options):
+        near = Nearest(files), Nearest(files, reach)
         return train(files, tiny(masks="fnac"), seed=5, progress=False, neighbors=near, **options)
 
     whole = go()
@@ -224,14 +224,17 @@ def test_resume_of_three_views_equals_an_uninterrupted_run(files, tmp_path):
     a, b = (one.localizer.state_dict() for one in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert figures(resumed) == figures(whole)
+    with pytest.raises(ValueError, match="a run with neighbors='[0-9a-f]{16}', asked to go on with neighbors="):
+        go(reach=4, out=tmp_path / "run", resume=True)
 
 
 def test_in_validation_samples_are_their_own_neighbours(files, tmp_path):
-    """Where nothing is augmented, the conceptual view is then the original once more: a loss of four times one view's."""
+    """Where nothing is augmented, the conceptual view is then the original once more: four times the loss of one."""
     others = folder(tmp_path / "others")
     others.ids = [f"other {name}" for name in others.ids]
     near, still = (Nearest(files), Nearest(files)), {"augmentation": "none", "time_shift": None, "precision": "float32"}
-    pair = train(files, tiny(views=("original", "conceptual"), **still), progress=False, neighbors=near, validation=others)
+    options = {"neighbors": near, "validation": others, "progress": False}
+    pair = train(files, tiny(views=("original", "conceptual"), **still), **options)
     learner = Learner(tiny(views=("original",), **still))
     learner.localizer.load_state_dict(pair.localizer.state_dict())
     samples = [others[i] for i in range(12)]

@@ -44,7 +44,8 @@ class Nearest:
             raise ValueError("neighbours of another set")
 
     def draw(self, index, generator):
-        self.drawn.append((index + 1 + int(torch.randint(self.reach, (1,), generator=generator))) % len(self.sample_set.ids))
+        step = 1 + int(torch.randint(self.reach, (1,), generator=generator))
+        self.drawn.append((index + step) % len(self.sample_set.ids))
         return self.drawn[-1]
 
 

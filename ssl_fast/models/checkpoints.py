@@ -65,8 +65,8 @@ def read_file(path: Path):
 
 def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
     """Load torchvision's file of a ResNet-18 into a net of that layout; the keys of the file that it has no place for,
-    which can only be the classifier's. CheckpointError that names the file for one that is missing, damaged or something
-    else, and lists missing and unexpected keys and wrong shapes; ValueError for a net of another layout."""
+    which can only be the classifier's. CheckpointError that names the file for one that is missing, damaged or
+    something else, and lists missing and unexpected keys and wrong shapes; ValueError for a net of another layout."""
     if not isinstance(net, ResNet18):
         raise ValueError(f"init: expected a net of torchvision's ResNet-18 for {path}, got {type(net).__name__}")
     state = read_file(Path(path))
