@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import hashlib
 import json
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -115,6 +114,11 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision that the image "
+                        "net starts from (default: from scratch)")  # fmt: skip
+    for modality, what in (("visual", "images"), ("audio", "sounds")):
+        folder.add_argument(f"--neighbors-{modality}", type=Path, metavar="FILE", help=f"nearest neighbours of {what}, "
+                            "for conceptual views (the published recipe of ssl_align has them)")  # fmt: skip
     folder.add_argument("--workers", **_WORKERS)
     folder.add_argument("--gather", action="store_const", const=True, help="of several processes (torchrun): negatives "
                         "are the samples of the whole batch (default: of the process's own share)")  # fmt: skip
@@ -153,7 +157,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from .distributed import launched
     from .models.checkpoints import CheckpointError
+
+    rank, processes = launched()
 
     def tell(error: object) -> None:
         if args.traceback:
@@ -161,14 +168,14 @@ def _run(args: argparse.Namespace) -> int:
         print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
 
     try:
-        if _processes() > 1 and args.command != "train":
-            raise UsageError(f"expected one process, got {_processes()} from torchrun; only train takes several")
-        with _surroundings(args):
+        if processes > 1 and args.command != "train":
+            raise UsageError(f"expected one process, got {processes} from torchrun; only train takes several")
+        with _surroundings(args, silent=rank > 0):
             return args.run(args)
     except KeyboardInterrupt as stop:
         saved = getattr(stop, "checkpoint", None)
-        where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent)}" if saved else ""
-        if _first():
+        where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent, processes)}" if saved else ""
+        if rank == 0:
             print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
         return 130
     except (UsageError, CheckpointError, ValueError, OSError) as error:
@@ -184,36 +191,25 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _processes() -> int:
-    """How many processes torchrun started: 1 where it started none."""
-    return int(os.environ.get("WORLD_SIZE", 1)) if "TORCHELASTIC_RUN_ID" in os.environ else 1
-
-
-def _first() -> bool:
-    """Whether this is the only process, or the first that torchrun started: the one that writes and says things."""
-    return _processes() == 1 or os.environ["RANK"] == "0"
-
-
 @contextlib.contextmanager
-def _surroundings(args: argparse.Namespace):
-    """Warnings are told in one line; torch's threads are put back at the end. Of several processes only the first
-    writes to stdout."""
+def _surroundings(args: argparse.Namespace, silent: bool):
+    """Warnings are told in one line; torch's threads are put back at the end. silent: nothing is written to stdout."""
     import torch
 
     threads = torch.get_num_threads()
     try:
-        with warnings.catch_warnings(), contextlib.ExitStack() as stack:
-            if not _first():
-                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None) if silent else contextlib.nullcontext():
+            if silent:
+                args.quiet = True
             warnings.showwarning = lambda text, *_, **__: print(f"ssl-fast {args.command}: {text}", file=sys.stderr)
             yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _resume_line(args: argparse.Namespace, out: Path) -> str:
+def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
     data = f" --data {args.data}" if args.command == "train" else ""
-    start = "ssl-fast" if _processes() == 1 else f"torchrun --nproc-per-node {_processes()} -m ssl_fast"
+    start = "ssl-fast" if processes == 1 else f"torchrun --nproc-per-node {processes} -m ssl_fast"
     return f"{start} {args.command} --resume --out {out}{data}"
 
 
@@ -302,8 +298,10 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
         workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet and _first(), compile=bool(args.compile), **options,
+        progress=not args.quiet, compile=bool(args.compile), **options,
     )  # fmt: skip
+    if run.unused:
+        print(f"{args.init}: not used are {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
@@ -351,6 +349,7 @@ def _scene_tests(settings, quiet: bool):
 
 def train(args: argparse.Namespace) -> int:
     from . import distributed, recipes, training
+    from .models import build, checkpoints
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
@@ -367,15 +366,21 @@ def train(args: argparse.Namespace) -> int:
         validation = _folder(args.val, args.val_split, *how)
         training.check_validation(training_set, validation, recipe)
     several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
-    training.check_processes(recipe, _processes(), args.device, **several)
+    rank, processes = distributed.launched()
+    training.check_processes(recipe, processes, args.device, **several)
+    neighbors = _neighbors(args, training_set, recipe)
+    if args.init is not None:  # here only to see whether it fits
+        checkpoints.load_torchvision(build(recipe.model).visual_net, args.init)
     _set_up(args, recipe)
     with distributed.torchrun(args.device):
-        if _first():
+        if rank == 0:
             _remember(args)
-        for found in filter(None, (training_set, validation)):
-            _preload(found, args.quiet or not _first())
-        run = _train(args, training_set, recipe, validation=validation, board=True, **several)
-    if not _first():
+        for found in (training_set, validation):
+            if found is not None and not (found is training_set and recipe.policy):  # policies need the files
+                _preload(found, args.quiet)
+        run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init, neighbors=neighbors,
+                     **several)
+    if rank > 0:
         return 0
     best, notes = training.best_record(run.history), []
     if best is not None:
@@ -425,6 +430,18 @@ def evaluate(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
                                      workers=args.workers, **options)
+
+
+def _neighbors(args: argparse.Namespace, training_set, recipe):
+    """Those of images and of sounds, None without; an error where they do not fit the set or the recipe's views."""
+    from .data.neighbors import Neighbors
+    from .data.views import Views
+
+    files = args.neighbors_visual, args.neighbors_audio
+    if files.count(None) == 1:
+        raise UsageError("--neighbors-visual, --neighbors-audio: expected both or none of them")
+    neighbors = None if None in files else tuple(map(Neighbors, files))
+    return Views(training_set, recipe, neighbors=neighbors).neighbors
 
 
 def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):

@@ -23,6 +23,12 @@ def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
 
 
+def launched() -> tuple[int, int]:
+    """The rank of this process among those that torchrun started, and their number; (0, 1) where it started none."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if several else (0, 1)
+
+
 @contextlib.contextmanager
 def torchrun(device: str) -> Iterator[None]:
     """Inside, the processes that torchrun started are a group: gloo on the CPU, nccl on CUDA devices, one for each.

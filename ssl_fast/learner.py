@@ -5,6 +5,7 @@ Everything random in step k is drawn from (seed, k), and of several processes by
 
 import itertools
 import math
+import os
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,7 +14,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from . import augmentation, distributed
+from .data.audio import FrontEnd, front_end_named
 from .models import Localizer, Momentum, build
+from .models.checkpoints import load_torchvision
 from .ops.reference import accumulate_dtype
 from .recipes import Recipe
 
@@ -22,9 +25,9 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step and the samples."""
 
 
-def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
-    """A 64-bit seed, another one for every (seed of the run, purpose, number)."""
-    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0])
+def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:
+    """A 64-bit seed, another one for every (seed of the run, purpose, number, ...)."""
+    return int(np.random.SeedSequence((seed, purpose, number, *more)).generate_state(1, np.uint64)[0])
 
 
 def bfloat16_native() -> bool:
@@ -59,18 +62,24 @@ class _Features(nn.Module):
 class Learner:
     """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
 
+    front_end: of the waveforms or spectrograms that it is given; None: the recipe's. compile: the nets go through
+    torch.compile. init: torchvision's file of a ResNet-18, which the image net starts from; `unused` are its keys that
+    have no place there.
     In a torch.distributed process group all processes have one each, and step together; their weights are the same.
-    gather: the loss is that of the batches of all of them together, not the mean of the losses of each batch.
-    sync_batch_norm: batch norm of all batches together, CUDA only.
+    gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: so is batch
+    norm, on CUDA only.
     """
 
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False,
-                 gather: bool = False, sync_batch_norm: bool = False):
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False, *,
+                 front_end: FrontEnd | None = None, init: str | os.PathLike | None = None, gather: bool = False,
+                 sync_batch_norm: bool = False):  # fmt: skip
         self.rank, self.processes = distributed.place()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision = precision_of(recipe, device)
         torch.manual_seed(derived_seed(seed, 0))
+        self.front_end = front_end_named(recipe.front_end) if front_end is None else front_end
         self.localizer = build(recipe.model).to(self.device)
+        self.unused = [] if init is None else load_torchvision(self.localizer.visual_net, init)
         if sync_batch_norm:
             self.localizer = nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
         self.momentum = None
@@ -98,17 +107,25 @@ class Learner:
         if self.momentum is not None:
             self.momentum.load_state_dict(state["momentum"])
 
-    def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 images and log spectrograms -> normalised float, augmented."""
-        if self.recipe.augmentation == "shift":
-            images = augmentation.shift_and_flip(images, generator, vertical=self.recipe.vertical_flip)
-        elif self.recipe.augmentation == "crop":
-            images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
+    def _view(self, kind: str, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of a batch: uint8 images (B, 3, H, W) and waveforms (B, n) or spectrograms (B, 1, F, T) ->
+        normalised images and spectrograms, float32, augmented in whatever was not done to the frames."""
+        recipe, augmented = self.recipe, kind == "augmented"
+        if augmented and recipe.augmentation == "shift":
+            images = augmentation.shift_and_flip(images, generator, vertical=recipe.vertical_flip)
+        elif augmented and recipe.augmentation == "crop":
+            images = augmentation.random_resized_crop(images, generator, scale=(recipe.crop_area, 1.0))
             images = augmentation.horizontal_flip(images, generator)
-        if self.recipe.augmentation != "none":
-            spectrograms = augmentation.roll(spectrograms, generator)
-        images = self.localizer.normalize_images(images.to(self.device))
-        return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
+        if augmented and recipe.augmentation in ("shift", "crop"):
+            sounds = augmentation.roll(sounds, generator)
+        images, sounds = images.to(self.device), sounds.to(self.device)
+        if sounds.ndim == 2:
+            sounds = self.front_end.spectrogram(sounds)[:, None]
+        if augmented and recipe.policy is not None:
+            images = recipe.policy.colours(images, generator)
+        if augmented and recipe.masks != "none":
+            sounds = augmentation.MASKS[recipe.masks](sounds, generator, self.front_end.silence)
+        return self.localizer.normalize_images(images), self.localizer.normalize_spectrograms(sounds)
 
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
@@ -116,15 +133,19 @@ class Learner:
             features = net(*inputs)
         return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
 
-    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator,
+    def batch_loss(self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator,
                    alone: bool = False) -> Tensor:  # fmt: skip
-        """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
+        """The recipe's loss at `progress` of the run, of a batch of what `data.views.Views` gives -> scalar.
 
+        images: uint8 (B, V, 3, H, W) for V views. sounds: waveforms (B, V, n), or spectrograms (B, V, 1, F, T).
         Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
-        recipe, views = self.recipe, self.recipe.views
-        augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
-        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
+        recipe, views = self.recipe, len(self.recipe.views)
+        if not images.shape[1] == sounds.shape[1] == views:
+            got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
+            raise ValueError(f"views: expected {views} of each sample, (B, {views}, ...), got {got}")
+        seen = [self._view(*view, generator) for view in zip(recipe.views, images.unbind(1), sounds.unbind(1))]
+        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*seen))
         changes = {"group": None if alone else self.group}
         if recipe.method != "slavc":
             changes["mean_weight"] = recipe.mean_weight_at(progress)
@@ -150,9 +171,11 @@ class Learner:
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
-    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
-             ids: list[str]) -> dict[str, float]:  # fmt: skip
-        """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
+    def step(self, number: int, images: Tensor, sounds: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
+        """Step `number` on one batch (see `batch_loss`); its figures.
+
+        TrainingError naming `ids` where loss or gradient is not finite.
+        """
         draw = number * self.processes + self.rank
         torch.manual_seed(derived_seed(self.seed, 2, draw))
         generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, draw))
@@ -162,7 +185,7 @@ class Learner:
         self.localizer.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts, value = self.recipe.accumulation, 0.0
-        for part in zip(images.chunk(parts), spectrograms.chunk(parts)):
+        for part in zip(images.chunk(parts), sounds.chunk(parts)):
             loss = self.batch_loss(*part, progress, generator) / parts
             loss.backward()
             value += loss.item()
@@ -177,7 +200,7 @@ class Learner:
 
     @torch.no_grad()
     def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Mean loss of batches (images, spectrograms) in evaluation mode; the same augmentation every time. Of several
+        """Mean loss of batches (images, sounds) in evaluation mode; the same augmentation every time. Of several
         processes each that calls this works alone."""
         modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
         training = [module.training for module in modules]
@@ -199,7 +222,7 @@ class Learner:
         method, projected = self.recipe.method, self.recipe.model.projection is not None
         with torch.no_grad():
             if method == "ssl_align":
-                visuals, audios = [visual] * self.recipe.views, [audio] * self.recipe.views
+                visuals, audios = ([x] * len(self.recipe.views) for x in (visual, audio))
                 extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
                 loss = self.loss(visuals, audios, **extra)
             elif method == "slavc":

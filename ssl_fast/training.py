@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
     from .data.datasets import SampleSet
+    from .data.views import Neighbors
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.pt"
@@ -58,8 +59,8 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """Batches of indices from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without the last
-    batch if that is incomplete.
+    """Batches of keys (index, epoch) from step `first` on. Every epoch is a permutation drawn from (seed, epoch),
+    without the last batch if that is incomplete.
 
     Of process `rank` of `processes`: its shares of the batch's `parts`, which it must cut into equal ones.
     """
@@ -72,7 +73,7 @@ class StepSampler(torch.utils.data.Sampler):
     def __len__(self) -> int:
         return max(0, self.steps - self.first)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.samples // self.batch_size
         order = None
         for step in range(self.first, self.steps):
@@ -81,17 +82,18 @@ class StepSampler(torch.utils.data.Sampler):
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
                 order = torch.randperm(self.samples, generator=generator)
             batch = order[k * self.batch_size : (k + 1) * self.batch_size].view(self.parts, self.processes, -1)
-            yield batch[:, self.rank].flatten().tolist()
+            yield [(index, epoch) for index in batch[:, self.rank].flatten().tolist()]
 
 
 def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
-    columns = (torch.stack([torch.as_tensor(s[key]) for s in samples]) for key in ("image", "spectrogram"))
-    return [int(s["index"]) for s in samples], *columns
+    images, sounds = (torch.stack([sample[key] for sample in samples]) for key in ("image", "sound"))
+    return [sample["index"] for sample in samples], images, sounds
 
 
 @dataclass
 class Run:
-    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets."""
+    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
+    unused: keys of the file of weights `init` that have no place in the image net."""
 
     localizer: Localizer
     recipe: Recipe
@@ -102,6 +104,7 @@ class Run:
     chance: float
     precision: str
     history: list[dict] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def shortened(self) -> bool:
@@ -115,31 +118,39 @@ class Run:
         return sum(record["loss"] for record in last) / max(1, len(last))
 
 
-def fingerprint(sample_set: "SampleSet") -> str:
-    """Hash of the ids of a set, in order: what a checkpoint remembers of its training data."""
-    return hashlib.sha256("\n".join(sample_set.ids).encode()).hexdigest()[:16]
+def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
+    """Hash of the ids of a set (or of ids), in order: what a checkpoint remembers of its training data."""
+    return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
 
 
 def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
+              init: str | os.PathLike | None, neighbors: "tuple[Neighbors, Neighbors] | None",
               gather: bool, sync_batch_norm: bool) -> dict:  # fmt: skip
-    """What a run is, and must be again when it is resumed."""
+    """What a run is, and must be again when it is resumed. init: the hash of that file. neighbors: the hash of some."""
+    weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
+    near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
     processes = distributed.place()[1]
     several = {"number": processes, "gather": gather, "sync_batch_norm": sync_batch_norm}
     return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
             "validation": None if validation is None else fingerprint(validation), "compile": compile,
-            "processes": None if processes == 1 else several}  # fmt: skip
+            "init": weights, "processes": None if processes == 1 else several,
+            "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16]}  # fmt: skip
 
 
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
     """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
-    default protocol), without the loss."""
+    default protocol), without the loss, where samples are their own neighbours."""
+    from .data.views import Themselves, Views
     from .evaluation.evaluate import success_rate
 
     if sample_set.has_ground_truth:
         return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
-    size = learner.recipe.batch_size // learner.recipe.accumulation
-    loader = torch.utils.data.DataLoader(sample_set, size, num_workers=workers, collate_fn=_collate, drop_last=True,
-                                         generator=torch.Generator())  # fmt: skip
+    recipe, keys = learner.recipe, [(index, 0) for index in range(len(sample_set))]
+    own = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
+    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, own), sampler=keys, drop_last=True,
+                                         batch_size=recipe.batch_size // recipe.accumulation, num_workers=workers,
+                                         collate_fn=_collate, generator=torch.Generator())  # fmt: skip
     return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
 
 
@@ -274,6 +285,8 @@ def train(
     validation: "SampleSet | None" = None,
     compile: bool = False,
     board: bool = False,
+    init: str | os.PathLike | None = None,
+    neighbors: "tuple[Neighbors, Neighbors] | None" = None,
     gather: bool = False,
     sync_batch_norm: bool = False,
 ) -> Run:
@@ -287,6 +300,8 @@ def train(
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
         ground truth, else by the loss. The best epoch is kept as `best.pt`.
     compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
+    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
+        sounds, for conceptual views, see data.views.Neighbors.
     In a torch.distributed process group all its processes call this, and each takes an equal share of every batch; the
         first alone validates and writes files. gather: negatives are the samples of the whole batch, else of the share.
         sync_batch_norm: batch norm over the whole batch, CUDA only.
@@ -295,25 +310,30 @@ def train(
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step, validation, compile, board, gather, sync_batch_norm)
+                      checkpoint_every, progress, on_step, validation, compile, board, init, neighbors, gather,
+                      sync_batch_norm)  # fmt: skip
 
 
 def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
-           validation, compile, board, gather, sync_batch_norm) -> Run:  # fmt: skip
+           validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
     from tqdm import tqdm
+
+    from .data.views import Views
 
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
+    views = Views(sample_set, recipe, seed, neighbors)
     if validation is not None:
         check_validation(sample_set, validation, recipe)
     rank, processes = distributed.place()
     check_processes(recipe, processes, device, gather, sync_batch_norm)
-    learner = Learner(recipe, seed, device, compile, gather, sync_batch_norm)
+    learner = Learner(recipe, seed, device, compile, front_end=sample_set.front_end, init=init, gather=gather,
+                      sync_batch_norm=sync_batch_norm)  # fmt: skip
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
-              precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
-    identity = _identity(sample_set, recipe, seed, validation, compile, gather, sync_batch_norm)
+              precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
+    identity = _identity(sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm)
     state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
@@ -332,20 +352,20 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     history = _History(None if out is None else out / HISTORY, run.history, board)
     sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps, parts=recipe.accumulation,
                           rank=rank, processes=processes)  # fmt: skip
-    loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
+    loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator().manual_seed(0),
                                          pin_memory=learner.device.type == "cuda")  # fmt: skip
     bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
-            for indices, images, spectrograms in loader:
+            for indices, images, sounds in loader:
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
                     bar.total = run.steps
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
-                record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])
+                record |= learner.step(run.steps, images, sounds, done, [sample_set.ids[i] for i in indices])
                 run.steps += 1  # all go by the clock of the first, and stop together
                 run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)

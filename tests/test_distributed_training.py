@@ -54,7 +54,7 @@ def exact(config):
 GATHERED = {method: {} for method in LOSSES} | {
     "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}},
     "fnac": {"nce_only": 0.3, "loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
-    "ssl_align": {"views": 2},
+    "ssl_align": {"views": ("original", "augmented")},
     "lvs": {"accumulation": 2},
 }
 # what a step draws, statistics of batch norm, and what only the checkpoint can carry over

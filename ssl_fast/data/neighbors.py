@@ -1,0 +1,346 @@
+"""Conceptual positives: the nearest neighbours of every sample, found once, of which training draws one at each step.
+
+    from ssl_fast.data.neighbors import Neighbors, mine
+    mine(features, training_set.ids, 1000, "visual.npy")        # once for images, once for sounds
+    visual = Neighbors("visual.npy", training_set)
+    positive = visual.draw(index, seed)                         # the index of a neighbour
+
+SSL-Align (Senocak et al. 2023, "semantic multi-views") takes as a positive one of the k = 1000 samples of the training
+set whose features have the highest cosine with the sample's own.
+
+The file is an .npy of int32 (N, k), for anyone to read: row i holds the k nearest neighbours of sample i, the nearest
+first, without i itself. Beside it lies a .json of the same stem that says what it was made of.
+
+Search is exact, and its result depends on nothing but the features: float32 products find the candidates, and wherever
+two of them are too close for float32 to order, their cosines are computed in float64. Cosines that agree to 12 decimals
+are ties, and ties go by index. So the result is the same in any blocks, with any number of threads, on any device.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+FORMAT = "ssl_fast neighbors 1"
+DTYPES = (torch.float16, torch.float32, torch.float64)
+_QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
+_PAIRS = 4096  # of vectors whose cosines are taken in float64 at a time
+_SPARE = 32  # candidates beyond those asked for, so that near-ties at the end are seen
+_SHARE = 32  # one in so many samples tells where a row's search begins
+_CROWDED = 64  # rows at a time that need all their cosines
+
+
+def mine(features: Tensor, ids: Sequence[str], k: int, path: str | os.PathLike, *, progress: bool = False) -> None:
+    """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
+
+    features: (N, C) float16, float32 or float64, of any length; the search runs on their device. ids: of the samples.
+    Takes 4 N C bytes (normalised rows) and less than 0.3 GiB more. Rows go to `path`.partial as they are found, and
+    this takes the name when it is complete; after an interruption the same call goes on where that ends. Where `path`
+    is complete nothing is done.
+
+    ValueError for bad features (see `nearest`), where ids are not N different ones, and where `path` belongs to other
+    features, ids or k; then it is left alone. OSError where another process is writing it.
+    """
+    from ..evaluation.results import replace_file
+    from ..models.checkpoints import versions
+    from ..training import fingerprint
+
+    path = Path(path)
+    if path.suffix != ".npy":
+        raise ValueError(f"{path}: expected a name that ends in .npy")
+    _check(features, k)
+    number, dimension = features.shape
+    if len(ids) != number or len(set(ids)) != number:
+        raise ValueError(f"ids: expected {number} different ones, as many as rows of features, got {len(ids)} of which "
+                         f"{len(set(ids))} differ")  # fmt: skip
+    about = {"format": FORMAT, "k": k, "number": number, "dimension": dimension, "ids": fingerprint(ids),
+             "features": _digest(features)}  # fmt: skip
+    if path.exists():
+        _compare(path, about, "asked for")
+        return
+    partial, header = _partial(path), _header(number, k)
+    size = partial.stat().st_size if partial.exists() else 0
+    if size > len(header):
+        _compare(path, about, "asked for")
+    done = max(0, size - len(header)) // (4 * k)
+    blocks = nearest(features, k, first=done, ids=ids)
+    with open(partial, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OSError(f"{partial}: another process is writing it") from error
+        replace_file(path.with_suffix(".json"), json.dumps(about | {"versions": versions()}, indent=1) + "\n")
+        if done:
+            file.truncate(len(header) + 4 * k * done)  # without what was written of a row
+        else:
+            file.truncate(0)
+            file.write(header)
+        if progress:
+            blocks = _with_progress(blocks, number, done, path.name)
+        for block in blocks:
+            file.write(block.astype("<i4").tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+
+def _with_progress(blocks: Iterator[np.ndarray], number: int, done: int, name: str) -> Iterator[np.ndarray]:
+    from tqdm import tqdm
+
+    with tqdm(total=number, initial=done, unit="sample", desc=name) as bar:
+        for block in blocks:
+            yield block
+            bar.update(len(block))
+
+
+class Neighbors:
+    """A file that `mine` wrote, opened by memory map.
+
+    path: the .npy. sample_set: what it must have been made for (`check`). Fields: k; ids, (N, k) int32, the indices of
+    the neighbours of sample i in row i, the nearest first. OSError for a missing file, ValueError for one that is not
+    complete, damaged or without its .json; each names the file.
+    """
+
+    def __init__(self, path: str | os.PathLike, sample_set=None):
+        self.path = Path(path)
+        if not self.path.exists() and _partial(self.path).exists():
+            raise ValueError(f"{self.path}: not complete, the search that writes {_partial(self.path)} has to go on first")
+        self.ids, about = open_array(self.path), _about(self.path)
+        self.k, expected = about["k"], (about["number"], about["k"])
+        if self.ids.shape != expected or self.ids.dtype != np.dtype("<i4"):
+            raise ValueError(f"{self.path}: expected {expected} int32, got {self.ids.shape} {self.ids.dtype}")
+        if sample_set is not None:
+            self.check(sample_set)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def check(self, sample_set) -> None:
+        """ValueError where the file was not made for the ids of this set, in this order."""
+        from ..training import fingerprint
+
+        _compare(self.path, {"number": len(sample_set), "ids": fingerprint(sample_set)}, "the samples have")
+
+    def draw(self, index: int, generator: int | Sequence[int] | np.random.Generator | torch.Generator) -> int:
+        """One of the k neighbours of sample `index`, all equally likely. generator: it, or a seed of numpy's."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: expected 0 to {len(self) - 1}, got {index}")
+        if isinstance(generator, torch.Generator):
+            column = int(torch.randint(self.k, (), generator=generator))
+        else:
+            column = np.random.default_rng(generator).integers(self.k)
+        return int(self.ids[index, column])
+
+    def __reduce__(self):
+        return Neighbors, (self.path,)  # another process maps the file anew
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An .npy by memory map. OSError where there is none, ValueError where it is none; both name the file."""
+    try:
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # c: torch wants it writable; the file never changes
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path}: expected a complete .npy file of numbers, got: {error}") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path}: expected one array (.npy), got several (.npz)")
+    return array
+
+
+def _partial(path: Path) -> Path:
+    return path.with_name(f"{path.name}.partial")
+
+
+def _about(path: Path) -> dict:
+    """What the .json beside `path` says of it."""
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        raise ValueError(f"{path}: expected {sidecar.name} beside it, that says what it was made of; it is missing")
+    try:
+        about = json.loads(sidecar.read_text(encoding="utf-8"))
+        complete = about["format"] == FORMAT and {"k", "number", "ids", "features"} <= about.keys()
+    except (ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ValueError(f"{sidecar}: expected what neighbours were made of, in the format {FORMAT!r}, got something else")
+    return about
+
+
+def _compare(path: Path, wanted: dict, who: str) -> None:
+    stored = _about(path)
+    differ = [key for key in wanted if stored.get(key) != wanted[key]]
+    if differ:
+        of, to = (", ".join(f"{key} {one.get(key)}" for key in differ) for one in (stored, wanted))
+        raise ValueError(f"{path}: belongs to {of}; {who} {to}")
+
+
+def _header(number: int, k: int) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"descr": "<i4", "fortran_order": False, "shape": (number, k)})
+    return file.getvalue()
+
+
+def _digest(features: Tensor) -> str:
+    """Hash of values, type and shape."""
+    digest = hashlib.sha256(f"{features.dtype} {tuple(features.shape)}".encode())
+    for part in features.split(_PAIRS):
+        digest.update(np.ascontiguousarray(part.cpu().numpy()))
+    return digest.hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Search
+
+
+def _check(features: Tensor, k: int) -> None:
+    if features.dim() != 2 or features.dtype not in DTYPES or features.shape[0] < 2 or features.shape[1] < 1:
+        raise ValueError("features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got "
+                         f"{tuple(features.shape)} {str(features.dtype).removeprefix('torch.')}")  # fmt: skip
+    if not 1 <= k < len(features):
+        raise ValueError(f"k: expected 1 to {len(features) - 1}, as there are {len(features)} samples, got {k}")
+
+
+def nearest(features: Tensor, k: int, *, first: int = 0, ids: Sequence[str] | None = None) -> Iterator[np.ndarray]:
+    """Blocks (n, k) int32 of the k nearest neighbours of the rows `first`, `first` + 1 ... of features (N, C).
+
+    The same as argsort(-round(cosines, 12), stable) of the float64 cosines, without the row itself. ids: what rows are
+    called in errors. ValueError for features or k that do not fit, and for rows that are zero or not finite.
+    """
+    _check(features, k)
+    return _blocks(features, *_unit_rows(features, ids), k, first)
+
+
+def _blocks(features: Tensor, units: Tensor, norms: Tensor, k: int, first: int) -> Iterator[np.ndarray]:
+    number, wanted = len(units), min(len(units), k + 1 + _SPARE)
+    # What float32 may be wrong by: a unit vector's rounding, and that of a sum of C terms, whose errors cancel like a
+    # random walk (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
+    error = (3 + units.shape[1] ** 0.5) * 2**-24
+    search = _search_in_heaps if units.device.type == "cpu" else _search_by_topk
+    for start in range(first, number, _QUERIES):
+        queries = np.arange(start, min(start + _QUERIES, number))
+        with _full_float32():
+            scores, found = search(units, units[start : start + _QUERIES], wanted)
+            _settle(features, norms, queries, scores, found, error)
+            found = found[:, : k + 1]
+            if wanted < number:  # else all are found
+                crowded = np.flatnonzero(scores[:, -1] >= scores[:, k] - 2 * error)
+                for part in np.split(crowded, range(_CROWDED, len(crowded), _CROWDED)):
+                    found[part] = _among_all(features, units, norms, queries[part], k + 1, error)
+        others = found != queries[:, None]
+        others[others.all(1), -1] = False  # rows that have more than k duplicates before them
+        yield found[others].reshape(len(queries), k).astype(np.int32)
+
+
+def _unit_rows(features: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+    """Rows of length 1, float32, and the lengths that they had, float64."""
+    units = torch.empty(features.shape, device=features.device)
+    norms = torch.empty(len(features), dtype=torch.float64, device=features.device)
+    for start in range(0, len(features), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        rows = features[part].double()
+        norms[part] = rows.norm(dim=1)
+        units[part] = rows / norms[part, None]
+    bad = torch.nonzero(~(norms.isfinite() & (norms > 0)))[:, 0].tolist()
+    if bad:
+        name = f"row {bad[0]}" + ("" if ids is None else f" (id {ids[bad[0]]!r})")
+        raise ValueError(f"features: {name}: expected finite values, not all zero, got a norm of {norms[bad[0]]:g}; "
+                         f"so are {len(bad)} of {len(features)} rows")  # fmt: skip
+    return units, norms
+
+
+@contextlib.contextmanager
+def _full_float32():
+    """Inside, float32 products are of float32, whatever else was allowed (TF32, bfloat16)."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """The highest products of rows (n, C) with units (N, C): float32 (n, wanted), descending, and where, int64.
+
+    torch multiplies (several times faster than the BLAS in faiss's wheels on newer processors), faiss keeps a heap for
+    each row. Most products are turned away at once, since heaps start full of a value that about `wanted` of them
+    exceed, as a sample tells; where too few did, the row is searched again from scratch.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    sample = units[np.random.default_rng(0).permutation(len(units))[: len(units) // _SHARE]]
+    expected = wanted / _SHARE
+    rank = int(expected + 4 * expected**0.5)  # four standard deviations: hardly ever too few
+    floors = np.full((len(rows), 1), -np.inf, np.float32)
+    if rank < len(sample):
+        floors[:] = torch.mm(rows, sample.T).topk(rank, sorted=False).values.amin(1, keepdim=True).numpy()
+    scores, found = np.empty((len(rows), wanted), np.float32), np.empty((len(rows), wanted), np.int64)
+    buffer, again = torch.empty(len(rows) * _COLUMNS), np.arange(len(rows))
+    while len(again):
+        heaps = faiss.ResultHeap(len(again), wanted, keep_max=True)
+        heaps.D[:] = floors[again]
+        for start in range(0, len(units), _COLUMNS):
+            columns = units[start : start + _COLUMNS]
+            products = buffer[: len(again) * len(columns)].view(len(again), len(columns))
+            torch.mm(rows[again], columns.T, out=products)
+            heaps.heaps.addn(len(columns), faiss.swig_ptr(products.numpy()), start, 0, len(again))
+        heaps.finalize()
+        scores[again], found[again] = heaps.D, heaps.I
+        again = np.flatnonzero(found[:, -1] < 0)
+        floors[:] = -np.inf
+    return scores, found
+
+
+def _search_by_topk(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `_search_in_heaps`, on any device: 4 n N bytes for all products at once."""
+    scores, found = (rows @ units.T).topk(wanted)
+    return scores.cpu().numpy(), found.cpu().numpy()
+
+
+def _settle(features: Tensor, norms: Tensor, queries: np.ndarray, scores: np.ndarray, found: np.ndarray,
+            error: float) -> None:  # fmt: skip
+    """Put `found` (n, m) into exact order, given descending float32 `scores` that are wrong by at most `error`.
+
+    Neighbours whose scores differ by more than twice that are in order already. Chains of others are sorted.
+    """
+    near = np.zeros(scores.shape, bool)  # to the one before it
+    near[:, 1:] = scores[:, :-1] - scores[:, 1:] <= 2 * error
+    chained = near.copy()
+    chained[:, :-1] |= near[:, 1:]
+    chain = np.cumsum(~near[chained])
+    those = found[chained]
+    cosines = _cosines(features, norms, queries[chained.nonzero()[0]], those)
+    found[chained] = those[np.lexsort((those, -cosines, chain))]
+
+
+def _cosines(features: Tensor, norms: Tensor, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Cosines (n,) of the rows left[i] and right[i] of features, float64, rounded to 12 decimals."""
+    out = np.empty(len(left))
+    for start in range(0, len(left), _PAIRS):
+        part = slice(start, start + _PAIRS)
+        a, b = torch.from_numpy(left[part]), torch.from_numpy(right[part])
+        dots = (features[a].double() * features[b].double()).sum(1)
+        out[part] = (dots / (norms[a] * norms[b])).cpu().numpy()
+    return out.round(12)
+
+
+def _among_all(features: Tensor, units: Tensor, norms: Tensor, queries: np.ndarray, wanted: int,
+               error: float) -> np.ndarray:  # fmt: skip
+    """(n, wanted) of the queries, from all their products: for rows where ties go on beyond the last candidate."""
+    products = (units[torch.from_numpy(queries)] @ units.T).cpu().numpy()
+    floors = np.partition(products, -wanted, axis=1)[:, -wanted] - 2 * error
+    out = np.empty((len(queries), wanted), np.int64)
+    for i, row in enumerate(products):
+        found = np.flatnonzero(row >= floors[i])
+        found = found[np.argsort(-row[found], kind="stable")][None]
+        _settle(features, norms, queries[i : i + 1], row[found], found, error)
+        out[i] = found[0, :wanted]
+    return out
