@@ -193,7 +193,8 @@ class Learner:
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
             if not math.isfinite(x):
-                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
+                every = distributed.collect(ids, len(ids) * self.processes)
+                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(every)}")
         self.optimizer.step()
         return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
                 "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip

@@ -338,6 +338,8 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
+    if distributed.total(run.steps, learner.device) != processes * run.steps:  # folders of several machines
+        raise ValueError(f"{out}: expected the checkpoint that the other processes have, got one of step {run.steps}")
     out = out if rank == 0 else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

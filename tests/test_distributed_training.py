@@ -68,6 +68,13 @@ class Others(ToySet):
         self.ids = self.image_ids = [f"other-{i}" for i in range(16)]
 
 
+class Broken(ToySet):
+    def __init__(self):
+        super().__init__()
+        index, _ = next(iter(training.StepSampler(40, 8, 10, seed=0)))[0]
+        self.spectrograms[index] = float("nan")
+
+
 class Crash(Exception):
     pass
 
@@ -106,7 +113,7 @@ def stop_one(_, record):
 def message(function, *arguments, **options):
     try:
         function(*arguments, **options)
-    except (ValueError, training.Interrupted) as error:
+    except (ValueError, learner.TrainingError, training.Interrupted) as error:
         return str(error)
 
 
@@ -121,6 +128,9 @@ def outcomes(folder):
         dist.barrier()
     found["alone"] = message(training.resume_state, folder / "part", {"processes": None})
     found["resumed"] = summary(run(RESUMED, seed=5, out=folder / "part", resume=True))
+    there = folder / ("part" if dist.get_rank() == 0 else "elsewhere")
+    found["elsewhere"] = message(run, RESUMED, seed=5, out=there, resume=True)
+    found["broken"] = message(training.train, Broken(), tiny("ez_vsl"), progress=False)
     found["stopped"] = message(run, tiny("ez_vsl"), out=folder / "stopped", on_step=stop_one)
     found["no shares"] = message(run, tiny("ez_vsl", batch_size=7))
     found["no parts"] = message(run, tiny("ez_vsl", accumulation=4))
@@ -198,6 +208,20 @@ def test_distributed_training_stops_together(processes):
     folder, found = processes
     assert [one["stopped"] for one in found] == ["stopped after step 5"] * PROCESSES
     assert checkpoints.load(folder / "stopped" / "checkpoint.pt")["step"] == 5
+
+
+def test_distributed_training_resumes_from_one_checkpoint(processes):
+    for one, step in zip(processes[1], (10, 0)):
+        expected = f"expected the checkpoint that the other processes have, got one of step {step}"
+        assert one["elsewhere"].endswith(expected)
+
+
+def test_distributed_training_names_the_samples_of_all_processes(processes):
+    """A broken sample of one of them breaks the gradient of both."""
+    keys = next(iter(training.StepSampler(40, 8, 10, seed=0)))
+    expected = ", ".join(Broken().ids[index] for index, _ in keys)
+    for one in processes[1]:
+        assert one["broken"] == f"step 0: the loss is nan for the samples {expected}"
 
 
 ERRORS = {
