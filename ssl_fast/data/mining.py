@@ -36,8 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.features is not None:
-        features = open_array(args.features)
-        ids = [str(row) for row in range(len(features))] if args.list is None else read_ids(args.list)
+        features, ids = open_array(args.features), None if args.list is None else read_ids(args.list)
     else:
         features, ids = _features(args)
     mine(features, ids, args.k, args.out, device=args.device, progress=not args.quiet)

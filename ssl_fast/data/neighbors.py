@@ -37,11 +37,11 @@ _SHARE = 32  # one in so many samples tells where a row's search begins
 _CROWDED = 64  # rows at a time that need all their cosines
 
 
-def mine(features: np.ndarray, ids: Sequence[str], k: int, path: str | os.PathLike, *, device: str = "cpu",
+def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os.PathLike, *, device: str = "cpu",
          progress: bool = False) -> None:  # fmt: skip
     """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
 
-    features: (N, C) float16, float32 or float64, of any length. ids: of the samples. device: "cpu" or "cuda".
+    features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). device: "cpu" or "cuda".
     Takes 4 N C bytes (normalised rows) and less than 0.2 GiB more. Rows go to `path`.partial as they are found, and
     this takes the name when it is complete; after an interruption the same call goes on where that ends. Where `path`
     is complete nothing is done.
@@ -57,6 +57,7 @@ def mine(features: np.ndarray, ids: Sequence[str], k: int, path: str | os.PathLi
     check_name(path)
     _check(features, k)
     number, dimension = features.shape
+    ids = [str(row) for row in range(number)] if ids is None else ids
     if len(ids) != number or len(set(ids)) != number:
         raise ValueError(f"ids: expected {number} different ones, as many as rows of features, got {len(ids)} of which "
                          f"{len(set(ids))} differ")  # fmt: skip
