@@ -175,7 +175,7 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
         mine(GAUSSIAN, IDS, 10, out)
     child.send_signal(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL and not out.exists()
-    with pytest.raises(ValueError, match=re.escape(f"{out}: not complete, the search that writes {partial} has to go on")):
+    with pytest.raises(ValueError, match=re.escape(f"{out}: not complete, the search that writes {partial} has")):
         Neighbors(out)
     with open(partial, "ab") as file:
         file.write(b"\x01\x02\x03")  # of a row that was being written
@@ -253,7 +253,7 @@ def test_draws_are_uniform_over_the_neighbours(file, toys):
 
 
 def test_files_that_do_not_fit_are_named(file, toys, tmp_path):
-    with pytest.raises(ValueError, match=re.escape(f"{file}: belongs to number 40, ids ") + ".*; the samples have number 39"):
+    with pytest.raises(ValueError, match=re.escape(f"{file}: belongs to number 40, ids ") + ".*; .* have number 39"):
         Neighbors(file, ToySet(39))
     toys.ids = [*toys.ids[1:], toys.ids[0]]
     with pytest.raises(ValueError, match=re.escape(f"{file}: belongs to ids ") + "[0-9a-f]{16}; the samples have ids "):
@@ -272,7 +272,7 @@ def test_files_that_do_not_fit_are_named(file, toys, tmp_path):
     about = sidecar.read_text()
     for content in ("[]", "{", about.replace("neighbors 1", "neighbors 9")):
         sidecar.write_text(content)
-        with pytest.raises(ValueError, match=re.escape(f"{sidecar}: expected what neighbours were made of, in the format")):
+        with pytest.raises(ValueError, match=re.escape(f"{sidecar}: expected what neighbours were made of, format")):
             Neighbors(file)
     np.savez(tmp_path / "several.npz", a=1)
     (tmp_path / "several.npz").rename(file)

@@ -11,7 +11,8 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--features", type=Path, metavar="FILE", help="an .npy (samples, dimensions) of floats, from any net")
+    what.add_argument("--features", type=Path, metavar="FILE", help="an .npy (samples, dimensions) of floats, from "
+                      "any net")
     what.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint or a run's folder; for images also "
                       "torchvision's ResNet-18 of ImageNet")
     add("--list", type=Path, metavar="FILE", help="ids of the rows of --features, one a line (default: row numbers)")
@@ -19,7 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
     add("--modality", choices=("visual", "audio"), help="of --weights: which of the two nets")
     add("--k", type=int, default=1000, metavar="N", help="neighbours of each sample (default: 1000)")
-    add("--out", type=Path, required=True, metavar="FILE", help="an .npy; after an interruption the same command goes on")
+    add("--out", type=Path, required=True, metavar="FILE", help="an .npy; after an interruption the same command goes "
+        "on")  # fmt: skip
     add("--features-out", type=Path, metavar="FILE", help="keep the features of --weights (.npy)")
 
 
