@@ -115,7 +115,8 @@ def test_preload_reads_every_file_once(tmp_path, monkeypatch):
     found, read = folder_set(tmp_path), []
     expected = [found[i] for i in range(4)]
     load_frame, load_sound = datasets.load_image, FrontEnd.load
-    monkeypatch.setattr(datasets, "load_image", lambda path, size: read.append(path.name) or load_frame(path, size))
+    monkeypatch.setattr(datasets, "load_image",
+                        lambda path, size, **how: read.append(path.name) or load_frame(path, size, **how))  # fmt: skip
     monkeypatch.setattr(FrontEnd, "load", lambda self, path: read.append(path.name) or load_sound(self, path))
     assert found.preload() is found
     assert found.preloaded_bytes == 16 * 16 * 3 + 2 * 4 * FRONT_END.shape[0] * FRONT_END.shape[1]

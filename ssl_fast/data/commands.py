@@ -9,15 +9,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     one = actions.add_parser("check", help="read every file of a folder and name each that is missing or broken")
     one.add_argument("folder", type=Path, metavar="DIR")
     one.add_argument("--split", "--list", metavar="NAME", help="only the ids of this list")
-    _set(one, "a published test set (default: a folder of frames/ and audio/)")
+    _set(one, "a published test set, or to train on vggsound or flickr with --split (default: frames/ and audio/)")
     one.add_argument("--negatives", type=Path, metavar="FILE", help="an Extended list (video,audio,label)")
-    one.add_argument("--layout", metavar="NAME", help="of the set's files: slavc, fnac, ssl-align, is3, avsbench")
+    add_layout(one)
     one.add_argument("--quiet", action="store_true", help="no progress bars")
     one.set_defaults(run=check)
     two = actions.add_parser("ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set")
     two.add_argument("--list", dest="split", metavar="FILE", help="only the ids of this list")
     _set(two, "vgg-ss, vgg-ss-xml, flickr, is3 or s4", required=True)
     two.set_defaults(run=ceilings)
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """The options of sets whose samples are listed."""
+    parser.add_argument("--layout", metavar="NAME",
+                        help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench")  # fmt: skip
+    parser.add_argument("--exclude", metavar="NAME", help="list of ids to leave out, as those of the test set")
 
 
 def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
@@ -27,15 +34,22 @@ def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> 
 
 
 def check(args: argparse.Namespace) -> int:
-    from . import datasets, test_sets
+    from . import datasets, test_sets, training_sets
     from .annotations import read
 
     progress = not args.quiet
     if args.name is None:
-        if args.layout or args.negatives:
-            raise ValueError("--layout, --negatives: expected with --set")
+        if args.layout or args.negatives or args.exclude:
+            raise ValueError("--layout, --negatives, --exclude: expected with --set")
         found = datasets.check(args.folder, annotations=args.annotations, split=args.split, progress=progress)
+    elif _to_train(args):
+        if args.annotations or args.negatives:
+            raise ValueError(f"--annotations, --negatives: expected with a test set, got --set {args.name}")
+        found = training_sets.check(args.folder, args.name, args.split, layout=args.layout, exclude=args.exclude,
+                                    progress=progress)  # fmt: skip
     else:
+        if args.exclude:
+            raise ValueError(f"--exclude: expected with a training set, got --set {args.name}")
         path = args.annotations or args.folder / test_sets.ANNOTATIONS.get(args.name, "")
         annotations = read(args.name, path, ids=args.split, negatives=args.negatives)
         found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)

@@ -5,7 +5,8 @@
 
 Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB, CMYK too by (1 - C)(1 - K);
 transparent pixels are laid over white; 16-bit grey is divided by 257 and rounded; of several frames the first counts.
-Images of floats, truncated, empty and unreadable files raise MediaError, which names the file.
+Images of floats, truncated, empty and unreadable files raise MediaError, which names the file. Of an mp4 file it is the
+frame in the middle (see video.py).
 """
 
 from __future__ import annotations
@@ -17,27 +18,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import MediaError, check_file
+from .media import MediaError, check_file
+from .video import VIDEOS, middle_frame
 
 FITS = ("squash", "centre_crop")
+RESAMPLERS = ("pillow", "torch")
 
 
 def decode_image(path: str | os.PathLike) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, by the rules above. Raises MediaError, which names the file."""
-    return np.asarray(_open(path))
+    return np.array(_open(path))
 
 
-def load_image(path: str | os.PathLike, size: int, fit: str = "squash") -> Tensor:
-    """An image file as uint8 (3, size, size) RGB, resized with an antialiased bicubic filter.
+def load_image(path: str | os.PathLike, size: int, fit: str = "squash", resampler: str = "pillow") -> Tensor:
+    """An image file as uint8 (3, size, size) RGB; see `resize`. Raises MediaError, which names the file."""
+    if fit not in FITS:
+        raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    return resize(_open(path), size, fit, resampler)
+
+
+def resize(image, size: int, fit: str = "squash", resampler: str = "pillow") -> Tensor:
+    """A Pillow image of mode RGB, or uint8 (H, W, 3), to uint8 (3, size, size), by an antialiased bicubic filter.
 
     fit: "squash" resizes both sides to `size`, whatever the aspect ratio, so that coordinates in fractions of the frame
     stay right. "centre_crop" resizes the shorter side and crops the middle; boxes have to be moved along.
+    resampler: "pillow" as published programs have it; "torch" the same filter in torch's vector instructions, which
+    differs by 1 of 255 at the most and takes a quarter of the time; for "squash" only.
     """
     from PIL import Image
 
-    if fit not in FITS:
-        raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
-    image, box = _open(path), None
+    if resampler not in RESAMPLERS or (resampler == "torch" and fit != "squash"):
+        raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, torch for squash only, "
+                         f"got {resampler!r} for {fit}")  # fmt: skip
+    if resampler == "torch":
+        pixels = torch.from_numpy(np.array(image, copy=isinstance(image, Image.Image)))
+        return torch.nn.functional.interpolate(pixels.permute(2, 0, 1)[None], (size, size), mode="bicubic",
+                                               antialias=True)[0].contiguous()  # fmt: skip
+    image, box = Image.fromarray(image) if isinstance(image, np.ndarray) else image, None
     if fit == "centre_crop":
         side = min(image.size)
         left, top = ((length - side) / 2 for length in image.size)
@@ -66,6 +83,8 @@ def _open(path: str | os.PathLike):
 
     path = Path(path)
     check_file(path)
+    if path.suffix.lower() in VIDEOS:
+        return Image.fromarray(middle_frame(path))
     try:
         with Image.open(path) as file:
             file.load()
