@@ -22,7 +22,8 @@ PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once,
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
 _KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "command", "traceback", "run"}
+_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "cache", "command", "traceback",
+         "run"}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -104,6 +105,7 @@ def parser() -> argparse.ArgumentParser:
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
+    data_commands.add_training_set(folder)
     folder.add_argument("--val", type=Path, metavar="DIR", help="annotated samples to evaluate on at the end")
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
     folder.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -333,7 +335,7 @@ def train(args: argparse.Namespace) -> int:
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
-    training_set = _folder(args.data, args.split, *how)
+    training_set = data_commands.training_set(args, *how)
     recipe.steps(len(training_set))
     validation = None if args.val is None else _folder(args.val, args.val_split, *how, annotated=True)
     _set_up(args, recipe)

@@ -1,7 +1,8 @@
 """The field's training sets as sample sets: VGGSound and SoundNet-Flickr, by a list of ids, in the published layouts.
 
     from ssl_fast.data.training_sets import TrainingSet, check
-    train = TrainingSet("VGGSound", "vggsound", "vggss_144k.txt", exclude="vggss_test.csv", front_end="ez_vsl", size=224)
+    train = TrainingSet("VGGSound", "vggsound", "vggss_144k.txt", exclude="vggss_test.csv", front_end="ez_vsl",
+                        size=224)
     print(check("VGGSound", "vggsound", "vggss_144k.txt", layout="mp4"))    # every file that is missing or broken
 
 Lists are what the field passes on (10k, 144k, full, the heard classes): one id a line, of a .csv the first column. Many
@@ -35,16 +36,17 @@ _IDS = {"vggsound": (r"[A-Za-z0-9_-]{11}_\d{6}", "YTID_SECONDS of eleven and six
 class TrainingSet(FileSet):
     """A training set in a folder, in the order of its list; it has no ground truth.
 
-    root: the folder. name: a key of LAYOUTS; layout: one of that set's (default: its first). split: the list of ids, and
-    exclude: one of ids that are left out; "NAME" for NAME.txt or NAME.csv in the folder, or a path. front_end, size,
-    `reading` (cache, resampler): see FileSet. `notes` tells how many ids were left out.
+    root: the folder. name: a key of LAYOUTS; layout: one of that set's (default: its first). split: the list of ids;
+    exclude: a list of ids to leave out; for both see find_list. front_end, size, `reading` (cache, resampler): see
+    FileSet. `notes` tells how many ids were left out.
 
-    Raises DataError for lists that are missing or empty, ids in another form or listed twice, and files that are missing;
-    ValueError for layouts of mp4 files without PyAV.
+    Raises DataError for lists that are missing or empty, ids in another form or listed twice, and files that are
+    missing; ValueError for layouts of mp4 files without PyAV.
     """
 
-    def __init__(self, root: str | os.PathLike, name: str, split: str | os.PathLike, *, front_end: str | FrontEnd,
-                 size: int, layout: str | None = None, exclude: str | os.PathLike | None = None, **reading):  # fmt: skip
+    def __init__(self, root: str | os.PathLike, name: str, split: str | os.PathLike, *,
+                 front_end: str | FrontEnd, size: int, layout: str | None = None,
+                 exclude: str | os.PathLike | None = None, **reading):  # fmt: skip
         items, problems, notes = _items(Path(root), name, split, layout, exclude)
         super().__init__(root, items, problems, front_end=front_end, size=size, **reading)
         self.notes = notes

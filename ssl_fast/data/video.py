@@ -71,7 +71,8 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         container.seek(0)
         resampler = pyav().AudioResampler(format="fltp")  # another type of sample, nothing else
         parts = [part.to_ndarray() for frame in (*container.decode(stream), None) for part in resampler.resample(frame)]
-    sound = np.concatenate(parts, 1) if parts else np.zeros((1, 0), np.float32)
+        end = None if stream.duration is None else round(stream.duration * stream.time_base * rate)  # then padding
+    sound = np.concatenate(parts, 1)[:, :end] if parts else np.zeros((1, 0), np.float32)
     return np.ascontiguousarray(sound.T), rate
 
 
