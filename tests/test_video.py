@@ -104,7 +104,7 @@ def test_frames_are_turned_upright(tmp_path, matrix, turned):
 
 def test_other_turns_are_refused(tmp_path):
     path = turn(film(tmp_path / "a.mp4", [100] * 3), 0.5, 0.5, -0.5, 0.5)
-    with pytest.raises(MediaError, match=r"a.mp4: expected a display matrix of quarter turns, got 32768, 32768, -32768"):
+    with pytest.raises(MediaError, match="a.mp4: expected a display matrix of quarter turns, got 32768, 32768, -32768"):
         decode_image(path)
 
 
