@@ -83,7 +83,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", **_QUIET)
 
 
-_BENCH = "time every op and loss against plain PyTorch and torch.compile"
+_BENCH = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
 
 
 def parser() -> argparse.ArgumentParser:

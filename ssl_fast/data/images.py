@@ -86,9 +86,9 @@ def _open(path: str | os.PathLike):
     if path.suffix.lower() in VIDEOS:
         return Image.fromarray(middle_frame(path))
     try:
-        with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
+        with Image.open(path) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's plug-ins
         reason = "Format not recognised" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise MediaError(f"{path}: cannot be read as an image ({reason})") from error
@@ -102,4 +102,4 @@ def _open(path: str | os.PathLike):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
