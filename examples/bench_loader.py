@@ -2,8 +2,8 @@
 
     OMP_WAIT_POLICY=passive python examples/bench_loader.py [--workers 2] [--json FILE]
 
-On files made for the purpose (JPEG of 640 x 480, 10 s of 16 kHz, 16 bits; all in memory after the first round), with one
-thread a process. The loop does to an item what the released EZ-VSL, SLAVC and FNAC do: decode, shorter side to 246 by
+On files made for the purpose (JPEG of 640 x 480, 10 s of 16 kHz, 16 bits; all in memory after the first round), with
+one thread a process. The loop does to an item what the released EZ-VSL, SLAVC and FNAC do: decode, shorter side to 246 by
 Pillow's bicubic, random crop and flip, to float, normalise; the whole sound read, tiled where it is short, 3 s of it
 through scipy.signal.spectrogram in float64, logarithm. The package decodes and resizes to the square (by Pillow, or by
 torch's kernel of the same filter), reads the 3 s that are heard, computes the spectrogram in float32, and makes floats
@@ -87,8 +87,8 @@ class PublishedLoop(torch.utils.data.Dataset):
 
 def floats(samples: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
     """What the loop gives, of a batch of this package's samples."""
-    images = torch.stack([sample["image"] for sample in samples]).float().div_(255)
-    mean, std = (torch.from_numpy(values)[:, None, None] for values in (MEAN, STD))
+    images = torch.stack([sample["image"] for sample in samples]).float()
+    mean, std = (torch.from_numpy(255 * values)[:, None, None] for values in (MEAN, STD))
     return images.sub_(mean).div_(std), torch.stack([sample["spectrogram"] for sample in samples])
 
 
@@ -113,9 +113,12 @@ def in_one_process(rows: dict, batch: int, rounds: int) -> list[dict]:
     jobs = {name: functools.partial(lambda found, collate: collate([found[i] for i in range(batch)]), *row)
             for name, row in rows.items()}
     times = time_rounds(jobs, Stopwatch("cpu"), rounds, 0)
-    return [{"name": name, **{f"{clock}_ms": 1000 * statistics.median(own) / batch for clock, own in zip(CLOCKS, clocks)},
-             **{f"{clock}_x": ratio(loop, own) for clock, own, loop in zip(CLOCKS, clocks, times["published loop"])}}
-            for name, clocks in times.items()]
+    out = []
+    for name, clocks in times.items():
+        out.append({"name": name})
+        for clock, own, loop in zip(CLOCKS, clocks, times["published loop"]):
+            out[-1] |= {f"{clock}_ms": 1000 * statistics.median(own) / batch, f"{clock}_x": ratio(loop, own)}
+    return out
 
 
 def by_workers(rows: dict, batch: int, rounds: int, workers: int) -> list[dict]:
@@ -141,7 +144,8 @@ def stages(rows: dict, rounds: int) -> dict[str, float]:
     parts = {"loop: image": lambda: loop.image(0), "loop: sound and spectrogram": lambda: loop.spectrogram(0),
              "JPEG by Pillow, nothing else": lambda: Image.open(loop.folder / "frames/0.jpg").load(),
              "frame": lambda: found.frame(0), "frame from the cache": lambda: cached.frame(0),
-             "resize by pillow": lambda: resize(frame, SIZE), "by torch": lambda: resize(frame, SIZE, resampler="torch"),
+             "resize by pillow": lambda: resize(frame, SIZE),
+             "resize by torch": lambda: resize(frame, SIZE, resampler="torch"),
              "sound": lambda: found.waveform(0), "sound from the cache": lambda: cached.waveform(0),
              "spectrogram": lambda: found.front_end.spectrogram(wave)}
     return {name: 1000 * statistics.median(cpu) for name, (_, cpu) in
