@@ -188,6 +188,7 @@ def test_sounds_of_every_kind(tmp_path, channels, rate, subtype):
     ("no samples", "expected audio, got a file of no samples"),
     ("nan", "expected finite samples, got nan at 0.000 s"),
     ("integers", r"expected samples within full scale, \[-1, 1\], got a peak of 9"),
+    ("rate", "expected a rate of 1000 to 768000 Hz, got 378420864"),
 ])  # fmt: skip
 def test_broken_sounds(tmp_path, kind, message):
     """Also where the broken part is not heard."""
@@ -198,6 +199,8 @@ def test_broken_sounds(tmp_path, kind, message):
         soundfile.write(path, wave, 16000, "FLOAT")
     elif kind == "no samples":
         soundfile.write(path, np.zeros((0, 1)), 16000)
+    elif kind == "rate":
+        soundfile.write(path, WAVE[:, 0], 378420864)
     else:
         data = path.read_bytes()
         path.write_bytes({"cut": data[: len(data) * 6 // 10], "head": data[:30], "text": b"no sound"}[kind])

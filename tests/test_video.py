@@ -128,6 +128,9 @@ def broken(folder, kind):
         film(path, [], sound=sound)
     elif kind == "short sound":
         film(path, [100] * 50, sound=tone(1.0, 16000))
+    elif kind == "other codec":
+        film(path, [100] * 50, sound=sound)
+        path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
     elif kind == "late pictures":
         film(path, [100] * 50, stamps=[1 + i / 25 for i in range(50)], sound=sound)
     else:  # cut at the end, its head before or after what is cut
@@ -143,6 +146,7 @@ BROKEN = [(decode_image, *one) for one in NEITHER] + [(decode_audio, *one) for o
     (decode_image, "no pictures", "expected pictures and sound, got no video stream"),
     (decode_image, "no frames", "expected pictures(, got a video stream of no frames| and sound, got no video stream)"),
     (decode_image, "cut", r"truncated, its head tells of 50 packets of video, \d+ are complete"),
+    (decode_image, "other codec", "its video stream cannot be decoded"),
     (decode_audio, "no sound", "expected pictures and sound, got no audio stream"),
     (decode_audio, "cut", r"truncated, its head tells of 3\d packets of audio, \d+ are complete"),
     (decode_audio, "short sound",
@@ -156,6 +160,13 @@ def test_broken_files_are_named(tmp_path, read, kind, message):
     path = broken(tmp_path, kind)
     with pytest.raises(MediaError, match=f"^{re.escape(str(path))}: {message}"):
         read(path)
+
+
+def test_titles_in_any_encoding(tmp_path):
+    path = film(tmp_path / "a.mp4", [100] * 3, sound=tone(0.12, 16000))
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    np.testing.assert_allclose(decode_image(path), 100, atol=4)
+    assert decode_audio(path)[0].shape == (1920, 1)
 
 
 def test_without_pyav(tmp_path, monkeypatch):

@@ -30,6 +30,7 @@ from .video import VIDEOS, decode_sound
 
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
+RATES = (1000, 768000)  # Hz; a head that tells of another is damaged
 _INTEGERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 _CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
 
@@ -234,6 +235,8 @@ def _decode(path: str | os.PathLike, part: Callable = lambda samples, rate: None
         sound, rate, whole = _read(path, part)
     if not len(sound):
         raise MediaError(f"{path}: expected audio, got a file of no samples")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError(f"{path}: expected a rate of {RATES[0]} to {RATES[1]} Hz, got {rate}")
     if not whole:
         return sound, rate, whole
     if not np.isfinite(sound).all():

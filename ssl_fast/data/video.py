@@ -82,7 +82,7 @@ def _opened(path: str | os.PathLike) -> Iterator:
     av = pyav()
     check_file(Path(path))
     try:
-        with av.open(os.fspath(path)) as container:
+        with av.open(os.fspath(path), metadata_errors="replace") as container:  # titles may be in any encoding
             yield container
     except av.FFmpegError as error:
         raise MediaError(f"{path}: cannot be read as video ({error.strerror})") from error
@@ -92,6 +92,8 @@ def _stream(path: str | os.PathLike, container, kind: str):
     stream = next(iter(getattr(container.streams, kind)), None)
     if stream is None:
         raise MediaError(f"{path}: expected pictures and sound, got no {kind} stream")
+    if stream.codec_context is None:
+        raise MediaError(f"{path}: its {kind} stream cannot be decoded (no such codec)")
     stream.codec_context.thread_count = 1  # loading is spread over processes
     return stream
 
