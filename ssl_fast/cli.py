@@ -23,7 +23,8 @@ PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once,
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
 _KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "command", "traceback", "run"}
+_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "cache", "command", "traceback",
+         "run"}  # fmt: skip
 
 
 class UsageError(ValueError):
@@ -86,7 +87,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", **_QUIET)
 
 
-_BENCH = "time every op and loss against plain PyTorch and torch.compile"
+_BENCH = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -108,6 +109,7 @@ def parser() -> argparse.ArgumentParser:
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
+    data_commands.add_training_set(folder)
     folder.add_argument("--val", type=Path, metavar="DIR", help="samples, none of them trained on, that choose the "
                         "best epoch: by success rate where they are annotated, else by loss")  # fmt: skip
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
@@ -373,7 +375,7 @@ def train(args: argparse.Namespace) -> int:
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
-    training_set = _folder(args.data, args.split, *how)
+    training_set = data_commands.training_set(args, *how)
     recipe.steps(len(training_set))
     validation = None
     if args.val is not None:
