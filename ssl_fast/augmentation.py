@@ -1,17 +1,23 @@
-"""Augmentation of batches of images and sounds in training, and SSL-TIE's transform.
+"""Augmentation of batches of images and sounds in training, the field's policies, and SSL-TIE's transform.
 
     generator = torch.Generator().manual_seed(step)
     images = colour_jitter(random_resized_crop(images, generator), generator)
+    policy = POLICIES["moco_v2"]
+    square = policy.geometry(640, 360, 224, generator).image(frame, 224)      # of one frame, before it is made small
+    images = policy.colours(images, generator)                                # of a batch of squares
 
 Images are (B, 3, H, W), uint8 in [0, 255] or float in [0, 1], and stay what they are. Every image or sound has its own
 draw, and all draws are made on the CPU from the generator that is given: a seed decides them on any device.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
+
+from .data.images import Geometry
 
 
 def _checked(images: Tensor) -> Tensor:
@@ -110,6 +116,28 @@ def greyscale(images: Tensor, generator: Generator, p: float = 0.2) -> Tensor:
     return torch.where(chosen, _as_given(grey, images), images)
 
 
+def gaussian_blur(images: Tensor, generator: Generator, *, sigma: tuple[float, float] = (0.1, 2.0),
+                  p: float = 0.5) -> Tensor:  # fmt: skip
+    """Every image blurred with probability p by a Gaussian of U(*sigma) pixels, cut off at four times the largest
+    sigma; the border's pixels are repeated outwards."""
+    pixels = _checked(images)
+    chosen = (torch.rand(len(images), generator=generator) < p).nonzero()[:, 0]
+    widths = _uniform(generator, (len(images),), *sigma)[chosen]
+    if not len(chosen):
+        return images.clone()
+    radius = math.ceil(4 * sigma[1])
+    kernels = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / widths[:, None]) ** 2)
+    kernels = (kernels / kernels.sum(1, keepdim=True)).repeat_interleave(3, 0)[:, None].to(pixels.device)
+    chosen = chosen.to(images.device)
+    some = pixels[chosen].flatten(0, 1)[None]  # every channel with a kernel of its own: one convolution per axis
+    some = F.pad(some, (radius,) * 4, mode="replicate")
+    for kernel in (kernels[:, :, None], kernels[..., None]):
+        some = F.conv2d(some, kernel, groups=len(kernels))
+    out = images.clone()
+    out[chosen] = _as_given(some.view(len(chosen), *pixels.shape[1:]), images)
+    return out
+
+
 def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 12, vertical: bool = False) -> Tensor:
     """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped left to right by a
     coin, and with `vertical` upside down by another."""
@@ -138,6 +166,111 @@ def roll(spectrograms: Tensor, generator: Generator) -> Tensor:
     batch, _, _, frames = spectrograms.shape
     source = (torch.arange(frames) + torch.randint(frames, (batch, 1), generator=generator)) % frames
     return torch.stack([spectrogram.index_select(2, index) for spectrogram, index in zip(spectrograms, source)])
+
+
+@dataclass(frozen=True)
+class Masks:
+    """One band of frequencies and one stretch of time of each spectrogram set to a constant.
+
+    p: probability that a spectrogram is masked at all. bands, frames: widths are drawn uniformly from 0 up to these.
+    value: what masked cells become, in units of the spectrogram; None: what digital silence is there.
+    swapped_starts: starts are drawn along the whole other axis, as FNAC's program does, where a mask may end, or lie,
+        beyond the spectrogram; else so that masks lie within.
+    """
+
+    bands: int
+    frames: int
+    value: float | None = None
+    p: float = 1.0
+    swapped_starts: bool = False
+
+    def __call__(self, spectrograms: Tensor, generator: Generator, silence: float) -> Tensor:
+        """Spectrograms (B, 1, F, T) -> the same masked; silence: see `FrontEnd.silence`."""
+        batch, _, *sizes = spectrograms.shape
+        applied = torch.rand(batch, 1, generator=generator) < self.p
+        masked = []
+        for size, other, most in zip(sizes, sizes[::-1], (self.bands, self.frames)):
+            width = torch.randint(min(most, size) + 1, (batch, 1), generator=generator)
+            starts = other if self.swapped_starts else size - width + 1
+            start = (torch.rand(batch, 1, generator=generator, dtype=torch.float64) * starts).long()
+            position = torch.arange(size)
+            masked.append(applied & (position >= start) & (position < start + width))
+        cells = (masked[0][:, None, :, None] | masked[1][:, None, None, :]).to(spectrograms.device)
+        return spectrograms.masked_fill(cells, silence if self.value is None else self.value)
+
+
+# SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor. FNAC masks with a logarithm of
+# 0, which is far louder than any sound.
+MASKS: dict[str, Masks] = {
+    "ssl_tie": Masks(bands=35, frames=180, p=0.8),
+    "fnac": Masks(bands=9, frames=9, value=0.0),
+    "fnac_released": Masks(bands=9, frames=9, value=0.0, swapped_starts=True),
+}
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A published way to augment frames: a crop and a flip of each frame, then colours, grey and blur of the squares.
+
+    zoom: the shorter side becomes floor(zoom * size) pixels, of which a square of `size` is cut out anywhere; None: a
+        box of an area in `scale` (relative to the frame) and a width : height in `ratio` becomes the square.
+    jitter: options of `colour_jitter`; None: no jitter. grey, blur, flip: probabilities.
+    """
+
+    zoom: float | None = None
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    jitter: dict | None = None
+    grey: float = 0.0
+    blur: float = 0.0
+    flip: float = 0.5
+
+    def geometry(self, width: int, height: int, size: int, generator: Generator) -> Geometry:
+        """A draw for a frame of width x height pixels that becomes a square of `size`."""
+        flip = torch.rand(1, generator=generator).item() < self.flip
+        if self.zoom is None:
+            return Geometry.of_pixels(*self._box(width, height, generator), width, height, flip)
+        shorter = int(self.zoom * size)
+        wide, high = (int(shorter * side / min(width, height)) for side in (width, height))
+        left, top = (int(torch.randint(side - size + 1, (1,), generator=generator)) for side in (wide, high))
+        return Geometry.of_pixels(left, top, left + size, top + size, wide, high, flip)
+
+    def _box(self, width: int, height: int, generator: Generator) -> tuple[int, int, int, int]:
+        """Ten tries at a box of whole pixels that fits; else the largest in the middle of a ratio that is allowed."""
+        low, high = self.ratio
+        for area, logarithm, across, down in torch.rand(10, 4, generator=generator).tolist():
+            area = width * height * (self.scale[0] + area * (self.scale[1] - self.scale[0]))
+            aspect = low * (high / low) ** logarithm
+            w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if 0 < w <= width and 0 < h <= height:
+                left, top = int(across * (width - w + 1)), int(down * (height - h + 1))
+                return left, top, left + w, top + h
+        w, h = min(width, max(1, round(height * high))), min(height, max(1, round(width / low)))
+        left, top = (width - w) // 2, (height - h) // 2
+        return left, top, left + w, top + h
+
+    def colours(self, images: Tensor, generator: Generator) -> Tensor:
+        """Images (B, 3, H, W), uint8 or float, with jitter, grey and blur, in this order; rounded once at the end."""
+        if self.jitter is None and not self.grey and not self.blur:
+            return images
+        pixels = _checked(images)
+        if self.jitter is not None:
+            pixels = colour_jitter(pixels, generator, **self.jitter)
+        if self.grey:
+            pixels = greyscale(pixels, generator, self.grey)
+        if self.blur:
+            pixels = gaussian_blur(pixels, generator, p=self.blur)
+        return _as_given(pixels, images)
+
+
+_MOCO_V2 = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
+POLICIES: dict[str, Policy] = {
+    "ez_vsl": Policy(zoom=1.1),  # and SLAVC, FNAC, LVS
+    "moco_v1": Policy(scale=(0.2, 1.0), jitter=_MOCO_V2 | {"hue": 0.4, "p": 1.0}, grey=0.2),
+    "moco_v2": Policy(scale=(0.3, 1.0), jitter=_MOCO_V2, grey=0.2, blur=0.5),  # as SSL-TIE has it; MoCo's own: .2
+    "simclr": Policy(scale=(0.08, 1.0), jitter={"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2,
+                                                "p": 0.8}, grey=0.2, blur=0.5),
+}  # fmt: skip
 
 
 class Equivariance:

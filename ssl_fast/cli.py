@@ -73,6 +73,9 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=_positive(int), metavar="N", help="default: the recipe's")
     add("--precision", choices=("auto", "float32", "bfloat16"),
         help="of the nets (default: auto, bfloat16 where the hardware has it)")  # fmt: skip
+    add("--accumulation", type=_positive(int), metavar="N",
+        help="parts of a batch that go through the nets one by one, each with its own negatives (default: 1)")  # fmt: skip
+    add("--compile", action="store_const", const=True, help="the nets go through torch.compile")
     add("--minutes", type=_positive(float), metavar="X",
         help="budget of training time: a run that does not fit is shortened (quickstart: 4; train: none)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out")
@@ -105,13 +108,23 @@ def parser() -> argparse.ArgumentParser:
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
-    folder.add_argument("--val", type=Path, metavar="DIR", help="annotated samples to evaluate on at the end")
+    folder.add_argument("--val", type=Path, metavar="DIR", help="samples, none of them trained on, that choose the "
+                        "best epoch: by success rate where they are annotated, else by loss")  # fmt: skip
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
     folder.add_argument("--out", type=Path, required=True, metavar="DIR")
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision that the image "
+                        "net starts from (default: from scratch)")  # fmt: skip
+    for modality, what in (("visual", "images"), ("audio", "sounds")):
+        folder.add_argument(f"--neighbors-{modality}", type=Path, metavar="FILE", help=f"nearest neighbours of {what}, "
+                            "for conceptual views (the published recipe of ssl_align has them)")  # fmt: skip
     folder.add_argument("--workers", **_WORKERS)
+    folder.add_argument("--gather", action="store_const", const=True, help="of several processes (torchrun): negatives "
+                        "are the samples of the whole batch (default: of the process's own share)")  # fmt: skip
+    folder.add_argument("--sync-batch-norm", action="store_const", const=True,
+                        help="of several processes: batch norm over the whole batch (CUDA only)")  # fmt: skip
     _run_arguments(folder)
 
     test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
@@ -152,7 +165,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from .distributed import launched
     from .models.checkpoints import CheckpointError
+
+    rank, processes = launched()
 
     def tell(error: object) -> None:
         if args.traceback:
@@ -160,12 +176,15 @@ def _run(args: argparse.Namespace) -> int:
         print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
 
     try:
-        with _surroundings(args):
+        if processes > 1 and args.command != "train":
+            raise UsageError(f"expected one process, got {processes} from torchrun; only train takes several")
+        with _surroundings(args, silent=rank > 0):
             return args.run(args)
     except KeyboardInterrupt as stop:
         saved = getattr(stop, "checkpoint", None)
-        where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent)}" if saved else ""
-        print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
+        where = f" after step {stop.step}; go on with: {_resume_line(args, saved.parent, processes)}" if saved else ""
+        if rank == 0:
+            print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
         return 130
     except (UsageError, CheckpointError, ValueError, OSError) as error:
         tell(error)
@@ -181,22 +200,25 @@ def _run(args: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _surroundings(args: argparse.Namespace):
-    """Warnings are told in one line; torch's threads are put back at the end."""
+def _surroundings(args: argparse.Namespace, silent: bool):
+    """Warnings are told in one line; torch's threads are put back at the end. silent: nothing is written to stdout."""
     import torch
 
     threads = torch.get_num_threads()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(None) if silent else contextlib.nullcontext():
+            if silent:
+                args.quiet = True
             warnings.showwarning = lambda text, *_, **__: print(f"ssl-fast {args.command}: {text}", file=sys.stderr)
             yield
     finally:
         torch.set_num_threads(threads)
 
 
-def _resume_line(args: argparse.Namespace, out: Path) -> str:
+def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
     data = f" --data {args.data}" if args.command == "train" else ""
-    return f"ssl-fast {args.command} --resume --out {out}{data}"
+    start = "ssl-fast" if processes == 1 else f"torchrun --nproc-per-node {processes} -m ssl_fast"
+    return f"{start} {args.command} --resume --out {out}{data}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -284,14 +306,16 @@ def _set_up(args: argparse.Namespace, recipe) -> None:
     torch.set_num_threads(args.threads)
 
 
-def _train(args: argparse.Namespace, training_set, recipe):
+def _train(args: argparse.Namespace, training_set, recipe, **options):
     from . import training
 
     run = training.train(
         training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
         workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet,
+        progress=not args.quiet, compile=bool(args.compile), **options,
     )  # fmt: skip
+    if run.unused:
+        print(f"{args.init}: not used are {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
@@ -310,8 +334,9 @@ def quickstart(args: argparse.Namespace) -> int:
         args.minutes = 4.0
     settings = _scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
-        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision, vertical_flip=True
-    )  # scenes look the same upside down
+        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
+        accumulation=args.accumulation, vertical_flip=True,  # scenes look the same upside down
+    )  # fmt: skip
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
     _remember(args)
@@ -337,31 +362,52 @@ def _scene_tests(settings, quiet: bool):
 
 
 def train(args: argparse.Namespace) -> int:
-    from . import recipes, training
+    from . import distributed, recipes, training
+    from .models import build, checkpoints
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
         args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        front_end=args.front_end, image_size=args.image_size,
+        accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
     )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
     training_set = _folder(args.data, args.split, *how)
     recipe.steps(len(training_set))
-    validation = None if args.val is None else _folder(args.val, args.val_split, *how, annotated=True)
+    validation = None
+    if args.val is not None:
+        validation = _folder(args.val, args.val_split, *how)
+        training.check_validation(training_set, validation, recipe)
+    several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
+    rank, processes = distributed.launched()
+    training.check_processes(recipe, processes, args.device, **several)
+    neighbors = _neighbors(args, training_set, recipe)
+    if args.init is not None:  # here only to see whether it fits
+        checkpoints.load_torchvision(build(recipe.model).visual_net, args.init)
     _set_up(args, recipe)
-    _remember(args)
-    for found in filter(None, (training_set, validation)):
-        _preload(found, args.quiet)
-    run = _train(args, training_set, recipe)
-    if validation is None:
-        print(f"checkpoint: {args.out / training.CHECKPOINT}")
+    with distributed.torchrun(args.device):
+        if rank == 0:
+            _remember(args)
+        for found in (training_set, validation):
+            if found is not None and not (found is training_set and recipe.policy):  # policies need the files
+                _preload(found, args.quiet)
+        run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init, neighbors=neighbors,
+                     **several)
+    if rank > 0:
         return 0
-    about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    best, notes = training.best_record(run.history), []
+    if best is not None:
+        print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")
+        notes = ["the epoch was chosen on the samples that it is evaluated on"]
+    if validation is None or not validation.has_ground_truth:
+        print(f"checkpoint: {training.checkpoint_of(args.out)}")
+        return 0
+    localizer, _ = training.load_localizer(args.out)
+    about = _about(training.checkpoint_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
-    return evaluation_commands.write(run.localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
-                                     workers=args.workers)
+    return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
+                                     workers=args.workers, notes=notes)
 
 
 def evaluate(args: argparse.Namespace) -> int:
@@ -392,8 +438,7 @@ def evaluate(args: argparse.Namespace) -> int:
     options = evaluation_commands.options_of(args, tests)
     about, history = {"model": args.model or str(args.maps)}, []
     if state is not None:
-        file = args.weights / training.CHECKPOINT if args.weights.is_dir() else args.weights
-        about = _about(file, state["recipe"]["method"], state["seed"], state["recipe"])
+        about = _about(training.checkpoint_of(args.weights), state["recipe"]["method"], state["seed"], state["recipe"])
         about |= {"train_seconds": state["seconds"], "steps": state["step"]}
         history = state["history"]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -404,6 +449,18 @@ def evaluate(args: argparse.Namespace) -> int:
 def mine(args: argparse.Namespace) -> int:
     _check_device(args.device)
     return mining.run(args)
+
+
+def _neighbors(args: argparse.Namespace, training_set, recipe):
+    """Those of images and of sounds, None without; an error where they do not fit the set or the recipe's views."""
+    from .data.neighbors import Neighbors
+    from .data.views import Views
+
+    files = args.neighbors_visual, args.neighbors_audio
+    if files.count(None) == 1:
+        raise UsageError("--neighbors-visual, --neighbors-audio: expected both or none of them")
+    neighbors = None if None in files else tuple(map(Neighbors, files))
+    return Views(training_set, recipe, neighbors=neighbors).neighbors
 
 
 def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):

@@ -1,16 +1,23 @@
 """One training step: nets, loss and optimizer of a run, and what is random in a step.
 
-Everything random in step k is drawn from (seed, k).
+Everything random in step k is drawn from (seed, k), and of several processes by each from (seed, k, rank).
 """
 
+import itertools
 import math
+import os
+from collections.abc import Iterable
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
-from . import augmentation
-from .models import Momentum, build
+from . import augmentation, distributed
+from .data.audio import FrontEnd, front_end_named
+from .models import Localizer, Momentum, build
+from .models.checkpoints import load_torchvision
+from .ops.reference import accumulate_dtype
 from .recipes import Recipe
 
 
@@ -18,9 +25,9 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step and the samples."""
 
 
-def derived_seed(seed: int, purpose: int, number: int = 0) -> int:
-    """A 64-bit seed, another one for every (seed of the run, purpose, number)."""
-    return int(np.random.SeedSequence((seed, purpose, number)).generate_state(1, np.uint64)[0])
+def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:
+    """A 64-bit seed, another one for every (seed of the run, purpose, number, ...)."""
+    return int(np.random.SeedSequence((seed, purpose, number, *more)).generate_state(1, np.uint64)[0])
 
 
 def bfloat16_native() -> bool:
@@ -38,17 +45,53 @@ def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dt
     return torch.bfloat16 if bfloat16_native() else torch.float32
 
 
-class Learner:
-    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch."""
+class _Features(nn.Module):
+    """All features of a step from one forward pass, which DistributedDataParallel can wrap."""
 
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu"):
+    def __init__(self, localizer: Localizer):
+        super().__init__()
+        self.localizer = localizer
+
+    def forward(self, images: Tensor, spectrograms: Tensor, transformed: Tensor | None) -> dict[str, Tensor]:
+        features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
+        if transformed is not None:
+            features["transformed"] = self.localizer.visual_features(transformed)["visual"]
+        return features
+
+
+class Learner:
+    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
+
+    front_end: of the waveforms or spectrograms that it is given; None: the recipe's. compile: the nets go through
+    torch.compile. init: torchvision's file of a ResNet-18, which the image net starts from; `unused` are its keys that
+    have no place there.
+    In a torch.distributed process group all processes have one each, and step together; their weights are the same.
+    gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: so is batch
+    norm, on CUDA only.
+    """
+
+    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False, *,
+                 front_end: FrontEnd | None = None, init: str | os.PathLike | None = None, gather: bool = False,
+                 sync_batch_norm: bool = False):  # fmt: skip
+        self.rank, self.processes = distributed.place()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision = precision_of(recipe, device)
         torch.manual_seed(derived_seed(seed, 0))
+        self.front_end = front_end_named(recipe.front_end) if front_end is None else front_end
         self.localizer = build(recipe.model).to(self.device)
+        self.unused = [] if init is None else load_torchvision(self.localizer.visual_net, init)
+        if sync_batch_norm:
+            self.localizer = nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
         self.momentum = None
         if recipe.momentum_decay is not None:
             self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
+        if compile:  # in place: names of the weights stay
+            for net in (self.localizer.visual_net, self.localizer.audio_net):
+                net.compile()
+        self.net = self.features = _Features(self.localizer)
+        if self.processes > 1:
+            self.net = nn.parallel.DistributedDataParallel(self.features)
+        self.group = dist.group.WORLD if gather else None
         self.loss = recipe.build_loss()
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
@@ -64,34 +107,51 @@ class Learner:
         if self.momentum is not None:
             self.momentum.load_state_dict(state["momentum"])
 
-    def _augment(self, images: Tensor, spectrograms: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """uint8 images and log spectrograms -> normalised float, augmented."""
-        if self.recipe.augmentation == "shift":
-            images = augmentation.shift_and_flip(images, generator, vertical=self.recipe.vertical_flip)
-        elif self.recipe.augmentation == "crop":
-            images = augmentation.random_resized_crop(images, generator, scale=(self.recipe.crop_area, 1.0))
+    def _view(self, kind: str, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """One view of a batch: uint8 images (B, 3, H, W) and waveforms (B, n) or spectrograms (B, 1, F, T) ->
+        normalised images and spectrograms, float32, augmented in whatever was not done to the frames."""
+        recipe, augmented = self.recipe, kind == "augmented"
+        if augmented and recipe.augmentation == "shift":
+            images = augmentation.shift_and_flip(images, generator, vertical=recipe.vertical_flip)
+        elif augmented and recipe.augmentation == "crop":
+            images = augmentation.random_resized_crop(images, generator, scale=(recipe.crop_area, 1.0))
             images = augmentation.horizontal_flip(images, generator)
-        if self.recipe.augmentation != "none":
-            spectrograms = augmentation.roll(spectrograms, generator)
-        images = self.localizer.normalize_images(images.to(self.device))
-        return images, self.localizer.normalize_spectrograms(spectrograms.to(self.device))
+        if augmented and recipe.augmentation in ("shift", "crop"):
+            sounds = augmentation.roll(sounds, generator)
+        images, sounds = images.to(self.device), sounds.to(self.device)
+        if sounds.ndim == 2:
+            sounds = self.front_end.spectrogram(sounds)[:, None]
+        if augmented and recipe.policy is not None:
+            images = recipe.policy.colours(images, generator)
+        if augmented and recipe.masks != "none":
+            sounds = augmentation.MASKS[recipe.masks](sounds, generator, self.front_end.silence)
+        return self.localizer.normalize_images(images), self.localizer.normalize_spectrograms(sounds)
 
-    def _features(self, images: Tensor, spectrograms: Tensor) -> dict[str, Tensor]:
+    def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
-        return {name: value.float() for name, value in features.items()}
+            features = net(*inputs)
+        return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
 
-    def batch_loss(self, images: Tensor, spectrograms: Tensor, progress: float, generator: torch.Generator) -> Tensor:
-        """The recipe's loss at `progress` of the run: images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> scalar.
+    def batch_loss(self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator,
+                   alone: bool = False) -> Tensor:  # fmt: skip
+        """The recipe's loss at `progress` of the run, of a batch of what `data.views.Views` gives -> scalar.
 
-        Augmentation draws from `generator`, dropout from torch's global generator.
+        images: uint8 (B, V, 3, H, W) for V views. sounds: waveforms (B, V, n), or spectrograms (B, V, 1, F, T).
+        Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
-        recipe, views = self.recipe, self.recipe.views
-        augmented = [self._augment(images, spectrograms, generator) for _ in range(views)]
-        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*augmented))
-        changes = {} if recipe.method == "slavc" else {"mean_weight": recipe.mean_weight_at(progress)}
-        features = self._features(images, spectrograms)
+        recipe, views = self.recipe, len(self.recipe.views)
+        if not images.shape[1] == sounds.shape[1] == views:
+            got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
+            raise ValueError(f"views: expected {views} of each sample, (B, {views}, ...), got {got}")
+        seen = [self._view(*view, generator) for view in zip(recipe.views, images.unbind(1), sounds.unbind(1))]
+        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*seen))
+        changes = {"group": None if alone else self.group}
+        if recipe.method != "slavc":
+            changes["mean_weight"] = recipe.mean_weight_at(progress)
+        transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        features = self._features(self.features if alone else self.net, images, spectrograms,
+                                  None if transform is None else transform(images))  # fmt: skip
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
@@ -102,48 +162,68 @@ class Learner:
             names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
             slow = None
             if self.momentum is not None:
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                    slow = self.momentum(self.localizer, images, spectrograms)
-                slow = [slow[name].float() for name in names]
-            return self.loss(*(features[name] for name in names), momentum=slow)
+                slow = self._features(self.momentum, self.localizer, images, spectrograms)
+                slow = [slow[name] for name in names]
+            return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
-            transform = augmentation.Equivariance(len(images), generator)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                transformed = self.localizer.visual_features(transform(images))["visual"]
-            return self.loss(features["visual"], features["audio"], transformed.float(), transform, **changes)
+            return self.loss(features["visual"], features["audio"], features["transformed"], transform, **changes)
         if recipe.method == "fnac" and progress < recipe.nce_only:
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
-    def step(self, number: int, images: Tensor, spectrograms: Tensor, progress: float,
-             ids: list[str]) -> dict[str, float]:  # fmt: skip
-        """Step `number` on one batch; its figures. TrainingError naming `ids` where loss or gradient is not finite."""
-        torch.manual_seed(derived_seed(self.seed, 2, number))
-        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, number))
+    def step(self, number: int, images: Tensor, sounds: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
+        """Step `number` on one batch (see `batch_loss`); its figures.
+
+        TrainingError naming `ids` where loss or gradient is not finite.
+        """
+        draw = number * self.processes + self.rank
+        torch.manual_seed(derived_seed(self.seed, 2, draw))
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, 3, draw))
         rate = self.recipe.learning_rate_at(number, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.localizer.train()
-        loss = self.batch_loss(images, spectrograms, progress, generator)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        parts, value = self.recipe.accumulation, 0.0
+        for part in zip(images.chunk(parts), sounds.chunk(parts)):
+            loss = self.batch_loss(*part, progress, generator) / parts
+            loss.backward()
+            value += loss.item()
+        value = distributed.total(value / self.processes, self.device)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        value, norm = loss.item(), norm.item()
-        for name, x in (("loss", value), ("norm of the gradient", norm)):
+        for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
             if not math.isfinite(x):
-                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(ids)}")
+                every = distributed.collect(ids, len(ids) * self.processes)
+                raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(every)}")
         self.optimizer.step()
         return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
                 "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
 
+    @torch.no_grad()
+    def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+        """Mean loss of batches (images, sounds) in evaluation mode; the same augmentation every time. Of several
+        processes each that calls this works alone."""
+        modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
+        training = [module.training for module in modules]
+        for module in modules:
+            module.eval()
+        draws = (torch.Generator().manual_seed(derived_seed(self.seed, 4, k)) for k in itertools.count())
+        losses = [self.batch_loss(*batch, 1.0, draw, alone=True).item() for batch, draw in zip(batches, draws)]
+        for module, before in zip(modules, training):
+            module.train(before)
+        return sum(losses) / len(losses)
+
     def chance(self) -> float:
         """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
-        shapes = {"visual": (self.recipe.batch_size, 2, 1, 1), "audio": (self.recipe.batch_size, 2)}
+        together = self.recipe.batch_size // self.recipe.accumulation
+        if self.group is None:
+            together //= self.processes
+        shapes = {"visual": (together, 2, 1, 1), "audio": (together, 2)}
         visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
         method, projected = self.recipe.method, self.recipe.model.projection is not None
         with torch.no_grad():
             if method == "ssl_align":
-                visuals, audios = [visual] * self.recipe.views, [audio] * self.recipe.views
+                visuals, audios = ([x] * len(self.recipe.views) for x in (visual, audio))
                 extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
                 loss = self.loss(visuals, audios, **extra)
             elif method == "slavc":

@@ -6,6 +6,13 @@ Shared conventions
     `positives` (N,) int64: the column (row of `audio`) that sounds in image n. Default: n itself, which needs N == M;
         with gathered negatives (M > N) it must be given. Where negatives are images, only columns that are someone's
         positive are queries, one per image; two images with the same positive are negatives of each other there.
+    `group` a torch.distributed process group (torch.distributed.group.WORLD: all processes): the loss of the joined
+        batch of its processes. Each hands over its own images and as many audios, row by row (how many may differ from
+        process to process); its audios are gathered, while images stay where they are. Each gets the same joined loss,
+        and its gradient is that of the sum over the K processes of what they return: K times the gradient of the joined
+        loss, which DistributedDataParallel's mean over processes turns into the gradient of one process on the joined
+        batch. All processes of the group call the loss, and backward, together; `positives` are not given.
+        None: the batch of this process alone; under DistributedDataParallel its own negatives only.
     `backend` "auto" | "compiled" | "reference", handed to the ops.
     `margin` m is subtracted from the cosine of each positive before it is divided by tau; m < 0 makes positives easier.
     `mean_weight` w in [0, 1] blends the pooling with the plain mean, S = (1 - w) S_pooling + w S_mean:
@@ -24,6 +31,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import ops
+from .contrast import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
+from .distributed import JoinedBatch
 from .ops.checks import check_pair
 from .ops.mean import mean_vector
 from .ops.reference import accumulate_dtype, unit
@@ -36,65 +45,7 @@ Pooling = ops.Mean | ops.SoftThreshold | ops.Max
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Parts that losses share
-
-
-def _check_tau(tau: float) -> None:
-    if not tau > 0:
-        raise ValueError(f"tau: expected > 0, got {tau}")
-
-
-def _check_positives(rows: int, columns: int, positives: Tensor | None, device: torch.device) -> None:
-    if rows == 0 or columns == 0:
-        raise ValueError(f"expected at least one image and one audio, got {rows} and {columns}")
-    if positives is None:
-        if rows != columns:
-            raise ValueError(f"positives: required where there are {rows} images and {columns} audios, got None")
-        return
-    if positives.dtype != torch.int64 or positives.shape != (rows,):
-        raise ValueError(f"positives: expected ({rows},) int64, got {tuple(positives.shape)} {positives.dtype}")
-    if positives.device != device:
-        raise ValueError(f"positives: expected device {device}, got {positives.device}")
-    if not torch.compiler.is_compiling():  # costs a synchronisation, and would break the graph
-        low, high = (int(x) for x in torch.aminmax(positives))
-        if low < 0 or high >= columns:
-            raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
-
-
-def _own(x: Tensor, positives: Tensor | None, dim: int = 0) -> Tensor:
-    """The entries of x along `dim` that are the positives of rows 0..N-1."""
-    return x if positives is None else x.index_select(dim, positives)
-
-
-def _cross_entropy(scores: Tensor, targets: Tensor | None, tau: float, margin: float = 0.0) -> Tensor:
-    """CE((scores - margin at the targets) / tau, targets); scores (R, K >= 2), targets (R,), default 0..R-1.
-
-    As log(1 + sum over the others of exp(gap)): a well-separated batch has a loss near 0, of which the usual
-    logsumexp(z) - z[y] keeps only the digits that are left after subtracting two large numbers.
-    """
-    if targets is None:
-        targets = torch.arange(scores.shape[0], device=scores.device)
-    targets = targets[:, None]
-    gaps = (scores - scores.gather(1, targets) + margin) / tau
-    others = gaps.scatter(1, targets, float("-inf")).logsumexp(1)
-    return torch.logaddexp(others, torch.zeros_like(others)).mean()
-
-
-def _contrast(scores: Tensor, positives: Tensor | None, negatives: str, tau: float = 1.0,
-              margin: float = 0.0) -> Tensor:
-    """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum)."""
-    rows, columns = scores.shape
-    _check_positives(rows, columns, positives, scores.device)
-    loss = 0
-    if negatives != "image":
-        if columns < 2:
-            raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        loss = _cross_entropy(scores, positives, tau, margin)
-    if negatives != "audio":
-        if rows < 2:
-            raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
-        loss = loss + _cross_entropy(_own(scores, positives, 1).t(), None, tau, margin)
-    return loss
+# Parts that losses share (contrast.py holds the cross-entropy and what joins processes)
 
 
 def _direction(symmetric: bool) -> tuple[str, float]:
@@ -172,7 +123,7 @@ def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
               project_audio: Callable[[Tensor], Tensor] | None = None, *, pooling: Pooling = ops.Mean(),
               tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0,
               projected_visuals: Sequence[Tensor] | None = None, projected_audios: Sequence[Tensor] | None = None,
-              positives: Tensor | None = None, backend: str = "auto", return_terms: bool = False):
+              positives: Tensor | None = None, group=None, backend: str = "auto", return_terms: bool = False):
     """SSL-Align: localization score s_L plus alignment score s_A, over all pairs of views (ICCV 2023, eq. 1-3).
 
         L = sum over view pairs (v, a) of  CE(s_L(v, a) / tau, positives) + CE(s_A(v, a) / tau, positives)
@@ -187,20 +138,25 @@ def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
         (N, D) and one (M, D) for each view.
     return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
     """
-    _check_tau(tau)
+    check_tau(tau)
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
     projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
     negatives, weight = _direction(symmetric)
-    every_audio = torch.cat(audios)  # all audio views at once: one pass over each visual view
+    every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
+    if projected:
+        every |= {f"projected audio view {number}": audio for number, audio in enumerate(projected[1])}
+    batch, positives, *every = join(group, positives, visuals[0], **every)
+    # all audio views at once: one pass over each visual view
+    every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
 
-    def contrast(scores: Tensor) -> Tensor:
-        return sum(_contrast(block, positives, negatives, tau) for block in scores.chunk(len(audios), 1)) * weight
+    def over_audio_views(scores: Tensor) -> Tensor:
+        blocks = scores.chunk(len(audios), 1)
+        return sum(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
-    localization = sum(contrast(_pooled(visual, every_audio, pooling, mean_weight, backend)) for visual in visuals)
+    localization = sum(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
     alignment = torch.zeros_like(localization)
     if projected:
-        projected_audio = torch.cat(projected[1])
-        alignment = sum(contrast(_cosines(visual, projected_audio)) for visual in projected[0])
+        alignment = sum(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
     loss = localization + alignment
     if return_terms:
         return loss, {"localization": localization.detach(), "alignment": alignment.detach()}
@@ -209,22 +165,23 @@ def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
 
 def margin_nce(visual: Tensor, audio: Tensor, *, margin: float = -0.2, epsilon: float = 0.65, beta: float = 0.03,
                tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0, positives: Tensor | None = None,
-               backend: str = "auto") -> Tensor:
+               group=None, backend: str = "auto") -> Tensor:
     """MarginNCE: a negative margin for faulty positives (eq. 1-3 of its paper).
 
         S = soft-threshold pooling of the cosines (epsilon, beta);  L = CE((S - margin at positives) / tau, positives)
 
     Negatives are audio as in the paper; `symmetric` averages both directions.
     """
-    _check_tau(tau)
+    check_tau(tau)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
     scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
     negatives, weight = _direction(symmetric)
-    return _contrast(scores, positives, negatives, tau, margin) * weight
+    return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
 
 def lvs(visual: Tensor, audio: Tensor, *, epsilon: float = 0.65, epsilon_negative: float = 0.4, beta: float = 0.03,
         tau: float = 0.07, tri_map: bool = True, hard_negative: bool = True, margin: float = 0.0,
-        mean_weight: float = 0.0, positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+        mean_weight: float = 0.0, positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
     """LVS: soft-threshold pooling, and the background of the image itself as one more negative (CVPR 2021).
 
         S = soft-threshold pooling of the cosines (epsilon, beta)
@@ -236,41 +193,43 @@ def lvs(visual: Tensor, audio: Tensor, *, epsilon: float = 0.65, epsilon_negativ
     -99, which turns a cosine of -.05 into a logit of +71, and divides 0 by 0 where a whole map exceeds .9; here
     positives are left out of the negatives, and the background weights are normalised as logarithms.
     """
-    return _lvs(visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
+    batch, positives, audio = join(group, positives, visual, audio=audio)
+    return _lvs(batch, visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
                 positives, backend, need_map=False)[0]  # fmt: skip
 
 
-def _lvs(visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight, positives,
-         backend, need_map):
+def _lvs(batch, visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
+         positives, backend, need_map):
     """The loss, and the maps (N, h, w) of the positives where they are needed."""
-    _check_tau(tau)
+    check_tau(tau)
     pooling, maps = ops.SoftThreshold(epsilon, beta), None
     if hard_negative or need_map:
         check_pair(visual, audio)
-        _check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
-        columns = torch.arange(visual.shape[0], device=visual.device) if positives is None else positives
+        check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
+        columns = diagonal(positives, visual).flatten()
         scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
         scores = _blend(scores, visual, audio, mean_weight, backend)
     else:
         scores = _pooled(visual, audio, pooling, mean_weight, backend)
     if not hard_negative:
-        return _contrast(scores, positives, "audio", tau, margin), maps
+        return contrast(batch, scores, positives, "audio", tau, margin), maps
     cells = maps.flatten(1)
     weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
     background = (weight * cells).sum(1, keepdim=True)
-    return _cross_entropy(torch.cat([scores, background], 1), positives, tau, margin), maps
+    return cross_entropy(batch, torch.cat([scores, background], 1), positives, tau, margin), maps
 
 
 def ez_vsl(visual: Tensor, audio: Tensor, *, tau: float = 0.03, margin: float = 0.0, mean_weight: float = 0.0,
-           positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+           positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
     """EZ-VSL: multiple-instance contrast of the best cell (ECCV 2022).
 
         S = max over cells of the cosines;  L = CE(S / tau, positives) + CE(S^T / tau, positives)
 
     The two directions are added, as released. The margin is subtracted from the positives of both.
     """
-    _check_tau(tau)
-    return _contrast(_pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+    check_tau(tau)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
+    return contrast(batch, _pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -292,7 +251,7 @@ def _check_momentum(momentum: Sequence[Tensor], online: Sequence[Tensor]) -> Non
 
 def slavc(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, *,
           momentum: Sequence[Tensor] | None, tau: float = 0.03, reduce: str = "sum", negatives: str = "audio",
-          positives: Tensor | None = None, backend: str = "auto") -> Tensor:
+          positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
     """SLAVC: localization and audio-visual correspondence in two spaces, against momentum features (NeurIPS 2022).
 
         q(v, a)_ij = `reduce` over cells p of  softmax_j(cos_avc / tau)(p) * softmax_p(cos_loc / tau)(p)
@@ -304,33 +263,35 @@ def slavc(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: 
     negatives: the denominators run over "audio" for a fixed image as released, over "image" for a fixed audio as in the
         paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
     """
-    _check_tau(tau)
+    check_tau(tau)
     choices = (("reduce", reduce, ("sum", "max")), ("negatives", negatives, ("audio", "image", "both")))
     for name, value, allowed in choices:
         if value not in allowed:
             raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
-    online = (visual_loc, visual_avc, audio_loc, audio_avc)
-    terms = [online]
     if momentum is not None:
-        _check_momentum(momentum, online)
-        terms = [(visual_loc, visual_avc, momentum[2], momentum[3]), (momentum[0], momentum[1], audio_loc, audio_avc)]
+        _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
+    batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
+    terms = [(visual_loc, visual_avc, *audios)]
+    if momentum is not None:
+        terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
     weight = 0.5 if negatives == "both" else 1.0
-    return sum(_contrast(ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),
-                         positives, negatives) * weight for features in terms)  # fmt: skip
+    return sum(contrast(batch, ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio",
+                                                      backend=backend),
+                        positives, negatives) * weight for features in terms)  # fmt: skip
 
 
-def _row_difference(p: Tensor, q: Tensor) -> Tensor:
-    """mean |p - q| of square matrices whose rows sum to 1.
+def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor | None) -> Tensor:
+    """mean |p - q| of square matrices whose rows sum to 1; of this process, the rows (N, M) with these positives.
 
     The diagonal, close to 1 in both, is taken from the rest of the row, where the difference keeps its digits.
     """
-    difference = (p - q).masked_fill(torch.eye(len(p), dtype=torch.bool, device=p.device), 0)
-    return (difference.abs().sum() + difference.sum(1).abs().sum()) / p.numel()
+    difference = (p - q).scatter(1, diagonal(positives, p), 0)
+    return batch.mean(difference.abs().sum(1) + difference.sum(1).abs()) / p.shape[1]
 
 
 def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float = 0.6,
          weights: tuple[float, float, float] = (100.0, 100.0, 100.0), mean_weight: float = 0.0,
-         positives: Tensor | None = None, backend: str = "auto", return_terms: bool = False):
+         positives: Tensor | None = None, group=None, backend: str = "auto", return_terms: bool = False):
     """FNAC: EZ-VSL's loss plus three L1 terms between row-softmaxed similarity matrices (CVPR 2023).
 
         L = ez_vsl + weights . (fns1, tns, fns2);   M = max over cells of the cosines;   R(z) = row softmax of z / tau
@@ -339,15 +300,18 @@ def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float =
     a: unit audio; b: mean over cells of the unit visual vectors; f: the same over all cells after those at or below
     `threshold` of the min-max scaled positive map are set to 0. b and f are not normalised again. The released program
     trains its first epochs (3 to 5) without the L1 terms: weights=(0, 0, 0). The L1 terms compare images with images,
-    so with gathered negatives they see only the N pairs themselves; ez_vsl sees all M audios.
+    so with `positives` they see only the N pairs themselves, where ez_vsl sees all M audios; with `group`, all pairs.
     return_terms: also a dict of "nce", "fns1", "tns", "fns2", unweighted, with gradient.
     """
-    _check_tau(tau)
+    check_tau(tau)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
     scores = _pooled(visual, audio, ops.Max(), mean_weight, backend)
-    nce = _contrast(scores, positives, "both", tau)
+    nce = contrast(batch, scores, positives, "both", tau)
     if not any(weights) and not return_terms:
         return nce
-    audio = _own(audio, positives)
+    audio = own(audio, positives)
+    if group is None:
+        scores, positives = own(scores, positives, 1), None
     with torch.no_grad():
         cells = ops.cosine_map(visual, audio, backend=backend)
         low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
@@ -355,18 +319,18 @@ def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float =
     with _full_precision(visual.device):
         sound = unit(_accumulate(audio))
         mean, foreground = (mean_vector(visual, part, backend=backend) for part in (None, weight))
-        audio_audio, mean_mean, front_front = (torch.softmax(x @ x.t() / tau, 1) for x in (sound, mean, foreground))
-    visual_audio = torch.softmax(_own(scores, positives, 1) / tau, 1)
-    fns1 = _row_difference(audio_audio, visual_audio)
-    tns = _row_difference(audio_audio, front_front)
-    fns2 = _row_difference(mean_mean, visual_audio)
+        audio_audio, mean_mean, front_front = (torch.softmax(x @ batch.gather(x).t() / tau, 1)
+                                               for x in (sound, mean, foreground))  # fmt: skip
+    visual_audio = torch.softmax(scores / tau, 1)
+    fns1, tns, fns2 = (_row_difference(batch, p, q, positives) for p, q in (
+        (audio_audio, visual_audio), (audio_audio, front_front), (mean_mean, visual_audio)))  # fmt: skip
     loss = nce + weights[0] * fns1 + weights[1] * tns + weights[2] * fns2
     return (loss, {"nce": nce, "fns1": fns1, "tns": tns, "fns2": fns2}) if return_terms else loss
 
 
 def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform: Callable[[Tensor], Tensor], *,
-            weight: float = 1.0, detach_map: bool = False, positives: Tensor | None = None, backend: str = "auto",
-            return_terms: bool = False, **lvs_options):
+            weight: float = 1.0, detach_map: bool = False, positives: Tensor | None = None, group=None,
+            backend: str = "auto", return_terms: bool = False, **lvs_options):
     """SSL-TIE: LVS on an image and its transform T, whose maps must agree (ACM MM 2022).
 
         L = (lvs(x, s) + lvs(T x, s)) / 2 + weight * mean (A(T x, s) - T(A(x, s)))^2
@@ -379,8 +343,9 @@ def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform
     if unknown := sorted(lvs_options.keys() - _LVS_DEFAULTS.keys()):
         raise TypeError(f"ssl_tie: expected options of lvs, {', '.join(_LVS_DEFAULTS)}; got {', '.join(unknown)}")
     options = _LVS_DEFAULTS | lvs_options
-    (contrast, maps), (contrast_transformed, maps_transformed) = (
-        _lvs(features, audio, **options, positives=positives, backend=backend, need_map=True)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
+    (plain, maps), (transformed, maps_transformed) = (
+        _lvs(batch, features, audio, **options, positives=positives, backend=backend, need_map=True)
         for features in (visual, transformed_visual)
     )
     target = transform((maps.detach() if detach_map else maps)[:, None])
@@ -388,10 +353,10 @@ def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform
     if target.shape != expected.shape:
         raise ValueError(f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, "
                          f"got {tuple(target.shape)}")  # fmt: skip
-    equivariance = F.mse_loss(expected, target)
-    loss = 0.5 * (contrast + contrast_transformed) + weight * equivariance
+    equivariance = batch.mean((expected - target).square().mean((1, 2, 3)))
+    loss = 0.5 * (plain + transformed) + weight * equivariance
     if return_terms:
-        terms = {"contrast": contrast, "contrast_transformed": contrast_transformed, "equivariance": equivariance}
+        terms = {"contrast": plain, "contrast_transformed": transformed, "equivariance": equivariance}
         return loss, {name: term.detach() for name, term in terms.items()}
     return loss
 
@@ -410,7 +375,7 @@ def _options(function: Callable, given: dict, exclude: Sequence[str] = ()) -> di
     return defaults | given
 
 
-_LVS_DEFAULTS = _options(lvs, {}, exclude=("positives", "backend"))
+_LVS_DEFAULTS = _options(lvs, {}, exclude=("positives", "group", "backend"))
 
 
 class _Loss(nn.Module):
@@ -420,7 +385,7 @@ class _Loss(nn.Module):
     """
 
     function: Callable
-    per_call = ("positives", "momentum")
+    per_call = ("positives", "momentum", "group")  # a group cannot be copied or pickled with a module
 
     def __init_subclass__(cls, function: Callable, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -431,7 +396,7 @@ class _Loss(nn.Module):
         super().__init__()
         self.options = _options(self.function, options, exclude=self.per_call)
         if "tau" in self.options:
-            _check_tau(self.options["tau"])
+            check_tau(self.options["tau"])
 
     def forward(self, *features, **changes):
         return self.function(*features, **{**self.options, **changes})
@@ -443,7 +408,7 @@ class _Loss(nn.Module):
 class SSLAlign(_Loss, function=ssl_align):
     """project_visual, project_audio: projection layers (modules become children), or None."""
 
-    per_call = ("positives", "projected_visuals", "projected_audios")
+    per_call = ("positives", "group", "projected_visuals", "projected_audios")
 
     def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
         super().__init__(**options)
@@ -477,8 +442,8 @@ class SSLTIE(_Loss, function=ssl_tie):
     def __init__(self, **options):
         own = {name: options.pop(name) for name in _options(ssl_tie, {}, self.per_call) if name in options}
         super().__init__(**own)
-        self.options |= _options(lvs, options, exclude=("positives", "backend"))
-        _check_tau(self.options["tau"])
+        self.options |= _options(lvs, options, exclude=("positives", "group", "backend"))
+        check_tau(self.options["tau"])
 
 
 LOSSES: dict[str, type[_Loss]] = {

@@ -5,16 +5,19 @@ import math
 from dataclasses import dataclass, field
 
 from . import ops
+from .augmentation import MASKS, POLICIES, Policy
 from .losses import LOSSES
 from .models import LocalizerConfig
 
 METHODS = tuple(LOSSES)
 POOLINGS = {"mean": ops.Mean, "soft_threshold": ops.SoftThreshold, "max": ops.Max}
+VIEWS = ("original", "augmented", "conceptual")
 _CHOICES = {
     "optimizer": ("adamw", "adam"),
     "decay": ("cosine", "constant"),
     "precision": ("auto", "float32", "bfloat16"),
-    "augmentation": ("none", "shift", "crop"),
+    "augmentation": ("none", "shift", "crop", *POLICIES),
+    "masks": ("none", *MASKS),
 }
 
 
@@ -32,13 +35,20 @@ class Recipe:
         warm-up. slavc, whose pooling is another, has none.
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
         losses are computed in float32 always.
-    augmentation: of images, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
-        of `crop_area` or more); sounds are shifted circularly in time with either. vertical_flip: with "shift", images
-        are turned upside down too, for sets without up and down such as the scenes. Without it a net may come to answer
-        half a cell too high or too low everywhere, which costs it nothing in training; photographs are the harder for it.
-    views: how many times each pair is drawn (augmented) in a step; more than one only for ssl_align.
+    augmentation: of squares, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
+        of `crop_area` or more), with sounds shifted circularly in time by either; or of whole frames, one of
+        augmentation.POLICIES. vertical_flip: with "shift", images are turned upside down too, for sets without up and
+        down such as the scenes. Without it a net may come to answer half a cell too high or too low everywhere, which
+        costs it nothing in training; photographs are the harder for it.
+    time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
+        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of augmentation.MASKS.
+    views: what a step sees of each sample, all views of the image paired with all of the sound: "original", "augmented"
+        (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
+        augmented). All methods but ssl_align take one.
     nce_only: fnac's L1 terms are left out for this fraction of the run.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
+    accumulation: the batch goes through the nets in so many equal parts, one after the other; each has its own
+        negatives and batch statistics, and the gradient is their mean.
     """
 
     method: str
@@ -59,9 +69,12 @@ class Recipe:
     augmentation: str = "shift"
     vertical_flip: bool = False
     crop_area: float = 0.5
-    views: int = 1
+    time_shift: tuple[float, float] | None = None
+    masks: str = "none"
+    views: tuple[str, ...] = ("augmented",)
     nce_only: float = 0.0
     momentum_decay: float | None = None
+    accumulation: int = 1
 
     def __post_init__(self):
         check_method(self.method)
@@ -70,14 +83,20 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "image_size", "views"):
+        for name in ("epochs", "image_size", "accumulation"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
+        if self.batch_size % self.accumulation or self.batch_size < 2 * self.accumulation:
+            raise ValueError(f"accumulation: expected to cut the batch of {self.batch_size} into equal parts of 2 or "
+                             f"more, got {self.accumulation}")  # fmt: skip
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
-        if self.views > 1 and self.method != "ssl_align":
+        if not isinstance(self.views, (tuple, list)) or not self.views or not set(self.views) <= set(VIEWS):
+            raise ValueError(f"views: expected some of {', '.join(VIEWS)}, got {self.views!r}")
+        object.__setattr__(self, "views", tuple(self.views))  # lists after a round trip through JSON, here and below
+        if len(self.views) > 1 and self.method != "ssl_align":
             raise ValueError(f"views: only ssl_align compares several views, got {self.views} for {self.method}")
         if self.pooling_warm_up is not None and self.method == "slavc":
             raise ValueError(f"pooling_warm_up: slavc has none, got {self.pooling_warm_up}")
@@ -86,8 +105,16 @@ class Recipe:
             raise ValueError(f"momentum_decay: only slavc has momentum nets, got {got}")
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
+        if self.time_shift is not None:
+            low, high = (float(x) for x in self.time_shift)
+            if not 0 <= low <= high < math.inf:
+                raise ValueError(f"time_shift: expected 0 <= low <= high in seconds, got {(low, high)}")
+            if self.policy is None:
+                expected = f"an augmentation among {', '.join(POLICIES)}"
+                raise ValueError(f"time_shift: expected with {expected}, got {self.augmentation!r}")
+            object.__setattr__(self, "time_shift", (low, high))
         if self.pooling_warm_up is not None:
-            start, end = (float(x) for x in self.pooling_warm_up)  # a list after a round trip through JSON
+            start, end = (float(x) for x in self.pooling_warm_up)
             if not 0 <= start <= end <= 1:
                 raise ValueError(f"pooling_warm_up: expected 0 <= start <= end <= 1, got {(start, end)}")
             object.__setattr__(self, "pooling_warm_up", (start, end))
@@ -95,6 +122,11 @@ class Recipe:
         object.__setattr__(self, "loss", loss)
         if "pooling" in self.loss:
             _pooling(self.loss["pooling"])
+
+    @property
+    def policy(self) -> Policy | None:
+        """The policy for whole frames; None where squares are augmented, or nothing is."""
+        return POLICIES.get(self.augmentation)
 
     def build_loss(self):
         """The loss module with this recipe's options."""
@@ -164,17 +196,24 @@ _QUICKSTART: dict[str, dict] = {
     "ssl_tie": {"epochs": 10},  # every image twice in a step
 }
 
-# As published (methods differ in little else): Adam at a constant rate, no warm-up of any kind. What a paper leaves
-# open (MarginNCE's rate, SSL-Align's batch) is filled in from its nearest relative.
+# As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
+# batch, SSL-Align's weight decay, MarginNCE's learning rate and image augmentation; FNAC for MarginNCE's weight decay
+# (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
+# data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
+# for its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their
+# image nets from ImageNet, and so may MarginNCE: see `init` of training.train.
 _PUBLISHED: dict[str, dict] = {
-    "ssl_align": {"epochs": 50, "views": 2, "weight_decay": 0.0, "augmentation": "crop"},
-    "margin_nce": {"epochs": 20, "weight_decay": 1e-4},
-    "ez_vsl": {"epochs": 20, "weight_decay": 0.0},
-    "lvs": {"epochs": 100, "weight_decay": 1e-4},
-    "slavc": {"epochs": 20, "weight_decay": 1e-4, "momentum_decay": 0.999},
-    "fnac": {"epochs": 30, "batch_size": 256, "weight_decay": 1e-4, "nce_only": 0.1},
-    "ssl_tie": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "augmentation": "crop", "crop_area": 0.3},
-}
+    "ssl_align": {"epochs": 50, "front_end": "ssl_align", "augmentation": "simclr", "time_shift": (0.1, 0.5),
+                  "views": VIEWS},
+    "margin_nce": {"weight_decay": 1e-4},
+    "ez_vsl": {},
+    "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs"},
+    "slavc": {"front_end": "slavc", "momentum_decay": 0.999},
+    "fnac": {"epochs": 30, "batch_size": 256, "weight_decay": 1e-4, "front_end": "fnac", "masks": "fnac",
+             "nce_only": 5 / 30},
+    "ssl_tie": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "ssl_tie",
+                "augmentation": "moco_v2", "masks": "ssl_tie"},
+}  # fmt: skip
 
 
 def quickstart(method: str) -> dict:
@@ -183,10 +222,12 @@ def quickstart(method: str) -> dict:
 
 
 def published(method: str) -> dict:
-    common = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "batch_size": 128,
-              "optimizer": "adam", "learning_rate": 1e-4, "warm_up_steps": 0, "decay": "constant",
-              "pooling_warm_up": None, "precision": "float32"}  # fmt: skip
-    return common | _PUBLISHED[method]
+    """Those of EZ-VSL (Adam at a constant rate, no warm-up of any kind), and what differs from them."""
+    ez_vsl = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "epochs": 20,
+              "batch_size": 128, "optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 0.0, "warm_up_steps": 0,
+              "decay": "constant", "pooling_warm_up": None, "precision": "float32",
+              "augmentation": "ez_vsl"}  # fmt: skip
+    return ez_vsl | _PUBLISHED[method]
 
 
 RECIPES = {"quickstart": quickstart, "published": published}

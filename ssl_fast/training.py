@@ -1,11 +1,13 @@
-"""Training: one loop over any sample set, that stops and goes on without a trace.
+"""Training: one loop over any sample set, that stops and goes on without a trace, and keeps the best of its epochs.
 
 Everything random in step k is drawn from (seed, k), and the order of the samples from (seed, epoch). So a run that was
-killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads.
+killed and resumed from its checkpoint equals an uninterrupted one bit for bit, with the same number of threads and of
+processes.
 """
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import signal
@@ -19,14 +21,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from . import distributed
 from .learner import Learner, derived_seed
 from .models import Localizer, LocalizerConfig, build, checkpoints
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
     from .data.datasets import SampleSet
+    from .data.views import Neighbors
 
 CHECKPOINT = "checkpoint.pt"
+BEST = "best.pt"
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
@@ -54,34 +59,41 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
 
 
 class StepSampler(torch.utils.data.Sampler):
-    """Batches of indices from step `first` on. Every epoch is a permutation drawn from (seed, epoch), without the last
-    batch if that is incomplete."""
+    """Batches of keys (index, epoch) from step `first` on. Every epoch is a permutation drawn from (seed, epoch),
+    without the last batch if that is incomplete.
 
-    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0):
+    Of process `rank` of `processes`: its shares of the batch's `parts`, which it must cut into equal ones.
+    """
+
+    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0, *, parts: int = 1,
+                 rank: int = 0, processes: int = 1):  # fmt: skip
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
+        self.parts, self.rank, self.processes = parts, rank, processes
 
     def __len__(self) -> int:
         return max(0, self.steps - self.first)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         per_epoch = self.samples // self.batch_size
-        order: list[int] = []
+        order = None
         for step in range(self.first, self.steps):
             epoch, k = divmod(step, per_epoch)
-            if k == 0 or not order:
+            if k == 0 or order is None:
                 generator = torch.Generator().manual_seed(derived_seed(self.seed, 1, epoch))
-                order = torch.randperm(self.samples, generator=generator).tolist()
-            yield order[k * self.batch_size : (k + 1) * self.batch_size]
+                order = torch.randperm(self.samples, generator=generator)
+            batch = order[k * self.batch_size : (k + 1) * self.batch_size].view(self.parts, self.processes, -1)
+            yield [(index, epoch) for index in batch[:, self.rank].flatten().tolist()]
 
 
 def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
-    columns = (torch.stack([torch.as_tensor(s[key]) for s in samples]) for key in ("image", "spectrogram"))
-    return [int(s["index"]) for s in samples], *columns
+    images, sounds = (torch.stack([sample[key] for sample in samples]) for key in ("image", "sound"))
+    return [sample["index"] for sample in samples], images, sounds
 
 
 @dataclass
 class Run:
-    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets."""
+    """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
+    unused: keys of the file of weights `init` that have no place in the image net."""
 
     localizer: Localizer
     recipe: Recipe
@@ -92,6 +104,7 @@ class Run:
     chance: float
     precision: str
     history: list[dict] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     @property
     def shortened(self) -> bool:
@@ -110,9 +123,70 @@ def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
     return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int) -> dict:
-    """What a run is, and must be again when it is resumed."""
-    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set)}
+def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
+              init: str | os.PathLike | None, neighbors: "tuple[Neighbors, Neighbors] | None",
+              gather: bool, sync_batch_norm: bool) -> dict:  # fmt: skip
+    """What a run is, and must be again when it is resumed. init: the hash of that file. neighbors: the hash of some."""
+    weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
+    near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
+    processes = distributed.place()[1]
+    several = {"number": processes, "gather": gather, "sync_batch_norm": sync_batch_norm}
+    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
+            "validation": None if validation is None else fingerprint(validation), "compile": compile,
+            "init": weights, "processes": None if processes == 1 else several,
+            "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16]}  # fmt: skip
+
+
+def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
+    """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
+    default protocol), without the loss, where samples are their own neighbours."""
+    from .data.views import Themselves, Views
+    from .evaluation.evaluate import success_rate
+
+    if sample_set.has_ground_truth:
+        return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
+    recipe, keys = learner.recipe, [(index, 0) for index in range(len(sample_set))]
+    own = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
+    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, own), sampler=keys, drop_last=True,
+                                         batch_size=recipe.batch_size // recipe.accumulation, num_workers=workers,
+                                         collate_fn=_collate, generator=torch.Generator())  # fmt: skip
+    return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
+
+
+def best_record(history: list[dict]) -> dict | None:
+    """The record of the best validation so far, the first of equals; None without any."""
+    def merit(record: dict) -> float:
+        return record["validation_success"] if "validation_success" in record else -record["validation_loss"]
+
+    validated = [record for record in history if record.keys() & {"validation_success", "validation_loss"}]
+    return max(validated, key=merit, default=None)
+
+
+def check_validation(sample_set: "SampleSet", validation: "SampleSet", recipe: Recipe) -> None:
+    """ValueError for samples that are trained on too, and for too few of them."""
+    both = sorted(set(sample_set.ids) & set(validation.ids))
+    if both:
+        raise ValueError(f"validation: expected samples that are not trained on, {len(both)} of {len(validation)} are: "
+                         f"{', '.join(both[:3])} ...")  # fmt: skip
+    least = 1 if validation.has_ground_truth else recipe.batch_size // recipe.accumulation
+    if len(validation) < least:
+        raise ValueError(f"validation: expected {least} samples or more, got {len(validation)}")
+
+
+def check_processes(recipe: Recipe, processes: int, device: str, gather: bool, sync_batch_norm: bool) -> None:
+    """ValueError where the batch has no equal shares, and for options that need several processes or CUDA."""
+    for name, wanted in (("gather", gather), ("sync_batch_norm", sync_batch_norm)):
+        if wanted and processes == 1:
+            raise ValueError(f"{name}: expected several processes, as torchrun --nproc-per-node starts them, got one")
+    if sync_batch_norm and torch.device(device).type != "cuda":
+        raise ValueError(f"sync_batch_norm: expected a CUDA device, where torch.nn.SyncBatchNorm works, got {device}")
+    least = processes * (1 if gather else 2)
+    part = recipe.batch_size // recipe.accumulation
+    if part % processes or part < least:
+        parts = f" in {recipe.accumulation} parts" if recipe.accumulation > 1 else ""
+        raise ValueError(f"batch_size: expected equal shares of {least // processes} or more for {processes} "
+                         f"processes, got {recipe.batch_size}{parts}")  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -144,10 +218,17 @@ def _signals():
 
 
 class _History:
-    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line."""
+    """metrics.jsonl: one JSON record a step. Starts as the records of the checkpoint, then grows line by line.
 
-    def __init__(self, path: Path | None, records: list[dict]):
-        self.file = None
+    With `board`, the same numbers go to TensorBoard, where that is installed.
+    """
+
+    def __init__(self, path: Path | None, records: list[dict], board: bool):
+        self.file = self.board = None
+        if path is not None and board and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
         if path is not None:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -157,22 +238,24 @@ class _History:
     def add(self, record: dict) -> None:
         if self.file:
             self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name in record.keys() - {"step", "seconds"}:
+                self.board.add_scalar(name, record[name], record["step"])
 
     def close(self) -> None:
-        if self.file:
-            self.file.close()
+        for one in filter(None, (self.file, self.board)):
+            one.close()
 
 
-def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: "SampleSet") -> dict | None:
+def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     """The checkpoint in `out` (or the one before it, with a warning); None where there is none yet.
 
-    ValueError where it belongs to a run of another recipe, seed or training set.
+    ValueError where it belongs to a run of another identity than `expected`.
     """
     path = Path(out) / CHECKPOINT
     if not path.exists() and not checkpoints.previous(path).exists():
         return None
     state = checkpoints.load(path, fall_back=True)
-    expected = _identity(sample_set, recipe, seed)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
@@ -180,8 +263,8 @@ def resume_state(out: str | os.PathLike, recipe: Recipe, seed: int, sample_set: 
                 got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
-        elif state[name] != value:
-            raise ValueError(f"{path}: belongs to a run with {name}={state[name]!r}, "
+        elif state.get(name) != value:
+            raise ValueError(f"{path}: belongs to a run with {name}={state.get(name)!r}, "
                              f"asked to go on with {name}={value!r}")  # fmt: skip
     return state
 
@@ -199,6 +282,13 @@ def train(
     checkpoint_every: float = 20.0,
     progress: bool = True,
     on_step=None,
+    validation: "SampleSet | None" = None,
+    compile: bool = False,
+    board: bool = False,
+    init: str | os.PathLike | None = None,
+    neighbors: "tuple[Neighbors, Neighbors] | None" = None,
+    gather: bool = False,
+    sync_batch_norm: bool = False,
 ) -> Run:
     """Train a localizer from scratch by `recipe`.
 
@@ -207,64 +297,93 @@ def train(
         a run that does not fit is shortened, schedules and all. workers: processes that load samples.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
+    validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
+        ground truth, else by the loss. The best epoch is kept as `best.pt`.
+    compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
+    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
+        sounds, for conceptual views, see data.views.Neighbors.
+    In a torch.distributed process group all its processes call this, and each takes an equal share of every batch; the
+        first alone validates and writes files. gather: negatives are the samples of the whole batch, else of the share.
+        sync_batch_norm: batch norm over the whole batch, CUDA only.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
         return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step)  # fmt: skip
+                      checkpoint_every, progress, on_step, validation, compile, board, init, neighbors, gather,
+                      sync_batch_norm)  # fmt: skip
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step) -> Run:
+def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
+           validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
     from tqdm import tqdm
+
+    from .data.views import Views
 
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
-    learner = Learner(recipe, seed, device)
+    views = Views(sample_set, recipe, seed, neighbors)
+    if validation is not None:
+        check_validation(sample_set, validation, recipe)
+    rank, processes = distributed.place()
+    check_processes(recipe, processes, device, gather, sync_batch_norm)
+    learner = Learner(recipe, seed, device, compile, front_end=sample_set.front_end, init=init, gather=gather,
+                      sync_batch_norm=sync_batch_norm)  # fmt: skip
     run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
-              precision=str(learner.precision).removeprefix("torch."))  # fmt: skip
-    state = resume_state(out, recipe, seed, sample_set) if resume and out is not None else None
+              precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
+    identity = _identity(sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm)
+    state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
+    if distributed.total(run.steps, learner.device) != processes * run.steps:  # folders of several machines
+        raise ValueError(f"{out}: expected the checkpoint that the other processes have, got one of step {run.steps}")
+    out = out if rank == 0 else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-    identity = _identity(sample_set, recipe, seed)
 
-    def checkpoint() -> Path | None:
+    def checkpoint(name: str = CHECKPOINT) -> Path | None:
         if out is None:
             return None
         about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
-        checkpoints.save(identity | about | learner.state(), out / CHECKPOINT)
-        return out / CHECKPOINT
+        checkpoints.save(identity | about | learner.state(), out / name)
+        return out / name
 
-    history = _History(None if out is None else out / HISTORY, run.history)
-    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps)
-    loader = torch.utils.data.DataLoader(sample_set, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator().manual_seed(0))  # fmt: skip
-    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress)
+    history = _History(None if out is None else out / HISTORY, run.history, board)
+    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps, parts=recipe.accumulation,
+                          rank=rank, processes=processes)  # fmt: skip
+    loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
+                                         generator=torch.Generator().manual_seed(0),
+                                         pin_memory=learner.device.type == "cuda")  # fmt: skip
+    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
-            for indices, images, spectrograms in loader:
+            for indices, images, sounds in loader:
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
                     bar.total = run.steps
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
-                record |= learner.step(run.steps, images, spectrograms, done, [sample_set.ids[i] for i in indices])
-                run.steps, run.seconds = run.steps + 1, time.monotonic() - began
+                record |= learner.step(run.steps, images, sounds, done, [sample_set.ids[i] for i in indices])
+                run.steps += 1  # all go by the clock of the first, and stop together
+                run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
+                if validation is not None and rank == 0 and run.steps % per_epoch == 0:
+                    record |= _validate(learner, validation, workers)
+                    began = time.monotonic() - run.seconds  # validation is no training
+                    if best_record(run.history) is record:
+                        checkpoint(BEST)
                 history.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
                 bar.update()
                 if on_step is not None:
                     on_step(learner, record)
-                if stopped():
+                if distributed.total(stopped(), learner.device):
                     raise Interrupted(run.steps, checkpoint())
                 if run.seconds - saved >= checkpoint_every:
                     checkpoint()
@@ -278,13 +397,18 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     return run
 
 
+def checkpoint_of(path: str | os.PathLike) -> Path:
+    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
+    path = Path(path)
+    return path if not path.is_dir() else path / (BEST if (path / BEST).exists() else CHECKPOINT)
+
+
 def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
-    """The localizer of a checkpoint (a file, or the folder of a run), in evaluation mode, and the checkpoint's state.
+    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state.
 
     CheckpointError, naming the file, for what is missing, damaged or no checkpoint of this project.
     """
-    path = Path(path)
-    path = path / CHECKPOINT if path.is_dir() else path
+    path = checkpoint_of(path)
     state = checkpoints.load(path)
     try:
         localizer = build(LocalizerConfig(**state["recipe"]["model"]))

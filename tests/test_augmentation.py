@@ -1,12 +1,15 @@
 import colorsys
+import math
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scipy.ndimage import gaussian_filter
 from torch.nn.functional import pad
 
 from ssl_fast import augmentation
-from ssl_fast.augmentation import colour_jitter, greyscale, horizontal_flip, random_resized_crop
+from ssl_fast.augmentation import colour_jitter, gaussian_blur, greyscale, horizontal_flip, random_resized_crop
 
 
 def seeded(seed=0):
@@ -73,7 +76,7 @@ def test_small_images_shift_as_far_as_they_can(size):
     assert augmentation.shift_and_flip(images, seeded(0)).shape == images.shape
 
 
-AUGMENTATIONS = [random_resized_crop, horizontal_flip, colour_jitter, greyscale]
+AUGMENTATIONS = [random_resized_crop, horizontal_flip, colour_jitter, greyscale, gaussian_blur]
 
 
 def batch(dtype=torch.uint8, n=64, size=32):
@@ -201,3 +204,162 @@ def test_images_have_draws_of_their_own():
     x = batch()[:1].expand(16, -1, -1, -1)
     for augment in (random_resized_crop, lambda *a: colour_jitter(*a, p=1)):
         assert len({one.numpy().tobytes() for one in augment(x, seeded())}) == 16
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Blur
+
+
+def test_blur_is_a_gaussian_convolution():
+    x = batch(torch.float32, n=3, size=20)
+    got = gaussian_blur(x, seeded(), sigma=(1.3, 1.3), p=1)
+    radius = 6  # four times sigma, rounded up
+    expected = gaussian_filter(x.double().numpy(), 1.3, mode="nearest", truncate=radius / 1.3, axes=(2, 3))
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    # one pixel by its definition
+    weights = {(i, j): math.exp(-(i * i + j * j) / (2 * 1.3**2)) for i in range(-6, 7) for j in range(-6, 7)}
+    total = sum(w * x[1, 2, min(max(2 + i, 0), 19), min(max(17 + j, 0), 19)].item() for (i, j), w in weights.items())
+    assert got[1, 2, 2, 17].item() == pytest.approx(total / sum(weights.values()), abs=1e-6)
+
+
+def test_blurs_have_widths_of_their_own():
+    """The spread of a blurred point, across and down, is sigma."""
+    point = torch.zeros(400, 3, 33, 33)
+    point[:, :, 16, 16] = 1
+    got = gaussian_blur(point, seeded(), p=0.5)
+    blurred = (got != point).flatten(1).any(1)
+    assert 160 < blurred.sum() < 240
+    offset = torch.arange(33.0) - 16
+    spread = [(got[:, 1].sum(axis) * offset**2).sum(1).sqrt() for axis in (1, 2)]
+    torch.testing.assert_close(*spread)
+    wide = spread[0][spread[0] > 0.5]  # narrower ones are hardly sampled
+    assert wide.max() < 2 and wide.min() < 0.6 and wide.max() > 1.9
+    assert wide.mean() == pytest.approx(1.25, abs=0.1)  # uniform between
+
+
+def test_blur_keeps_constants_and_works_on_small_images():
+    x = torch.full((4, 3, 5, 2), 77, dtype=torch.uint8)
+    assert torch.equal(gaussian_blur(x, seeded(), p=1), x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masks
+
+
+def stripe(cells):
+    """(first, width) of the true cells of a line, which must be contiguous; (None, 0) of none."""
+    (found,) = np.nonzero(cells)
+    assert len(found) == 0 or found[-1] - found[0] + 1 == len(found)
+    return (int(found[0]), len(found)) if len(found) else (None, 0)
+
+
+def stripes(masks, n=800, shape=(257, 200), silence=-1.3):
+    """Of each of n masked spectrograms: (first, width) of its frequencies and of its times; checks all other cells."""
+    x = torch.rand(n, 1, *shape)
+    value = silence if masks.value is None else masks.value
+    kept = x.clone()
+    got = masks(x, seeded(), silence)
+    assert torch.equal(x, kept) and got.shape == x.shape
+    found = []
+    for before, after in zip(x[:, 0].numpy(), got[:, 0].numpy()):
+        changed = before != after
+        assert (after[changed] == np.float32(value)).all()
+        bands, frames = changed.all(1), changed.all(0)
+        assert np.array_equal(changed, bands[:, None] | frames)
+        found.append((stripe(bands), stripe(frames)))
+    return found
+
+
+def test_spec_augment():
+    found = stripes(augmentation.MASKS["ssl_tie"], n=1500, shape=(64, 670))
+    assert np.mean([b[1] == f[1] == 0 for b, f in found]) == pytest.approx(0.2, abs=0.04)
+    for kind, most, size in ((0, 35, 64), (1, 180, 670)):
+        widths = np.array([one[kind][1] for one in found if one[0][1] or one[1][1]])
+        assert widths.max() == most and widths.mean() == pytest.approx(most / 2, rel=0.06)
+        starts = np.array([one[kind][0] / (size - one[kind][1]) for one in found if one[kind][1]])
+        assert starts.min() < 0.02 and starts.max() > 0.98 and starts.mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_masks_of_fnac_lie_within_unless_as_released():
+    for name, idle in (("fnac", 0.1), ("fnac_released", 0.1 + 0.9 * 57 / 257)):
+        found = stripes(augmentation.MASKS[name])
+        assert {f[1] for _, f in found} | {b[1] for b, _ in found} == set(range(10))
+        assert np.mean([f[1] == 0 for _, f in found]) == pytest.approx(idle, abs=0.035)
+        last = max(b[0] + b[1] for b, _ in found if b[1])
+        assert last <= 199 + 9 if name == "fnac_released" else last > 250  # starts end with the 200 frames
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Policies
+
+
+def test_the_crop_of_ez_vsl_is_one_of_the_frame_with_a_shorter_side_of_246():
+    rng = np.random.default_rng(0)
+    smooth = gaussian_filter(rng.uniform(0, 255, (300, 500, 3)), (3, 3, 0))
+    frame = np.interp(smooth, (smooth.min(), smooth.max()), (0, 255)).astype(np.uint8)
+    whole = np.asarray(Image.fromarray(frame).resize((410, 246), Image.Resampling.BICUBIC))
+    generator, places, flips = seeded(), [], 0
+    for _ in range(200):
+        geometry = augmentation.POLICIES["ez_vsl"].geometry(500, 300, 224, generator)
+        left, top = geometry.box[0] * 410, geometry.box[1] * 246
+        places.append((round(left), round(top)))
+        assert abs(left - places[-1][0]) < 1e-6 and abs(top - places[-1][1]) < 1e-6  # whole pixels of the resized frame
+        if len(places) <= 20:
+            x, y = places[-1]
+            expected = whole[y : y + 224, x : x + 224]
+            expected = expected[:, ::-1] if geometry.flip else expected
+            got = geometry.image(frame, 224).permute(1, 2, 0).numpy()
+            off = np.abs(got.astype(int) - expected)
+            assert off.max() <= 2 and off.mean() < 0.05
+        flips += geometry.flip
+    x, y = np.array(places).T
+    assert 0 <= x.min() < 10 and 176 < x.max() <= 186 and y.min() == 0 and y.max() == 22 and 75 < flips < 125
+
+
+def test_boxes_of_the_other_policies_have_the_asked_area_and_shape():
+    width, height, generator = 640, 360, seeded()
+    for name, low in (("moco_v1", 0.2), ("moco_v2", 0.3), ("simclr", 0.08)):
+        boxes = np.array([augmentation.POLICIES[name].geometry(width, height, 224, generator).box for _ in range(500)])
+        w, h = (boxes[:, 2] - boxes[:, 0]) * width, (boxes[:, 3] - boxes[:, 1]) * height
+        area, shape = w * h / (width * height), w / h
+        assert low - 0.01 < area.min() < low + 0.03 and area.max() > 0.7
+        assert 0.74 < shape.min() < 0.77 and 1.3 < shape.max() < 1.35
+    small = augmentation.Policy(scale=(0.1, 0.3), flip=0.0)  # always fits: area and place are uniform
+    found = [small.geometry(width, height, 224, generator) for _ in range(1000)]
+    assert not any(geometry.flip for geometry in found)
+    left, top, right, bottom = np.array([geometry.box for geometry in found]).T
+    area = (right - left) * (bottom - top)
+    assert area.mean() == pytest.approx(0.2, abs=0.006) and area.std() == pytest.approx(0.2 * 12**-0.5, rel=0.1)
+    for start, side in ((left, right - left), (top, bottom - top)):
+        place = start / (1 - side)
+        assert place.min() >= 0 and place.max() < 1 + 1e-9 and place.std() == pytest.approx(12**-0.5, rel=0.08)
+    assert np.log((right - left) * width / ((bottom - top) * height)).mean() == pytest.approx(0, abs=0.02)
+
+
+def test_a_frame_that_no_box_fits_gives_its_middle():
+    policy = augmentation.Policy(scale=(0.9, 1.0), flip=0.0)
+    assert policy.geometry(1200, 90, 224, seeded()).box == pytest.approx((540 / 1200, 0, 660 / 1200, 1))  # 4 : 3
+    assert policy.geometry(90, 1200, 224, seeded()).box == pytest.approx((0, 540 / 1200, 1, 660 / 1200))  # 3 : 4
+
+
+def test_colours_of_policies():
+    x = batch(n=200, size=24)
+    assert augmentation.POLICIES["ez_vsl"].colours(x, seeded()) is x
+    for name, grey in (("moco_v1", 0.2), ("moco_v2", 0.2), ("simclr", 0.2)):
+        got = augmentation.POLICIES[name].colours(x, seeded())
+        assert got.dtype == torch.uint8 and torch.equal(got, augmentation.POLICIES[name].colours(x, seeded()))
+        share = (got[:, :1] == got).flatten(1).all(1).float().mean()
+        assert share == pytest.approx(grey, abs=0.08)
+        noise = got.float().diff(dim=-1).abs().mean((1, 2, 3)) / x.float().diff(dim=-1).abs().mean((1, 2, 3))
+        assert (noise < 0.25).float().mean() == pytest.approx(0.0 if name == "moco_v1" else 0.35, abs=0.15)  # blurred
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_seed_decides_everything_on_any_device():
+    images, sounds = batch(n=32, size=24), torch.rand(32, 1, 40, 50)
+    for policy in augmentation.POLICIES.values():
+        here, there = (policy.colours(x, seeded()) for x in (images, images.cuda()))
+        assert there.is_cuda and (here.int() - there.cpu().int()).abs().max() <= 1
+    for masks in augmentation.MASKS.values():
+        assert torch.equal(masks(sounds, seeded(), -1.0), masks(sounds.cuda(), seeded(), -1.0).cpu())

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 from ssl_fast import cli
-from ssl_fast.models import checkpoints
-from ssl_fast.training import load_localizer
+from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.neighbors import FORMAT
+from ssl_fast.models import ResNet18, checkpoints
+from ssl_fast.training import fingerprint, load_localizer
 
 FLAT = """
     method seed train_seconds single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing
@@ -293,47 +295,28 @@ def folder(tmp_path_factory):
         entries.append({"file": f"clip {i}", "class": "abc"[i % 3], "bbox": [[left, 0.25, left + 25 / 60, 0.75]]})
     (root / "annotations.json").write_text(json.dumps(entries))
     (root / "first.txt").write_text("".join(f"clip {i}\n" for i in range(8)))
+    (root / "last.txt").write_text("".join(f"clip {i}\n" for i in range(8, 12)))
     return root
 
 
 def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     common = ["--image-size", "64", "--batch-size", "4", "--threads", "1", "--quiet"]
-    argv = [
-        "train",
-        "--data",
-        folder,
-        "--split",
-        "first",
-        "--val",
-        folder,
-        "--method",
-        "ez_vsl",
-        "--epochs",
-        "2",
-        "--out",
-        tmp_path / "run",
-        *common,
-    ]
+    argv = ["train", "--data", folder, "--split", "first", "--val", folder, "--method", "ez_vsl", "--epochs", "2",
+            "--out", tmp_path / "run", *common]  # fmt: skip
+    fails(capsys, argv, "validation: expected samples that are not trained on, 8 of 12 are")
+    argv += ["--val-split", "last"]
     assert cli.main([str(x) for x in argv]) == 0
+    assert "best epoch: " in capsys.readouterr().out
     results = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 12)
+    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 4)
+    assert "the epoch was chosen on the samples that it is evaluated on" in results["notes"]
     assert results["recipe"]["image_size"] == 64 and (tmp_path / "run" / "report.html").stat().st_size > 10_000
     fails(capsys, argv, "holds another run")
-    argv = [
-        "evaluate",
-        "--data",
-        folder,
-        "--weights",
-        tmp_path / "run" / "checkpoint.pt",
-        "--out",
-        tmp_path / "results",
-        "--threads",
-        "1",
-        "--quiet",
-    ]
+    argv = ["evaluate", "--data", folder, "--split", "last", "--weights", tmp_path / "run", "--out",
+            tmp_path / "results", "--threads", "1", "--quiet"]  # fmt: skip
     assert cli.main([str(x) for x in argv]) == 0
     again = json.loads((tmp_path / "results" / "metrics.json").read_text())
-    assert again["sets"] == results["sets"]
+    assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
 
 
 def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):
@@ -354,6 +337,48 @@ def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys
     assert cli.main([str(x) for x in argv]) == 0
     assert f"checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}" in capsys.readouterr().out
     assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def published(folder, out, *more):
+    return [str(x) for x in ("train", "--data", folder, "--recipe", "published", "--image-size", 32, "--batch-size", 6,
+                             "--epochs", 1, "--threads", 1, "--quiet", "--out", out, *more)]  # fmt: skip
+
+
+def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
+    state = ResNet18().state_dict()
+    file = tmp_path / "net.pth"
+    torch.save(state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, file)
+    argv = published(folder, tmp_path / "run", "--method", "ez_vsl", "--init", file)
+    assert cli.main(argv) == 0
+    assert f"{file}: not used are fc.weight, fc.bias" in capsys.readouterr().out
+    weight = load_localizer(tmp_path / "run")[0].visual_net.layer3[1].conv2.weight
+    assert 0 < (weight - state["layer3.1.conv2.weight"]).abs().max() < 1e-3  # two steps of Adam at 1e-4 away
+    assert cli.main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
+    torch.save(dict(list(state.items())[1:]), file)
+    fails(capsys, published(folder, tmp_path / "other", "--method", "ez_vsl", "--init", file), "conv1.weight")
+    fails(capsys, ["train", "--data", folder, "--batch-size", 6, "--init", file, "--out", tmp_path / "other"],
+          "got SmallResNet")  # fmt: skip
+    assert not (tmp_path / "other").exists()
+
+
+def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
+    ids = FolderSet(folder, front_end="ssl_align", size=48).ids
+    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
+        np.save(tmp_path / f"{name}.npy", ((np.arange(12)[:, None] + [1, 2, 5]) % 12).astype(np.int32))
+        about = {"format": FORMAT, "k": 3, "number": 12, "ids": fingerprint(names), "features": ""}
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+
+    def argv(visual, *more):
+        return published(folder, tmp_path / "run", "--neighbors-visual", tmp_path / f"{visual}.npy", *more)
+
+    audio = ["--neighbors-audio", tmp_path / "audio.npy"]
+    fails(capsys, argv("visual"), "--neighbors-visual, --neighbors-audio: expected both or none of them")
+    fails(capsys, argv("other", *audio), str(tmp_path / "other.npy"), "belongs to ids")
+    fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
+    fails(capsys, published(folder, tmp_path / "run"), "neighbors: expected those of images and of sounds")
+    assert not (tmp_path / "run").exists()
+    assert cli.main(argv("visual", *audio)) == 0
+    assert load_localizer(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
 
 
 def test_bad_folders_are_named(folder, tmp_path, capsys):

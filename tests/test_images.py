@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ssl_fast.augmentation import POLICIES
 from ssl_fast.data.audio import MediaError
-from ssl_fast.data.images import decode_image, load_image, load_mask
+from ssl_fast.data.images import Geometry, decode_image, load_image, load_mask
 
 
 def picture(height=24, width=40, seed=0):
@@ -185,3 +186,72 @@ def test_a_mask_of_labels_would_vanish(tmp_path):
         load_mask(tmp_path / "a.png", 16)
     Image.fromarray(np.zeros((16, 16), np.uint8)).save(tmp_path / "empty.png")
     assert not load_mask(tmp_path / "empty.png", 16).any()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Geometry: where a rectangle that is painted into a frame ends up
+
+
+def painted(box, width=160, height=120):
+    """Black (height, width, 3) with a white box, fractions of the frame."""
+    frame = np.zeros((height, width, 3), np.uint8)
+    left, top, right, bottom = np.rint(np.multiply(box, (width, height) * 2)).astype(int)
+    frame[top:bottom, left:right] = 255
+    return frame
+
+
+def outline(bright):
+    """Of the true pixels of a square (size, size): left, top, right, bottom as fractions."""
+    rows, columns = (np.flatnonzero(bright.any(axis)) for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) / len(bright)
+
+
+def geometries():
+    generator, rng = torch.Generator().manual_seed(3), np.random.default_rng(3)
+    for name in ("ez_vsl", "simclr", "moco_v2"):
+        yield from (POLICIES[name].geometry(160, 120, 64, generator) for _ in range(40))
+    for _ in range(20):
+        (left, right), (top, bottom) = (np.sort(rng.choice(21, 2, replace=False)) / 20 for _ in range(2))
+        yield Geometry((left, top, right, bottom), flip=bool(rng.integers(2)))
+    yield Geometry()
+    yield Geometry.centre(160, 120)
+
+
+def test_boxes_and_masks_go_where_the_image_goes():
+    box, size, shown, clipped, flipped = (0.25, 0.3, 0.7, 0.75), 64, 0, 0, 0
+    frame = painted(box)
+    for geometry in geometries():
+        boxes = geometry.boxes(np.array([box]))
+        image = geometry.image(frame, size)
+        assert image.shape == (3, size, size) and image.dtype == torch.uint8
+        if not len(boxes) or (boxes[0, 2:] - boxes[0, :2]).min() < 3 / size:  # out of sight, or a sliver
+            assert (image.numpy() > 127).any(0).sum() <= 3 * size
+            continue
+        bright, mask = image.numpy()[0] > 127, geometry.mask(frame[:, :, 0] > 127, size)
+        for seen in (bright, mask, geometry.mask(frame[:, :, 0], size)):
+            assert np.abs(outline(seen) - boxes[0]).max() <= 1 / size
+        shown, clipped = shown + 1, clipped + (0 in boxes[0] or 1 in boxes[0])
+        flipped += geometry.flip
+    assert shown > 100 and clipped > 20 and 20 < flipped < shown - 20
+
+
+def test_centre_crop_of_a_file_takes_its_boxes_along(tmp_path):
+    for width, height in ((160, 120), (90, 150)):
+        Image.fromarray(painted((0.3, 0.4, 0.6, 0.9), width, height)).save(tmp_path / "a.png")
+        bright = load_image(tmp_path / "a.png", 60, fit="centre_crop").numpy()[1] > 127
+        moved = Geometry.centre(width, height).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
+        assert np.abs(outline(bright) - moved[0]).max() <= 1 / 60
+
+
+def test_boxes_by_hand():
+    boxes = np.array([[0.0, 0.0, 1.0, 1.0], [0.5, 0.25, 0.6, 0.5], [0.0, 0.0, 0.25, 1.0], [0.9, 0.9, 1.0, 1.0]])
+    cut = (0.25, 0.0, 0.75, 0.5)  # of the third only the edge is left, of the fourth nothing
+    np.testing.assert_allclose(Geometry(cut).boxes(boxes), [[0, 0, 1, 1], [0.5, 0.5, 0.7, 1]], atol=1e-12)
+    np.testing.assert_allclose(Geometry(cut, True).boxes(boxes), [[0, 0, 1, 1], [0.3, 0.5, 0.5, 1]], atol=1e-12)
+    assert Geometry(cut).boxes(np.zeros((0, 4))).shape == (0, 4)
+
+
+@pytest.mark.parametrize("box", [(0.5, 0, 0.5, 1), (0, 0, 1, 1.01), (-0.1, 0, 1, 1), (0, 0.6, 1, 0.5)])
+def test_bad_boxes_of_a_geometry(box):
+    with pytest.raises(ValueError, match=r"box: expected 0 <= left < right <= 1 and .* got \(" + str(box[0])):
+        Geometry(box)

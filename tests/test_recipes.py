@@ -4,6 +4,7 @@ import math
 import pytest
 
 from ssl_fast import losses, ops, recipes
+from ssl_fast.data.audio import FRONT_ENDS
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.recipes import Recipe, recipe
 
@@ -24,6 +25,33 @@ def test_recipes_of_quickstart_avoid_both_traps_and_published_ones_keep_them():
         published = recipe(method, "published")
         assert published.model == LocalizerConfig.published(method) and published.pooling_warm_up is None
         assert (published.optimizer, published.learning_rate, published.decay) == ("adam", 1e-4, "constant")
+
+
+# Optimisation and preprocessing of methods' papers and programs; what they leave open (None) is not compared.
+PUBLISHED = {
+    # method: epochs, batch, weight decay, front end (seconds, hop, mel), augmentation, masks, views
+    "ez_vsl": (20, 128, 0.0, (3.0, 238, False), "ez_vsl", "none", 1),
+    "slavc": (20, 128, 0.0, (3.0, 238, False), "ez_vsl", "none", 1),
+    "fnac": (30, 256, 1e-4, (3.0, 238, False), "ez_vsl", "fnac", 1),
+    "margin_nce": (20, None, None, (3.0, 238, False), None, "none", 1),
+    "lvs": (None, None, None, (10.0, 238, False), "ez_vsl", "none", 1),
+    "ssl_tie": (100, 32, 1e-4, (10.0, 239, True), "moco_v2", "ssl_tie", 1),
+    "ssl_align": (50, None, None, (3.0, 159, False), "simclr", "none", 3),
+}
+
+
+@pytest.mark.parametrize("method", PUBLISHED)
+def test_published_recipes_are_those_of_the_papers(method):
+    one = recipe(method, "published")
+    heard = FRONT_ENDS[one.front_end]
+    got = (one.epochs, one.batch_size, one.weight_decay, (heard.seconds, heard.hop, heard.mel), one.augmentation,
+           one.masks, len(one.views))  # fmt: skip
+    assert all(g == e for g, e in zip(got, PUBLISHED[method]) if e is not None)
+    assert (one.momentum_decay, one.model.visual_dropout) == {
+        "slavc": (0.999, 0.9), "fnac": (None, 0.9)}.get(method, (None, 0.0))  # fmt: skip
+    steps = one.steps(10 * one.batch_size)
+    assert sum(k / steps < one.nce_only for k in range(steps)) == (50 if method == "fnac" else 0)  # 5 epochs
+    assert one.time_shift == ((0.1, 0.5) if method == "ssl_align" else None)
 
 
 def test_pooling_is_given_by_name():
@@ -81,7 +109,26 @@ def test_planned_steps():
             {"loss": {"pooling": "max"}},
             "pooling: expected a dict with a name among mean, soft_threshold, max, got 'max'",
         ),
-        ({"method": "lvs", "views": 2}, "views: only ssl_align compares several views, got 2 for lvs"),
+        (
+            {"method": "lvs", "views": ("original", "augmented")},
+            "views: only ssl_align compares several views, got ('original', 'augmented') for lvs",
+        ),
+        ({"views": ()}, "views: expected some of original, augmented, conceptual, got ()"),
+        ({"views": 2}, "views: expected some of original, augmented, conceptual, got 2"),
+        ({"views": ("twin",)}, "views: expected some of original, augmented, conceptual, got ('twin',)"),
+        ({"masks": "mine"}, "masks: expected one of none, ssl_tie, fnac, fnac_released, got 'mine'"),
+        (
+            {"augmentation": "cutout"},
+            "augmentation: expected one of none, shift, crop, ez_vsl, moco_v1, moco_v2, simclr, got 'cutout'",
+        ),
+        (
+            {"augmentation": "simclr", "time_shift": (0.5, 0.1)},
+            "time_shift: expected 0 <= low <= high in seconds, got (0.5, 0.1)",
+        ),
+        (
+            {"time_shift": (0.1, 0.5)},
+            "time_shift: expected with an augmentation among ez_vsl, moco_v1, moco_v2, simclr, got 'shift'",
+        ),
         ({"momentum_decay": 0.9}, "momentum_decay: only slavc has momentum nets, got 0.9 for ssl_align"),
         ({"method": "slavc", "pooling_warm_up": (0.1, 0.3)}, "pooling_warm_up: slavc has none, got (0.1, 0.3)"),
         ({"crop_area": 0.0}, "crop_area: expected in (0, 1], got 0.0"),

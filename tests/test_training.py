@@ -14,9 +14,10 @@ from training_toys import ToySet
 
 from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
+from ssl_fast.evaluation import evaluate
+from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
-from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.training import StepSampler, progress_of, train
 
 
@@ -32,6 +33,11 @@ def tiny(method="ssl_align", **changes):
     """40 samples make 5 steps of 8 an epoch; 3 epochs."""
     model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
     return recipe(method, **({"model": model, "batch_size": 8, "epochs": 3, "warm_up_steps": 2} | changes))
+
+
+def first(samples, n=8, views=1):
+    """The first n samples, as a step takes them: images (n, V, 3, S, S) and spectrograms (n, V, 1, F, T)."""
+    return [x[:n, None].expand(-1, views, *x.shape[1:]) for x in (samples.images, samples.spectrograms)]
 
 
 def run(one, **options):
@@ -84,7 +90,9 @@ def test_progress_is_that_of_time_where_it_is_short():
 def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():
     whole = list(StepSampler(21, 4, 15, seed=3))
     assert len(whole) == 15
-    epochs = [sum(whole[k : k + 5], []) for k in (0, 5, 10)]
+    keys = [sum(whole[k : k + 5], []) for k in (0, 5, 10)]
+    assert [[epoch for _, epoch in part] for part in keys] == [[0] * 20, [1] * 20, [2] * 20]
+    epochs = [[index for index, _ in part] for part in keys]
     assert all(len(set(epoch)) == 20 and set(epoch) <= set(range(21)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2]
     for first in (0, 4, 5, 7, 15):
@@ -122,7 +130,8 @@ def test_chance_is_the_loss_of_a_collapsed_net(method):
 
 
 def test_chance_counts_views_and_momentum_terms():
-    assert Learner(tiny("ssl_align", views=2)).chance() == pytest.approx(4 * CHANCE["ssl_align"], rel=1e-5)
+    two = tiny("ssl_align", views=("original", "augmented"))
+    assert Learner(two).chance() == pytest.approx(4 * CHANCE["ssl_align"], rel=1e-5)
     assert Learner(tiny("slavc", momentum_decay=0.9)).chance() == pytest.approx(2 * CHANCE["slavc"], rel=1e-5)
 
 
@@ -132,7 +141,7 @@ def test_warm_up_blends_scores(method, pooling, tau):
     learner, samples = Learner(tiny(method, augmentation="none", precision="float32")), ToySet()
     images, sounds = samples.images[:8], samples.spectrograms[:8]
     with torch.no_grad():
-        got = learner.batch_loss(images, sounds, 0.2, torch.Generator())
+        got = learner.batch_loss(*first(samples), 0.2, torch.Generator())
         v = learner.localizer.visual_features(learner.localizer.normalize_images(images))["visual"].double()
         a = learner.localizer.audio_features(learner.localizer.normalize_spectrograms(sounds))["audio"].double()
         cosine = torch.einsum(
@@ -153,14 +162,14 @@ def test_l1_terms_of_fnac_wait():
     learner, samples = Learner(tiny("fnac", nce_only=0.5, augmentation="none", precision="float32")), ToySet()
     learner.localizer.eval()
     early, late = (
-        learner.batch_loss(samples.images[:8], samples.spectrograms[:8], p, torch.Generator()).item()
+        learner.batch_loss(*first(samples), p, torch.Generator()).item()
         for p in (0.49, 0.5)
     )
     plain = Learner(tiny("ez_vsl", augmentation="none", precision="float32"))
     plain.localizer.load_state_dict(learner.localizer.state_dict())
     plain.localizer.eval()
     assert early == pytest.approx(
-        plain.batch_loss(samples.images[:8], samples.spectrograms[:8], 0.49, torch.Generator()).item(), rel=1e-6
+        plain.batch_loss(*first(samples), 0.49, torch.Generator()).item(), rel=1e-6
     )
     assert late > early * 1.01
 
@@ -188,10 +197,10 @@ def test_views_of_ssl_align_are_drawn_anew():
     samples = ToySet()
     losses = {}
     for views in (1, 2):
-        learner = Learner(tiny(views=views, precision="float32"))
+        learner = Learner(tiny(views=("augmented",) * views, precision="float32"))
         learner.localizer.eval()  # batch norm of the running statistics: rows do not see each other
         generator = torch.Generator().manual_seed(5)
-        losses[views] = learner.batch_loss(samples.images[:8], samples.spectrograms[:8], 1.0, generator).item()
+        losses[views] = learner.batch_loss(*first(samples, views=views), 1.0, generator).item()
     assert losses[2] != pytest.approx(4 * losses[1], rel=1e-4) and losses[2] == pytest.approx(4 * losses[1], rel=0.2)
 
 
@@ -234,6 +243,117 @@ def test_loader_processes_change_nothing():
     assert_same(weights(run(one, workers=2).localizer), weights(run(one).localizer))
 
 
+def test_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():
+    samples = ToySet()
+    images, spectrograms = first(samples)
+    learner, other = (Learner(tiny(accumulation=2, precision="float32"), seed=3) for _ in range(2))
+    record = learner.step(4, images, spectrograms, 1.0, samples.ids[:8])
+    other.localizer.train()
+    torch.manual_seed(derived_seed(3, 2, 4))
+    generator = torch.Generator().manual_seed(derived_seed(3, 3, 4))
+    losses = [other.batch_loss(images[k : k + 4], spectrograms[k : k + 4], 1.0, generator) for k in (0, 4)]
+    (sum(losses) / 2).backward()
+    assert record["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-6)
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7)
+               for a, b in zip(learner.parameters, other.parameters))  # fmt: skip
+    assert learner.chance() == pytest.approx(2 * math.log(4), rel=1e-4)  # s_L and s_A
+
+
+@pytest.mark.parametrize("parts", [3, 8])
+def test_a_batch_is_cut_into_equal_parts_with_negatives(parts):
+    with pytest.raises(ValueError, match=f"accumulation: expected to cut the batch of 8 .* got {parts}"):
+        tiny(accumulation=parts)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Validation
+
+
+class Others(ToySet):
+    """Samples that are not trained on; with `boxes` the left half of each image is its ground truth."""
+
+    def __init__(self, samples=16, boxes=False):
+        super().__init__(samples)
+        self.ids = self.image_ids = [f"other-{i}" for i in range(samples)]
+        self.categories, self.visible = [None] * samples, [frozenset()] * samples
+        self.has_ground_truth = boxes
+
+    def ground_truth(self, index):
+        return torch.cat([torch.ones(32, 16), torch.zeros(32, 16)], 1).numpy()
+
+    def mask(self, index):
+        return None
+
+
+def test_the_epoch_with_the_best_loss_is_kept(tmp_path):
+    done = run(tiny(learning_rate=0.05, epochs=4), out=tmp_path, validation=Others(), seed=1)
+    losses = {record["step"]: record["validation_loss"] for record in done.history if "validation_loss" in record}
+    assert list(losses) == [4, 9, 14, 19]
+    best = min(losses, key=losses.get)
+    localizer, state = training.load_localizer(tmp_path)
+    assert state["step"] == best + 1
+    assert_same(weights(localizer), weights(training.load_localizer(tmp_path / "best.pt")[0]))
+    # its loss, once more from the file
+    learner = Learner(tiny(learning_rate=0.05, epochs=4), seed=1)
+    learner.load(state)
+    others = Others()
+    batches = [[x[k : k + 8] for x in first(others, 16)] for k in (0, 8)]
+    assert learner.validation_loss(batches) == losses[best]
+
+
+def test_validation_by_success_is_what_evaluation_finds(tmp_path):
+    others = Others(boxes=True)
+    done = run(tiny(epochs=1), out=tmp_path, validation=others)
+    results = evaluate(training.load_localizer(tmp_path)[0], {"val": others}, negatives=[])
+    assert done.history[-1]["validation_success"] == results["sets"]["val"]["model"]["ciou_adaptive"]
+
+
+@pytest.mark.parametrize("scores, best", [([0.2, 0.5, 0.5, 0.4], 1), ([0.0], 0)])
+def test_of_equally_good_epochs_the_first_is_the_best(scores, best):
+    history = [{"step": 5 * k, "validation_success": score} for k, score in enumerate(scores)]
+    assert training.best_record([*history, {"step": 99}]) is history[best]
+    assert training.best_record([{"step": 99}]) is None
+
+
+def test_resume_goes_on_with_the_same_best_epoch(tmp_path):
+    one, options = tiny(learning_rate=0.05), {"validation": Others(), "seed": 2}
+    whole = run(one, out=tmp_path / "whole", **options)
+    with pytest.raises(Crash):
+        run(one, out=tmp_path / "part", checkpoint_every=1e-9, on_step=crash_at(11), **options)
+    resumed = run(one, out=tmp_path / "part", resume=True, **options)
+    assert figures(resumed.history) == figures(whole.history)
+    a, b = (training.load_localizer(tmp_path / folder / "best.pt") for folder in ("whole", "part"))
+    assert a[1]["step"] == b[1]["step"]
+    assert_same(weights(a[0]), weights(b[0]))
+    with pytest.raises(ValueError, match="belongs to a run with validation="):
+        run(one, out=tmp_path / "part", resume=True, seed=2)
+
+
+def test_validation_samples_are_not_trained_on():
+    with pytest.raises(ValueError, match="samples that are not trained on, 40 of 40 are: toy-000, toy-001, toy-002"):
+        run(tiny(), validation=ToySet())
+    with pytest.raises(ValueError, match="validation: expected 8 samples or more, got 4"):
+        run(tiny(), validation=Others(4))
+
+
+def test_curves_for_tensorboard_are_the_records(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    done = run(tiny(epochs=1), out=tmp_path, board=True)
+    curves = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    found = {scalar.step: scalar.value for scalar in curves.Scalars("loss")}
+    assert found == pytest.approx({record["step"]: record["loss"] for record in done.history}, rel=1e-6)
+
+
+def test_compiled_nets_start_as_the_others():
+    """One step; after it the nets of a few neurons drift apart from rounding."""
+    one = tiny("ez_vsl", epochs=1, precision="float32")
+    plain, compiled = (train(ToySet(8), one, compile=x, progress=False) for x in (False, True))
+    assert compiled.localizer.state_dict().keys() == plain.localizer.state_dict().keys()
+    for name in ("loss", "gradient_norm"):
+        assert compiled.history[0][name] == pytest.approx(plain.history[0][name], rel=1e-4)
+
+
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, {tests!r})
@@ -257,6 +377,40 @@ def test_resume_after_sigkill(tmp_path):
     whole = run(tiny("ez_vsl"), seed=2)
     assert_same(weights(resumed.localizer), weights(whole.localizer))
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 15
+
+
+KILLED_WRITING = """
+import os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_training import run, tiny
+calls = 0
+def at(real):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == {call}:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    return call
+os.fsync, os.replace = at(os.fsync), at(os.replace)
+run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9)
+"""
+
+
+@pytest.mark.parametrize("call", [10, 11, 12])
+def test_resume_after_sigkill_while_a_checkpoint_is_written(call, tmp_path):
+    """Killed before the new file is on disk, before the old one gives up its name, and before the new one takes it."""
+    script = KILLED_WRITING.format(tests=os.path.dirname(__file__), call=call, out=str(tmp_path))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert (tmp_path / "checkpoint.pt").exists() == (call < 12)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        resumed = run(tiny("ez_vsl"), seed=2, out=tmp_path, resume=True)
+    assert any("going on from the one before it" in str(w.message) for w in told) == (call == 12)
+    assert_same(weights(resumed.localizer), weights(run(tiny("ez_vsl"), seed=2).localizer))
 
 
 def test_finished_run_resumes_to_itself(tmp_path):
@@ -381,8 +535,8 @@ def test_non_finite_input_stops_with_the_ids_of_the_batch(tmp_path):
     with pytest.raises(TrainingError) as error:
         train(samples, tiny(), out=tmp_path, progress=False)
     step, ids = re.fullmatch(r"step (\d+): the loss is nan for the samples (.*)", str(error.value)).groups()
-    order = list(StepSampler(40, 8, 15, seed=0))
-    assert 17 in order[int(step)] and ids.split(", ") == [f"toy-{i:03d}" for i in order[int(step)]]
+    order = [index for index, _ in list(StepSampler(40, 8, 15, seed=0))[int(step)]]
+    assert 17 in order and ids.split(", ") == [f"toy-{i:03d}" for i in order]
 
 
 def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
@@ -393,7 +547,7 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
     with pytest.raises(
         TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"
     ):
-        learner.step(3, samples.images[:8], samples.spectrograms[:8], 0.5, ["a", "b"])
+        learner.step(3, *first(samples), 0.5, ["a", "b"])
     after = weights(learner.localizer)
     assert all(torch.equal(before[name], after[name]) for name, _ in learner.localizer.named_parameters())
 

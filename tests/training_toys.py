@@ -1,12 +1,19 @@
-"""A sample set without files for tests of training: random images, spectrograms that go with them."""
+"""For tests of training: a sample set without files, one of files, neighbours."""
 
+import numpy as np
+import soundfile
 import torch
+from PIL import Image
+
+from ssl_fast.data.audio import FRONT_ENDS, FrontEnd
+from ssl_fast.data.datasets import FolderSet
 
 
 class ToySet(torch.utils.data.Dataset):
     """`samples` pairs of `size` pixels; the category (of 4) tints the image and raises a band of the spectrogram."""
 
     has_ground_truth = False
+    front_end = FRONT_ENDS["scenes"]
 
     def __init__(self, samples: int = 40, size: int = 32):
         generator = torch.Generator().manual_seed(7)
@@ -24,3 +31,35 @@ class ToySet(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         return {"image": self.images[index], "spectrogram": self.spectrograms[index], "index": index}
+
+
+class Nearest:
+    """Neighbours of a set's samples: one of the next `reach`, counted round. Draws are kept in `drawn`."""
+
+    def __init__(self, sample_set, reach: int = 3):
+        self.sample_set, self.reach, self.drawn = sample_set, reach, []
+
+    def check(self, sample_set):
+        if sample_set.ids != self.sample_set.ids:
+            raise ValueError("neighbours of another set")
+
+    def draw(self, index, generator):
+        step = 1 + int(torch.randint(self.reach, (1,), generator=generator))
+        self.drawn.append((index + step) % len(self.sample_set.ids))
+        return self.drawn[-1]
+
+
+HEARD = FrontEnd(name="heard", seconds=0.25, hop=128)
+
+
+def folder(root, samples: int = 12) -> FolderSet:
+    """`samples` frames of 48 x 36 pixels, noise beside a ramp, and clips of 1.5 s, of which .25 s are heard."""
+    for kind in ("frames", "audio"):
+        (root / kind).mkdir(parents=True)
+    rng = np.random.default_rng(1)
+    for i in range(samples):
+        pixels = rng.integers(0, 256, (36, 48, 3), np.uint8)
+        pixels[:, :24] = np.arange(24)[:, None] * 10 + i
+        Image.fromarray(pixels).save(root / "frames" / f"{i:02d}.png")
+        soundfile.write(root / "audio" / f"{i:02d}.wav", rng.uniform(-0.5, 0.5, 24000), 16000)
+    return FolderSet(root, front_end=HEARD, size=32)

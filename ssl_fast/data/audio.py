@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
@@ -26,6 +27,7 @@ from torch import Tensor
 
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
+_FAINTEST = 1e-10  # SSL-TIE's floor of mel power before decibels
 _CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
 
 
@@ -43,7 +45,8 @@ class FrontEnd:
     up to 16 bits and divided by 32767, as EZ-VSL, SLAVC and FNAC do.
 
     window, hop: samples of a frame and between frames. floor: added to the power before the logarithm. scale: divides
-    it. pool: the log spectrogram is averaged over pool x pool; what does not fill a square at the end is left out.
+    it. pool: the log spectrogram is averaged over pool x pool; what does not fill a square at the end is left out. mel:
+    SSL-TIE's decibels of mel power instead of the log of the power spectrum, without floor, scale and pool.
     """
 
     name: str
@@ -54,6 +57,7 @@ class FrontEnd:
     floor: float = 1e-7
     scale: float = 12.0
     pool: int = 1
+    mel: bool = False
     offset: str = "centre"
     clip_seconds: float | None = None
     channels: str = "mean"
@@ -86,7 +90,14 @@ class FrontEnd:
     @property
     def shape(self) -> tuple[int, int]:
         """(F, T) of the spectrogram of `samples` samples."""
+        if self.mel:
+            return self.window // 2 + 1, self.samples // self.hop + 1
         return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
+
+    @property
+    def silence(self) -> float:
+        """What the spectrogram of digital silence consists of: its lowest value."""
+        return 10 * math.log10(_FAINTEST) if self.mel else math.log(self.floor) / self.scale
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) -> log(psd + floor) / scale, pooled: (..., F, T) float32, on the waveforms' device.
@@ -103,6 +114,8 @@ class FrontEnd:
         least = self.window + (self.pool - 1) * self.hop
         if waveforms.ndim < 1 or waveforms.shape[-1] < least:
             raise ValueError(f"waveforms: expected (..., {least}) or longer, got {tuple(waveforms.shape)}")
+        if self.mel:
+            return _mel(waveforms, self)
         taper = _tukey(self.window).to(waveforms)
         frames = waveforms.contiguous().unfold(-1, self.window, self.hop)
         spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * taper))
@@ -137,9 +150,33 @@ def _tukey(window: int, taper: float = 0.25) -> Tensor:
     return 0.5 - 0.5 * torch.cos(math.pi * to_edge.clamp_max(1))
 
 
+def _mel(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
+    """10 log10(max(mel power, 1e-10)) of frames that are centred, with reflected ends: (..., samples) -> (..., F, T).
+
+    Power is that of the Hann window's unit energy; as many mel filters as there are frequencies, so that 28 of the 257
+    lie between two of them and always give -100 dB.
+    """
+    from torchaudio.functional import spectrogram
+
+    window = torch.hann_window(front_end.window, dtype=waveforms.dtype, device=waveforms.device)
+    power = spectrogram(waveforms, 0, window, front_end.window, front_end.hop, front_end.window, 2, normalized=True)
+    filters = _filters(front_end.window // 2 + 1, front_end.sample_rate).to(power)
+    return (power.transpose(-1, -2) @ filters).transpose(-1, -2).clamp_min(_FAINTEST).log10().mul(10).float()
+
+
+@lru_cache(maxsize=4)
+def _filters(bands: int, sample_rate: int) -> Tensor:
+    """(frequencies, filters) float32: `bands` triangles, evenly spaced in HTK's mel from 0 to half the rate."""
+    from torchaudio.functional import melscale_fbanks
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of the empty ones
+        return melscale_fbanks(bands, 0.0, sample_rate / 2, bands, sample_rate)
+
+
 # Segments as the programs of these names cut them. Two fields differ from what the programs do, and can be set: stereo
-# is mixed (SSL-Align: channels="first"; LVS knows mono only); samples keep their precision (EZ-VSL, SLAVC, FNAC:
-# reader="int16").
+# is mixed (SSL-Align, SSL-TIE: channels="first"; LVS knows mono only); samples keep their precision (EZ-VSL, SLAVC,
+# FNAC: reader="int16").
 _CENTRE = {"seconds": 3.0, "hop": 238}
 FRONT_ENDS: dict[str, FrontEnd] = {
     front_end.name: front_end
@@ -149,6 +186,7 @@ FRONT_ENDS: dict[str, FrontEnd] = {
         FrontEnd(name="fnac", **_CENTRE),
         FrontEnd(name="lvs", seconds=10.0, hop=238, offset="start"),
         FrontEnd(name="ssl_align", seconds=3.0, hop=159, clip_seconds=10.0),
+        FrontEnd(name="ssl_tie", seconds=10.0, hop=239, offset="start", mel=True),
         FrontEnd(name="scenes", seconds=1.0, hop=238, pool=2),
     )
 }

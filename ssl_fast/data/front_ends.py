@@ -11,9 +11,7 @@ all take it for granted that files have 16 kHz, and here others are an error.
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -21,28 +19,21 @@ from torch import Tensor
 
 from .audio import FrontEnd, MediaError
 
-_FAINTEST = 1e-10  # SSL-TIE's floor of mel power before decibels
-
-
 @dataclass(frozen=True, kw_only=True)
 class PublishedFrontEnd(FrontEnd):
     """A FrontEnd (`seconds` from the start or the centre of the clip) with what only single programs do.
 
     roll: the `seconds` are turned round, so that the middle of the file comes to their middle (SSL-Align for models of
     3 s). It goes by the length of the whole file, as published: of one that is longer, the middle then holds a splice.
-    frames: so many frames from the middle of the spectrogram are kept (None: all). mel: SSL-TIE's decibels of mel power
-    instead of the log of the power spectrum; floor and scale have no part in them.
+    frames: so many frames from the middle of the spectrogram are kept (None: all).
     """
 
     roll: bool = False
     frames: int | None = None
-    mel: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:
         """(F, T) of the spectrogram of `samples` samples."""
-        if self.mel:
-            return self.window // 2 + 1, self.samples // self.hop + 1
         bands, times = super().shape
         return bands, times if self.frames is None else min(times, self.frames)
 
@@ -58,9 +49,7 @@ class PublishedFrontEnd(FrontEnd):
         return np.roll(self.segment(clip), self.samples // 2 - file.frames // 2) if self.roll else clip
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
-        """Waveforms (..., samples) float32 or float64 -> (..., F, T) float32; see FrontEnd, and `mel`."""
-        if self.mel:
-            return _mel(waveforms, self)
+        """Waveforms (..., samples) float32 or float64 -> (..., F, T) float32; see FrontEnd."""
         whole = super().spectrogram(waveforms)
         if self.frames is None:
             return whole
@@ -71,30 +60,6 @@ class PublishedFrontEnd(FrontEnd):
 def run(front_end: FrontEnd, path: str | os.PathLike) -> Tensor:
     """A sound file -> (1, F, T) float32, computed in float64 as the published programs do. Raises MediaError."""
     return front_end.spectrogram(torch.from_numpy(front_end.load(path)).double())[None]
-
-
-def _mel(waveforms: Tensor, front_end: FrontEnd) -> Tensor:
-    """10 log10(max(mel power, 1e-10)) of frames that are centred, with reflected ends: (..., samples) -> (..., F, T).
-
-    Power is that of the Hann window's unit energy; as many mel filters as there are frequencies, so that 28 of the 257
-    lie between two of them and always give -100 dB.
-    """
-    from torchaudio.functional import spectrogram
-
-    window = torch.hann_window(front_end.window, dtype=waveforms.dtype, device=waveforms.device)
-    power = spectrogram(waveforms, 0, window, front_end.window, front_end.hop, front_end.window, 2, normalized=True)
-    filters = _filters(front_end.window // 2 + 1, front_end.sample_rate).to(power)
-    return (power.transpose(-1, -2) @ filters).transpose(-1, -2).clamp_min(_FAINTEST).log10().mul(10).float()
-
-
-@lru_cache(maxsize=4)
-def _filters(bands: int, sample_rate: int) -> Tensor:
-    """(frequencies, filters) float32: `bands` triangles, evenly spaced in HTK's mel from 0 to half the rate."""
-    from torchaudio.functional import melscale_fbanks
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of the empty ones
-        return melscale_fbanks(bands, 0.0, sample_rate / 2, bands, sample_rate)
 
 
 _PYAV = {"hop": 238, "reader": "int16"}  # PyAV's 16 bits

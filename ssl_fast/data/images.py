@@ -1,7 +1,10 @@
-"""Image files to RGB tensors.
+"""Image files to RGB tensors, and their boxes and masks along with them.
 
-    from ssl_fast.data.images import load_image
+    from ssl_fast.data.images import Geometry, decode_image, load_image
     image = load_image("frames/clip.jpg", 224)                  # uint8 (3, 224, 224), aspect ratio not kept
+    frame = decode_image("frames/clip.jpg")                     # uint8 (H, W, 3), as it is
+    geometry = Geometry((0.1, 0.0, 0.8, 0.9), flip=True)        # 70 % of its width, 90 % of its height, mirrored
+    image, boxes = geometry.image(frame, 224), geometry.boxes(boxes)
 
 Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB, CMYK too by (1 - C)(1 - K);
 transparent pixels are laid over white; 16-bit grey is divided by 257 and rounded; of several frames the first counts.
@@ -11,6 +14,7 @@ Images of floats, truncated, empty and unreadable files raise MediaError, which 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,23 +31,77 @@ def decode_image(path: str | os.PathLike) -> np.ndarray:
     return np.asarray(_open(path))
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """How a frame becomes a square: a box of it is resized to the whole square, which then may be mirrored.
+
+    box: left, top, right, bottom as fractions of the frame's width and height. flip: left to right.
+    ValueError for a box without area or beyond the frame.
+    """
+
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        left, top, right, bottom = self.box
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(f"box: expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1, got {self.box}")
+
+    @classmethod
+    def of_pixels(cls, left: float, top: float, right: float, bottom: float, width: int, height: int,
+                  flip: bool = False) -> Geometry:  # fmt: skip
+        """The box in pixels of a frame of width x height."""
+        return cls((left / width, top / height, right / width, bottom / height), flip)
+
+    @classmethod
+    def centre(cls, width: int, height: int) -> Geometry:
+        """The largest square in the middle of a frame of width x height pixels."""
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        return cls.of_pixels(left, top, left + side, top + side, width, height)
+
+    def image(self, frame: np.ndarray, size: int) -> Tensor:
+        """A frame (H, W, 3) uint8 -> (3, size, size) uint8, in one resampling by an antialiased bicubic filter."""
+        return torch.from_numpy(self._square(frame, size, "BICUBIC").transpose(2, 0, 1).copy())
+
+    def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
+        """A mask (H, W), bool or uint8 with 255 for true -> (size, size) bool: averaged over each target pixel, true
+        from one half on."""
+        grey = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
+        return self._square(grey, size, "BOX") >= 128
+
+    def boxes(self, boxes: np.ndarray) -> np.ndarray:
+        """Boxes (k, 4), fractions of the frame -> (n, 4), fractions of the square: clipped to it, and n <= k as those
+        of which nothing is left are dropped."""
+        left, top, right, bottom = self.box
+        inside = (boxes - (left, top, left, top)) / (right - left, bottom - top, right - left, bottom - top)
+        inside = inside.clip(0, 1)
+        if self.flip:
+            inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
+        return inside[(inside[:, :2] < inside[:, 2:]).all(1)]
+
+    def _square(self, pixels: np.ndarray, size: int, resampling: str) -> np.ndarray:
+        from PIL import Image
+
+        height, width = pixels.shape[:2]
+        box = tuple(part * side for part, side in zip(self.box, (width, height) * 2))
+        image = Image.fromarray(pixels).resize((size, size), Image.Resampling[resampling], box=box)
+        square = np.asarray(image)
+        return square[:, ::-1] if self.flip else square
+
+
 def load_image(path: str | os.PathLike, size: int, fit: str = "squash") -> Tensor:
     """An image file as uint8 (3, size, size) RGB, resized with an antialiased bicubic filter.
 
     fit: "squash" resizes both sides to `size`, whatever the aspect ratio, so that coordinates in fractions of the frame
-    stay right. "centre_crop" resizes the shorter side and crops the middle; boxes have to be moved along.
+    stay right. "centre_crop" resizes the shorter side and crops the middle; boxes have to be moved along, as
+    `Geometry.centre` does.
     """
-    from PIL import Image
-
     if fit not in FITS:
         raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
-    image, box = _open(path), None
-    if fit == "centre_crop":
-        side = min(image.size)
-        left, top = ((length - side) / 2 for length in image.size)
-        box = (left, top, left + side, top + side)
-    image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return torch.from_numpy(np.array(image).transpose(2, 0, 1).copy())
+    frame = decode_image(path)
+    geometry = Geometry.centre(frame.shape[1], frame.shape[0]) if fit == "centre_crop" else Geometry()
+    return geometry.image(frame, size)
 
 
 def load_mask(path: str | os.PathLike, size: int) -> np.ndarray:
@@ -51,13 +109,11 @@ def load_mask(path: str | os.PathLike, size: int) -> np.ndarray:
 
     Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
     """
-    from PIL import Image
-
-    image = _open(path).convert("L")
-    highest = image.getextrema()[1]
+    grey = np.asarray(_open(path).convert("L"))
+    highest = grey.max()
     if 0 < highest < 128:
         raise MediaError(f"{path}: expected a mask with values 0 and 255, got a maximum of {highest}")
-    return np.asarray(image.resize((size, size), Image.Resampling.BOX)) >= 128
+    return Geometry().mask(grey, size)
 
 
 def _open(path: str | os.PathLike):

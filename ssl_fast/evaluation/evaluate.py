@@ -251,6 +251,18 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
     return np.stack(boxes), masks
 
 
+def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0) -> float:
+    """Share of the samples with IoU >= .5 at the adaptive threshold of the default protocol, and no more than that."""
+    total, predict = Accumulator("default"), from_localizer(localizer)
+    with inference(localizer):
+        for index, images, spectrograms in batches(sample_set, batch_size, workers=workers):
+            ids = [sample_set.ids[i] for i in index]
+            truth, _ = _truths(sample_set, index, tuple(images.shape[-2:]), "validation")
+            total.update(predict(images, {"positive": spectrograms}, ids)["positive"], truth, ids=ids)
+    iou = total.columns["audio_visual"]["iou_adaptive"]
+    return float(np.mean(iou >= 0.5))
+
+
 def _sounds(kinds: Iterable[str], seed: int, seeds: Sequence[int]) -> list[str]:
     """What the negatives of a seed are called: by their kind and, where there are several seeds, KIND/SEED."""
     return [kind if len(seeds) == 1 else f"{kind}/{seed}" for kind in kinds]

@@ -5,12 +5,15 @@ import pickle
 import platform
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from .. import __version__
+from .resnet import ResNet18
 
 FORMAT = "ssl_fast checkpoint 1"
 
@@ -58,6 +61,22 @@ def read_file(path: Path):
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
+
+
+def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
+    """Load torchvision's file of a ResNet-18 into a net of that layout; the keys of the file that it has no place for,
+    which can only be the classifier's. CheckpointError that names the file for one that is missing, damaged or
+    something else, and lists missing and unexpected keys and wrong shapes; ValueError for a net of another layout."""
+    if not isinstance(net, ResNet18):
+        raise ValueError(f"init: expected a net of torchvision's ResNet-18 for {path}, got {type(net).__name__}")
+    state = read_file(Path(path))
+    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
+        got = type(state).__name__
+        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {got}")
+    try:
+        return net.load_torchvision(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18: {error}") from error
 
 
 def _read(path: Path) -> dict:

@@ -1,13 +1,11 @@
 """Where there are objects at all: the prior that EZ-VSL, SLAVC and SSL-Align mix with their maps."""
 
 import os
-from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .checkpoints import CheckpointError, read_file
+from .checkpoints import load_torchvision
 from .localizers import IMAGENET
 from .resnet import ResNet18
 
@@ -21,14 +19,8 @@ class ObjectPrior:
     """
 
     def __init__(self, path: str | os.PathLike, device: str = "cpu"):
-        state = read_file(Path(path))
-        if not isinstance(state, Mapping) or not all(isinstance(x, Tensor) for x in state.values()):
-            raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {type(state).__name__}")
         self.net = ResNet18().eval()
-        try:
-            self.net.load_torchvision(state)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18: {error}") from error
+        load_torchvision(self.net, path)
         self.net.to(device)
         keys = ("image_mean", "image_std")
         self.mean, self.std = (torch.tensor(IMAGENET[key], device=device)[:, None, None] for key in keys)

@@ -95,7 +95,8 @@ class CentredBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.stride > 1:
-            x = F.avg_pool2d(x, self.stride, ceil_mode=True)
+            # nothing is padded; but otherwise torch.compile divides gradients of the last, incomplete windows wrongly
+            x = F.avg_pool2d(x, self.stride, ceil_mode=True, count_include_pad=False)
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(x)).add_(shortcut), inplace=True)

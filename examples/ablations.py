@@ -1,0 +1,157 @@
+"""What published on real data shows on the embedded scenes: methods and ablations, trained from scratch over seeds.
+
+    python examples/ablations.py --out runs/ablations                # 3 seeds of every row, two at a time: a few hours
+    python examples/ablations.py --out runs/ablations --only margin  # the rows whose name has "margin" in it
+    python examples/ablations.py --out runs/ablations --table        # the table of what is there, in Markdown
+
+Every run is a quickstart recipe with few changes, by default at a third of its length; it leaves NAME-seedN.json with the
+figures on single objects and on duo, the interactive set. Runs that are there are not trained again.
+"""
+
+import argparse
+import concurrent.futures
+import json
+import os
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+FIGURES = {"single": "single: success rate", "duo": "duo: success rate", "iiou": "duo: IIoU", "pointing": "duo: pointing"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A recipe for `method` with `loss` options, `model` and other `changes` replaced; `faulty` is the share of the
+    training images whose sound is that of an object which is not there."""
+
+    method: str
+    loss: dict = field(default_factory=dict)
+    model: dict = field(default_factory=dict)
+    changes: dict = field(default_factory=dict)
+    faulty: float = 0.0
+
+
+ROWS = {
+    "ssl_align": Row("ssl_align"),
+    "margin_nce": Row("margin_nce"),
+    "ez_vsl": Row("ez_vsl"),
+    "lvs": Row("lvs"),
+    "slavc, sum over cells as released": Row("slavc"),
+    "slavc, maximum as in the paper": Row("slavc", loss={"reduce": "max"}),
+    "fnac": Row("fnac"),
+    "ssl_tie": Row("ssl_tie"),
+    "ssl_align without s_A": Row("ssl_align", model={"projection": None}),
+    "ssl_align, s_L by the mean": Row("ssl_align", loss={"pooling": {"name": "mean"}}),
+    "ssl_align, s_L by the mean, without s_A": Row("ssl_align", loss={"pooling": {"name": "mean"}},
+                                                   model={"projection": None}),  # fmt: skip
+} | {
+    f"margin_nce, margin {margin:+.1f}, {faulty:.0%} faulty": Row("margin_nce", loss={"margin": margin}, faulty=faulty)
+    for faulty in (0.0, 0.25) for margin in (0.2, 0.0, -0.2, -0.4)
+}  # fmt: skip
+
+
+def faulty_pairs(sample_set, share: float, seed: int):
+    """The set with `share` of its spectrograms replaced by those of other samples, of a category that is not in sight."""
+    import numpy as np
+
+    draw = np.random.default_rng((seed, 17))
+    sounds = np.arange(len(sample_set))
+    for i in draw.permutation(len(sounds))[: round(share * len(sounds))]:
+        other = i
+        while sample_set.categories[other] in sample_set.visible[i]:
+            other = int(draw.integers(len(sounds)))
+        sounds[i] = other
+    sample_set.spectrograms = sample_set.spectrograms[sounds]
+    return sample_set
+
+
+def train(name: str, seed: int, epochs: int, out: Path) -> None:
+    """One run, on one thread."""
+    import torch
+
+    from ssl_fast import recipes, training
+    from ssl_fast.data import scenes
+    from ssl_fast.evaluation import evaluate
+    from ssl_fast.models import LocalizerConfig
+
+    torch.set_num_threads(1)
+    row, plain = ROWS[name], recipes.quickstart(ROWS[name].method)
+    model = LocalizerConfig(**{**vars(plain["model"]), **row.model})
+    recipe = recipes.recipe(row.method, epochs=epochs, vertical_flip=True, model=model,
+                            loss=plain.get("loss", {}) | row.loss, **row.changes)  # fmt: skip
+    training_set = faulty_pairs(scenes.load("train", progress=False), row.faulty, seed)
+    run = training.train(training_set, recipe, seed=seed, progress=False)
+    tests = {split: scenes.load(split, progress=False) for split in ("single", "duo")}
+    results = evaluate(run.localizer, tests, negatives=[], progress=False)
+    single, duo = (results["sets"][split]["model"] for split in tests)
+    figures = {"single": single["ciou_adaptive"], "duo": duo["ciou_adaptive"], "iiou": duo["iiou_adaptive"],
+               "pointing": duo["interactive_pointing"]}  # fmt: skip
+    record = {"name": name, "seed": seed, "epochs": epochs, "steps": run.steps, "seconds": run.seconds,
+              "loss": run.final_loss, "chance": run.chance, "versions": results["versions"], "figures": figures}  # fmt: skip
+    file = _file(out, name, seed)
+    file.with_suffix(".part").write_text(json.dumps(record, indent=1))
+    file.with_suffix(".part").replace(file)
+
+
+def _file(out: Path, name: str, seed: int) -> Path:
+    return out / f"{''.join(c if c.isalnum() or c in '+-.' else '_' for c in name)}-seed{seed}.json"
+
+
+def table(out: Path, names: list[str], seeds: list[int]) -> str:
+    """Markdown: of each row the mean over seeds, and from the lowest to the highest."""
+    lines = ["| | " + " | ".join(FIGURES.values()) + " | loss / chance |", "| --- |" + " ---: |" * (len(FIGURES) + 1)]
+    for name in names:
+        files = [_file(out, name, seed) for seed in seeds]
+        runs = [json.loads(file.read_text()) for file in files if file.exists()]
+        if not runs:
+            continue
+        cells = []
+        for key in FIGURES:
+            values = [run["figures"][key] for run in runs]
+            cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
+        cells.append(f"{statistics.mean(run['loss'] / run['chance'] for run in runs):.2f}")
+        count = "" if len(runs) == len(seeds) else f", {len(runs)} of {len(seeds)} seeds"
+        lines.append(f"| {name}{count} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--seeds", default="0,1,2", metavar="N,N")
+    parser.add_argument("--epochs", type=int, default=6, metavar="N", help="of 4,000 scenes (default: 6)")
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="runs at a time (default: 2)")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has it")
+    parser.add_argument("--table", action="store_true", help="train nothing")
+    parser.add_argument("--one", nargs=2, metavar=("NAME", "SEED"), help=argparse.SUPPRESS)  # what --jobs starts
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.one:
+        train(args.one[0], int(args.one[1]), args.epochs, args.out)
+        return 0
+    seeds, names = [int(seed) for seed in args.seeds.split(",")], [name for name in ROWS if args.only in name]
+    if not names:
+        parser.error(f"--only {args.only}: expected a part of one of these: {'; '.join(ROWS)}")
+    if not args.table:
+        from tqdm import tqdm
+
+        from ssl_fast.data import scenes
+
+        for split in ("train", "single", "duo"):
+            scenes.load(split)  # made once, before several runs ask for them
+        missing = [(name, seed) for seed in seeds for name in names if not _file(args.out, name, seed).exists()]
+        command = [sys.executable, __file__, "--out", str(args.out), "--epochs", str(args.epochs), "--one"]
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+            runs = {pool.submit(subprocess.run, [*command, name, str(seed)], check=True): name for name, seed in missing}
+            for done in tqdm(concurrent.futures.as_completed(runs), total=len(runs), unit="run"):
+                done.result()
+    print(table(args.out, names, seeds))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

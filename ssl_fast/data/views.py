@@ -1,0 +1,110 @@
+"""What a step of training sees of each sample: views of its image and of its sound, or of its neighbours'.
+
+    from ssl_fast.data.views import Views
+    views = Views(FolderSet("vggsound", front_end="ssl_align", size=224), recipe("ssl_align", "published"), seed=0,
+                  neighbors=(visual, audio))
+    views[7, 3]                                      # of sample 7 in epoch 3: dict(image, sound, index)
+
+Crops, flips, time shifts and neighbours are drawn here, each from (seed, epoch, index) alone: neither the process that
+loads a sample nor what was loaded before it matters. Colours and masks are left to `ssl_fast.learner`, in batches.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Protocol
+
+import torch
+from torch import Generator, Tensor
+
+from ..learner import derived_seed
+from ..recipes import Recipe
+from .datasets import SampleSet
+from .images import Geometry
+
+
+class Neighbors(Protocol):
+    """Nearest neighbours of every sample of a set, in one modality, such as `data.neighbors.Neighbors`."""
+
+    def check(self, sample_set: SampleSet) -> None:
+        """ValueError where they are not those of this set."""
+        ...
+
+    def draw(self, index: int, generator: Generator) -> int:
+        """One neighbour of sample `index`."""
+        ...
+
+
+class Themselves:
+    """Neighbours of samples for which none were searched: each is its own."""
+
+    def check(self, sample_set: SampleSet) -> None:
+        pass
+
+    def draw(self, index: int, generator: Generator) -> int:
+        return index
+
+
+class Views(torch.utils.data.Dataset):
+    """Samples of a set as a recipe's views show them.
+
+    views[index, epoch] -> dict(image uint8 (V, 3, S, S), sound float32, index int) for V = len(recipe.views).
+    With a policy for frames (`recipe.policy`), S is the recipe's image size, every image is resampled once from what
+    `frame` of the set gives (or from the set's images, where it has no `frame`), and sounds are waveforms (V, n) of
+    `clip`, if the set has that. Else images and sounds are the set's own, and sounds are spectrograms (V, 1, F, T).
+
+    neighbors: of images and of sounds, for conceptual views. ValueError for conceptual views without them, for them
+    without conceptual views or of another set, and for a time shift of a set without `clip`.
+    """
+
+    def __init__(self, sample_set: SampleSet, recipe: Recipe, seed: int = 0,
+                 neighbors: tuple[Neighbors, Neighbors] | None = None):  # fmt: skip
+        if ("conceptual" in recipe.views) != (neighbors is not None):
+            raise ValueError(f"neighbors: expected {'none' if neighbors else 'those of images and of sounds'} with the "
+                             f"views {', '.join(recipe.views)}, got {'some' if neighbors else 'none'}")  # fmt: skip
+        if recipe.time_shift is not None and not hasattr(sample_set, "clip"):
+            got = type(sample_set).__name__
+            raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
+        for one in neighbors or ():
+            one.check(sample_set)
+        self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors
+
+    def __len__(self) -> int:
+        return len(self.sample_set)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        index, epoch = key
+        generator = Generator().manual_seed(derived_seed(self.seed, 5, epoch, index))
+        policy, size = self.recipe.policy, self.recipe.image_size
+        sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once
+        whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
+        frame, clip = functools.cache(whole), functools.cache(getattr(self.sample_set, "clip", lambda i: None))
+
+        def image(i: int, augmented: bool) -> Tensor:
+            if policy is None:
+                return torch.as_tensor(sample(i)["image"])
+            height, width = frame(i).shape[:2]
+            geometry = policy.geometry(width, height, size, generator) if augmented else Geometry()
+            return geometry.image(frame(i), size)
+
+        def sound(i: int, augmented: bool) -> Tensor:
+            if policy is None or clip(i) is None:
+                return torch.as_tensor(sample(i)["spectrogram"])
+            shift = self._shift(generator) if augmented else 0
+            return torch.from_numpy(self.sample_set.front_end.segment(clip(i), shift))
+
+        images, sounds = [], []
+        for kind in self.recipe.views:
+            pair = [one.draw(index, generator) for one in self.neighbors] if kind == "conceptual" else (index, index)
+            images.append(image(pair[0], kind == "augmented"))
+            sounds.append(sound(pair[1], kind == "augmented"))
+        return {"image": torch.stack(images), "sound": torch.stack(sounds), "index": index}
+
+    def _shift(self, generator: Generator) -> int:
+        """Samples by which an augmented view hears later (below 0: earlier)."""
+        if self.recipe.time_shift is None:
+            return 0
+        low, high = self.recipe.time_shift
+        sign, size = torch.rand(2, generator=generator).tolist()
+        seconds = low + size * (high - low)
+        return round((seconds if sign < 0.5 else -seconds) * self.sample_set.front_end.sample_rate)

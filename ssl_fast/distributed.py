@@ -1,0 +1,172 @@
+"""Several processes, as `torchrun --nproc-per-node K` starts them: joined batches, exact shares of a data set.
+
+There is no launcher of our own: the process group is torch.distributed's, and nets are wrapped in its
+DistributedDataParallel. Without a process group there is one process, and everything here works for it too.
+"""
+
+import contextlib
+import datetime
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from .ops.reference import accumulate_dtype
+
+
+def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """The rank of this process in `group` (None: of all processes), and how many there are."""
+    return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
+
+
+def launched() -> tuple[int, int]:
+    """The rank of this process among those that torchrun started, and their number; (0, 1) where it started none."""
+    several = "TORCHELASTIC_RUN_ID" in os.environ
+    return (int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])) if several else (0, 1)
+
+
+@contextlib.contextmanager
+def torchrun(device: str) -> Iterator[None]:
+    """Inside, the processes that torchrun started are a group: gloo on the CPU, nccl on CUDA devices, one for each.
+
+    Does nothing where torchrun started none. ValueError where there are fewer CUDA devices than processes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        yield
+        return
+    if device == "cuda":
+        if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
+            raise ValueError(f"device cuda: expected one for each of {os.environ['LOCAL_WORLD_SIZE']} processes, "
+                             f"got {torch.cuda.device_count()}")  # fmt: skip
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # torchrun ends all processes when one has died; the limit must not end those that wait while the first validates
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=4))
+    dist.barrier()
+    yield
+    dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is
+
+
+def total(value: float, device: torch.device) -> float:
+    """The sum of a number over all processes; `device` is where these compute."""
+    if not dist.is_initialized():
+        return value
+    number = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(number)
+    return number.item()
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes. Its output is used by all of them, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group) -> Tensor:
+        ctx.group = group
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _Sum.apply(grad, ctx.group), None
+
+
+class JoinedBatch:
+    """The rows of all processes of `group` as one batch, seen from one of them; None: this process alone.
+
+    Rows of the batch are in the order of the processes. Every method is called by all processes alike, and so is its
+    backward pass, which gives the gradient of the sum over processes of what they compute. Only sums and maxima cross
+    between processes: same inputs, same bits. Where `group` is None, nothing does, and methods are what they say of
+    the rows alone.
+
+    images: (N, C, h, w), N >= 1 may differ from process to process; audios: (N, C) each, by argument name.
+    Raises ValueError, on every process and naming what each of them has, where a process has no image or another number
+    of audios, or where channels, dtypes or the need of gradients differ between processes.
+    """
+
+    def __init__(self, group: dist.ProcessGroup | None, images: Tensor, **audios: Tensor):
+        self.group, self.rows = group, images.shape[:1].numel()
+        if group is None:
+            return
+        self.rank = dist.get_rank(group)
+        if self.rank < 0:
+            raise ValueError("group: expected one that this process belongs to, got one of others")
+        features = {"images": images} | audios
+        rows = self.rows if all(len(x) == self.rows for x in audios.values()) else 0
+        alike = repr([(name, x.dtype, x.dim(), x.shape[1:2], x.requires_grad) for name, x in features.items()])
+        header = torch.tensor([rows, zlib.crc32(alike.encode())], device=images.device)
+        headers = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(headers, header, group=group)
+        self.counts, kinds = zip(*(each.tolist() for each in headers))
+        if 0 in self.counts or len(set(kinds)) > 1:
+            own = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}{' with gradient' * x.requires_grad}"
+                            for name, x in features.items())  # fmt: skip
+            every = [None] * len(headers)
+            dist.all_gather_object(every, own, group=group)
+            got = "; ".join(f"on process {rank} {one}" for rank, one in enumerate(every))
+            raise ValueError("group: expected at least one image on every process, as many audios, and the same "
+                             f"channels and dtypes everywhere, got {got}")  # fmt: skip
+
+    @property
+    def first(self) -> int:
+        """Where the own rows begin."""
+        return sum(self.counts[: self.rank])
+
+    @property
+    def size(self) -> int:
+        """Rows of all processes."""
+        return self.rows if self.group is None else sum(self.counts)
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum over processes of x, of one shape everywhere."""
+        return x if self.group is None else _Sum.apply(x, self.group)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Own rows (N, ...) -> the rows of all processes (size, ...); small tensors only, never maps."""
+        if self.group is None:
+            return x
+        around = (0, 0) * (x.dim() - 1) + (self.first, self.size - self.first - self.rows)
+        # as a sum with zeros: sizes may differ without a thought, and the gradient comes back in full precision
+        return self.sum(F.pad(x.to(accumulate_dtype(x)), around)).to(x.dtype)
+
+    def mean(self, x: Tensor) -> Tensor:
+        """The mean over rows (N,) of all processes, a scalar."""
+        return x.mean() if self.group is None else self.sum(x.sum()) / self.size
+
+    def logsumexp(self, x: Tensor) -> Tensor:
+        """Over the rows of all processes: (N, M) -> (M,). A column has at least one entry above -inf."""
+        if self.group is None:
+            return x.logsumexp(0)
+        highest = x.detach().amax(0)
+        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        return highest + self.sum((x - highest).exp().sum(0)).log()
+
+
+def share(samples: int, group: dist.ProcessGroup | None = None) -> range:
+    """The indices of a data set of `samples` that this process works on: a sampler for a DataLoader.
+
+    Contiguous, in the order of the processes of `group` (None: all there are), sizes differing by one at most: put
+    together they are range(samples), each sample once. (DistributedSampler repeats samples to fill the last round up,
+    which changes what an evaluation says.)
+    """
+    rank, processes = place(group)
+    return range(samples * rank // processes, samples * (rank + 1) // processes)
+
+
+def collect(results: Sequence, samples: int, group: dist.ProcessGroup | None = None) -> list:
+    """One result for each index of `share(samples)` -> one for each of range(samples), in order, on every process.
+
+    Results are anything that can be pickled. Raises ValueError on every process where one has too few or too many.
+    """
+    own = len(share(samples, group)), list(results)
+    every = [own] * place(group)[1]
+    if dist.is_initialized():
+        dist.all_gather_object(every, own, group=group)
+    for rank, (expected, part) in enumerate(every):
+        if len(part) != expected:
+            raise ValueError(f"results: expected {expected} on process {rank}, one for each of its share of {samples} "
+                             f"samples, got {len(part)}")  # fmt: skip
+    return [result for _, part in every for result in part]

@@ -1,0 +1,142 @@
+"""Checkpoints as the released programs wrote them: recognised by their keys, loaded strictly.
+
+    localizer, about = load_published("ezvsl_vggss144k/best.pth")
+    about.layout, about.recipe["front_end"], about.unused         # "ezvsl", "ez_vsl", []
+
+EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix; files that
+were stripped of what lies round the weights need `layout` there. Front ends are those of the method's published recipe.
+"""
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .checkpoints import CheckpointError, read_file
+from .localizers import Localizer, LocalizerConfig, build
+
+_TRUNK = {"imgnet": "visual_net", "audnet": "audio_net"}
+_HEAD = {"img_proj": "visual_heads.visual", "aud_proj": "audio_heads.audio"}
+# SLAVC's first space is that of correspondence, its second that of localization.
+_HEADS = {f"{name}{k}": f"{ours}_{space}" for name, ours in _HEAD.items() for k, space in ((1, "avc"), (2, "loc"))}
+# The nets of LVS have first layers for sound, pictures and optical flow, of which each uses one, and a classifier.
+_FIRST = {"imgnet.conv1": "visual_net.conv1", "audnet.conv1_a": "audio_net.conv1"}
+_LVS_UNUSED = r"imgnet\.(conv1_a|conv1_flow|fc)\..*|audnet\.(conv1|conv1_flow|fc)\..*"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """container: the key that the weights lie under. modules: published module -> ours. unused: pattern of the known
+    keys that a map does not depend on."""
+
+    method: str
+    container: str
+    modules: dict[str, str]
+    unused: str = r"(?!)"
+
+
+LAYOUTS: dict[str, Layout] = {
+    "ezvsl": Layout("ez_vsl", "model", _TRUNK | _HEAD),
+    "fnac": Layout("fnac", "model", _TRUNK | _HEAD),
+    "margin": Layout("margin_nce", "model", _TRUNK | _HEAD),
+    "slavc": Layout("slavc", "model", _TRUNK | _HEADS, r"momentum_.*"),
+    "slavc_momentum": Layout("slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()},
+                             r"(?!momentum_).*"),
+    "lvs": Layout("lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
+    # heads, of which nothing is published but that the released evaluator leaves them out
+    "sslalign": Layout("ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"),
+    "ssltie": Layout("ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class About:
+    """What was loaded. recipe: method, front_end, image_size and model, as a run's. unused: known keys of the file that
+    a map does not depend on."""
+
+    layout: str
+    recipe: dict
+    unused: list[str] = field(default_factory=list)
+
+
+def weights_of(state: object) -> tuple[str, dict[str, Tensor]] | None:
+    """The key that the weights of a published file lie under ("" for bare weights), and the weights as they are named
+    there; None for anything else."""
+    containers = dict.fromkeys(layout.container for layout in LAYOUTS.values())
+    for container in ("", *containers):
+        found = state if not container else state.get(container) if isinstance(state, Mapping) else None
+        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
+            return container, dict(found)
+    return None
+
+
+def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
+    plain = {key.removeprefix("module.") for key in weights}
+    named = {"slavc": "img_proj1.weight", "ezvsl": "img_proj.weight", "ssltie": "vision_fc1.weight"}
+    for layout, key in named.items():
+        if key in plain:
+            return layout
+    if "audnet.conv1_a.weight" not in plain:
+        raise CheckpointError(f"{path}: expected a checkpoint of this project or of {', '.join(LAYOUTS)}, got keys as "
+                              f"{', '.join(sorted(weights)[:3])}")  # fmt: skip
+    if container == "state_dict":
+        return "ssltie"
+    if not container:
+        raise CheckpointError(f"{path}: weights of lvs, sslalign or ssltie, whose keys are the same: say which layout")
+    return "lvs" if any(key.startswith("module.") for key in weights) else "sslalign"
+
+
+def load_published(path: str | os.PathLike, layout: str | None = None) -> tuple[Localizer, About]:
+    """The localizer in a published checkpoint, in evaluation mode.
+
+    layout: a key of LAYOUTS; None: by the keys of the file, where "ezvsl" stands for "fnac" and "margin" too, whose
+    keys and maps are the same, and "slavc" for the online nets ("slavc_momentum": the momentum nets of that file).
+    CheckpointError, which names the file, and all keys that are missing, unexpected or wrongly shaped.
+    """
+    path = Path(path)
+    if layout is not None and layout not in LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
+    found = weights_of(read_file(path))
+    if found is None:
+        raise CheckpointError(f"{path}: expected weights, by their names, got none")
+    container, weights = found
+    name = layout or _recognise(path, container, weights)
+    kind = LAYOUTS[name]
+    config = LocalizerConfig.published(kind.method, **({"projection": None} if kind.method == "ssl_align" else {}))
+    localizer = build(config).eval()
+    expected = localizer.state_dict()
+    constants = {key for key in expected if key.startswith(("image_", "spectrogram_"))}
+    ours, unused, wrong = {}, [], []
+    for key, value in weights.items():
+        plain = key.removeprefix("module.")
+        if re.fullmatch(kind.unused, plain):
+            unused.append(key)
+            continue
+        module = max((one for one in kind.modules if plain.startswith(f"{one}.")), key=len, default=None)
+        target = None if module is None else kind.modules[module] + plain.removeprefix(module)
+        if target not in expected or target in constants:
+            wrong.append(f"unexpected {key}")
+        elif expected[target].shape != value.shape:
+            wrong.append(f"{key}: expected {tuple(expected[target].shape)}, got {tuple(value.shape)}")
+        ours[target] = value
+    wrong += [f"missing {key} (as {_published_name(kind, key)})" for key in expected.keys() - constants - ours.keys()]
+    if wrong:
+        shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
+        raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
+    localizer.load_state_dict({**{key: expected[key] for key in constants}, **ours})
+    from ..recipes import recipe
+
+    published = recipe(kind.method, "published").to_dict()
+    about = {key: published[key] for key in ("method", "front_end", "image_size")} | {"model": vars(config).copy()}
+    return localizer, About(name, about, unused)
+
+
+def _published_name(layout: Layout, key: str) -> str:
+    """How the released programs name one of our keys."""
+    theirs = {ours: name for name, ours in layout.modules.items()}
+    module = max((ours for ours in theirs if key.startswith(f"{ours}.")), key=len)
+    return theirs[module] + key.removeprefix(module)

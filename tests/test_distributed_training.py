@@ -1,0 +1,324 @@
+"""Training by two gloo processes against one process with the same batches."""
+
+import datetime
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torch.distributed as dist
+from loss_loops import flip
+from PIL import Image
+from torch import nn
+from training_toys import ToySet
+
+from ssl_fast import augmentation, learner, models, training
+from ssl_fast.losses import LOSSES
+from ssl_fast.models import LocalizerConfig, checkpoints
+from ssl_fast.recipes import recipe
+
+PROCESSES = 2
+
+
+def tiny(method, **changes):
+    """40 samples make 5 steps of 8 an epoch; 2 epochs. No autocast, and nothing drawn in a step."""
+    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
+    common = {"model": model, "batch_size": 8, "epochs": 2, "warm_up_steps": 2, "precision": "float32",
+              "augmentation": "none"}  # fmt: skip
+    return recipe(method, **(common | changes))
+
+
+def without_batch_norm(net):
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.BatchNorm2d):
+            setattr(net, name, nn.GroupNorm(1, layer.num_features))
+        else:
+            without_batch_norm(layer)
+
+
+def exact(config):
+    """A localizer that can be compared: batch norm would tell the shares of a batch apart, which is not the loss's
+    doing, so each sample is normalised alone; and in float64, as Adam makes much of the rounding of small gradients."""
+    localizer = models.build(config)
+    without_batch_norm(localizer)
+    normalize = localizer.normalize_spectrograms
+    localizer.normalize_spectrograms = lambda spectrograms: normalize(spectrograms).double()
+    return localizer.double()
+
+
+GATHERED = {method: {} for method in LOSSES} | {
+    "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}},
+    "fnac": {"nce_only": 0.3, "loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
+    "ssl_align": {"views": ("original", "augmented")},
+    "lvs": {"accumulation": 2},
+}
+# what a step draws, statistics of batch norm, and what only the checkpoint can carry over
+RESUMED = tiny("slavc", momentum_decay=0.9, augmentation="shift",
+               model=LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5))  # fmt: skip
+
+
+class Others(ToySet):
+    def __init__(self):
+        super().__init__(16)
+        self.ids = self.image_ids = [f"other-{i}" for i in range(16)]
+
+
+class Broken(ToySet):
+    def __init__(self):
+        super().__init__()
+        index, _ = next(iter(training.StepSampler(40, 8, 10, seed=0)))[0]
+        self.spectrograms[index] = float("nan")
+
+
+class Crash(Exception):
+    pass
+
+
+def summary(run):
+    history = [{key: value for key, value in record.items() if key != "seconds"} for record in run.history]
+    return {"weights": run.localizer.state_dict(), "history": history, "chance": run.chance}
+
+
+def run(one, build=models.build, **options):
+    """`train` on the toys."""
+    learner.build, draw = build, augmentation.Equivariance
+    if build is exact:  # each process draws its own transforms of ssl_tie
+        augmentation.Equivariance = lambda batch, generator: flip
+    try:
+        return training.train(ToySet(), one, progress=False, **options)
+    finally:
+        learner.build, augmentation.Equivariance = models.build, draw
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What runs in the processes
+
+
+def crash(_, record):
+    if record["step"] == 3:
+        raise Crash
+
+
+def stop_one(_, record):
+    """The second process gets a signal in step 4, and the first never."""
+    if record["step"] == 4 and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def message(function, *arguments, **options):
+    try:
+        function(*arguments, **options)
+    except (ValueError, learner.TrainingError, training.Interrupted) as error:
+        return str(error)
+
+
+def outcomes(folder):
+    found = {method: summary(run(tiny(method, **changes), exact, gather=True)) for method, changes in GATHERED.items()}
+    found["local"] = summary(run(tiny("ez_vsl"), exact))
+    found["validated"] = summary(run(tiny("ez_vsl"), exact, gather=True, validation=Others(), out=folder / "validated"))
+    found["whole"] = summary(run(RESUMED, seed=5))
+    try:
+        run(RESUMED, seed=5, out=folder / "part", checkpoint_every=1e-9, on_step=crash)
+    except Crash:
+        dist.barrier()
+    found["alone"] = message(training.resume_state, folder / "part", {"processes": None})
+    found["resumed"] = summary(run(RESUMED, seed=5, out=folder / "part", resume=True))
+    there = folder / ("part" if dist.get_rank() == 0 else "elsewhere")
+    found["elsewhere"] = message(run, RESUMED, seed=5, out=there, resume=True)
+    found["broken"] = message(training.train, Broken(), tiny("ez_vsl"), progress=False)
+    found["stopped"] = message(run, tiny("ez_vsl"), out=folder / "stopped", on_step=stop_one)
+    found["no shares"] = message(run, tiny("ez_vsl", batch_size=7))
+    found["no parts"] = message(run, tiny("ez_vsl", accumulation=4))
+    found["norm"] = message(run, tiny("ez_vsl"), sync_batch_norm=True)
+    return found
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES,
+                            timeout=datetime.timedelta(seconds=60))  # fmt: skip
+    torch.save(outcomes(folder), folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """The folder of the runs, and the outcomes of each process."""
+    folder = tmp_path_factory.mktemp("processes")
+    torch.multiprocessing.spawn(work, (folder,), PROCESSES)
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Runs
+
+
+def assert_close(got, expected):
+    for ours, theirs in zip(got["history"], expected["history"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert list(ours.values()) == pytest.approx(list(theirs.values()), rel=1e-9)
+    assert got["chance"] == expected["chance"]
+    difference = sum((got["weights"][name] - value).square().sum() for name, value in expected["weights"].items())
+    size = sum(value.square().sum() for value in expected["weights"].values())
+    assert (difference / size).sqrt() <= 1e-9
+
+
+def assert_same(got, expected):
+    assert got["history"] == expected["history"]
+    assert all(torch.equal(got["weights"][name], value) for name, value in expected["weights"].items())
+
+
+@pytest.mark.parametrize("method", GATHERED)
+def test_distributed_training_with_gathered_negatives_is_that_of_one_process(method, processes):
+    expected = summary(run(tiny(method, **GATHERED[method]), exact))
+    for one in processes[1]:
+        assert_close(one[method], expected)
+
+
+def test_distributed_training_with_local_negatives_is_that_of_a_batch_in_parts(processes):
+    expected = summary(run(tiny("ez_vsl", accumulation=PROCESSES), exact))
+    for one in processes[1]:
+        assert_close(one["local"], expected)
+
+
+def test_distributed_training_validates_as_one_process(processes):
+    folder, found = processes
+    expected = summary(run(tiny("ez_vsl"), exact, validation=Others()))
+    assert_close(found[0]["validated"], expected)
+    assert sum("validation_loss" in record for record in expected["history"]) == 2
+    assert (folder / "validated" / training.BEST).is_file()
+
+
+def test_distributed_training_resumed_equals_an_uninterrupted_run(processes):
+    folder, found = processes
+    for one in found:
+        assert_same(one["resumed"], one["whole"])
+        assert one["whole"]["history"] == found[0]["whole"]["history"]
+    lines = [json.loads(line) for line in (folder / "part" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(10))
+    assert "belongs to a run with processes={'number': 2, 'gather': False" in found[0]["alone"]
+
+
+def test_distributed_training_stops_together(processes):
+    folder, found = processes
+    assert [one["stopped"] for one in found] == ["stopped after step 5"] * PROCESSES
+    assert checkpoints.load(folder / "stopped" / "checkpoint.pt")["step"] == 5
+
+
+def test_distributed_training_resumes_from_one_checkpoint(processes):
+    for one, step in zip(processes[1], (10, 0)):
+        expected = f"expected the checkpoint that the other processes have, got one of step {step}"
+        assert one["elsewhere"].endswith(expected)
+
+
+def test_distributed_training_names_the_samples_of_all_processes(processes):
+    """A broken sample of one of them breaks the gradient of both."""
+    keys = next(iter(training.StepSampler(40, 8, 10, seed=0)))
+    expected = ", ".join(Broken().ids[index] for index, _ in keys)
+    for one in processes[1]:
+        assert one["broken"] == f"step 0: the loss is nan for the samples {expected}"
+
+
+ERRORS = {
+    "no shares": "batch_size: expected equal shares of 2 or more for 2 processes, got 7",
+    "no parts": "batch_size: expected equal shares of 2 or more for 2 processes, got 8 in 4 parts",
+    "norm": "sync_batch_norm: expected a CUDA device, where torch.nn.SyncBatchNorm works, got cpu",
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_distributed_training_error_on_every_process(name, processes):
+    assert [one[name] for one in processes[1]] == [ERRORS[name]] * PROCESSES
+
+
+@pytest.mark.parametrize("option", ["gather", "sync_batch_norm"])
+def test_distributed_options_need_several_processes(option):
+    with pytest.raises(ValueError, match=f"{option}: expected several processes, as torchrun .*, got one"):
+        run(tiny("ez_vsl"), **{option: True})
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_distributed_batches_are_cut_into_shares(parts):
+    """Of every part of the batch of one process each takes its share, in order."""
+    whole = training.StepSampler(21, 8, 4, seed=3)
+    shares = [training.StepSampler(21, 8, 4, seed=3, parts=parts, rank=rank, processes=2) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *shares, strict=True):
+        size = 4 // parts
+        for part in range(parts):
+            both = first[part * size : (part + 1) * size] + second[part * size : (part + 1) * size]
+            assert both == batch[2 * part * size : 2 * (part + 1) * size]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Command line
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """12 images as PNG, each with a sound."""
+    root = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(0)
+    for name in ("frames", "audio"):
+        (root / name).mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), np.uint8)).save(root / "frames" / f"clip{i}.png")
+        soundfile.write(root / "audio" / f"clip{i}.wav", rng.uniform(-0.5, 0.5, 16000).astype(np.float32), 16000)
+    return root
+
+
+def torchrun(*argv, program=("-m", "ssl_fast")):
+    """Exit code, stderr and stdout of the command line under torchrun."""
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES),
+            *map(str, program + argv)]  # fmt: skip
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=200)
+            return process.returncode, err, out
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends its processes, which outlive it where it is killed
+            raise
+
+
+CRASH = """
+import os, signal, sys
+from ssl_fast import cli, learner
+step = learner.Learner.step
+def killer(self, number, *rest):
+    if number == 4 and self.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step(self, number, *rest)
+learner.Learner.step = killer
+cli.main(sys.argv[1:])
+"""
+
+
+def test_distributed_command_line(media, tmp_path):
+    """A run; and another one, killed in its middle and resumed, which ends in the same bits."""
+    options = ["--data", media, "--method", "ez_vsl", "--batch-size", 4, "--epochs", 2, "--gather", "--quiet"]
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    code, err, out = torchrun("train", "--out", whole, *options)
+    assert code == 0, err
+    assert out.count("trained ez_vsl for 6 steps") == 1  # the first process alone speaks
+    localizer, state = training.load_localizer(whole)
+    assert state["processes"] == {"number": 2, "gather": True, "sync_batch_norm": False} and state["step"] == 6
+    script = tmp_path / "crash.py"
+    script.write_text(CRASH)
+    code, err, _ = torchrun("train", "--out", part, *options, "--checkpoint-every", 1e-6, program=(script,))
+    assert code != 0 and checkpoints.load(part / "checkpoint.pt")["step"] in (3, 4), err
+    code, err, _ = torchrun("train", "--out", part, "--resume", "--data", media, "--quiet")
+    assert code == 0, err
+    resumed, state = training.load_localizer(part)
+    assert state["step"] == 6
+    assert all(torch.equal(resumed.state_dict()[name], value) for name, value in localizer.state_dict().items())
+
+
+def test_distributed_command_line_is_for_training_alone(tmp_path):
+    code, err, _ = torchrun("quickstart", "--out", tmp_path / "run")
+    assert code != 0 and not (tmp_path / "run").exists()
+    assert "ssl-fast quickstart: expected one process, got 2 from torchrun; only train takes several" in err

@@ -1,0 +1,124 @@
+"""Published checkpoints: the golden maps through files as the programs wrote them, and what is said of other files."""
+
+import json
+import math
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_fast.data.audio import FRONT_ENDS
+from ssl_fast.models.checkpoints import CheckpointError
+from ssl_fast.models.published import LAYOUTS, load_published
+
+GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
+pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden folder {GOLDEN}")
+PREFIXED = {"lvs", "slavc", "slavc_momentum"}  # always, and at times
+
+
+def published_weights(salt, shapes):
+    """The README of the golden folder tells how."""
+    state = {}
+    for key, shape in shapes.items():
+        x = np.random.default_rng(zlib.crc32(f"{salt}:{key}".encode())).standard_normal(shape)
+        last = key.rsplit(".", 1)[-1]
+        if last == "num_batches_tracked":
+            x = np.array(7)
+        elif last == "running_var":
+            x = np.exp(0.2 * x)
+        elif last in ("running_mean", "bias"):
+            x = 0.1 * x
+        elif len(shape) == 1:
+            x = 1 + 0.1 * x
+        else:
+            x = x * math.sqrt(2 / math.prod(shape[1:]))
+        state[key] = torch.from_numpy(np.asarray(x, np.float32))
+    return state
+
+
+def weights(name):
+    keys = json.loads((GOLDEN / "checkpoint_keys.json").read_text())
+    return published_weights((GOLDEN / "salt.txt").read_text().strip(), keys[name])
+
+
+def write(path, name, state, wrapped=True):
+    if name in PREFIXED:
+        state = {f"module.{key}": value for key, value in state.items()}
+    torch.save({LAYOUTS[name].container: state, "epoch": 7, "optimizer": {"lr": 1e-4}} if wrapped else state, path)
+    return path
+
+
+def maps_of(localizer):
+    random = np.random.default_rng(zlib.crc32(f"{(GOLDEN / 'salt.txt').read_text().strip()}:input".encode()))
+    images = random.standard_normal((2, 3, 224, 224)).astype(np.float32)
+    spectrograms = (-1 + 0.2 * random.standard_normal((2, 1, 257, 200))).astype(np.float32)
+    with torch.no_grad():
+        return localizer(torch.from_numpy(images), torch.from_numpy(spectrograms)).numpy()
+
+
+@pytest.mark.parametrize("name, method, unused, heard", [
+    ("ezvsl", "ez_vsl", 0, 3.0), ("fnac", "ez_vsl", 0, 3.0), ("slavc", "slavc", 248, 3.0),
+    ("slavc_momentum", "slavc", 248, 3.0), ("lvs", "lvs", 8, 10.0), ("sslalign", "ssl_align", 8, 3.0),
+    ("ssltie", "ssl_tie", 17, 10.0),
+])  # fmt: skip
+def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path):
+    path = write(tmp_path / "best.pth", name, weights(name))
+    localizer, about = load_published(path, layout=name if name == "slavc_momentum" else None)
+    np.testing.assert_allclose(maps_of(localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
+    assert (about.recipe["method"], len(about.unused)) == (method, unused)
+    assert FRONT_ENDS[about.recipe["front_end"]].seconds == heard
+
+
+def test_heads_that_the_released_evaluator_drops_are_reported(tmp_path):
+    state = weights("sslalign") | {"proj_v.weight": torch.ones(3)}
+    _, about = load_published(write(tmp_path / "a.pth", "sslalign", state))
+    assert "proj_v.weight" in about.unused and about.layout == "sslalign"
+
+
+def test_every_key_that_does_not_fit_is_named(tmp_path):
+    state = weights("ezvsl")
+    del state["audnet.layer3.1.bn2.running_var"]
+    state["img_proj.bias"] = torch.zeros(7)
+    state["img_proj3.weight"] = torch.zeros(1)
+    with pytest.raises(CheckpointError) as error:
+        load_published(write(tmp_path / "a.pth", "ezvsl", state))
+    said = str(error.value)
+    assert said.startswith(f"{tmp_path / 'a.pth'}: 3 keys do not fit the layout 'ezvsl'")
+    assert "(as audnet.layer3.1.bn2.running_var)" in said and "unexpected img_proj3.weight" in said
+    assert "img_proj.bias: expected (512,), got (7,)" in said
+
+
+def test_bare_weights(tmp_path):
+    load_published(write(tmp_path / "a.pth", "ezvsl", weights("ezvsl"), wrapped=False))
+    path = write(tmp_path / "b.pth", "lvs", weights("lvs"), wrapped=False)
+    with pytest.raises(CheckpointError, match="weights of lvs, sslalign or ssltie, whose keys are the same: say"):
+        load_published(path)
+    assert load_published(path, "lvs")[1].layout == "lvs"
+
+
+@pytest.mark.parametrize("state, said", [
+    ({"model": {"weight": torch.ones(2)}}, "expected a checkpoint of this project or of ezvsl, .* got keys as weight"),
+    ({"epoch": 3}, "expected weights, by their names, got none"), ([1, 2], "expected weights, by their names"),
+])  # fmt: skip
+def test_other_files_are_refused(state, said, tmp_path):
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=f"a.pth: {said}"):
+        load_published(tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="layout: expected one of ezvsl, .* got 'vslnet'"):
+        load_published(tmp_path / "a.pth", "vslnet")
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, (str(Path(os.environ["SSL_FAST_TEST_TRACE"])),)
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("SSL_FAST_TEST_TRACE", str(tmp_path / "ran"))
+    torch.save({"model": Code()}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="evil.pth: truncated, damaged or not a checkpoint"):
+        load_published(tmp_path / "evil.pth")
+    assert not (tmp_path / "ran").exists()
