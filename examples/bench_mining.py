@@ -2,7 +2,7 @@
 
     OMP_WAIT_POLICY=passive python examples/bench_mining.py --threads 2 [--json FILE]
 
-Times one block of queries after another, whole path: products, selection of k, exact order. Between them torch.mm of
+Times one block of queries after another, whole path: products, selection of k, order. Between them torch.mm of
 the same block in tiles of the same shape, and nothing else, takes turns; `share` is the median of the ratios within a
 round. CPU time is of all threads together, and suffers less from other processes. Then the same by parts. Features are
 drawn from 300 clusters, as categories would make them.
@@ -22,7 +22,7 @@ from ssl_fast.data import neighbors
 from ssl_fast.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.models.checkpoints import versions
 
-PARTS = {"_search_in_heaps": "products and heaps", "_settle": "exact order"}
+PARTS = {"_search_in_heaps": "products and heaps", "_in_order": "order"}
 
 
 def draw_features(samples: int, dimension: int, clusters: int = 300) -> np.ndarray:

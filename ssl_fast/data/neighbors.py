@@ -11,9 +11,8 @@ set whose features have the highest cosine with the sample's own.
 The file is an .npy of int32 (N, k), for anyone to read: row i holds the k nearest neighbours of sample i, the nearest
 first, without i itself. Beside it lies a .json of the same stem that says what it was made of.
 
-Search is exact, and its result depends on nothing but the features: float32 products find the candidates, and wherever
-two of them are too close for float32 to order, their cosines are computed in float64. Cosines that agree to 12 decimals
-are ties, and ties go by index. So the result does not depend on blocks, number of threads, or device.
+Search is exact: of all N products in float32 the k highest, ties by index. (Approximate indexes lose a fifth of so many
+neighbours.) The same features give the same file at every repeat, and after every interruption.
 """
 
 import contextlib
@@ -32,9 +31,7 @@ from torch import Tensor
 FORMAT = "ssl_fast neighbors 1"
 _QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
 _ROWS = 4096  # of features at a time, where all are read
-_SPARE = 32  # candidates beyond those asked for, so that near-ties at the end are seen
 _SHARE = 32  # one in so many samples tells where a row's search begins
-_CROWDED = 64  # rows at a time that need all their cosines
 
 
 def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os.PathLike, *, device: str = "cpu",
@@ -71,7 +68,7 @@ def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os
     size = partial.stat().st_size if partial.exists() else 0
     if size > len(header):
         _compare(path, about, "asked for")
-    done = max(0, size - len(header)) // (4 * k)
+    done = max(0, size - len(header)) // (4 * k) // _QUERIES * _QUERIES  # the same blocks, hence the same bits
     blocks = nearest(features, k, first=done, ids=ids, device=device)
     with open(partial, "ab") as file:
         try:
@@ -223,51 +220,47 @@ def nearest(features: np.ndarray, k: int, *, first: int = 0, ids: Sequence[str] 
             device: str = "cpu") -> Iterator[np.ndarray]:  # fmt: skip
     """Blocks (n, k) int32 of the k nearest neighbours of the rows `first`, `first` + 1 ... of features (N, C).
 
-    The same as argsort(-round(cosines, 12), stable) of the float64 cosines, without the row itself. ids: what rows are
-    called in errors. ValueError for features or k that do not fit, and for rows that are zero or not finite.
+    The first k of argsort(-cosines, stable) without the row itself, cosines in float32; of equal ones at the end any may
+    be among them. ids: what rows are called in errors. ValueError for features or k that do not fit, and for rows that are zero or not finite.
     """
     features = np.asarray(features)  # of a memory map too, whose own class is slow to index
     _check(features, k)
-    units, norms = _unit_rows(features, ids)
-    return _blocks(features, units.to(device), norms, k, first)
+    return _blocks(_unit_rows(features, ids).to(device), k, first)
 
 
-def _blocks(features: np.ndarray, units: Tensor, norms: np.ndarray, k: int, first: int) -> Iterator[np.ndarray]:
-    number, wanted = len(units), min(len(units), k + 1 + _SPARE)
-    # Twice what float32 is usually wrong by at most: by sums of C terms, whose errors grow like a random walk (Higham
-    # and Mary 2019, "A new approach to probabilistic rounding error analysis"), and by rounding of the unit vectors.
-    error = (4 + 2 * units.shape[1] ** 0.5) * 2**-24
+def _blocks(units: Tensor, k: int, first: int) -> Iterator[np.ndarray]:
     search = _search_in_heaps if units.device.type == "cpu" else _search_by_topk
-    for start in range(first, number, _QUERIES):
-        queries = np.arange(start, min(start + _QUERIES, number))
+    for start in range(first, len(units), _QUERIES):
+        queries = np.arange(start, min(start + _QUERIES, len(units)))
         with _full_float32():
-            scores, found = search(units, units[start : start + _QUERIES], wanted)
-            _settle(features, norms, queries, scores, found, error)
-            found = found[:, : k + 1]
-            if wanted < number:  # else all are found
-                crowded = np.flatnonzero(scores[:, -1] >= scores[:, k] - 2 * error)
-                for part in np.split(crowded, range(_CROWDED, len(crowded), _CROWDED)):
-                    found[part] = _among_all(features, units, norms, queries[part], k + 1, error)
+            found = _in_order(*search(units, units[start : start + _QUERIES], k + 1))
         others = found != queries[:, None]
-        others[others.all(1), -1] = False  # rows that have more than k duplicates before them
+        others[others.all(1), -1] = False  # rows that have more than k duplicates
         yield found[others].reshape(len(queries), k).astype(np.int32)
 
 
-def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> tuple[Tensor, np.ndarray]:
-    """Rows of length 1, float32, and the lengths that they had, float64."""
-    units, norms = torch.empty(features.shape), np.empty(len(features))
+def _in_order(scores: np.ndarray, found: np.ndarray) -> np.ndarray:
+    """`found` (n, m) by descending scores, float32, and ties by index: one sort of integers of both."""
+    bits = scores.view(np.int32)
+    rising = bits ^ ((bits >> 31) & 0x7FFFFFFF)  # in the order of the floats
+    return np.sort((~rising).astype(np.int64) << 32 | found, axis=1) & 0xFFFFFFFF
+
+
+def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> Tensor:
+    """Rows of length 1, float32."""
+    units, bad = torch.empty(features.shape), []
     for start in range(0, len(features), _ROWS):
-        part = slice(start, start + _ROWS)
-        rows = features[part].astype(np.float64)
-        norms[part] = np.linalg.norm(rows, axis=1)
+        rows = features[start : start + _ROWS].astype(np.float64)
+        norms = np.linalg.norm(rows, axis=1)
+        bad += [(start + i, norms[i]) for i in np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))]
         with np.errstate(invalid="ignore", divide="ignore"):
-            units[part] = torch.from_numpy(rows / norms[part, None])
-    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
-    if len(bad):
-        name = f"row {bad[0]}" + ("" if ids is None else f" (id {ids[bad[0]]!r})")
-        raise ValueError(f"features: {name}: expected finite values, not all zero, got a norm of {norms[bad[0]]:g}; "
+            units[start : start + _ROWS] = torch.from_numpy(rows / norms[:, None])
+    if bad:
+        row, norm = bad[0]
+        name = f"row {row}" + ("" if ids is None else f" (id {ids[row]!r})")
+        raise ValueError(f"features: {name}: expected finite values, not all zero, got a norm of {norm:g}; "
                          f"bad rows: {len(bad)} of {len(features)}")  # fmt: skip
-    return units, norms
+    return units
 
 
 @contextlib.contextmanager
@@ -282,7 +275,7 @@ def _full_float32():
 
 
 def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The highest products of rows (n, C) with units (N, C): float32 (n, wanted), descending, and where, int64.
+    """The highest products of rows (n, C) with units (N, C): float32 (n, wanted), in any order, and where, int64.
 
     torch multiplies (several times faster than the BLAS in faiss's wheels on newer processors), faiss keeps a heap for
     each row. Most products are turned away at once, since heaps start full of a value that about `wanted` of them
@@ -307,8 +300,7 @@ def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarr
             products = buffer[: len(again) * len(columns)].view(len(again), len(columns))
             torch.mm(left, columns.T, out=products)
             heaps.heaps.addn(len(columns), faiss.swig_ptr(products.numpy()), start, 0, len(again))
-        order = np.argsort(-heaps.D, axis=1)  # several times faster than emptying the heaps
-        scores[again], found[again] = (np.take_along_axis(x, order, 1) for x in (heaps.D, heaps.I))
+        scores[again], found[again] = heaps.D, heaps.I
         again = np.flatnonzero((found < 0).any(1))
         floors[:] = -np.inf
     return scores, found
@@ -318,43 +310,3 @@ def _search_by_topk(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarra
     """As `_search_in_heaps`, on any device: 4 n N bytes for all products at once."""
     scores, found = (rows @ units.T).topk(wanted)
     return scores.cpu().numpy(), found.cpu().numpy()
-
-
-def _settle(features: np.ndarray, norms: np.ndarray, queries: np.ndarray, scores: np.ndarray, found: np.ndarray,
-            error: float) -> None:  # fmt: skip
-    """Put `found` (n, m) into exact order, given descending float32 `scores` that are wrong by at most `error`.
-
-    Neighbours whose scores differ by more than twice that are in order already. Chains of others are sorted.
-    """
-    near = np.zeros(scores.shape, bool)  # to the one before it
-    near[:, 1:] = scores[:, :-1] - scores[:, 1:] <= 2 * error
-    chained = near.copy()
-    chained[:, :-1] |= near[:, 1:]
-    those, chain = found[chained], np.cumsum(~near[chained])
-    ends = np.cumsum(chained.sum(1))[:-1]
-    cosines = [_cosines(features, norms, *row) for row in zip(queries, np.split(those, ends))]
-    found[chained] = those[np.lexsort((those, -np.concatenate(cosines), chain))]
-
-
-def _cosines(features: np.ndarray, norms: np.ndarray, query: int, others: np.ndarray) -> np.ndarray:
-    """Cosines (n,) of a row of features with others, float64, rounded to 12 decimals."""
-    own, dots = features[query].astype(np.float64), np.empty(len(others))
-    for start in range(0, len(others), _ROWS):
-        part = slice(start, start + _ROWS)
-        # not a product of BLAS, which may take the last rows in another order: duplicates would not be ties
-        dots[part] = np.einsum("nc,c->n", features.take(others[part], 0).astype(np.float64), own)
-    return (dots / (norms[others] * norms[query])).round(12)
-
-
-def _among_all(features: np.ndarray, units: Tensor, norms: np.ndarray, queries: np.ndarray, wanted: int,
-               error: float) -> np.ndarray:  # fmt: skip
-    """(n, wanted) of the queries, from all their products: for rows where ties go on beyond the last candidate."""
-    products = (units[torch.from_numpy(queries)] @ units.T).cpu().numpy()
-    floors = np.partition(products, -wanted, axis=1)[:, -wanted] - 2 * error
-    out = np.empty((len(queries), wanted), np.int64)
-    for i, row in enumerate(products):
-        found = np.flatnonzero(row >= floors[i])
-        found = found[np.argsort(-row[found], kind="stable")][None]
-        _settle(features, norms, queries[i : i + 1], row[found], found, error)
-        out[i] = found[0, :wanted]
-    return out
