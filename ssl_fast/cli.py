@@ -5,31 +5,16 @@ Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on s
 
 import argparse
 import contextlib
-import hashlib
-import json
 import sys
 import warnings
 from pathlib import Path
 
+from . import runs
 from .data import commands as data_commands
 from .data import mining
 from .evaluation import commands as evaluation_commands
 
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
-
-RUN = "run.json"
-SCENE_TESTS = ("single", "duo", "trio")
-PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
-# Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
-# kept where they are not given.
-_KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "cache", "command", "traceback",
-         "run"}  # fmt: skip
-
-
-class UsageError(ValueError):
-    """Bad input, told to the user in one line."""
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments
@@ -100,13 +85,13 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    quick = command("quickstart", quickstart, "train a localizer on the embedded scenes, evaluate it, write a report")
+    quick = command("quickstart", runs.quickstart, "train a localizer on the embedded scenes, evaluate it, write a report")
     quick.add_argument("--out", type=Path, metavar="DIR", help="default: runs/quickstart-METHOD-seedN")
     quick.add_argument("--scenes", type=_positive(int), metavar="N", help="training images (default: 4000)")
     quick.add_argument("--test-scenes", **_TEST_SCENES)
     _run_arguments(quick)
 
-    folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
+    folder = command("train", runs.train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
     data_commands.add_training_set(folder)
@@ -168,7 +153,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     from .distributed import launched
-    from .models.checkpoints import CheckpointError
 
     rank, processes = launched()
 
@@ -179,7 +163,7 @@ def _run(args: argparse.Namespace) -> int:
 
     try:
         if processes > 1 and args.command != "train":
-            raise UsageError(f"expected one process, got {processes} from torchrun; only train takes several")
+            raise ValueError(f"expected one process, got {processes} from torchrun; only train takes several")
         with _surroundings(args, silent=rank > 0):
             return args.run(args)
     except KeyboardInterrupt as stop:
@@ -188,7 +172,7 @@ def _run(args: argparse.Namespace) -> int:
         if rank == 0:
             print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
         return 130
-    except (UsageError, CheckpointError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:
         tell(error)
         return 2
     except RuntimeError as error:
@@ -224,193 +208,7 @@ def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Runs
-
-_DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
-
-
-def _remembered(args: argparse.Namespace) -> dict:
-    arguments = {key: value for key, value in vars(args).items() if key not in _FREE}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-
-
-def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
-    """The arguments of a run, which `out`/run.json remembers, so that --resume needs none of them again.
-
-    UsageError where `out` holds a run and --resume was not asked for, where it holds none and it was, and where an
-    option contradicts the run that is resumed.
-    """
-    file = out / RUN
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: expected a folder, got a file")
-    holds_run = file.exists() or (out / "checkpoint.pt").exists()
-    if holds_run and not args.resume:
-        raise UsageError(f"--out {out}: holds another run; go on with it by --resume, or choose another folder")
-    asked = _remembered(args)
-    if args.resume:
-        if not file.is_file():
-            raise UsageError(f"--resume: expected a run in {out}, found no {RUN}")
-        try:
-            stored = json.loads(file.read_text())
-            before, kept = stored["arguments"], {key: stored[key] for key in _KEPT}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{file}: expected the arguments of a run, got {type(error).__name__}: {error}") from error
-        if stored.get("command") != args.command:
-            raise UsageError(f"{file}: belongs to ssl-fast {stored.get('command')}, asked to go on with {args.command}")
-        for key, value in asked.items():
-            if value is not None and value != before.get(key):
-                option = f"--{key.replace('_', '-')}"
-                raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out")
-        kept = {key: value for key, value in kept.items() if getattr(args, key) is None}
-        args = argparse.Namespace(**{**vars(args), **before, **kept})
-    else:
-        args = argparse.Namespace(**vars(args))
-        for key, value in _DEFAULTS.items():
-            if hasattr(args, key) and getattr(args, key) is None:
-                setattr(args, key, value)
-    from .recipes import check_method
-
-    check_method(args.method)
-    args.out = out
-    return args
-
-
-def _remember(args: argparse.Namespace) -> None:
-    """Write run.json; the run exists from now on."""
-    from .evaluation.results import replace_file
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    stored = {"command": args.command, "arguments": _remembered(args), **{key: getattr(args, key) for key in _KEPT}}
-    replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
-
-
-def _check_device(name: str) -> None:
-    import torch
-
-    if name not in ("cpu", "cuda"):
-        raise UsageError(f"--device: expected cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
-
-
-def _set_up(args: argparse.Namespace, recipe) -> None:
-    """Check the device and set the threads of a training run.
-
-    The narrow nets get one thread: their convolutions are so small that a second thread gains little, and where cores
-    are shared with other programs it costs a lot, because threads that wait for each other spin. One thread also gives
-    the same bits wherever there are several runs at once.
-    """
-    import torch
-
-    _check_device(args.device)
-    if args.threads is None:
-        args.threads = 1 if recipe.model.backbone == "small" else torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-
-
-def _train(args: argparse.Namespace, training_set, recipe, **options):
-    from . import training
-
-    run = training.train(
-        training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
-        workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet, compile=bool(args.compile), **options,
-    )  # fmt: skip
-    if run.unused:
-        print(f"{args.init}: not used are {', '.join(run.unused)}")
-    short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
-    print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
-          f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
-    return run
-
-
-def quickstart(args: argparse.Namespace) -> int:
-    from . import recipes, training
-    from .data import scenes
-
-    method = args.method or _DEFAULTS["method"]
-    recipes.check_method(method)
-    seed = _DEFAULTS["seed"] if args.seed is None else args.seed
-    args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
-    if args.minutes is None:
-        args.minutes = 4.0
-    settings = _scene_settings(args.scenes, args.test_scenes)
-    recipe = recipes.recipe(
-        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        accumulation=args.accumulation, vertical_flip=True,  # scenes look the same upside down
-    )  # fmt: skip
-    recipe.steps(settings.train)  # too few scenes are an error before anything is made
-    _set_up(args, recipe)
-    _remember(args)
-    training_set = scenes.load("train", settings, progress=not args.quiet)
-    run = _train(args, training_set, recipe)
-    tests, validation = _scene_tests(settings, args.quiet)
-    about = _about(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet)
-
-
-def _scene_settings(train: int | None, test: int | None):
-    from .data.scenes import Settings
-
-    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS), test)}
-    return Settings(**{split: size for split, size in sizes.items() if size is not None})
-
-
-def _scene_tests(settings, quiet: bool):
-    from .data import scenes
-
-    tests = {split: scenes.load(split, settings, progress=not quiet) for split in SCENE_TESTS}
-    return tests, scenes.load("val", settings, progress=not quiet)
-
-
-def train(args: argparse.Namespace) -> int:
-    from . import distributed, recipes, training
-    from .models import build, checkpoints
-
-    args = _open_run(args, args.out)
-    recipe = recipes.recipe(
-        args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
-    )  # fmt: skip
-    if args.val_split is not None and args.val is None:
-        raise UsageError("--val-split: expected with --val")
-    how = recipe.front_end, recipe.image_size
-    training_set = data_commands.training_set(args, *how)
-    recipe.steps(len(training_set))
-    validation = None
-    if args.val is not None:
-        validation = _folder(args.val, args.val_split, *how)
-        training.check_validation(training_set, validation, recipe)
-    several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
-    rank, processes = distributed.launched()
-    training.check_processes(recipe, processes, args.device, **several)
-    neighbors = _neighbors(args, training_set, recipe)
-    if args.init is not None:  # here only to see whether it fits
-        checkpoints.load_torchvision(build(recipe.model).visual_net, args.init)
-    _set_up(args, recipe)
-    with distributed.torchrun(args.device):
-        if rank == 0:
-            _remember(args)
-        for found in (training_set, validation):
-            if found is not None and not (found is training_set and recipe.policy):  # policies need the files
-                _preload(found, args.quiet)
-        run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init, neighbors=neighbors,
-                     **several)
-    if rank > 0:
-        return 0
-    best, notes = training.best_record(run.history), []
-    if best is not None:
-        print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")
-        notes = ["the epoch was chosen on the samples that it is evaluated on"]
-    if validation is None or not validation.has_ground_truth:
-        print(f"checkpoint: {training.checkpoint_of(args.out)}")
-        return 0
-    localizer, _ = training.load_localizer(args.out)
-    about = _about(training.checkpoint_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    tests = {Path(args.val).resolve().name: validation}
-    return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
-                                     workers=args.workers, notes=notes)
-
+# Commands
 
 def evaluate(args: argparse.Namespace) -> int:
     import torch
@@ -420,27 +218,28 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out {args.out}: expected a folder, got a file")
+        raise ValueError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
-        raise UsageError(f"--out {args.out}: holds results already; choose another folder")
+        raise ValueError(f"--out {args.out}: holds results already; choose another folder")
     model, how, state = evaluation_commands.model_of(args)
     if args.scenes:
         if args.val is not None or args.split is not None or args.set_name is not None:
-            raise UsageError("--val, --split, --set: expected with --data, the scenes have splits of their own")
-        tests, validation = _scene_tests(_scene_settings(None, args.test_scenes), args.quiet)
+            raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
+        tests, validation = runs.scene_tests(runs.scene_settings(None, args.test_scenes), args.quiet)
     else:
         if args.set_name is None:
-            test = _folder(args.data, args.split, *how, annotated=True)
+            test = runs.folder(args.data, args.split, *how, annotated=True)
         else:
             test = evaluation_commands.published_set(args, *how)
-        validation = None if args.val is None else _folder(args.val, None, *how)
+        validation = None if args.val is None else runs.folder(args.val, None, *how)
         for found in filter(None, (test, validation)):
-            _preload(found, args.quiet)
+            runs.preload(found, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
     options = evaluation_commands.options_of(args, tests)
     about, history = {"model": args.model or str(args.maps)}, []
     if state is not None:
-        about = _about(training.checkpoint_of(args.weights), state["recipe"]["method"], state["seed"], state["recipe"])
+        about = runs.describe(training.checkpoint_of(args.weights), state["recipe"]["method"], state["seed"],
+                              state["recipe"])  # fmt: skip
         about |= {"train_seconds": state["seconds"], "steps": state["step"]}
         history = state["history"]
     args.out.mkdir(parents=True, exist_ok=True)
@@ -448,57 +247,9 @@ def evaluate(args: argparse.Namespace) -> int:
                                      workers=args.workers, **options)
 
 
-def _neighbors(args: argparse.Namespace, training_set, recipe):
-    """Those of images and of sounds, None without; an error where they do not fit the set or the recipe's views."""
-    from .data.neighbors import Neighbors
-    from .data.views import Views
-
-    files = args.neighbors_visual, args.neighbors_audio
-    if files.count(None) == 1:
-        raise UsageError("--neighbors-visual, --neighbors-audio: expected both or none of them")
-    neighbors = None if None in files else tuple(map(Neighbors, files))
-    return Views(training_set, recipe, neighbors=neighbors).neighbors
-
-
 def mine(args: argparse.Namespace) -> int:
-    _check_device(args.device)
+    runs.check_device(args.device)
     return mining.run(args)
-
-
-def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
-    """The samples of a folder; `annotated`: UsageError without ground truth."""
-    from .data.datasets import FolderSet
-
-    found = FolderSet(path, front_end=front_end, size=image_size, split=split)
-    if annotated and not found.has_ground_truth:
-        raise UsageError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
-    for note in found.notes:
-        print(f"{path}: {note}")
-    return found
-
-
-def _preload(found, quiet: bool) -> None:
-    """Decodes the samples once, if they fit into memory."""
-    if found.preloaded_bytes <= PRELOAD_BYTES:
-        found.preload(progress=not quiet)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Results
-
-
-def _about(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
-    import torch
-
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest, "recipe": recipe,
-            "threads": torch.get_num_threads()}  # fmt: skip
-
-
-def _about_run(run) -> dict:
-    return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
-            "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance,
-            "precision": run.precision}  # fmt: skip
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -5,6 +5,8 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from .commands import add_training_set, training_set
+
 # Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
 
 
@@ -18,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--list", type=Path, metavar="FILE", help="ids of the rows of --features, one a line (default: row numbers)")
     add("--data", type=Path, metavar="DIR", help="of --weights: samples (frames/, audio/)")
     add("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    add_training_set(parser)
     add("--modality", choices=("visual", "audio"), help="of --weights: which of the two nets")
     add("--k", type=int, default=1000, metavar="N", help="neighbours of each sample (default: 1000)")
     add("--out", type=Path, required=True, metavar="FILE", help="an .npy; after an interruption the same command goes "
@@ -52,17 +55,14 @@ def _features(args: argparse.Namespace):
     import torch
     from tqdm import tqdm
 
-    from .datasets import FolderSet
     from .neighbors import check_k, check_name
 
     if args.features_out is not None and args.features_out.exists():
         raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")
     check_name(args.out)
     net, front_end, size = _net(args.weights, args.modality, args.device)
-    samples = FolderSet(args.data, front_end=front_end, size=size, split=args.split)
+    samples = training_set(args, front_end, size)
     check_k(args.k, len(samples))
-    for note in samples.notes:
-        print(f"{args.data}: {note}")
     read = samples.image if args.modality == "visual" else samples.spectrogram
     loader = torch.utils.data.DataLoader(_Inputs(read, len(samples)), batch_size=64, num_workers=args.workers)
     with torch.inference_mode():
