@@ -1,4 +1,4 @@
-"""The command line: `ssl-fast quickstart | train | evaluate | data | bench | doctor`.
+"""The command line: `ssl-fast quickstart | train | evaluate | mine | data | bench | doctor`.
 
 Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C.
 """
@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 
 from .data import commands as data_commands
+from .data import mining
 from .evaluation import commands as evaluation_commands
 
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
@@ -134,6 +135,13 @@ def parser() -> argparse.ArgumentParser:
     test.add_argument("--workers", **_WORKERS)
     test.add_argument("--threads", help="threads of torch (default: as torch chooses)", **_THREADS)
     test.add_argument("--quiet", **_QUIET)
+
+    near = command("mine", mine, "find the nearest neighbours of all training samples, for conceptual positives")
+    mining.add_arguments(near)
+    near.add_argument("--workers", **_WORKERS)
+    near.add_argument("--threads", help="threads of torch (default: as torch chooses)", **_THREADS)
+    near.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
+    near.add_argument("--quiet", **_QUIET)
 
     data_commands.add_arguments(command("data", None, "look after folders of images and sounds, and published sets"))
 
@@ -274,6 +282,15 @@ def _remember(args: argparse.Namespace) -> None:
     replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
 
 
+def _check_device(name: str) -> None:
+    import torch
+
+    if name not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
+
+
 def _set_up(args: argparse.Namespace, recipe) -> None:
     """Check the device and set the threads of a training run.
 
@@ -283,10 +300,7 @@ def _set_up(args: argparse.Namespace, recipe) -> None:
     """
     import torch
 
-    if args.device not in ("cpu", "cuda"):
-        raise UsageError(f"--device: expected cpu or cuda, got {args.device!r}")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
+    _check_device(args.device)
     if args.threads is None:
         args.threads = 1 if recipe.model.backbone == "small" else torch.get_num_threads()
     torch.set_num_threads(args.threads)
@@ -442,6 +456,11 @@ def _neighbors(args: argparse.Namespace, training_set, recipe):
         raise UsageError("--neighbors-visual, --neighbors-audio: expected both or none of them")
     neighbors = None if None in files else tuple(map(Neighbors, files))
     return Views(training_set, recipe, neighbors=neighbors).neighbors
+
+
+def mine(args: argparse.Namespace) -> int:
+    _check_device(args.device)
+    return mining.run(args)
 
 
 def _folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):

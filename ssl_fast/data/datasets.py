@@ -141,11 +141,19 @@ class FileSet(SampleSet):
 
     def __getitem__(self, index: int) -> dict:
         index = self._checked(index)
-        item = self._items[index]
-        image, spectrogram = self._images.get(item.frame), self._spectrograms.get(item.sound)
-        return {"image": load_image(item.frame, self.size) if image is None else image,
-                "spectrogram": self._spectrogram(item.sound) if spectrogram is None else spectrogram,
-                "index": index}  # fmt: skip
+        return {"image": self.image(index), "spectrogram": self.spectrogram(index), "index": index}
+
+    def image(self, index: int) -> torch.Tensor:
+        """(3, size, size) uint8 RGB: the image of `self[index]` alone."""
+        frame = self._items[self._checked(index)].frame
+        image = self._images.get(frame)
+        return load_image(frame, self.size) if image is None else image
+
+    def spectrogram(self, index: int) -> torch.Tensor:
+        """(1, F, T) float32: the spectrogram of `self[index]` alone."""
+        sound = self._items[self._checked(index)].sound
+        spectrogram = self._spectrograms.get(sound)
+        return self._spectrogram(sound) if spectrogram is None else spectrogram
 
     def _spectrogram(self, sound: Path) -> torch.Tensor:
         return self.front_end.spectrogram(torch.from_numpy(self.front_end.load(sound)))[None]

@@ -13,7 +13,7 @@ first, without i itself. Beside it lies a .json of the same stem that says what 
 
 Search is exact, and its result depends on nothing but the features: float32 products find the candidates, and wherever
 two of them are too close for float32 to order, their cosines are computed in float64. Cosines that agree to 12 decimals
-are ties, and ties go by index. So the result is the same in any blocks, with any number of threads, on any device.
+are ties, and ties go by index. So the result does not depend on blocks, number of threads, or device.
 """
 
 import contextlib
@@ -30,19 +30,20 @@ import torch
 from torch import Tensor
 
 FORMAT = "ssl_fast neighbors 1"
-DTYPES = (torch.float16, torch.float32, torch.float64)
 _QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
-_PAIRS = 4096  # of vectors whose cosines are taken in float64 at a time
+_ROWS = 4096  # of features at a time, where all are read
 _SPARE = 32  # candidates beyond those asked for, so that near-ties at the end are seen
 _SHARE = 32  # one in so many samples tells where a row's search begins
 _CROWDED = 64  # rows at a time that need all their cosines
 
 
-def mine(features: Tensor, ids: Sequence[str], k: int, path: str | os.PathLike, *, progress: bool = False) -> None:
+def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os.PathLike, *, device: str = "cpu",
+         progress: bool = False) -> None:  # fmt: skip
     """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
 
-    features: (N, C) float16, float32 or float64, of any length; the search runs on their device. ids: of the samples.
-    Takes 4 N C bytes (normalised rows) and less than 0.3 GiB more. Rows go to `path`.partial as they are found, and
+    features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). device: "cpu"
+    or "cuda".
+    Takes 4 N C bytes (normalised rows) and less than 0.2 GiB more. Rows go to `path`.partial as they are found, and
     this takes the name when it is complete; after an interruption the same call goes on where that ends. Where `path`
     is complete nothing is done.
 
@@ -54,10 +55,10 @@ def mine(features: Tensor, ids: Sequence[str], k: int, path: str | os.PathLike, 
     from ..training import fingerprint
 
     path = Path(path)
-    if path.suffix != ".npy":
-        raise ValueError(f"{path}: expected a name that ends in .npy")
+    check_name(path)
     _check(features, k)
     number, dimension = features.shape
+    ids = [str(row) for row in range(number)] if ids is None else ids
     if len(ids) != number or len(set(ids)) != number:
         raise ValueError(f"ids: expected {number} different ones, as many as rows of features, got {len(ids)} of which "
                          f"{len(set(ids))} differ")  # fmt: skip
@@ -71,7 +72,7 @@ def mine(features: Tensor, ids: Sequence[str], k: int, path: str | os.PathLike, 
     if size > len(header):
         _compare(path, about, "asked for")
     done = max(0, size - len(header)) // (4 * k)
-    blocks = nearest(features, k, first=done, ids=ids)
+    blocks = nearest(features, k, first=done, ids=ids, device=device)
     with open(partial, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +113,7 @@ class Neighbors:
     def __init__(self, path: str | os.PathLike, sample_set=None):
         self.path = Path(path)
         if not self.path.exists() and _partial(self.path).exists():
-            raise ValueError(f"{self.path}: not complete, the search that writes {_partial(self.path)} has to go on first")
+            raise ValueError(f"{self.path}: not complete, the search that writes {_partial(self.path)} has to go on")
         self.ids, about = open_array(self.path), _about(self.path)
         self.k, expected = about["k"], (about["number"], about["k"])
         if self.ids.shape != expected or self.ids.dtype != np.dtype("<i4"):
@@ -154,6 +155,12 @@ def open_array(path: Path) -> np.ndarray:
     return array
 
 
+def check_name(path: Path) -> None:
+    """ValueError for a name that a file of neighbours cannot have."""
+    if path.suffix != ".npy":
+        raise ValueError(f"{path}: expected a name that ends in .npy")
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(f"{path.name}.partial")
 
@@ -169,7 +176,7 @@ def _about(path: Path) -> dict:
     except (ValueError, KeyError, TypeError):
         complete = False
     if not complete:
-        raise ValueError(f"{sidecar}: expected what neighbours were made of, in the format {FORMAT!r}, got something else")
+        raise ValueError(f"{sidecar}: expected what neighbours were made of, format {FORMAT!r}, got something else")
     return about
 
 
@@ -187,11 +194,11 @@ def _header(number: int, k: int) -> bytes:
     return file.getvalue()
 
 
-def _digest(features: Tensor) -> str:
+def _digest(features: np.ndarray) -> str:
     """Hash of values, type and shape."""
-    digest = hashlib.sha256(f"{features.dtype} {tuple(features.shape)}".encode())
-    for part in features.split(_PAIRS):
-        digest.update(np.ascontiguousarray(part.cpu().numpy()))
+    digest = hashlib.sha256(f"{features.dtype} {features.shape}".encode())
+    for start in range(0, len(features), _ROWS):
+        digest.update(np.ascontiguousarray(features[start : start + _ROWS]))
     return digest.hexdigest()[:16]
 
 
@@ -199,29 +206,37 @@ def _digest(features: Tensor) -> str:
 # Search
 
 
-def _check(features: Tensor, k: int) -> None:
-    if features.dim() != 2 or features.dtype not in DTYPES or features.shape[0] < 2 or features.shape[1] < 1:
+def _check(features: np.ndarray, k: int) -> None:
+    if features.ndim != 2 or features.dtype not in ("f2", "f4", "f8") or len(features) < 2 or not features.shape[1]:
         raise ValueError("features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got "
-                         f"{tuple(features.shape)} {str(features.dtype).removeprefix('torch.')}")  # fmt: skip
-    if not 1 <= k < len(features):
-        raise ValueError(f"k: expected 1 to {len(features) - 1}, as there are {len(features)} samples, got {k}")
+                         f"{features.shape} {features.dtype}")  # fmt: skip
+    check_k(k, len(features))
 
 
-def nearest(features: Tensor, k: int, *, first: int = 0, ids: Sequence[str] | None = None) -> Iterator[np.ndarray]:
+def check_k(k: int, number: int) -> None:
+    """ValueError where there cannot be k neighbours of each of `number` samples."""
+    if not 1 <= k < number:
+        raise ValueError(f"k: expected 1 to {number - 1}, as there are {number} samples, got {k}")
+
+
+def nearest(features: np.ndarray, k: int, *, first: int = 0, ids: Sequence[str] | None = None,
+            device: str = "cpu") -> Iterator[np.ndarray]:  # fmt: skip
     """Blocks (n, k) int32 of the k nearest neighbours of the rows `first`, `first` + 1 ... of features (N, C).
 
     The same as argsort(-round(cosines, 12), stable) of the float64 cosines, without the row itself. ids: what rows are
     called in errors. ValueError for features or k that do not fit, and for rows that are zero or not finite.
     """
+    features = np.asarray(features)  # of a memory map too, whose own class is slow to index
     _check(features, k)
-    return _blocks(features, *_unit_rows(features, ids), k, first)
+    units, norms = _unit_rows(features, ids)
+    return _blocks(features, units.to(device), norms, k, first)
 
 
-def _blocks(features: Tensor, units: Tensor, norms: Tensor, k: int, first: int) -> Iterator[np.ndarray]:
+def _blocks(features: np.ndarray, units: Tensor, norms: np.ndarray, k: int, first: int) -> Iterator[np.ndarray]:
     number, wanted = len(units), min(len(units), k + 1 + _SPARE)
-    # What float32 may be wrong by: a unit vector's rounding, and that of a sum of C terms, whose errors cancel like a
-    # random walk (Higham and Mary 2019, "A new approach to probabilistic rounding error analysis").
-    error = (3 + units.shape[1] ** 0.5) * 2**-24
+    # Twice what float32 is usually wrong by at most: by sums of C terms, whose errors grow like a random walk (Higham
+    # and Mary 2019, "A new approach to probabilistic rounding error analysis"), and by rounding of the unit vectors.
+    error = (4 + 2 * units.shape[1] ** 0.5) * 2**-24
     search = _search_in_heaps if units.device.type == "cpu" else _search_by_topk
     for start in range(first, number, _QUERIES):
         queries = np.arange(start, min(start + _QUERIES, number))
@@ -238,20 +253,20 @@ def _blocks(features: Tensor, units: Tensor, norms: Tensor, k: int, first: int) 
         yield found[others].reshape(len(queries), k).astype(np.int32)
 
 
-def _unit_rows(features: Tensor, ids: Sequence[str] | None) -> tuple[Tensor, Tensor]:
+def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> tuple[Tensor, np.ndarray]:
     """Rows of length 1, float32, and the lengths that they had, float64."""
-    units = torch.empty(features.shape, device=features.device)
-    norms = torch.empty(len(features), dtype=torch.float64, device=features.device)
-    for start in range(0, len(features), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        rows = features[part].double()
-        norms[part] = rows.norm(dim=1)
-        units[part] = rows / norms[part, None]
-    bad = torch.nonzero(~(norms.isfinite() & (norms > 0)))[:, 0].tolist()
-    if bad:
+    units, norms = torch.empty(features.shape), np.empty(len(features))
+    for start in range(0, len(features), _ROWS):
+        part = slice(start, start + _ROWS)
+        rows = features[part].astype(np.float64)
+        norms[part] = np.linalg.norm(rows, axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            units[part] = torch.from_numpy(rows / norms[part, None])
+    bad = np.flatnonzero(~(np.isfinite(norms) & (norms > 0)))
+    if len(bad):
         name = f"row {bad[0]}" + ("" if ids is None else f" (id {ids[bad[0]]!r})")
         raise ValueError(f"features: {name}: expected finite values, not all zero, got a norm of {norms[bad[0]]:g}; "
-                         f"so are {len(bad)} of {len(features)} rows")  # fmt: skip
+                         f"bad rows: {len(bad)} of {len(features)}")  # fmt: skip
     return units, norms
 
 
@@ -286,15 +301,15 @@ def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarr
     buffer, again = torch.empty(len(rows) * _COLUMNS), np.arange(len(rows))
     while len(again):
         heaps = faiss.ResultHeap(len(again), wanted, keep_max=True)
-        heaps.D[:] = floors[again]
+        heaps.D[:], left = floors[again], rows[again]
         for start in range(0, len(units), _COLUMNS):
             columns = units[start : start + _COLUMNS]
             products = buffer[: len(again) * len(columns)].view(len(again), len(columns))
-            torch.mm(rows[again], columns.T, out=products)
+            torch.mm(left, columns.T, out=products)
             heaps.heaps.addn(len(columns), faiss.swig_ptr(products.numpy()), start, 0, len(again))
-        heaps.finalize()
-        scores[again], found[again] = heaps.D, heaps.I
-        again = np.flatnonzero(found[:, -1] < 0)
+        order = np.argsort(-heaps.D, axis=1)  # several times faster than emptying the heaps
+        scores[again], found[again] = (np.take_along_axis(x, order, 1) for x in (heaps.D, heaps.I))
+        again = np.flatnonzero((found < 0).any(1))
         floors[:] = -np.inf
     return scores, found
 
@@ -305,7 +320,7 @@ def _search_by_topk(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarra
     return scores.cpu().numpy(), found.cpu().numpy()
 
 
-def _settle(features: Tensor, norms: Tensor, queries: np.ndarray, scores: np.ndarray, found: np.ndarray,
+def _settle(features: np.ndarray, norms: np.ndarray, queries: np.ndarray, scores: np.ndarray, found: np.ndarray,
             error: float) -> None:  # fmt: skip
     """Put `found` (n, m) into exact order, given descending float32 `scores` that are wrong by at most `error`.
 
@@ -315,24 +330,23 @@ def _settle(features: Tensor, norms: Tensor, queries: np.ndarray, scores: np.nda
     near[:, 1:] = scores[:, :-1] - scores[:, 1:] <= 2 * error
     chained = near.copy()
     chained[:, :-1] |= near[:, 1:]
-    chain = np.cumsum(~near[chained])
-    those = found[chained]
-    cosines = _cosines(features, norms, queries[chained.nonzero()[0]], those)
-    found[chained] = those[np.lexsort((those, -cosines, chain))]
+    those, chain = found[chained], np.cumsum(~near[chained])
+    ends = np.cumsum(chained.sum(1))[:-1]
+    cosines = [_cosines(features, norms, *row) for row in zip(queries, np.split(those, ends))]
+    found[chained] = those[np.lexsort((those, -np.concatenate(cosines), chain))]
 
 
-def _cosines(features: Tensor, norms: Tensor, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Cosines (n,) of the rows left[i] and right[i] of features, float64, rounded to 12 decimals."""
-    out = np.empty(len(left))
-    for start in range(0, len(left), _PAIRS):
-        part = slice(start, start + _PAIRS)
-        a, b = torch.from_numpy(left[part]), torch.from_numpy(right[part])
-        dots = (features[a].double() * features[b].double()).sum(1)
-        out[part] = (dots / (norms[a] * norms[b])).cpu().numpy()
-    return out.round(12)
+def _cosines(features: np.ndarray, norms: np.ndarray, query: int, others: np.ndarray) -> np.ndarray:
+    """Cosines (n,) of a row of features with others, float64, rounded to 12 decimals."""
+    own, dots = features[query].astype(np.float64), np.empty(len(others))
+    for start in range(0, len(others), _ROWS):
+        part = slice(start, start + _ROWS)
+        # not a product of BLAS, which may take the last rows in another order: duplicates would not be ties
+        dots[part] = np.einsum("nc,c->n", features.take(others[part], 0).astype(np.float64), own)
+    return (dots / (norms[others] * norms[query])).round(12)
 
 
-def _among_all(features: Tensor, units: Tensor, norms: Tensor, queries: np.ndarray, wanted: int,
+def _among_all(features: np.ndarray, units: Tensor, norms: np.ndarray, queries: np.ndarray, wanted: int,
                error: float) -> np.ndarray:  # fmt: skip
     """(n, wanted) of the queries, from all their products: for rows where ties go on beyond the last candidate."""
     products = (units[torch.from_numpy(queries)] @ units.T).cpu().numpy()

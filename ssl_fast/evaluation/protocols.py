@@ -9,7 +9,6 @@ included; all take cosines in [-1, 1] and ground truth (N, 224, 224).
 """
 
 import json
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial

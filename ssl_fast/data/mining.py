@@ -1,0 +1,119 @@
+"""`ssl-fast mine`: the nearest neighbours of all training samples, by any features or by those of a net."""
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+# Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--features", type=Path, metavar="FILE", help="an .npy (samples, dimensions) of floats, from "
+                      "any net")
+    what.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint or a run's folder; for images also "
+                      "torchvision's ResNet-18 of ImageNet")
+    add("--list", type=Path, metavar="FILE", help="ids of the rows of --features, one a line (default: row numbers)")
+    add("--data", type=Path, metavar="DIR", help="of --weights: samples (frames/, audio/)")
+    add("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    add("--modality", choices=("visual", "audio"), help="of --weights: which of the two nets")
+    add("--k", type=int, default=1000, metavar="N", help="neighbours of each sample (default: 1000)")
+    add("--out", type=Path, required=True, metavar="FILE", help="an .npy; after an interruption the same command goes "
+        "on")  # fmt: skip
+    add("--features-out", type=Path, metavar="FILE", help="keep the features of --weights (.npy)")
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from .datasets import read_ids
+    from .neighbors import mine, open_array
+
+    if args.weights is None and (args.data or args.split or args.modality or args.features_out):
+        raise ValueError("--data, --split, --modality, --features-out: expected with --weights")
+    if args.weights is not None and (args.list or not args.data or not args.modality):
+        raise ValueError("--weights: expected with --data and --modality, and without --list")
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.features is not None:
+        features, ids = open_array(args.features), None if args.list is None else read_ids(args.list)
+    else:
+        features, ids = _features(args)
+    mine(features, ids, args.k, args.out, device=args.device, progress=not args.quiet)
+    print(f"{args.out}: the {args.k} nearest neighbours of {len(features)} samples")
+    return 0
+
+
+def _features(args: argparse.Namespace):
+    """(N, C) float32 numpy, ids: of all samples, from one net; kept in --features-out."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from .datasets import FolderSet
+    from .neighbors import check_k, check_name
+
+    if args.features_out is not None and args.features_out.exists():
+        raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")
+    check_name(args.out)
+    net, front_end, size = _net(args.weights, args.modality, args.device)
+    samples = FolderSet(args.data, front_end=front_end, size=size, split=args.split)
+    check_k(args.k, len(samples))
+    for note in samples.notes:
+        print(f"{args.data}: {note}")
+    read = samples.image if args.modality == "visual" else samples.spectrogram
+    loader = torch.utils.data.DataLoader(_Inputs(read, len(samples)), batch_size=64, num_workers=args.workers)
+    with torch.inference_mode():
+        bar = tqdm(loader, unit="batch", desc=f"{args.modality} features", disable=args.quiet)
+        features = torch.cat([net(batch.to(args.device)).cpu() for batch in bar]).numpy()
+    if args.features_out is not None:
+        temporary = args.features_out.with_name(f".{args.features_out.name}.{os.getpid()}")
+        with open(temporary, "wb") as file:
+            np.save(file, features)
+        os.replace(temporary, args.features_out)
+    return features, samples.ids
+
+
+class _Inputs:
+    """What `read` gives for 0 to length - 1, as a map-style data set."""
+
+    def __init__(self, read: Callable, length: int):
+        self.read, self.length = read, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int):
+        return self.read(index)
+
+
+def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]:
+    """A function of images uint8 (B, 3, H, W), or of spectrograms (B, 1, F, T), to features (B, C), and what it was
+    trained on: front end and size of the images.
+
+    Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
+    samples apart (avc).
+    """
+    from ..models.checkpoints import read_file
+    from ..models.object_prior import ObjectPrior
+    from ..training import load_localizer
+
+    state = {"format": None} if weights.is_dir() else read_file(weights)
+    if not isinstance(state, Mapping) or "format" not in state:
+        if modality == "audio":
+            raise ValueError(f"--modality audio: expected a checkpoint of this project, {weights} is none")
+        prior = ObjectPrior(weights, device)
+        return lambda images: prior.features(images).mean((2, 3)), "ssl_align", 224
+    localizer, state = load_localizer(weights)
+    localizer.to(device)
+    name, recipe = modality + localizer.spaces[-1], state["recipe"]
+
+    def visual(images):
+        return localizer.visual_features(localizer.normalize_images(images))[name].mean((2, 3))
+
+    def audio(spectrograms):
+        return localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
+
+    return visual if modality == "visual" else audio, recipe["front_end"], recipe["image_size"]
