@@ -6,7 +6,6 @@ Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on s
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 import warnings
 from pathlib import Path
@@ -14,20 +13,12 @@ from pathlib import Path
 from .data import commands as data_commands
 from .data import mining
 from .evaluation import commands as evaluation_commands
+from .runs import DEFAULTS, UsageError, open_run, remember
 
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
 
-RUN = "run.json"
 SCENE_TESTS = ("single", "duo", "trio")
 PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
-# Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
-# kept where they are not given.
-_KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "command", "traceback", "run"}
-
-
-class UsageError(ValueError):
-    """Bad input, told to the user in one line."""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -64,7 +55,7 @@ _QUIET = {"action": "store_true", "help": "no progress bars"}
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that trains takes.
 
-    Options that decide the result have the default None: they come from the run that is resumed, or from `_DEFAULTS`.
+    Options that decide the result have the default None: they come from the run that is resumed, or from `DEFAULTS`.
     """
     add = parser.add_argument
     add("--method", metavar="NAME", help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie")
@@ -224,64 +215,6 @@ def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Runs
 
-_DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
-
-
-def _remembered(args: argparse.Namespace) -> dict:
-    arguments = {key: value for key, value in vars(args).items() if key not in _FREE}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in arguments.items()}
-
-
-def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
-    """The arguments of a run, which `out`/run.json remembers, so that --resume needs none of them again.
-
-    UsageError where `out` holds a run and --resume was not asked for, where it holds none and it was, and where an
-    option contradicts the run that is resumed.
-    """
-    file = out / RUN
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out}: expected a folder, got a file")
-    holds_run = file.exists() or (out / "checkpoint.pt").exists()
-    if holds_run and not args.resume:
-        raise UsageError(f"--out {out}: holds another run; go on with it by --resume, or choose another folder")
-    asked = _remembered(args)
-    if args.resume:
-        if not file.is_file():
-            raise UsageError(f"--resume: expected a run in {out}, found no {RUN}")
-        try:
-            stored = json.loads(file.read_text())
-            before, kept = stored["arguments"], {key: stored[key] for key in _KEPT}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UsageError(f"{file}: expected the arguments of a run, got {type(error).__name__}: {error}") from error
-        if stored.get("command") != args.command:
-            raise UsageError(f"{file}: belongs to ssl-fast {stored.get('command')}, asked to go on with {args.command}")
-        for key, value in asked.items():
-            if value is not None and value != before.get(key):
-                option = f"--{key.replace('_', '-')}"
-                raise UsageError(f"{option} {value}: the run in {out} has {option} {before.get(key)}; leave it out")
-        kept = {key: value for key, value in kept.items() if getattr(args, key) is None}
-        args = argparse.Namespace(**{**vars(args), **before, **kept})
-    else:
-        args = argparse.Namespace(**vars(args))
-        for key, value in _DEFAULTS.items():
-            if hasattr(args, key) and getattr(args, key) is None:
-                setattr(args, key, value)
-    from .recipes import check_method
-
-    check_method(args.method)
-    args.out = out
-    return args
-
-
-def _remember(args: argparse.Namespace) -> None:
-    """Write run.json; the run exists from now on."""
-    from .evaluation.results import replace_file
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    stored = {"command": args.command, "arguments": _remembered(args), **{key: getattr(args, key) for key in _KEPT}}
-    replace_file(args.out / RUN, json.dumps(stored, indent=1) + "\n")
-
-
 def _check_device(name: str) -> None:
     import torch
 
@@ -326,10 +259,10 @@ def quickstart(args: argparse.Namespace) -> int:
     from . import recipes, training
     from .data import scenes
 
-    method = args.method or _DEFAULTS["method"]
+    method = args.method or DEFAULTS["method"]
     recipes.check_method(method)
-    seed = _DEFAULTS["seed"] if args.seed is None else args.seed
-    args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
+    seed = DEFAULTS["seed"] if args.seed is None else args.seed
+    args = open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
     if args.minutes is None:
         args.minutes = 4.0
     settings = _scene_settings(args.scenes, args.test_scenes)
@@ -339,7 +272,7 @@ def quickstart(args: argparse.Namespace) -> int:
     )  # fmt: skip
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
-    _remember(args)
+    remember(args)
     training_set = scenes.load("train", settings, progress=not args.quiet)
     run = _train(args, training_set, recipe)
     tests, validation = _scene_tests(settings, args.quiet)
@@ -365,7 +298,7 @@ def train(args: argparse.Namespace) -> int:
     from . import distributed, recipes, training
     from .models import build, checkpoints
 
-    args = _open_run(args, args.out)
+    args = open_run(args, args.out)
     recipe = recipes.recipe(
         args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
         accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
@@ -388,7 +321,7 @@ def train(args: argparse.Namespace) -> int:
     _set_up(args, recipe)
     with distributed.torchrun(args.device):
         if rank == 0:
-            _remember(args)
+            remember(args)
         for found in (training_set, validation):
             if found is not None and not (found is training_set and recipe.policy):  # policies need the files
                 _preload(found, args.quiet)
