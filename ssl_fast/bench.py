@@ -42,7 +42,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, losses, ops
+from . import __version__, bench_data, losses, ops
 from .measure import Stopwatch, in_fresh_process, peak_cuda, peak_resident, time_rounds
 from .ops import checks
 
@@ -423,6 +423,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flush-l2", action="store_true", help="CUDA: empty the L2 cache before each call")
     add("--tf32", action="store_true", help="CUDA: allow TF32 in float32 products, for all candidates")
     add("--quick", action="store_true", help="one small size, few rounds, no torch.compile")
+    bench_data.add_arguments(parser)
 
 
 def _resolve(args: argparse.Namespace) -> argparse.Namespace:
@@ -438,7 +439,8 @@ def _resolve(args: argparse.Namespace) -> argparse.Namespace:
     if options.json and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: expected an existing folder, got {options.json.parent}")
     options.ops = options.ops or list(CASES)
-    options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])
+    if not options.data:
+        options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])
     options.maps = options.maps or ([(7, 7)] if quick else [(7, 7), (14, 14)])
     options.dtype = options.dtype or (["float32", "bfloat16"] if cuda and not quick else ["float32"])
     options.rounds, options.least_seconds = options.rounds or (3 if quick else 9), 0.1 if quick else 0.5
@@ -466,6 +468,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    if options.data:
+        return bench_data.run(options, header(options))
     result = {"header": header(options), "rows": [], "failures": []}
     print(caption(result["header"], options.channels) + "\n" + ("" if options.markdown else "\n" + _line()), flush=True)
     for name, dtype, batch, cells in itertools.product(options.ops, options.dtype, options.batch, options.maps):

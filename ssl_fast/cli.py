@@ -77,7 +77,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--quiet", **_QUIET)
 
 
-_BENCH = "time every op and loss against plain PyTorch and torch.compile"
+_BENCH = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
     folder = command("train", train, "train a localizer on a folder of images and sounds (frames/, audio/)")
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
+    data_commands.add_training_set(folder)
     folder.add_argument("--val", type=Path, metavar="DIR", help="samples, none of them trained on, that choose the "
                         "best epoch: by success rate where they are annotated, else by loss")  # fmt: skip
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
@@ -306,7 +307,7 @@ def train(args: argparse.Namespace) -> int:
     if args.val_split is not None and args.val is None:
         raise UsageError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
-    training_set = _folder(args.data, args.split, *how)
+    training_set = data_commands.training_set(args, *how)
     recipe.steps(len(training_set))
     validation = None
     if args.val is not None:

@@ -127,6 +127,16 @@ class Learner:
             sounds = augmentation.MASKS[recipe.masks](sounds, generator, self.front_end.silence)
         return self.localizer.normalize_images(images), self.localizer.normalize_spectrograms(sounds)
 
+    def seen(self, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """What the nets see of a batch (see `batch_loss`): images (V B, 3, H, W) and spectrograms (V B, 1, F, T), view by
+        view."""
+        views = self.recipe.views
+        if not images.shape[1] == sounds.shape[1] == len(views):
+            got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
+            raise ValueError(f"views: expected {len(views)} of each sample, (B, {len(views)}, ...), got {got}")
+        seen = [self._view(*view, generator) for view in zip(views, images.unbind(1), sounds.unbind(1))]
+        return tuple(torch.cat(x) if len(views) > 1 else x[0] for x in zip(*seen))
+
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
@@ -141,11 +151,7 @@ class Learner:
         Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
         recipe, views = self.recipe, len(self.recipe.views)
-        if not images.shape[1] == sounds.shape[1] == views:
-            got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
-            raise ValueError(f"views: expected {views} of each sample, (B, {views}, ...), got {got}")
-        seen = [self._view(*view, generator) for view in zip(recipe.views, images.unbind(1), sounds.unbind(1))]
-        images, spectrograms = (torch.cat(x) if views > 1 else x[0] for x in zip(*seen))
+        images, spectrograms = self.seen(images, sounds, generator)
         changes = {"group": None if alone else self.group}
         if recipe.method != "slavc":
             changes["mean_weight"] = recipe.mean_weight_at(progress)

@@ -9,7 +9,8 @@ DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
 _KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "command", "traceback", "run"}
+_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "cache", "command", "traceback",
+         "run"}  # fmt: skip
 
 
 class UsageError(ValueError):

@@ -114,8 +114,8 @@ def test_preload_reads_every_file_once(tmp_path, monkeypatch):
     annotate(tmp_path, [{"file": f"{x} {i}", "image": "scene", "audio": x} for i in range(2) for x in ("bell", "dog")])
     found, read = folder_set(tmp_path), []
     expected = [found[i] for i in range(4)]
-    load_frame, load_sound = datasets.load_image, FrontEnd.load
-    monkeypatch.setattr(datasets, "load_image", lambda path, size: read.append(path.name) or load_frame(path, size))
+    load_frame, load_sound = datasets.decode_image, FrontEnd.load
+    monkeypatch.setattr(datasets, "decode_image", lambda path: read.append(path.name) or load_frame(path))
     monkeypatch.setattr(FrontEnd, "load", lambda self, path: read.append(path.name) or load_sound(self, path))
     assert found.preload() is found
     assert found.preloaded_bytes == 16 * 16 * 3 + 2 * 4 * FRONT_END.shape[0] * FRONT_END.shape[1]

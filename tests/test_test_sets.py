@@ -248,7 +248,7 @@ def test_commands(tmp_path, capsys):
     assert cli.main([*argv, "--annotations", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
     assert cli.main(["data", "check", str(tmp_path), "--layout", "fnac"]) == 2
-    assert "--layout, --negatives: expected with --set" in capsys.readouterr().err
+    assert "--layout, --negatives, --exclude, --train: expected with --set" in capsys.readouterr().err
 
 
 def test_ceilings_command(tmp_path, capsys):

@@ -77,7 +77,7 @@ class Annotations:
         unknown = [name for name in ids if name not in known]
         for names, what in ((twice, "listed more than once"), (unknown, f"without annotation in {self.source}")):
             if names:
-                raise DataError(f"{of}: {len(names)} ids {what}: {_some(names)}")
+                raise DataError(f"{of}: {len(names)} ids {what}: {some(names)}")
         listed = set(ids)
         dirt = {kind: [name for name in cases if name in listed] for kind, cases in self.dirt.items()}
         return replace(self, samples=tuple(known[name] for name in ids), dirt=dirt)
@@ -98,7 +98,7 @@ class Annotations:
             negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], none, sounding=False))
         twice = [name for name, n in Counter(sample.id for sample in negatives).items() if n > 1]
         if twice:
-            raise DataError(f"{path}: {len(twice)} pairs listed more than once: {_some(twice)}")
+            raise DataError(f"{path}: {len(twice)} pairs listed more than once: {some(twice)}")
         return replace(self, samples=self.samples + tuple(negatives))
 
     def with_masks(self, masks: Annotations) -> Annotations:
@@ -107,12 +107,12 @@ class Annotations:
         paths = {sample.id: sample.mask for sample in masks.samples if sample.mask is not None}
         without = [sample.id for sample in self.samples if sample.id not in paths]
         if without:
-            raise DataError(f"{masks.source}: {len(without)} samples of {self.source} without mask: {_some(without)}")
+            raise DataError(f"{masks.source}: {len(without)} samples of {self.source} without mask: {some(without)}")
         return replace(self, samples=tuple(replace(sample, mask=paths[sample.id]) for sample in self.samples))
 
     def report(self) -> list[str]:
         """A line for every kind of dirt that was met: how often, the rule, and where."""
-        return [f"{len(cases)} x {kind} ({DIRT[kind]}): {_some(list(dict.fromkeys(cases)))}"
+        return [f"{len(cases)} x {kind} ({DIRT[kind]}): {some(list(dict.fromkeys(cases)))}"
                 for kind, cases in self.dirt.items() if cases]  # fmt: skip
 
 
@@ -242,7 +242,7 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
         samples.append(sample)
     twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
     if twice:
-        raise DataError(f"{path}: {len(twice)} samples annotated twice: {_some(twice)}")
+        raise DataError(f"{path}: {len(twice)} samples annotated twice: {some(twice)}")
     return Annotations(tuple(samples), rule, dirt, str(path))
 
 
@@ -263,7 +263,8 @@ def _pixels(given: list, unit: float, where: str, name: str, dirt: dict[str, lis
     return pixels[solid]
 
 
-def _some(names: Sequence[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first five names, and how many more there are."""
     return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 

@@ -6,9 +6,9 @@
     spectrogram = front_end.spectrogram(torch.from_numpy(waveform))         # (257, 200) float32
     whole = load_audio("audio/clip.wav", sample_rate=16000)                 # the whole file, mono
 
-Files are read by libsndfile (wav of every width, flac, ogg, mp3), mixed to mono by the mean over channels, resampled.
-The published programs never resample; their segments and readers are fields of `FrontEnd`. A file that cannot be used
-raises MediaError, which names it.
+Files are read by libsndfile (wav of every width, flac, ogg, mp3), the sound of mp4 by PyAV (see video.py), mixed to
+mono by the mean over channels, resampled. The published programs never resample; their segments and readers are fields
+of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import lru_cache
+from functools import lru_cache, reduce
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from .media import MediaError, check_file
+from .video import VIDEOS, decode_sound
+
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
 _FAINTEST = 1e-10  # SSL-TIE's floor of mel power before decibels
+RATES = (1000, 768000)  # Hz; a head that tells of another is damaged
+_INTEGERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 _CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
-
-
-class MediaError(ValueError):
-    """A media file is missing, broken, empty or not what was expected. The message begins with its path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +120,10 @@ class FrontEnd:
             return _mel(waveforms, self)
         taper = _tukey(self.window).to(waveforms)
         frames = waveforms.contiguous().unfold(-1, self.window, self.hop)
-        spectrum = torch.view_as_real(torch.fft.rfft((frames - frames.mean(-1, keepdim=True)) * taper))
-        power = spectrum.square().sum(-1) / (self.sample_rate * taper.square().sum())
-        power[..., 1:-1] *= 2  # one-sided: all but the mean and the Nyquist frequency stand for two
-        log = (power.transpose(-1, -2) + self.floor).log().div(self.scale).float()
+        spectrum = torch.fft.rfft((frames - frames.mean(-1, keepdim=True)).mul_(taper))
+        power = spectrum.real.square().add_(spectrum.imag.square()).div_(self.sample_rate * taper.square().sum())
+        power[..., 1:-1].mul_(2)  # one-sided: all but the mean and the Nyquist frequency stand for two
+        log = power.add_(self.floor).log_().div_(self.scale).transpose(-1, -2).float()
         if self.pool > 1:
             leading, (bands, times) = log.shape[:-2], log.shape[-2:]
             log = torch.nn.functional.avg_pool2d(log.reshape(-1, 1, bands, times), self.pool)
@@ -129,17 +131,39 @@ class FrontEnd:
         return log.contiguous()
 
     def clip(self, path: str | os.PathLike) -> np.ndarray:
-        """The clip in a file: mono float32 in [-1, 1], whole or `clip_seconds` long. MediaError, which names the file."""
-        return load_audio(path, sample_rate=self.sample_rate, seconds=self.clip_seconds, offset="start",
-                          channels=self.channels, reader=self.reader)  # fmt: skip
+        """The clip in a file: mono float32 in [-1, 1], whole or `clip_seconds` long. MediaError names the file."""
+        return self._clip(path, *decode_audio(path))
+
+    def _clip(self, path: str | os.PathLike, sound: np.ndarray, rate: int) -> np.ndarray:
+        """The clip, of all samples of the file."""
+        mono = to_mono(path, sound, rate, self.sample_rate, self.channels, self.reader)
+        return mono if self.clip_seconds is None else cut(mono, round(self.clip_seconds * self.sample_rate), "start")
+
+    @property
+    def decoding(self) -> tuple:
+        """What `clip` depends on, beside the file."""
+        return self.sample_rate, self.clip_seconds, self.channels, self.reader
 
     def segment(self, clip: np.ndarray, shift: int = 0) -> np.ndarray:
-        """What is heard of a clip: (samples,), taken `shift` samples later (below 0: earlier) as far as the clip goes."""
+        """What is heard of a clip: (samples,), from `shift` samples later (below 0: earlier) as far as the clip goes."""
         return np.ascontiguousarray(cut(clip, self.samples, self.offset, shift))
 
     def load(self, path: str | os.PathLike) -> np.ndarray:
-        """The part of a file that is heard: (samples,) float32 in [-1, 1]. Raises MediaError, which names the file."""
-        return self.segment(self.clip(path))
+        """The part of a file that is heard: (samples,) float32 in [-1, 1]. Raises MediaError, which names the file.
+
+        The segment of `clip`, bit for bit; of a wav of integers that need no resampling only this part is read.
+        """
+        sound, rate, whole = _decode(path, self._heard)
+        if whole:
+            return self.segment(self._clip(path, sound, rate))
+        return to_mono(path, sound, rate, self.sample_rate, self.channels, self.reader)
+
+    def _heard(self, samples: int, rate: int) -> tuple[int, int] | None:
+        """First and number of the samples of a file that `load` gives; None where they are no part of it as it is."""
+        clip = samples if self.clip_seconds is None else round(self.clip_seconds * self.sample_rate)
+        if rate != self.sample_rate or samples < clip or clip < self.samples:
+            return None
+        return (clip - self.samples) // 2 if self.offset == "centre" else 0, self.samples
 
 
 @lru_cache(maxsize=16)
@@ -214,24 +238,68 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | No
     for name, value in (("offset", offset), ("channels", channels), ("reader", reader)):
         if value not in _CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(_CHOICES[name])}, got {value!r}")
-    sound, rate = decode_audio(path)
-    mono = _to_int16(sound, channels) if reader == "int16" else sound[:, 0] if channels == "first" else sound.mean(1)
+    mono = to_mono(path, *decode_audio(path), sample_rate, channels, reader)
+    return mono if seconds is None else np.ascontiguousarray(cut(mono, round(seconds * sample_rate), offset))
+
+
+def to_mono(path: str | os.PathLike, sound: np.ndarray, rate: int, sample_rate: int, channels: str = "mean",
+            reader: str = "float") -> np.ndarray:  # fmt: skip
+    """Samples (n, channels) of a file at `rate` Hz, float32 -> mono (samples,) at `sample_rate`: mixed, resampled,
+    clipped to [-1, 1]. MediaError, which names the file, where no sample is left."""
+    if reader == "int16":
+        mono = _to_int16(sound, channels)
+    else:
+        mono = sound[:, 0] if channels == "first" else reduce(np.add, sound.T) / sound.shape[1]  # not the slow mean(1)
     mono = np.clip(resample(mono, rate, sample_rate), -1, 1)
     if not len(mono):  # a few samples of a much higher rate
         raise MediaError(f"{path}: {len(sound)} samples at {rate} Hz are none at {sample_rate} Hz")
-    return np.ascontiguousarray(mono if seconds is None else cut(mono, round(seconds * sample_rate), offset))
+    return mono
 
 
 def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. Raises MediaError
     as load_audio does."""
-    import soundfile
+    return _decode(path)[:2]
 
+
+def _decode(path: str | os.PathLike, part: Callable = lambda samples, rate: None) -> tuple[np.ndarray, int, bool]:
+    """See decode_audio, and whether these are all samples: of a wav of integers, whose samples cannot be wrong,
+    part(samples, rate) may choose the first and the number of those that are read."""
     path = Path(path)
     check_file(path)
+    if path.suffix.lower() in VIDEOS:
+        (sound, rate), whole = decode_sound(path), True
+    else:
+        sound, rate, whole = _read(path, part)
+    if not len(sound):
+        raise MediaError(f"{path}: expected audio, got a file of no samples")
+    if not RATES[0] <= rate <= RATES[1]:
+        raise MediaError(f"{path}: expected a rate of {RATES[0]} to {RATES[1]} Hz, got {rate}")
+    if not whole:
+        return sound, rate, whole
+    if not np.isfinite(sound).all():
+        at, channel = np.argwhere(~np.isfinite(sound))[0]
+        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {at / rate:.3f} s")
+    peak = float(np.abs(sound).max())
+    if peak > PEAK_LIMIT:
+        raise MediaError(f"{path}: expected samples within full scale, [-1, 1], got a peak of {peak:g}")
+    return sound, rate, whole
+
+
+def _read(path: Path, part: Callable) -> tuple[np.ndarray, int, bool]:
+    """What _decode returns, of a file of libsndfile's, its samples unchecked."""
+    import soundfile
+
     try:
         with soundfile.SoundFile(path) as file:
-            sound, rate, promised = file.read(dtype="float32", always_2d=True), file.samplerate, file.frames
+            integers = file.format in ("WAV", "WAVEX") and file.subtype in _INTEGERS
+            chosen = part(file.frames, file.samplerate) if integers else None
+            if chosen is not None:
+                file.seek(chosen[0])
+            promised = file.frames if chosen is None else chosen[1]
+            # 16 bits as they are: libsndfile takes several times as long to make floats of them
+            kind = "int16" if file.subtype == "PCM_16" else "float32"
+            sound, rate = file.read(-1 if chosen is None else promised, kind, always_2d=True), file.samplerate
     except (soundfile.SoundFileError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].replace(f"Error opening {str(path)!r}: ", "").rstrip(".")
         if "does not exist" in reason:  # what the mp3 reader says of any other file
@@ -240,15 +308,7 @@ def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     cut_off = _cut_off(path, len(sound), promised)
     if cut_off:
         raise MediaError(f"{path}: truncated, {cut_off}")
-    if not len(sound):
-        raise MediaError(f"{path}: expected audio, got a file of no samples")
-    if not np.isfinite(sound).all():
-        at, channel = np.argwhere(~np.isfinite(sound))[0]
-        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {at / rate:.3f} s")
-    peak = float(np.abs(sound).max())
-    if peak > PEAK_LIMIT:
-        raise MediaError(f"{path}: expected samples within full scale, [-1, 1], got a peak of {peak:g}")
-    return sound, rate
+    return sound.astype(np.float32) / 32768 if kind == "int16" else sound, rate, chosen is None
 
 
 def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -266,25 +326,12 @@ def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def cut(mono: np.ndarray, samples: int, offset: str = "centre", shift: int = 0) -> np.ndarray:
-    """`samples` from the "centre" or the "start" of (n,) samples, moved by `shift` within them; tiled where n is smaller."""
+    """`samples` from the "centre" or the "start" of (n,) samples, `shift` later within them; tiled where n is smaller."""
     if len(mono) < samples:
         mono = np.tile(mono, -(-samples // len(mono)))[:samples]
     start = ((len(mono) - samples) // 2 if offset == "centre" else 0) + shift
     start = min(max(start, 0), len(mono) - samples)
     return mono[start : start + samples]
-
-
-def check_file(path: Path) -> None:
-    """MediaError, which names the file, for one that is missing, no file, unreadable or of no bytes."""
-    try:
-        if not path.is_file():
-            raise MediaError(f"{path}: {'not a file' if path.exists() else 'no such file'}")
-        if path.stat().st_size == 0:
-            raise MediaError(f"{path}: empty file (0 bytes)")
-        with open(path, "rb"):
-            pass
-    except OSError as error:
-        raise MediaError(f"{path}: {error.strerror or error}") from error
 
 
 def _to_int16(sound: np.ndarray, channels: str) -> np.ndarray:

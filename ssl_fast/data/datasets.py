@@ -30,6 +30,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +39,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .audio import FrontEnd, MediaError, decode_audio, front_end_named
-from .images import decode_image, load_image, load_mask
+from .audio import FrontEnd, decode_audio, front_end_named
+from .cache import DecodedCache
+from .images import RESAMPLERS, Geometry, decode_image, load_mask
+from .media import MediaError
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
@@ -117,21 +120,26 @@ class FileSet(SampleSet):
 
     root: names the set in messages. items: the samples. problems: what is wrong with the files, in words; any raises
     DataError. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to size x size
-    directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right.
+    directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. cache: a folder where
+    decoded frames and clips are kept (see cache.py); what comes out is the same. resampler: see images.resize.
 
     Raises MediaError for a file that is empty or broken; it names the file.
     """
 
     def __init__(self, root: str | os.PathLike, items: Sequence[Item], problems: Sequence[str], *,
-                 front_end: str | FrontEnd, size: int):  # fmt: skip
+                 front_end: str | FrontEnd, size: int, cache: str | os.PathLike | None = None,
+                 resampler: str = "pillow"):  # fmt: skip
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size: expected an integer >= 1, got {size!r}")
+        if resampler not in RESAMPLERS:
+            raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, got {resampler!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
         if problems:
             count, shown = len(problems), "; ".join(problems[:5])
             more = f"; and {count - 5} more" if count > 5 else ""
             raise DataError(f"{self.root}: {count} problem{'s' * (count > 1)}: {shown}{more}")
-        self._items = items
+        self._items, self.resampler = items, resampler
+        self._cache = None if cache is None else DecodedCache(cache)
         self.ids = [item.id for item in items]
         self.image_ids = [item.image_id for item in items]
         self.categories = [item.category for item in items]
@@ -147,7 +155,7 @@ class FileSet(SampleSet):
         """(3, size, size) uint8 RGB: the image of `self[index]` alone."""
         frame = self._items[self._checked(index)].frame
         image = self._images.get(frame)
-        return load_image(frame, self.size) if image is None else image
+        return self._image(frame) if image is None else image
 
     def spectrogram(self, index: int) -> torch.Tensor:
         """(1, F, T) float32: the spectrogram of `self[index]` alone."""
@@ -155,8 +163,25 @@ class FileSet(SampleSet):
         spectrogram = self._spectrograms.get(sound)
         return self._spectrogram(sound) if spectrogram is None else spectrogram
 
+    def _image(self, frame: Path) -> torch.Tensor:
+        return Geometry().image(self._frame(frame), self.size, self.resampler)
+
     def _spectrogram(self, sound: Path) -> torch.Tensor:
-        return self.front_end.spectrogram(torch.from_numpy(self.front_end.load(sound)))[None]
+        return self.front_end.spectrogram(torch.from_numpy(self._heard(sound)))[None]
+
+    def _frame(self, frame: Path) -> np.ndarray:
+        if self._cache is None:
+            return decode_image(frame)
+        return self._cache.get(frame, ("frame",), decode_image, np.uint8)
+
+    def _clip(self, sound: Path) -> np.ndarray:
+        front_end = self.front_end
+        if self._cache is None:
+            return front_end.clip(sound)
+        return self._cache.get(sound, ("clip", *front_end.decoding), front_end.clip, np.float32)
+
+    def _heard(self, sound: Path) -> np.ndarray:
+        return self.front_end.load(sound) if self._cache is None else self.front_end.segment(self._clip(sound))
 
     @property
     def preloaded_bytes(self) -> int:
@@ -178,7 +203,7 @@ class FileSet(SampleSet):
             items = tqdm(items, unit="sample", desc=f"reading {self.root.name}")
         for item in items:
             if item.frame not in self._images:
-                self._images[item.frame] = load_image(item.frame, self.size)
+                self._images[item.frame] = self._image(item.frame)
             if item.sound not in self._spectrograms:
                 self._spectrograms[item.sound] = self._spectrogram(item.sound)
         return self
@@ -188,23 +213,22 @@ class FileSet(SampleSet):
         return None if path is None else load_mask(path, self.size)
 
     def waveform(self, index: int) -> np.ndarray:
-        return self.front_end.segment(self.clip(index))
+        return self._heard(self._items[self._checked(index)].sound)
 
     def frame(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the whole frame, as it is in the file."""
-        return decode_image(self._items[self._checked(index)].frame)
+        return self._frame(self._items[self._checked(index)].frame)
 
     def clip(self, index: int) -> np.ndarray:
         """(n,) float32 in [-1, 1]: the clip in the sound file, of any length; see FrontEnd.clip."""
-        return self.front_end.clip(self._items[self._checked(index)].sound)
+        return self._clip(self._items[self._checked(index)].sound)
 
 
 class FolderSet(FileSet):
     """A folder of frames and sounds (layout: see the module).
 
-    root: the folder. front_end, size: see FileSet. annotations: path of the annotation file; by default
-    annotations.json in the folder where there is one. split: "NAME" for NAME.txt or NAME.csv in the folder, or the path
-    of such a list, from here or from the folder.
+    root: the folder. front_end, size, `reading` (cache, resampler): see FileSet. annotations: path of the annotation
+    file; by default annotations.json in the folder where there is one. split: see find_list.
 
     The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
     audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
@@ -214,9 +238,10 @@ class FolderSet(FileSet):
     """
 
     def __init__(self, root: str | os.PathLike, *, front_end: str | FrontEnd, size: int,
-                 annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None):  # fmt: skip
+                 annotations: str | os.PathLike | None = None, split: str | os.PathLike | None = None,
+                 **reading):  # fmt: skip
         folder = _Folder(Path(root), annotations, split)
-        super().__init__(root, folder.items, folder.problems, front_end=front_end, size=size)
+        super().__init__(root, folder.items, folder.problems, front_end=front_end, size=size, **reading)
         self.notes = folder.notes
         self.has_ground_truth = all(item.annotated for item in self._items)
 
@@ -272,25 +297,30 @@ def check_files(root: str | os.PathLike, items: Sequence[Item], missing: list[st
         from tqdm import tqdm
 
         items = tqdm(items, unit="sample", desc="check")
-    errors: dict[Path, str] = {}  # of each file that was read, "" where it is good: samples may share files
+    # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
+    errors: dict[tuple, str] = {}
 
     def good(path: Path, read) -> bool:
-        if path not in errors:
+        if (path, read) not in errors:
             try:
                 read(path)
-                errors[path] = ""
+                errors[path, read] = ""
             except MediaError as error:
-                errors[path] = str(error)
-        return not errors[path]
+                errors[path, read] = str(error)
+        return not errors[path, read]
 
     complete = []
     for item in items:
         parts = [(item.frame, decode_image), (item.sound, decode_audio)]
-        parts += [(item.mask, lambda path: load_mask(path, 16))] if item.mask else []
+        parts += [(item.mask, _check_mask)] if item.mask else []
         if all([good(*part) for part in parts]):
             complete.append(item.id)
-    broken = [error for error in errors.values() if error]
+    broken = list(dict.fromkeys(error for error in errors.values() if error))
     return FolderReport(str(root), complete, missing, broken, notes)
+
+
+def _check_mask(path: Path) -> None:
+    load_mask(path, 16)
 
 
 class _Folder:
@@ -306,7 +336,7 @@ class _Folder:
             annotations = root / ANNOTATIONS
         entries = {} if annotations is None else read_annotations(Path(annotations))
         if split is not None:
-            listed = Counter(_list(root, split))
+            listed = Counter(read_ids(find_list(root, split)))
             self.problems += [f"id {name!r} is listed {n} times" for name, n in listed.items() if n > 1]
             ids = list(listed)
         else:
@@ -368,9 +398,13 @@ class _Folder:
 
 def missing(path: Path) -> str:
     """Why a file has nothing to be read, or ""."""
-    if path.is_file():
-        return "" if path.stat().st_size else f"{path}: empty file (0 bytes)"
-    return f"{path}: no such file"
+    try:
+        state = path.stat()  # once: sets have some hundred thousand files
+    except OSError:
+        return f"{path}: no such file"
+    if not stat.S_ISREG(state.st_mode):
+        return f"{path}: no such file"
+    return "" if state.st_size else f"{path}: empty file (0 bytes)"
 
 
 def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
@@ -394,8 +428,8 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     return found
 
 
-def _list(root: Path, split: str | os.PathLike) -> list[str]:
-    """Ids of a list file, in order."""
+def find_list(root: Path, split: str | os.PathLike) -> Path:
+    """The list of ids: "NAME" for NAME.txt or NAME.csv in the folder, else a path from here or from the folder."""
     if Path(split).suffix in (".txt", ".csv"):
         candidates = list(dict.fromkeys((Path(split), root / split)))
     else:
@@ -403,7 +437,7 @@ def _list(root: Path, split: str | os.PathLike) -> list[str]:
     path = next((p for p in candidates if p.is_file()), None)
     if path is None:
         raise DataError(f"{' or '.join(map(str, candidates))}: no such list of ids")
-    return read_ids(path)
+    return path
 
 
 def read_ids(path: Path) -> list[str]:

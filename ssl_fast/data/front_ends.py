@@ -37,16 +37,21 @@ class PublishedFrontEnd(FrontEnd):
         bands, times = super().shape
         return bands, times if self.frames is None else min(times, self.frames)
 
-    def clip(self, path: str | os.PathLike) -> np.ndarray:
+    def _clip(self, path: str | os.PathLike, sound: np.ndarray, rate: int) -> np.ndarray:
         """See FrontEnd; with `roll` the part that is heard. MediaError, which names the file, also for one of another
         rate."""
-        import soundfile
+        if rate != self.sample_rate:
+            raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, got {rate}")
+        clip = super()._clip(path, sound, rate)
+        return np.roll(self.segment(clip), self.samples // 2 - len(sound) // 2) if self.roll else clip
 
-        clip, file = super().clip(path), soundfile.info(str(path))
-        if file.samplerate != self.sample_rate:
-            raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, "
-                             f"got {file.samplerate}")  # fmt: skip
-        return np.roll(self.segment(clip), self.samples // 2 - file.frames // 2) if self.roll else clip
+    @property
+    def decoding(self) -> tuple:
+        return *super().decoding, self.roll, self.samples
+
+    def _heard(self, samples: int, rate: int) -> tuple[int, int] | None:
+        """See FrontEnd; a roll goes by the length of the whole file."""
+        return None if self.roll else super()._heard(samples, rate)
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) float32 or float64 -> (..., F, T) float32; see FrontEnd."""

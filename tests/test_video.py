@@ -1,0 +1,178 @@
+"""mp4 files written on the fly: the middle by closed forms, every orientation, every way to be broken."""
+
+import re
+import sys
+
+import numpy as np
+import pytest
+from films import film, turn
+
+from ssl_fast.data import video
+from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, decode_audio
+from ssl_fast.data.front_ends import PUBLISHED
+from ssl_fast.data.images import decode_image, load_image
+
+pytest.importorskip("av", reason="mp4 files are read and written by PyAV")
+
+
+def tone(seconds, rate, hertz=440.0):
+    """A tone that swells from 0 to 1/2: every moment has a level of its own."""
+    time = np.arange(round(seconds * rate)) / rate
+    return (time / seconds / 2 * np.sin(2 * np.pi * hertz * time))[:, None]
+
+
+def greys(count):
+    return [8 + 240 // count * i for i in range(count)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The middle
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 24, 25])
+def test_the_middle_frame_at_a_constant_rate(tmp_path, count):
+    """n frames last n / fps: the one shown at n / 2 / fps is number n // 2."""
+    path = film(tmp_path / "a.mp4", greys(count))
+    got = decode_image(path)
+    assert got.dtype == np.uint8 and got.shape == (48, 64, 3)
+    np.testing.assert_allclose(got, greys(count)[count // 2], atol=4)
+    np.testing.assert_allclose(load_image(path, 16), greys(count)[count // 2], atol=4)
+
+
+@pytest.mark.parametrize("stamps, middle", [
+    ([0, 0.1, 0.2, 0.3, 1.0, 2.0, 2.1], 4),  # half of 2.1 s and a last frame of unknown, short length
+    ([0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5], 0),
+    ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 3.0], 5),
+])  # fmt: skip
+def test_the_middle_goes_by_time_stamps(tmp_path, stamps, middle):
+    path = film(tmp_path / "a.mp4", greys(7), stamps=stamps)
+    np.testing.assert_allclose(decode_image(path), greys(7)[middle], atol=4)
+
+
+def test_the_middle_far_from_key_frames(tmp_path):
+    """Key frames every 12; the middle of 64 to 70 frames lies at every place between two."""
+    for count in range(64, 71):
+        path = film(tmp_path / f"{count}.mp4", [3 * i for i in range(count)])
+        np.testing.assert_allclose(decode_image(path).mean(), 3 * (count // 2), atol=1.4)
+
+
+def test_the_seconds_around_the_middle_are_heard(tmp_path):
+    """Stereo at 48 kHz, the left a tone, the right silent; AAC changes it a little."""
+    rate, seconds = 48000, 4.0
+    left = tone(seconds, rate)
+    path = film(tmp_path / "a.mp4", greys(20), fps=5, sound=np.hstack([left, 0 * left]), rate=rate)
+    front_end = FrontEnd(name="x", seconds=1.0, hop=160)
+    clip = front_end.clip(path)
+    expected = tone(seconds, 16000)[:, 0] / 2
+    assert clip.dtype == np.float32 and clip.shape == (64000,)
+    np.testing.assert_allclose(clip[500:-500], expected[500:-500], atol=0.01)
+    np.testing.assert_allclose(front_end.load(path), expected[24000:40000], atol=0.01)
+    sound, at = decode_audio(path)
+    assert sound.shape == (192000, 2) and at == 48000
+
+
+def test_published_front_ends_hear_mp4(tmp_path):
+    sound = tone(4.0, 16000)
+    path = film(tmp_path / "a.mp4", greys(4), fps=1, sound=sound)
+    np.testing.assert_allclose(PUBLISHED["ezvsl"].load(path), sound[8000:56000, 0], atol=0.01)
+    film(path, greys(4), fps=1, sound=tone(4.0, 48000), rate=48000)
+    with pytest.raises(MediaError, match="a.mp4: expected 16000 Hz, as ezvsl never resamples, got 48000"):
+        PUBLISHED["ezvsl"].load(path)
+
+
+@pytest.mark.parametrize("matrix, turned", [
+    ((1, 0, 0, 1), lambda x: x),
+    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # x goes down, y to the left: clockwise
+    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+    ((0, -1, 1, 0), lambda x: np.rot90(x)),
+    ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+    ((1, 0, 0, -1), lambda x: x[::-1]),
+    ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+    ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+])  # fmt: skip
+def test_frames_are_turned_upright(tmp_path, matrix, turned):
+    pixels = np.zeros((48, 64, 3), np.uint8)
+    pixels[:24, :32] = 240  # every corner has a grey of its own
+    pixels[:24, 32:] = 160
+    pixels[24:, :32] = 80
+    path = turn(film(tmp_path / "a.mp4", [pixels] * 30), *matrix)
+    expected = turned(pixels).astype(int)
+    got = decode_image(path)
+    assert got.shape == expected.shape
+    assert (np.abs(got - expected) > 12).mean() < 0.05  # along the edges
+
+
+def test_other_turns_are_refused(tmp_path):
+    path = turn(film(tmp_path / "a.mp4", [100] * 3), 0.5, 0.5, -0.5, 0.5)
+    with pytest.raises(MediaError, match="a.mp4: expected a display matrix of quarter turns, got 32768, 32768, -32768"):
+        decode_image(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Broken files
+
+
+def broken(folder, kind):
+    path, sound = folder / f"{kind}.mp4", tone(2.0, 16000)
+    if kind == "missing":
+        return path
+    if kind == "no bytes":
+        path.touch()
+    elif kind == "text":
+        path.write_text("no film " * 100)
+    elif kind == "no pictures":
+        film(path, None, sound=sound)
+    elif kind == "no sound":
+        film(path, [100] * 50)
+    elif kind == "no frames":
+        film(path, [], sound=sound)
+    elif kind == "short sound":
+        film(path, [100] * 50, sound=tone(1.0, 16000))
+    elif kind == "other codec":
+        film(path, [100] * 50, sound=sound)
+        path.write_bytes(path.read_bytes().replace(b"avc1", b"none"))
+    elif kind == "late pictures":
+        film(path, [100] * 50, stamps=[1 + i / 25 for i in range(50)], sound=sound)
+    else:  # cut at the end, its head before or after what is cut
+        noise = np.random.default_rng(0).integers(0, 256, (50, 48, 64, 3), np.uint8)
+        film(path, list(noise), sound=sound, options={"movflags": "+faststart"} if kind == "cut" else {})
+        path.write_bytes(path.read_bytes()[: path.stat().st_size * 7 // 10])
+    return path
+
+
+NEITHER = ("missing", "no such file"), ("no bytes", r"empty file \(0 bytes\)"), (
+    "text", r"cannot be read as video \(Invalid data"), ("headless", r"cannot be read as video \(Invalid data")
+BROKEN = [(decode_image, *one) for one in NEITHER] + [(decode_audio, *one) for one in NEITHER] + [
+    (decode_image, "no pictures", "expected pictures and sound, got no video stream"),
+    (decode_image, "no frames", "expected pictures(, got a video stream of no frames| and sound, got no video stream)"),
+    (decode_image, "cut", r"truncated, its head tells of 50 packets of video, \d+ are complete"),
+    (decode_image, "other codec", "its video stream cannot be decoded"),
+    (decode_audio, "no sound", "expected pictures and sound, got no audio stream"),
+    (decode_audio, "cut", r"truncated, its head tells of 3\d packets of audio, \d+ are complete"),
+    (decode_audio, "short sound",
+     "expected sound and pictures of the same time, got sound of 0.00 to 1.00 s and pictures of 0.00 to 2.00 s"),
+    (decode_audio, "late pictures", "expected sound .* got sound of 0.00 to 2.00 s and pictures of 1.00 to 3.00 s"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("read, kind, message", BROKEN)
+def test_broken_files_are_named(tmp_path, read, kind, message):
+    path = broken(tmp_path, kind)
+    with pytest.raises(MediaError, match=f"^{re.escape(str(path))}: {message}"):
+        read(path)
+
+
+def test_titles_in_any_encoding(tmp_path):
+    path = film(tmp_path / "a.mp4", [100] * 3, sound=tone(0.12, 16000))
+    path.write_bytes(path.read_bytes().replace(b"VideoHandler", b"Vid\xe9oHandler"))
+    np.testing.assert_allclose(decode_image(path), 100, atol=4)
+    assert decode_audio(path)[0].shape == (1920, 1)
+
+
+def test_without_pyav(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=re.escape('PyAV, which is not installed: pip install "ssl_fast[video]"')):
+        video.middle_frame(tmp_path / "a.mp4")
+    (tmp_path / "a.mp4").write_text("not looked at")
+    with pytest.raises(ValueError, match="PyAV"):
+        FRONT_ENDS["ez_vsl"].load(tmp_path / "a.mp4")
