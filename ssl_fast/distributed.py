@@ -5,7 +5,6 @@ DistributedDataParallel. Without a process group there is one process, and every
 """
 
 import contextlib
-import datetime
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -43,8 +42,7 @@ def torchrun(device: str) -> Iterator[None]:
             raise ValueError(f"device cuda: expected one for each of {os.environ['LOCAL_WORLD_SIZE']} processes, "
                              f"got {torch.cuda.device_count()}")  # fmt: skip
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # torchrun ends all processes when one has died; the limit must not end those that wait while the first validates
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=datetime.timedelta(hours=4))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     dist.barrier()
     yield
     dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is

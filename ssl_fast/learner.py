@@ -205,19 +205,27 @@ class Learner:
         return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
                 "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
 
+    def share_buffers(self) -> None:
+        """Give all processes the statistics of the first, which its checkpoints hold. Each step begins with that too,
+        but not evaluation."""
+        if self.processes > 1:
+            for net in filter(None, (self.localizer, self.momentum)):
+                for buffer in net.buffers():
+                    dist.broadcast(buffer, 0)
+
     @torch.no_grad()
-    def validation_loss(self, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-        """Mean loss of batches (images, sounds) in evaluation mode; the same augmentation every time. Of several
-        processes each that calls this works alone."""
+    def validation_losses(self, batches: Iterable[tuple[Tensor, Tensor]], first: int = 0) -> list[float]:
+        """Losses of batches (images, sounds) number `first`, first + 1, ... in evaluation mode, in this process alone.
+        The same augmentation every time."""
         modules = [self.localizer] if self.momentum is None else [self.localizer, self.momentum]
         training = [module.training for module in modules]
         for module in modules:
             module.eval()
-        draws = (torch.Generator().manual_seed(derived_seed(self.seed, 4, k)) for k in itertools.count())
+        draws = (torch.Generator().manual_seed(derived_seed(self.seed, 4, k)) for k in itertools.count(first))
         losses = [self.batch_loss(*batch, 1.0, draw, alone=True).item() for batch, draw in zip(batches, draws)]
         for module, before in zip(modules, training):
             module.train(before)
-        return sum(losses) / len(losses)
+        return losses
 
     def chance(self) -> float:
         """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""

@@ -140,18 +140,23 @@ def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "S
 
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
     """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
-    default protocol), without the loss, where samples are their own neighbours."""
+    default protocol), without the loss, where samples are their own neighbours. Each process validates its share."""
     from .data.views import Themselves, Views
     from .evaluation.evaluate import success_rate
 
+    learner.share_buffers()
     if sample_set.has_ground_truth:
         return {"validation_success": success_rate(learner.localizer, sample_set, workers=workers)}
-    recipe, keys = learner.recipe, [(index, 0) for index in range(len(sample_set))]
-    own = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
-    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, own), sampler=keys, drop_last=True,
-                                         batch_size=recipe.batch_size // recipe.accumulation, num_workers=workers,
-                                         collate_fn=_collate, generator=torch.Generator())  # fmt: skip
-    return {"validation_loss": learner.validation_loss(batch[1:] for batch in loader)}
+    recipe, size = learner.recipe, learner.recipe.batch_size // learner.recipe.accumulation
+    own = distributed.share(len(sample_set) // size)
+    keys = [(index, 0) for index in range(own.start * size, own.stop * size)]
+    themselves = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
+    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, themselves), size, sampler=keys,
+                                         num_workers=workers, collate_fn=_collate,
+                                         generator=torch.Generator())  # fmt: skip
+    losses = learner.validation_losses((batch[1:] for batch in loader), own.start)
+    losses = distributed.collect(losses, len(sample_set) // size)
+    return {"validation_loss": sum(losses) / len(losses)}
 
 
 def best_record(history: list[dict]) -> dict | None:
@@ -303,7 +308,7 @@ def train(
     init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
         sounds, for conceptual views, see data.views.Neighbors.
     In a torch.distributed process group all its processes call this, and each takes an equal share of every batch; the
-        first alone validates and writes files. gather: negatives are the samples of the whole batch, else of the share.
+        first alone writes files. gather: negatives are the samples of the whole batch, else of the share.
         sync_batch_norm: batch norm over the whole batch, CUDA only.
     Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
     torch's global generator is left as it was found.
@@ -372,7 +377,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                 run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
-                if validation is not None and rank == 0 and run.steps % per_epoch == 0:
+                if validation is not None and run.steps % per_epoch == 0:
                     record |= _validate(learner, validation, workers)
                     began = time.monotonic() - run.seconds  # validation is no training
                     if best_record(run.history) is record:

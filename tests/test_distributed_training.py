@@ -18,6 +18,7 @@ from torch import nn
 from training_toys import ToySet
 
 from ssl_fast import augmentation, learner, models, training
+from ssl_fast.evaluation.evaluate import success_rate
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
@@ -63,9 +64,19 @@ RESUMED = tiny("slavc", momentum_decay=0.9, augmentation="shift",
 
 
 class Others(ToySet):
-    def __init__(self):
-        super().__init__(16)
-        self.ids = self.image_ids = [f"other-{i}" for i in range(16)]
+    """Samples that are not trained on; with `boxes` the left half of each image is its ground truth."""
+
+    def __init__(self, samples, boxes=False):
+        super().__init__(samples)
+        self.ids = self.image_ids = [f"other-{i}" for i in range(samples)]
+        self.categories, self.visible = [None] * samples, [frozenset()] * samples
+        self.has_ground_truth = boxes
+
+    def ground_truth(self, index):
+        return np.repeat([[1.0, 0.0]], 16, 1).repeat(32, 0)
+
+    def mask(self, index):
+        return None
 
 
 class Broken(ToySet):
@@ -120,7 +131,12 @@ def message(function, *arguments, **options):
 def outcomes(folder):
     found = {method: summary(run(tiny(method, **changes), exact, gather=True)) for method, changes in GATHERED.items()}
     found["local"] = summary(run(tiny("ez_vsl"), exact))
-    found["validated"] = summary(run(tiny("ez_vsl"), exact, gather=True, validation=Others(), out=folder / "validated"))
+    for samples in (8, 27):  # one batch: none for the first process; three, and samples that fill none
+        found["validated", samples] = summary(run(tiny("ez_vsl"), exact, gather=True, validation=Others(samples)))
+    found["normed"] = summary(run(tiny("ez_vsl"), validation=Others(16), out=folder / "normed"))
+    for samples in (1, 15):
+        out = folder / f"successful{samples}"
+        found["successful", samples] = summary(run(tiny("ez_vsl"), validation=Others(samples, True), out=out))
     found["whole"] = summary(run(RESUMED, seed=5))
     try:
         run(RESUMED, seed=5, out=folder / "part", checkpoint_every=1e-9, on_step=crash)
@@ -186,12 +202,33 @@ def test_distributed_training_with_local_negatives_is_that_of_a_batch_in_parts(p
         assert_close(one["local"], expected)
 
 
-def test_distributed_training_validates_as_one_process(processes):
-    folder, found = processes
-    expected = summary(run(tiny("ez_vsl"), exact, validation=Others()))
-    assert_close(found[0]["validated"], expected)
+@pytest.mark.parametrize("samples", [8, 27])
+def test_distributed_validation_loss_is_that_of_one_process(samples, processes):
+    expected = summary(run(tiny("ez_vsl"), exact, validation=Others(samples)))
     assert sum("validation_loss" in record for record in expected["history"]) == 2
-    assert (folder / "validated" / training.BEST).is_file()
+    for one in processes[1]:
+        assert_close(one["validated", samples], expected)
+
+
+def test_distributed_validation_is_of_the_net_that_is_kept(processes):
+    """Statistics of batch norm and all: those of the first process."""
+    folder, found = processes
+    alone, others = learner.Learner(tiny("ez_vsl")), Others(16)
+    alone.load(checkpoints.load(folder / "normed" / "best.pt"))
+    batches = zip(others.images[:, None].split(8), others.spectrograms[:, None].split(8))
+    best = training.best_record(found[0]["normed"]["history"])["validation_loss"]
+    assert best == pytest.approx(sum(alone.validation_losses(batches)) / 2, rel=1e-6)
+    assert found[0]["normed"]["history"] == found[1]["normed"]["history"]
+
+
+@pytest.mark.parametrize("samples", [1, 15])
+def test_distributed_success_rate_counts_every_sample_once(samples, processes):
+    folder, found = processes
+    localizer, state = training.load_localizer(folder / f"successful{samples}")
+    for one in found:
+        best = training.best_record(one["successful", samples]["history"])
+        assert best["step"] + 1 == state["step"]
+        assert best["validation_success"] == success_rate(localizer, Others(samples, True))
 
 
 def test_distributed_training_resumed_equals_an_uninterrupted_run(processes):

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..distributed import collect, share
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
@@ -252,15 +253,20 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
 
 
 def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0) -> float:
-    """Share of the samples with IoU >= .5 at the adaptive threshold of the default protocol, and no more than that."""
+    """Share of the samples with IoU >= .5 at the adaptive threshold of the default protocol, and no more than that.
+
+    Of several processes all call this, and each predicts the maps of its share of the samples.
+    """
+    own = share(len(sample_set))
     total, predict = Accumulator("default"), from_localizer(localizer)
     with inference(localizer):
-        for index, images, spectrograms in batches(sample_set, batch_size, workers=workers):
+        part = torch.utils.data.Subset(sample_set, own)
+        for index, images, spectrograms in batches(part, batch_size, workers=workers):
             ids = [sample_set.ids[i] for i in index]
             truth, _ = _truths(sample_set, index, tuple(images.shape[-2:]), "validation")
             total.update(predict(images, {"positive": spectrograms}, ids)["positive"], truth, ids=ids)
-    iou = total.columns["audio_visual"]["iou_adaptive"]
-    return float(np.mean(iou >= 0.5))
+    iou = total.columns["audio_visual"]["iou_adaptive"] if own else []
+    return float(np.mean(np.asarray(collect(iou, len(sample_set))) >= 0.5))
 
 
 def _sounds(kinds: Iterable[str], seed: int, seeds: Sequence[int]) -> list[str]:
