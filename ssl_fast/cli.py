@@ -238,10 +238,11 @@ def evaluate(args: argparse.Namespace) -> int:
     options = evaluation_commands.options_of(args, tests)
     about, history = {"model": args.model or str(args.maps)}, []
     if state is not None:
-        about = runs.describe(training.checkpoint_of(args.weights), state["recipe"]["method"], state["seed"],
+        about = runs.describe(training.checkpoint_of(args.weights), state["recipe"]["method"], state.get("seed"),
                               state["recipe"])  # fmt: skip
-        about |= {"train_seconds": state["seconds"], "steps": state["step"]}
-        history = state["history"]
+        trained = {"train_seconds": "seconds", "steps": "step", "layout": "layout"}
+        about |= {name: state[key] for name, key in trained.items() if key in state}
+        history = state.get("history", [])
     args.out.mkdir(parents=True, exist_ok=True)
     return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
                                      workers=args.workers, **options)

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from . import distributed
 from .learner import Learner, derived_seed
-from .models import Localizer, LocalizerConfig, build, checkpoints
+from .models import Localizer, LocalizerConfig, build, checkpoints, published
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
@@ -409,11 +409,15 @@ def checkpoint_of(path: str | os.PathLike) -> Path:
 
 
 def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
-    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state.
+    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state; of a published
+    one (see `models.published`) the state is its `recipe`, `layout` and `unused` keys.
 
-    CheckpointError, naming the file, for what is missing, damaged or no checkpoint of this project.
+    CheckpointError, naming the file, for what is missing, damaged or none of these.
     """
     path = checkpoint_of(path)
+    if published.weights_of(checkpoints.read_file(path)) is not None:
+        localizer, about = published.load_published(path)
+        return localizer, vars(about).copy()
     state = checkpoints.load(path)
     try:
         localizer = build(LocalizerConfig(**state["recipe"]["model"]))

@@ -12,7 +12,9 @@ from PIL import Image
 from ssl_fast import cli
 from ssl_fast.data.annotations import weight_map
 from ssl_fast.data.images import load_image
+from ssl_fast.evaluation import evaluate as evaluate_model
 from ssl_fast.evaluation import protocols
+from ssl_fast.evaluation.commands import published_set
 from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
@@ -207,3 +209,31 @@ def test_bad_maps(folder, maps, tmp_path, capsys):
     fails(f"{file}: expected a map as .npy, got: ")
     file.unlink()
     fails(f"{file}: expected a map as .npy, got: ")
+
+
+def test_a_published_checkpoint_is_evaluated_as_it_was_published(folder, tmp_path):
+    """One image net and one audio net in EZ-VSL's layout, with heads that leave features as they are."""
+    torch.manual_seed(0)
+    nets = {"imgnet": ResNet18(), "audnet": ResNet18(1)}
+    state = {f"{name}.{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
+    heads = {"img_proj": torch.eye(512)[:, :, None, None], "aud_proj": torch.eye(512)}
+    for name, weight in heads.items():
+        state |= {f"{name}.weight": weight, f"{name}.bias": torch.zeros(512)}
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}, "epoch": 3}, tmp_path / "best.pth")
+    assert evaluate(folder, tmp_path / "out", "--weights", tmp_path / "best.pth", "--negatives", "") == 0
+    results = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (results["method"], results["layout"], results["recipe"]["front_end"]) == ("ez_vsl", "ezvsl", "ez_vsl")
+
+    def maps(images, spectrograms):
+        mean, std = (torch.tensor(x)[:, None, None] for x in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        with torch.no_grad():
+            visual = nets["imgnet"].eval()((images / 255 - mean) / std)
+            audio = nets["audnet"].eval()(spectrograms).amax((2, 3))
+        return torch.einsum("bchw,bc->bhw", *map(torch.nn.functional.normalize, (visual, audio)))
+
+    args = cli.parser().parse_args(["evaluate", "--data", str(folder), "--set", "vgg-ss", "--out", "x", "--maps", "x"])
+    test = published_set(args, "ez_vsl", 224)
+    again = evaluate_model(maps, {"vgg-ss": test}, negatives=[], progress=False)["sets"]["vgg-ss"]
+    found = results["sets"]["vgg-ss"]
+    assert found["map_maxima"]["positive"] == pytest.approx(again["map_maxima"]["positive"], abs=1e-5)
+    assert found["model"]["auc_adaptive"] == pytest.approx(again["model"]["auc_adaptive"], abs=1e-6)

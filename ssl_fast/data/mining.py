@@ -100,10 +100,10 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     from ..models.object_prior import ObjectPrior
     from ..training import load_localizer
 
-    state = {"format": None} if weights.is_dir() else read_file(weights)
-    if not isinstance(state, Mapping) or "format" not in state:
+    state = None if weights.is_dir() else read_file(weights)
+    if isinstance(state, Mapping) and "conv1.weight" in state:
         if modality == "audio":
-            raise ValueError(f"--modality audio: expected a checkpoint of this project, {weights} is none")
+            raise ValueError(f"--modality audio: expected a checkpoint with an audio net, {weights} is torchvision's")
         prior = ObjectPrior(weights, device)
         return lambda images: prior.features(images).mean((2, 3)), "ssl_align", 224
     localizer, state = load_localizer(weights)
