@@ -1,11 +1,12 @@
 """What published on real data shows on the embedded scenes: methods and ablations, trained from scratch over seeds.
 
-    python examples/ablations.py --out runs/ablations                # 3 seeds of every row, two at a time: a few hours
+    python examples/ablations.py --out runs/ablations                # 3 seeds of every row, two at a time: some hours
     python examples/ablations.py --out runs/ablations --only margin  # the rows whose name has "margin" in it
     python examples/ablations.py --out runs/ablations --table        # the table of what is there, in Markdown
 
-Every run is a quickstart recipe with few changes, by default at a third of its length; it leaves NAME-seedN.json with the
-figures on single objects and on duo, the interactive set. Runs that are there are not trained again.
+Every run is a quickstart recipe with few changes, by default at a third of its length; it leaves NAME-seedN.json with
+the figures on single objects and on duo, the interactive set. Runs that are there are not trained again, and what was
+interrupted goes on.
 """
 
 import argparse
@@ -20,19 +21,22 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-FIGURES = {"single": "single: success rate", "duo": "duo: success rate", "iiou": "duo: IIoU", "pointing": "duo: pointing"}
+FIGURES = {"single": "single: success rate", "duo": "duo: success rate", "iiou": "duo: IIoU",
+           "pointing": "duo: pointing"}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Row:
     """A recipe for `method` with `loss` options, `model` and other `changes` replaced; `faulty` is the share of the
-    training images whose sound is that of an object which is not there."""
+    training images whose sound is that of an object which is not there. `neighbors`: the row whose localizer finds the
+    nearest neighbours that conceptual views are drawn from."""
 
     method: str
     loss: dict = field(default_factory=dict)
     model: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
     faulty: float = 0.0
+    neighbors: str | None = None
 
 
 ROWS = {
@@ -48,6 +52,9 @@ ROWS = {
     "ssl_align, s_L by the mean": Row("ssl_align", loss={"pooling": {"name": "mean"}}),
     "ssl_align, s_L by the mean, without s_A": Row("ssl_align", loss={"pooling": {"name": "mean"}},
                                                    model={"projection": None}),  # fmt: skip
+    "ssl_align, two views": Row("ssl_align", changes={"views": ("original", "augmented")}),
+    "ssl_align, three views, conceptual by neighbours": Row(
+        "ssl_align", changes={"views": ("original", "augmented", "conceptual")}, neighbors="ssl_align"),
 } | {
     f"margin_nce, margin {margin:+.1f}, {faulty:.0%} faulty": Row("margin_nce", loss={"margin": margin}, faulty=faulty)
     for faulty in (0.0, 0.25) for margin in (0.2, 0.0, -0.2, -0.4)
@@ -55,7 +62,7 @@ ROWS = {
 
 
 def faulty_pairs(sample_set, share: float, seed: int):
-    """The set with `share` of its spectrograms replaced by those of other samples, of a category that is not in sight."""
+    """The set with `share` of its spectrograms replaced by those of samples of a category that is not in sight."""
     import numpy as np
 
     draw = np.random.default_rng((seed, 17))
@@ -69,6 +76,29 @@ def faulty_pairs(sample_set, share: float, seed: int):
     return sample_set
 
 
+def mined(sample_set, run: Path, k: int = 50):
+    """The neighbours of all samples, of images and of sounds, by the features of the localizer trained in `run`."""
+    import torch
+
+    from ssl_fast.data.neighbors import Neighbors, mine
+    from ssl_fast.training import load_localizer
+
+    if not (run / "checkpoint.pt").exists():
+        raise SystemExit(f"{run}: expected a trained run, whose features find the neighbours; train that row first")
+    localizer, _ = load_localizer(run)
+    visual, audio = [], []
+    with torch.inference_mode():
+        for part in torch.arange(len(sample_set)).split(256):
+            samples = [sample_set[int(i)] for i in part]
+            images, sounds = (torch.stack([sample[key] for sample in samples]) for key in ("image", "spectrogram"))
+            visual.append(localizer.visual_features(localizer.normalize_images(images))["visual"].mean((2, 3)))
+            audio.append(localizer.audio_features(localizer.normalize_spectrograms(sounds))["audio"])
+    files = [run / "visual.npy", run / "audio.npy"]
+    for features, file in zip((visual, audio), files):
+        mine(torch.cat(features).numpy(), sample_set.ids, k, file)
+    return tuple(Neighbors(file, sample_set) for file in files)
+
+
 def train(name: str, seed: int, epochs: int, out: Path) -> None:
     """One run, on one thread."""
     import torch
@@ -76,6 +106,7 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
     from ssl_fast import recipes, training
     from ssl_fast.data import scenes
     from ssl_fast.evaluation import evaluate
+    from ssl_fast.evaluation.results import replace_file
     from ssl_fast.models import LocalizerConfig
 
     torch.set_num_threads(1)
@@ -84,17 +115,18 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
     recipe = recipes.recipe(row.method, epochs=epochs, vertical_flip=True, model=model,
                             loss=plain.get("loss", {}) | row.loss, **row.changes)  # fmt: skip
     training_set = faulty_pairs(scenes.load("train", progress=False), row.faulty, seed)
-    run = training.train(training_set, recipe, seed=seed, progress=False)
+    neighbors = None if row.neighbors is None else mined(training_set, _file(out, row.neighbors, seed).with_suffix(""))
+    file = _file(out, name, seed)
+    run = training.train(training_set, recipe, seed=seed, out=file.with_suffix(""), resume=True, neighbors=neighbors,
+                         progress=False)  # fmt: skip
     tests = {split: scenes.load(split, progress=False) for split in ("single", "duo")}
     results = evaluate(run.localizer, tests, negatives=[], progress=False)
     single, duo = (results["sets"][split]["model"] for split in tests)
     figures = {"single": single["ciou_adaptive"], "duo": duo["ciou_adaptive"], "iiou": duo["iiou_adaptive"],
                "pointing": duo["interactive_pointing"]}  # fmt: skip
     record = {"name": name, "seed": seed, "epochs": epochs, "steps": run.steps, "seconds": run.seconds,
-              "loss": run.final_loss, "chance": run.chance, "versions": results["versions"], "figures": figures}  # fmt: skip
-    file = _file(out, name, seed)
-    file.with_suffix(".part").write_text(json.dumps(record, indent=1))
-    file.with_suffix(".part").replace(file)
+              "loss": run.final_loss, "chance": run.chance, "versions": results["versions"], "figures": figures}
+    replace_file(file, json.dumps(record, indent=1))
 
 
 def _file(out: Path, name: str, seed: int) -> Path:
@@ -146,7 +178,7 @@ def main() -> int:
         missing = [(name, seed) for seed in seeds for name in names if not _file(args.out, name, seed).exists()]
         command = [sys.executable, __file__, "--out", str(args.out), "--epochs", str(args.epochs), "--one"]
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-            runs = {pool.submit(subprocess.run, [*command, name, str(seed)], check=True): name for name, seed in missing}
+            runs = [pool.submit(subprocess.run, [*command, name, str(seed)], check=True) for name, seed in missing]
             for done in tqdm(concurrent.futures.as_completed(runs), total=len(runs), unit="run"):
                 done.result()
     print(table(args.out, names, seeds))
