@@ -159,7 +159,10 @@ def _run(args: argparse.Namespace) -> int:
     def tell(error: object) -> None:
         if args.traceback:
             raise error
-        print(f"ssl-fast {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        text = str(error)
+        if text.startswith("Caught ") and "worker process" in text:  # a whole traceback, whose last line is the error
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        print(f"ssl-fast {args.command}: {' '.join(text.split())}", file=sys.stderr)
 
     try:
         if processes > 1 and args.command != "train":

@@ -403,21 +403,10 @@ def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
     shutil.copytree(folder, broken)
     path = broken / "frames" / "clip 5.png"
     path.write_bytes(path.read_bytes()[:200])
-    argv = [
-        "train",
-        "--data",
-        broken,
-        "--batch-size",
-        "12",
-        "--epochs",
-        "1",
-        "--image-size",
-        "48",
-        "--quiet",
-        "--out",
-        tmp_path / "run",
-    ]
-    fails(capsys, argv, str(path))
+    argv = ["train", "--data", broken, "--batch-size", "12", "--epochs", "1", "--image-size", "48", "--quiet"]
+    fails(capsys, [*argv, "--out", tmp_path / "run"], str(path))
+    unread = ["--recipe", "published", "--method", "ez_vsl", "--workers", "1"]  # policies for crops need the files
+    fails(capsys, [*argv, *unread, "--out", tmp_path / "other"], f"ssl-fast train: {path}: cannot be read as an image")
     assert cli.main(["data", "check", str(broken), "--quiet"]) == 1
     assert str(path) in capsys.readouterr().out
     assert cli.main(["data", "check", str(folder), "--quiet"]) == 0
