@@ -102,6 +102,8 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    folder.add_argument("--views", metavar="NAME,NAME", help="of ssl_align, which compares all pairs of them: original, "
+                        "augmented, conceptual (default: the recipe's)")  # fmt: skip
     folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision that the image "
                         "net starts from (default: from scratch)")  # fmt: skip
     for modality, what in (("visual", "images"), ("audio", "sounds")):

@@ -165,6 +165,7 @@ def train(args: argparse.Namespace) -> int:
     recipe = recipes.recipe(
         args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
         accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
+        views=None if args.views is None else tuple(args.views.split(",")),
     )  # fmt: skip
     if args.val_split is not None and args.val is None:
         raise ValueError("--val-split: expected with --val")

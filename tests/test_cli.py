@@ -396,6 +396,14 @@ def test_bad_folders_are_named(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+def test_views_are_those_asked_for(folder, tmp_path, capsys):
+    argv = ["train", "--data", folder, "--views", "original,augmented", "--batch-size", "12", "--epochs", "1",
+            "--image-size", "48", "--quiet", "--out", tmp_path / "run"]  # fmt: skip
+    assert cli.main([str(x) for x in argv]) == 0
+    assert checkpoints.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
+    fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
+
+
 def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
     import shutil
 

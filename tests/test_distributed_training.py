@@ -15,7 +15,7 @@ import torch.distributed as dist
 from loss_loops import flip
 from PIL import Image
 from torch import nn
-from training_toys import ToySet
+from training_toys import Others, ToySet
 
 from ssl_fast import augmentation, learner, models, training
 from ssl_fast.evaluation.evaluate import success_rate
@@ -61,22 +61,6 @@ GATHERED = {method: {} for method in LOSSES} | {
 # what a step draws, statistics of batch norm, and what only the checkpoint can carry over
 RESUMED = tiny("slavc", momentum_decay=0.9, augmentation="shift",
                model=LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5))  # fmt: skip
-
-
-class Others(ToySet):
-    """Samples that are not trained on; with `boxes` the left half of each image is its ground truth."""
-
-    def __init__(self, samples, boxes=False):
-        super().__init__(samples)
-        self.ids = self.image_ids = [f"other-{i}" for i in range(samples)]
-        self.categories, self.visible = [None] * samples, [frozenset()] * samples
-        self.has_ground_truth = boxes
-
-    def ground_truth(self, index):
-        return np.repeat([[1.0, 0.0]], 16, 1).repeat(32, 0)
-
-    def mask(self, index):
-        return None
 
 
 class Broken(ToySet):

@@ -3,8 +3,6 @@ import math
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import warnings
 
@@ -14,7 +12,6 @@ from training_toys import ToySet
 
 from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
-from ssl_fast.evaluation import evaluate
 from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.models import LocalizerConfig, checkpoints
 from ssl_fast.recipes import recipe
@@ -265,77 +262,6 @@ def test_a_batch_is_cut_into_equal_parts_with_negatives(parts):
         tiny(accumulation=parts)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Validation
-
-
-class Others(ToySet):
-    """Samples that are not trained on; with `boxes` the left half of each image is its ground truth."""
-
-    def __init__(self, samples=16, boxes=False):
-        super().__init__(samples)
-        self.ids = self.image_ids = [f"other-{i}" for i in range(samples)]
-        self.categories, self.visible = [None] * samples, [frozenset()] * samples
-        self.has_ground_truth = boxes
-
-    def ground_truth(self, index):
-        return torch.cat([torch.ones(32, 16), torch.zeros(32, 16)], 1).numpy()
-
-    def mask(self, index):
-        return None
-
-
-def test_the_epoch_with_the_best_loss_is_kept(tmp_path):
-    done = run(tiny(learning_rate=0.05, epochs=4), out=tmp_path, validation=Others(), seed=1)
-    losses = {record["step"]: record["validation_loss"] for record in done.history if "validation_loss" in record}
-    assert list(losses) == [4, 9, 14, 19]
-    best = min(losses, key=losses.get)
-    localizer, state = training.load_localizer(tmp_path)
-    assert state["step"] == best + 1
-    assert_same(weights(localizer), weights(training.load_localizer(tmp_path / "best.pt")[0]))
-    # its loss, once more from the file
-    learner = Learner(tiny(learning_rate=0.05, epochs=4), seed=1)
-    learner.load(state)
-    others = Others()
-    batches = [[x[k : k + 8] for x in first(others, 16)] for k in (0, 8)]
-    assert sum(learner.validation_losses(batches)) / 2 == losses[best]
-
-
-def test_validation_by_success_is_what_evaluation_finds(tmp_path):
-    others = Others(boxes=True)
-    done = run(tiny(epochs=1), out=tmp_path, validation=others)
-    results = evaluate(training.load_localizer(tmp_path)[0], {"val": others}, negatives=[])
-    assert done.history[-1]["validation_success"] == results["sets"]["val"]["model"]["ciou_adaptive"]
-
-
-@pytest.mark.parametrize("scores, best", [([0.2, 0.5, 0.5, 0.4], 1), ([0.0], 0)])
-def test_of_equally_good_epochs_the_first_is_the_best(scores, best):
-    history = [{"step": 5 * k, "validation_success": score} for k, score in enumerate(scores)]
-    assert training.best_record([*history, {"step": 99}]) is history[best]
-    assert training.best_record([{"step": 99}]) is None
-
-
-def test_resume_goes_on_with_the_same_best_epoch(tmp_path):
-    one, options = tiny(learning_rate=0.05), {"validation": Others(), "seed": 2}
-    whole = run(one, out=tmp_path / "whole", **options)
-    with pytest.raises(Crash):
-        run(one, out=tmp_path / "part", checkpoint_every=1e-9, on_step=crash_at(11), **options)
-    resumed = run(one, out=tmp_path / "part", resume=True, **options)
-    assert figures(resumed.history) == figures(whole.history)
-    a, b = (training.load_localizer(tmp_path / folder / "best.pt") for folder in ("whole", "part"))
-    assert a[1]["step"] == b[1]["step"]
-    assert_same(weights(a[0]), weights(b[0]))
-    with pytest.raises(ValueError, match="belongs to a run with validation="):
-        run(one, out=tmp_path / "part", resume=True, seed=2)
-
-
-def test_validation_samples_are_not_trained_on():
-    with pytest.raises(ValueError, match="samples that are not trained on, 40 of 40 are: toy-000, toy-001, toy-002"):
-        run(tiny(), validation=ToySet())
-    with pytest.raises(ValueError, match="validation: expected 8 samples or more, got 4"):
-        run(tiny(), validation=Others(4))
-
-
 def test_curves_for_tensorboard_are_the_records(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     done = run(tiny(epochs=1), out=tmp_path, board=True)
@@ -352,65 +278,6 @@ def test_compiled_nets_start_as_the_others():
     assert compiled.localizer.state_dict().keys() == plain.localizer.state_dict().keys()
     for name in ("loss", "gradient_norm"):
         assert compiled.history[0][name] == pytest.approx(plain.history[0][name], rel=1e-4)
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from test_training import run, tiny
-from ssl_fast import training
-def on_step(learner, record):
-    if record["step"] == 8:
-        os.kill(os.getpid(), signal.SIGKILL)
-run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9, on_step=on_step)
-"""
-
-
-def test_resume_after_sigkill(tmp_path):
-    script = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 9  # one line more than the checkpoint knows
-    resumed = run(tiny("ez_vsl"), seed=2, out=tmp_path, resume=True)
-    whole = run(tiny("ez_vsl"), seed=2)
-    assert_same(weights(resumed.localizer), weights(whole.localizer))
-    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 15
-
-
-KILLED_WRITING = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from test_training import run, tiny
-calls = 0
-def at(real):
-    def call(*arguments):
-        global calls
-        calls += 1
-        if calls == {call}:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments)
-    return call
-os.fsync, os.replace = at(os.fsync), at(os.replace)
-run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9)
-"""
-
-
-@pytest.mark.parametrize("call", [10, 11, 12])
-def test_resume_after_sigkill_while_a_checkpoint_is_written(call, tmp_path):
-    """Killed before the new file is on disk, before the old one gives up its name, and before the new one takes it."""
-    script = KILLED_WRITING.format(tests=os.path.dirname(__file__), call=call, out=str(tmp_path))
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert (tmp_path / "checkpoint.pt").exists() == (call < 12)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        resumed = run(tiny("ez_vsl"), seed=2, out=tmp_path, resume=True)
-    assert any("going on from the one before it" in str(w.message) for w in told) == (call == 12)
-    assert_same(weights(resumed.localizer), weights(run(tiny("ez_vsl"), seed=2).localizer))
 
 
 def test_finished_run_resumes_to_itself(tmp_path):

@@ -33,6 +33,22 @@ class ToySet(torch.utils.data.Dataset):
         return {"image": self.images[index], "spectrogram": self.spectrograms[index], "index": index}
 
 
+class Others(ToySet):
+    """Samples that are not trained on; with `boxes` the left half of each image is its ground truth."""
+
+    def __init__(self, samples=16, boxes=False):
+        super().__init__(samples)
+        self.ids = self.image_ids = [f"other-{i}" for i in range(samples)]
+        self.categories, self.visible = [None] * samples, [frozenset()] * samples
+        self.has_ground_truth = boxes
+
+    def ground_truth(self, index):
+        return torch.cat([torch.ones(32, 16), torch.zeros(32, 16)], 1).numpy()
+
+    def mask(self, index):
+        return None
+
+
 class Nearest:
     """Neighbours of a set's samples: one of the next `reach`, counted round. Draws are kept in `drawn`."""
 
