@@ -25,6 +25,7 @@ def film(path, greys, *, stamps=None, fps=25, size=(64, 48), sound=None, rate=16
         for i, grey in enumerate(() if greys is None else greys):
             pixels = np.full((size[1], size[0], 3), grey, np.uint8) if np.isscalar(grey) else grey
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(format="yuv420p", threads=1)  # others do not survive a fork
             frame.pts, frame.time_base = round(CLOCK * (stamps[i] if stamps else i / fps)), Fraction(1, CLOCK)
             container.mux(video.encode(frame))
         if sound is not None:

@@ -1,5 +1,7 @@
 """mp4 files written on the fly: the middle by closed forms, every orientation, every way to be broken."""
 
+import gc
+import multiprocessing
 import re
 import sys
 
@@ -176,3 +178,18 @@ def test_without_pyav(tmp_path, monkeypatch):
     (tmp_path / "a.mp4").write_text("not looked at")
     with pytest.raises(ValueError, match="PyAV"):
         FRONT_ENDS["ez_vsl"].load(tmp_path / "a.mp4")
+
+
+def test_what_is_left_of_a_frame_does_not_hold_up_forked_processes(tmp_path):
+    """Loaders fork: what threads of the parent should do never ends in them."""
+    path = film(tmp_path / "a.mp4", greys=range(0, 50, 2), size=(640, 480))
+    gc.disable()  # the frame's memory is still held when the child collects it
+    try:
+        video.middle_frame(path)
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+        child.join(30)
+        assert child.exitcode == 0
+    finally:
+        gc.enable()
+        child.kill()

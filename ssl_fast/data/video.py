@@ -122,7 +122,7 @@ def _span(stream) -> tuple[float, float] | None:
 
 def _upright(path: str | os.PathLike, frame) -> np.ndarray:
     """The pixels of a frame, turned as its display matrix says: (x, y) goes to (a x + c y, b x + d y)."""
-    pixels = frame.to_ndarray(format="rgb24")
+    pixels = frame.to_ndarray(format="rgb24", threads=1)  # threads of its own would be missed after a fork
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return pixels
