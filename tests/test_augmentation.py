@@ -255,7 +255,7 @@ def stripe(cells):
 
 def stripes(masks, n=800, shape=(257, 200), silence=-1.3):
     """Of each of n masked spectrograms: (first, width) of its frequencies and of its times; checks all other cells."""
-    x = torch.rand(n, 1, *shape)
+    x = 1 + torch.rand(n, 1, *shape)  # no cell has the value of a mask
     value = silence if masks.value is None else masks.value
     kept = x.clone()
     got = masks(x, seeded(), silence)
