@@ -81,11 +81,11 @@ def mined(sample_set, run: Path, k: int = 50):
     import torch
 
     from ssl_fast.data.neighbors import Neighbors, mine
-    from ssl_fast.training import load_localizer
+    from ssl_fast.models import checkpoints
 
     if not (run / "checkpoint.pt").exists():
         raise SystemExit(f"{run}: expected a trained run, whose features find the neighbours; train that row first")
-    localizer, _ = load_localizer(run)
+    localizer = checkpoints.load(run).localizer
     visual, audio = [], []
     with torch.inference_mode():
         for part in torch.arange(len(sample_set)).split(256):

@@ -20,7 +20,7 @@ import torch
 
 from ssl_fast.data import neighbors
 from ssl_fast.measure import Stopwatch, peak_resident, time_rounds
-from ssl_fast.models.checkpoints import versions
+from ssl_fast.models.storage import versions
 
 PARTS = {"_search_in_heaps": "products and heaps", "_in_order": "order"}
 

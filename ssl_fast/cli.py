@@ -1,4 +1,4 @@
-"""The command line: `ssl-fast quickstart | train | evaluate | mine | data | bench | doctor`.
+"""The command line: `ssl-fast quickstart | train | evaluate | localize | demo | convert | export | mine | data | bench | doctor`.
 
 Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C.
 """
@@ -132,6 +132,12 @@ def parser() -> argparse.ArgumentParser:
     near.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
     near.add_argument("--quiet", **_QUIET)
 
+    other = command("convert", convert, "write a checkpoint, ours or a published one, in the project's format")
+    other.add_argument("weights", **{**evaluation_commands.WEIGHTS, "metavar": "FROM"})
+    other.add_argument("out", type=Path, metavar="TO", help="new file: .pt, or .safetensors where that is installed")
+    other.add_argument("--weights-layout", **evaluation_commands.WEIGHTS_LAYOUT)
+    other.add_argument("--half", action="store_true", help="weights as float16, half the size")
+
     data_commands.add_arguments(command("data", None, "look after folders of images and sounds, and published sets"))
 
     timing = commands.add_parser("bench", help=_BENCH, add_help=False)  # its own parser, made when it is called
@@ -218,15 +224,13 @@ def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
 def evaluate(args: argparse.Namespace) -> int:
     import torch
 
-    from . import training
-
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     if args.out.exists() and not args.out.is_dir():
         raise ValueError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
         raise ValueError(f"--out {args.out}: holds results already; choose another folder")
-    model, how, state = evaluation_commands.model_of(args)
+    model, how, found = evaluation_commands.model_of(args)
     if args.scenes:
         if args.val is not None or args.split is not None or args.set_name is not None:
             raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
@@ -237,17 +241,16 @@ def evaluate(args: argparse.Namespace) -> int:
         else:
             test = evaluation_commands.published_set(args, *how)
         validation = None if args.val is None else runs.folder(args.val, None, *how)
-        for found in filter(None, (test, validation)):
-            runs.preload(found, args.quiet)
+        for one in filter(None, (test, validation)):
+            runs.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
     options = evaluation_commands.options_of(args, tests)
     about, history = {"model": args.model or str(args.maps)}, []
-    if state is not None:
-        about = runs.describe(training.checkpoint_of(args.weights), state["recipe"]["method"], state.get("seed"),
-                              state["recipe"])  # fmt: skip
-        trained = {"train_seconds": "seconds", "steps": "step", "layout": "layout"}
-        about |= {name: state[key] for name, key in trained.items() if key in state}
-        history = state.get("history", [])
+    if found is not None:
+        about = runs.describe(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
+        about["layout"], history = found.layout, found.state.get("history", [])
+        trained = {"train_seconds": "seconds", "steps": "step"}
+        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
     args.out.mkdir(parents=True, exist_ok=True)
     return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
                                      workers=args.workers, **options)
@@ -256,6 +259,16 @@ def evaluate(args: argparse.Namespace) -> int:
 def mine(args: argparse.Namespace) -> int:
     runs.check_device(args.device)
     return mining.run(args)
+
+
+def convert(args: argparse.Namespace) -> int:
+    from .models import checkpoints
+
+    found = checkpoints.load(args.weights, args.weights_layout)
+    checkpoints.write(found, args.out, args.half)
+    print(f"{found.path}: {found.recipe['method']}, layout {found.layout}"
+          + (f"; without {len(found.unused)} keys that no map depends on: {', '.join(found.unused)}" if found.unused else ""))
+    return 0
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from . import augmentation, distributed
 from .data.audio import FrontEnd, front_end_named
 from .models import Localizer, Momentum, build
-from .models.checkpoints import load_torchvision
+from .models.storage import load_torchvision
 from .ops.reference import accumulate_dtype
 from .recipes import Recipe
 

@@ -1,7 +1,6 @@
 """The runs of `ssl-fast quickstart | train`: what run.json remembers of them, and what they leave behind."""
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
@@ -119,8 +118,9 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
 
 
 def quickstart(args: argparse.Namespace) -> int:
-    from . import recipes, training
+    from . import recipes
     from .data import scenes
+    from .models import checkpoints
 
     method = args.method or _DEFAULTS["method"]
     recipes.check_method(method)
@@ -139,7 +139,7 @@ def quickstart(args: argparse.Namespace) -> int:
     training_set = scenes.load("train", settings, progress=not args.quiet)
     run = _train(args, training_set, recipe)
     tests, validation = scene_tests(settings, args.quiet)
-    about = describe(args.out / training.CHECKPOINT, recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet)
 
 
@@ -159,7 +159,7 @@ def scene_tests(settings, quiet: bool):
 
 def train(args: argparse.Namespace) -> int:
     from . import distributed, recipes, training
-    from .models import build, checkpoints
+    from .models import build, checkpoints, storage
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
@@ -181,7 +181,7 @@ def train(args: argparse.Namespace) -> int:
     training.check_processes(recipe, processes, args.device, **several)
     neighbors = _neighbors(args, training_set, recipe)
     if args.init is not None:  # here only to see whether it fits
-        checkpoints.load_torchvision(build(recipe.model).visual_net, args.init)
+        storage.load_torchvision(build(recipe.model).visual_net, args.init)
     _set_up(args, recipe)
     with distributed.torchrun(args.device):
         if rank == 0:
@@ -195,13 +195,13 @@ def train(args: argparse.Namespace) -> int:
         return 0
     best, notes = training.best_record(run.history), []
     if best is not None:
-        print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / training.BEST}")
+        print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / storage.BEST}")
         notes = ["the epoch was chosen on the samples that it is evaluated on"]
     if validation is None or not validation.has_ground_truth:
-        print(f"checkpoint: {training.checkpoint_of(args.out)}")
+        print(f"checkpoint: {checkpoints.file_of(args.out)}")
         return 0
-    localizer, _ = training.load_localizer(args.out)
-    about = describe(training.checkpoint_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
+    localizer = checkpoints.load(args.out).localizer
+    about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
     return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
                                      workers=args.workers, notes=notes)
@@ -240,9 +240,10 @@ def preload(found, quiet: bool) -> None:
 def describe(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
     import torch
 
-    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
-    return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest, "recipe": recipe,
-            "threads": torch.get_num_threads()}  # fmt: skip
+    from .models.checkpoints import digest
+
+    return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest(checkpoint),
+            "recipe": recipe, "threads": torch.get_num_threads()}  # fmt: skip
 
 
 def _about_run(run) -> dict:

@@ -23,15 +23,13 @@ from torch import Tensor
 
 from . import distributed
 from .learner import Learner, derived_seed
-from .models import Localizer, LocalizerConfig, build, checkpoints, published
+from .models import Localizer, storage
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
     from .data.datasets import SampleSet
     from .data.views import Neighbors
 
-CHECKPOINT = "checkpoint.pt"
-BEST = "best.pt"
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
@@ -257,10 +255,10 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
 
     ValueError where it belongs to a run of another identity than `expected`.
     """
-    path = Path(out) / CHECKPOINT
-    if not path.exists() and not checkpoints.previous(path).exists():
+    path = Path(out) / storage.LAST
+    if not path.exists() and not storage.previous(path).exists():
         return None
-    state = checkpoints.load(path, fall_back=True)
+    state = storage.load(path, fall_back=True)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
@@ -349,11 +347,11 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
 
-    def checkpoint(name: str = CHECKPOINT) -> Path | None:
+    def checkpoint(name: str = storage.LAST) -> Path | None:
         if out is None:
             return None
         about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
-        checkpoints.save(identity | about | learner.state(), out / name)
+        storage.save(identity | about | learner.state(), out / name)
         return out / name
 
     history = _History(None if out is None else out / HISTORY, run.history, board)
@@ -381,7 +379,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                     record |= _validate(learner, validation, workers)
                     began = time.monotonic() - run.seconds  # validation is no training
                     if best_record(run.history) is record:
-                        checkpoint(BEST)
+                        checkpoint(storage.BEST)
                 history.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
@@ -400,28 +398,3 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
         learner.localizer.eval()
     checkpoint()
     return run
-
-
-def checkpoint_of(path: str | os.PathLike) -> Path:
-    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
-    path = Path(path)
-    return path if not path.is_dir() else path / (BEST if (path / BEST).exists() else CHECKPOINT)
-
-
-def load_localizer(path: str | os.PathLike) -> tuple[Localizer, dict]:
-    """The localizer of a checkpoint (see `checkpoint_of`), in evaluation mode, and the checkpoint's state; of a published
-    one (see `models.published`) the state is its `recipe`, `layout` and `unused` keys.
-
-    CheckpointError, naming the file, for what is missing, damaged or none of these.
-    """
-    path = checkpoint_of(path)
-    if published.weights_of(checkpoints.read_file(path)) is not None:
-        localizer, about = published.load_published(path)
-        return localizer, vars(about).copy()
-    state = checkpoints.load(path)
-    try:
-        localizer = build(LocalizerConfig(**state["recipe"]["model"]))
-        localizer.load_state_dict(state["localizer"])
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise checkpoints.CheckpointError(f"{path}: weights do not fit the localizer it describes ({error})") from error
-    return localizer.eval(), state

@@ -14,8 +14,9 @@ import torch
 from ssl_fast import cli
 from ssl_fast.data.datasets import FolderSet
 from ssl_fast.data.neighbors import FORMAT
-from ssl_fast.models import ResNet18, checkpoints
-from ssl_fast.training import fingerprint, load_localizer
+from ssl_fast.models import ResNet18, storage
+from ssl_fast.training import fingerprint
+from training_toys import loaded
 
 FLAT = """
     method seed train_seconds single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing
@@ -147,7 +148,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
-    step = checkpoints.load(out / "checkpoint.pt")["step"]
+    step = storage.load(out / "checkpoint.pt")["step"]
     assert (
         3 <= step < 240
         and f"interrupted after step {step}; go on with: ssl-fast quickstart --resume --out {out}" in stderr
@@ -180,9 +181,9 @@ def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, qui
     done = subprocess.run([sys.executable, str(crash), *argv], capture_output=True, text=True, timeout=120,
                           env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoints.load(out / "checkpoint.pt")["step"] == 5
+    assert storage.load(out / "checkpoint.pt")["step"] == 5
     assert cli.main(["quickstart", "--resume", "--out", str(out), "--threads", "1", "--quiet"]) == 0
-    ours, theirs = (load_localizer(folder)[0].state_dict() for folder in (out, quick))
+    ours, theirs = (loaded(folder)[0].state_dict() for folder in (out, quick))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     ours, theirs = (json.loads((folder / "metrics.json").read_text()) for folder in (out, quick))
     assert {k: v for k, v in ours.items() if k in FLAT and k != "train_seconds"} == {
@@ -351,7 +352,7 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     argv = published(folder, tmp_path / "run", "--method", "ez_vsl", "--init", file)
     assert cli.main(argv) == 0
     assert f"{file}: not used are fc.weight, fc.bias" in capsys.readouterr().out
-    weight = load_localizer(tmp_path / "run")[0].visual_net.layer3[1].conv2.weight
+    weight = loaded(tmp_path / "run")[0].visual_net.layer3[1].conv2.weight
     assert 0 < (weight - state["layer3.1.conv2.weight"]).abs().max() < 1e-3  # two steps of Adam at 1e-4 away
     assert cli.main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
     torch.save(dict(list(state.items())[1:]), file)
@@ -378,7 +379,7 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     fails(capsys, published(folder, tmp_path / "run"), "neighbors: expected those of images and of sounds")
     assert not (tmp_path / "run").exists()
     assert cli.main(argv("visual", *audio)) == 0
-    assert load_localizer(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
+    assert loaded(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
 
 
 def test_bad_folders_are_named(folder, tmp_path, capsys):
@@ -400,7 +401,7 @@ def test_views_are_those_asked_for(folder, tmp_path, capsys):
     argv = ["train", "--data", folder, "--views", "original,augmented", "--batch-size", "12", "--epochs", "1",
             "--image-size", "48", "--quiet", "--out", tmp_path / "run"]  # fmt: skip
     assert cli.main([str(x) for x in argv]) == 0
-    assert checkpoints.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
+    assert storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
     fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
 
 

@@ -15,12 +15,12 @@ import torch.distributed as dist
 from loss_loops import flip
 from PIL import Image
 from torch import nn
-from training_toys import Others, ToySet
+from training_toys import Others, ToySet, loaded
 
 from ssl_fast import augmentation, learner, models, training
 from ssl_fast.evaluation.evaluate import success_rate
 from ssl_fast.losses import LOSSES
-from ssl_fast.models import LocalizerConfig, checkpoints
+from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
 
 PROCESSES = 2
@@ -198,7 +198,7 @@ def test_distributed_validation_is_of_the_net_that_is_kept(processes):
     """Statistics of batch norm and all: those of the first process."""
     folder, found = processes
     alone, others = learner.Learner(tiny("ez_vsl")), Others(16)
-    alone.load(checkpoints.load(folder / "normed" / "best.pt"))
+    alone.load(storage.load(folder / "normed" / "best.pt"))
     batches = zip(others.images[:, None].split(8), others.spectrograms[:, None].split(8))
     best = training.best_record(found[0]["normed"]["history"])["validation_loss"]
     assert best == pytest.approx(sum(alone.validation_losses(batches)) / 2, rel=1e-6)
@@ -208,7 +208,7 @@ def test_distributed_validation_is_of_the_net_that_is_kept(processes):
 @pytest.mark.parametrize("samples", [1, 15])
 def test_distributed_success_rate_counts_every_sample_once(samples, processes):
     folder, found = processes
-    localizer, state = training.load_localizer(folder / f"successful{samples}")
+    localizer, state = loaded(folder / f"successful{samples}")
     for one in found:
         best = training.best_record(one["successful", samples]["history"])
         assert best["step"] + 1 == state["step"]
@@ -228,7 +228,7 @@ def test_distributed_training_resumed_equals_an_uninterrupted_run(processes):
 def test_distributed_training_stops_together(processes):
     folder, found = processes
     assert [one["stopped"] for one in found] == ["stopped after step 5"] * PROCESSES
-    assert checkpoints.load(folder / "stopped" / "checkpoint.pt")["step"] == 5
+    assert storage.load(folder / "stopped" / "checkpoint.pt")["step"] == 5
 
 
 def test_distributed_training_resumes_from_one_checkpoint(processes):
@@ -326,15 +326,15 @@ def test_distributed_command_line(media, tmp_path):
     code, err, out = torchrun("train", "--out", whole, *options)
     assert code == 0, err
     assert out.count("trained ez_vsl for 6 steps") == 1  # the first process alone speaks
-    localizer, state = training.load_localizer(whole)
+    localizer, state = loaded(whole)
     assert state["processes"] == {"number": 2, "gather": True, "sync_batch_norm": False} and state["step"] == 6
     script = tmp_path / "crash.py"
     script.write_text(CRASH)
     code, err, _ = torchrun("train", "--out", part, *options, "--checkpoint-every", 1e-6, program=(script,))
-    assert code != 0 and checkpoints.load(part / "checkpoint.pt")["step"] in (3, 4), err
+    assert code != 0 and storage.load(part / "checkpoint.pt")["step"] in (3, 4), err
     code, err, _ = torchrun("train", "--out", part, "--resume", "--data", media, "--quiet")
     assert code == 0, err
-    resumed, state = training.load_localizer(part)
+    resumed, state = loaded(part)
     assert state["step"] == 6
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in localizer.state_dict().items())
 

@@ -5,7 +5,7 @@ import torch
 from training_toys import ToySet
 
 from ssl_fast.learner import Learner
-from ssl_fast.models import ResNet18, checkpoints
+from ssl_fast.models import ResNet18, storage
 from ssl_fast.recipes import recipe
 from ssl_fast.training import train
 
@@ -37,15 +37,15 @@ def test_files_that_do_not_fit_an_image_net_are_named(tmp_path):
     one, path = recipe("ez_vsl", "published"), tmp_path / "net.pth"
     imagenet(path, **{"layer2.0.conv1.weight": None, "layer9.weight": torch.zeros(1),
                       "conv1.weight": torch.zeros(64, 1, 7, 7)})  # fmt: skip
-    with pytest.raises(checkpoints.CheckpointError) as error:
+    with pytest.raises(storage.CheckpointError) as error:
         Learner(one, init=path)
     for part in (f"{path}: expected the weights of torchvision's ResNet-18", "layer2.0.conv1.weight", "layer9.weight",
                  "size mismatch for conv1.weight"):  # fmt: skip
         assert part in str(error.value)
     torch.save([1, 2], path)
-    with pytest.raises(checkpoints.CheckpointError, match="net.pth: expected the weights of .*, got list"):
+    with pytest.raises(storage.CheckpointError, match="net.pth: expected the weights of .*, got list"):
         Learner(one, init=path)
-    with pytest.raises(checkpoints.CheckpointError, match="absent.pth: no such file"):
+    with pytest.raises(storage.CheckpointError, match="absent.pth: no such file"):
         Learner(one, init=tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="init: expected a net of torchvision's ResNet-18 for .*pth, got SmallResNet"):
         Learner(recipe("ez_vsl"), init=path)

@@ -12,7 +12,7 @@ from ssl_fast import cli
 from ssl_fast.data.audio import MediaError
 from ssl_fast.data.datasets import FolderSet
 from ssl_fast.data.neighbors import Neighbors
-from ssl_fast.models import LocalizerConfig, build, checkpoints
+from ssl_fast.models import LocalizerConfig, build, storage
 from ssl_fast.models.resnet import ResNet18
 from ssl_fast.recipes import recipe
 
@@ -43,7 +43,7 @@ def checkpoint(folder, method):
             layer.running_var.uniform_(0.5, 2)
     folder.mkdir()
     settings = recipe(method, model=model, image_size=48).to_dict()
-    checkpoints.save({"recipe": settings, "localizer": localizer.state_dict()}, folder / "checkpoint.pt")
+    storage.save({"recipe": settings, "localizer": localizer.state_dict()}, folder / "checkpoint.pt")
     return localizer
 
 

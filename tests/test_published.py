@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast.data.audio import FRONT_ENDS
-from ssl_fast.models.checkpoints import CheckpointError
-from ssl_fast.models.published import LAYOUTS, load_published
+from ssl_fast.models import checkpoints
+from ssl_fast.models.checkpoints import load
+from ssl_fast.models.published import LAYOUTS
+from ssl_fast.models.storage import CheckpointError
 
 GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden folder {GOLDEN}")
@@ -66,16 +67,16 @@ def maps_of(localizer):
 ])  # fmt: skip
 def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path):
     path = write(tmp_path / "best.pth", name, weights(name))
-    localizer, about = load_published(path, layout=name if name == "slavc_momentum" else None)
-    np.testing.assert_allclose(maps_of(localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
-    assert (about.recipe["method"], len(about.unused)) == (method, unused)
-    assert FRONT_ENDS[about.recipe["front_end"]].seconds == heard
+    found = load(path, layout=name if name == "slavc_momentum" else None)
+    np.testing.assert_allclose(maps_of(found.localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
+    assert (found.recipe["method"], len(found.unused)) == (method, unused)
+    assert found.front_end.seconds == heard
 
 
 def test_heads_that_the_released_evaluator_drops_are_reported(tmp_path):
     state = weights("sslalign") | {"proj_v.weight": torch.ones(3)}
-    _, about = load_published(write(tmp_path / "a.pth", "sslalign", state))
-    assert "proj_v.weight" in about.unused and about.layout == "sslalign"
+    found = load(write(tmp_path / "a.pth", "sslalign", state))
+    assert "proj_v.weight" in found.unused and found.layout == "sslalign"
 
 
 def test_every_key_that_does_not_fit_is_named(tmp_path):
@@ -84,7 +85,7 @@ def test_every_key_that_does_not_fit_is_named(tmp_path):
     state["img_proj.bias"] = torch.zeros(7)
     state["img_proj3.weight"] = torch.zeros(1)
     with pytest.raises(CheckpointError) as error:
-        load_published(write(tmp_path / "a.pth", "ezvsl", state))
+        load(write(tmp_path / "a.pth", "ezvsl", state))
     said = str(error.value)
     assert said.startswith(f"{tmp_path / 'a.pth'}: 3 keys do not fit the layout 'ezvsl'")
     assert "(as audnet.layer3.1.bn2.running_var)" in said and "unexpected img_proj3.weight" in said
@@ -92,23 +93,23 @@ def test_every_key_that_does_not_fit_is_named(tmp_path):
 
 
 def test_bare_weights(tmp_path):
-    load_published(write(tmp_path / "a.pth", "ezvsl", weights("ezvsl"), wrapped=False))
+    load(write(tmp_path / "a.pth", "ezvsl", weights("ezvsl"), wrapped=False))
     path = write(tmp_path / "b.pth", "lvs", weights("lvs"), wrapped=False)
     with pytest.raises(CheckpointError, match="weights of lvs, sslalign or ssltie, whose keys are the same: say"):
-        load_published(path)
-    assert load_published(path, "lvs")[1].layout == "lvs"
+        load(path)
+    assert load(path, "lvs").layout == "lvs"
 
 
 @pytest.mark.parametrize("state, said", [
     ({"model": {"weight": torch.ones(2)}}, "expected a checkpoint of this project or of ezvsl, .* got keys as weight"),
-    ({"epoch": 3}, "expected weights, by their names, got none"), ([1, 2], "expected weights, by their names"),
+    ({"epoch": 3}, "expected the format .*, got 'none'"), ([1, 2], "expected the format .*, got 'list'"),
 ])  # fmt: skip
 def test_other_files_are_refused(state, said, tmp_path):
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=f"a.pth: {said}"):
-        load_published(tmp_path / "a.pth")
+        load(tmp_path / "a.pth")
     with pytest.raises(ValueError, match="layout: expected one of ezvsl, .* got 'vslnet'"):
-        load_published(tmp_path / "a.pth", "vslnet")
+        load(tmp_path / "a.pth", "vslnet")
 
 
 class Code:
@@ -120,5 +121,15 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_FAST_TEST_TRACE", str(tmp_path / "ran"))
     torch.save({"model": Code()}, tmp_path / "evil.pth")
     with pytest.raises(CheckpointError, match="evil.pth: truncated, damaged or not a checkpoint"):
-        load_published(tmp_path / "evil.pth")
+        load(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
+
+
+def test_published_weights_as_safetensors_and_converted(tmp_path):
+    safetensors = pytest.importorskip("safetensors.torch")
+    safetensors.save_file(weights("slavc"), tmp_path / "a.safetensors")
+    found = load(tmp_path / "a.safetensors", "slavc_momentum")
+    checkpoints.write(found, tmp_path / "ours.pt")
+    again = load(tmp_path / "ours.pt")
+    np.testing.assert_allclose(maps_of(again.localizer), np.load(GOLDEN / "checkpoints.npz")["slavc_momentum"], atol=1e-4)
+    assert (again.layout, again.front_end.name, again.image_size) == ("slavc_momentum", "slavc", 224)

@@ -8,12 +8,12 @@ import warnings
 
 import pytest
 import torch
-from training_toys import ToySet
+from training_toys import ToySet, loaded
 
 from ssl_fast import recipes, training
 from ssl_fast.losses import LOSSES
 from ssl_fast.learner import Learner, TrainingError, derived_seed
-from ssl_fast.models import LocalizerConfig, checkpoints
+from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
 from ssl_fast.training import StepSampler, progress_of, train
 
@@ -219,7 +219,7 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     for crash in (3, 11):  # the last checkpoints are those of steps 3 and 11
         with pytest.raises(Crash):
             run(one, seed=5, out=tmp_path, resume=crash > 3, checkpoint_every=1e-9, on_step=crash_at(crash))
-        assert checkpoints.load(tmp_path / "checkpoint.pt")["step"] == crash
+        assert storage.load(tmp_path / "checkpoint.pt")["step"] == crash
     resumed = run(one, seed=5, out=tmp_path, resume=True)
     assert_same(weights(resumed.localizer), weights(whole.localizer))
     assert figures(resumed.history) == figures(whole.history)
@@ -329,12 +329,12 @@ def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
 def test_checkpoint_opens_without_pickled_code_and_carries_the_run(tmp_path):
     done = run(tiny("slavc", epochs=1, momentum_decay=0.9), out=tmp_path, seed=4)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert (state["format"], state["step"], state["seed"], state["samples"]) == (checkpoints.FORMAT, 5, 4, 40)
+    assert (state["format"], state["step"], state["seed"], state["samples"]) == (storage.FORMAT, 5, 4, 40)
     assert state["versions"]["torch"] == torch.__version__
     assert recipes.Recipe.from_dict(state["recipe"]) == done.recipe
     assert state["history"] == done.history and state["momentum"] is not None
     assert not [name for name in os.listdir(tmp_path) if name.startswith(".")]  # no temporary files are left
-    localizer, again = training.load_localizer(tmp_path)
+    localizer, again = loaded(tmp_path)
     assert not localizer.training and again["step"] == 5
     assert_same(weights(localizer), weights(done.localizer))
 
@@ -345,8 +345,8 @@ def test_truncated_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
         run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(checkpoints.CheckpointError, match=re.escape(f"{path}: truncated, damaged or not a checkpoint")):
-        training.load_localizer(path)
+    with pytest.raises(storage.CheckpointError, match=re.escape(f"{path}: truncated, damaged or not a checkpoint")):
+        loaded(path)
     with pytest.warns(UserWarning, match=re.escape(f"{path}: truncated") + ".*" + re.escape("checkpoint.previous.pt")):
         resumed = run(one, out=tmp_path, resume=True)
     assert_same(weights(resumed.localizer), weights(run(one).localizer))
@@ -357,7 +357,7 @@ def test_both_checkpoints_damaged_is_an_error(tmp_path):
         run(tiny(), out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(checkpoints.CheckpointError, match="checkpoint.previous.pt: truncated, damaged"):
+    with pytest.raises(storage.CheckpointError, match="checkpoint.previous.pt: truncated, damaged"):
         run(tiny(), out=tmp_path, resume=True)
 
 
@@ -365,31 +365,31 @@ def test_both_checkpoints_damaged_is_an_error(tmp_path):
 def test_strange_files_are_named(content, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)
-    with pytest.raises(checkpoints.CheckpointError, match=re.escape(str(path))):
-        checkpoints.load(path)
+    with pytest.raises(storage.CheckpointError, match=re.escape(str(path))):
+        storage.load(path)
 
 
 def test_foreign_checkpoints_are_named(tmp_path):
     torch.save({"model": {}}, tmp_path / "other.pt")
-    with pytest.raises(checkpoints.CheckpointError, match="other.pt: expected the format .*, got 'none'"):
-        checkpoints.load(tmp_path / "other.pt")
-    with pytest.raises(checkpoints.CheckpointError, match="absent.pt: no such file"):
-        checkpoints.load(tmp_path / "absent.pt")
+    with pytest.raises(storage.CheckpointError, match="other.pt: expected the format .*, got 'none'"):
+        storage.load(tmp_path / "other.pt")
+    with pytest.raises(storage.CheckpointError, match="absent.pt: no such file"):
+        storage.load(tmp_path / "absent.pt")
     state = {"recipe": tiny("lvs").to_dict(), "localizer": {"strange": torch.zeros(1)}}
-    checkpoints.save({}, tmp_path / "bare.pt")
-    with pytest.raises(checkpoints.CheckpointError, match="bare.pt: weights do not fit the localizer it describes"):
-        training.load_localizer(tmp_path / "bare.pt")
-    checkpoints.save(state, tmp_path / "wrong.pt")
-    with pytest.raises(checkpoints.CheckpointError, match="wrong.pt: weights do not fit the localizer it describes"):
-        training.load_localizer(tmp_path / "wrong.pt")
+    storage.save({}, tmp_path / "bare.pt")
+    with pytest.raises(storage.CheckpointError, match="bare.pt: weights do not fit the localizer it describes"):
+        loaded(tmp_path / "bare.pt")
+    storage.save(state, tmp_path / "wrong.pt")
+    with pytest.raises(storage.CheckpointError, match="wrong.pt: weights do not fit the localizer it describes"):
+        loaded(tmp_path / "wrong.pt")
 
 
 def test_failed_write_leaves_the_checkpoint(tmp_path):
     path = tmp_path / "checkpoint.pt"
-    checkpoints.save({"step": 1}, path)
+    storage.save({"step": 1}, path)
     with pytest.raises(Exception, match="pickle"):
-        checkpoints.save({"step": 2, "bad": lambda: None}, path)
-    assert checkpoints.load(path)["step"] == 1 and os.listdir(tmp_path) == ["checkpoint.pt"]
+        storage.save({"step": 2, "bad": lambda: None}, path)
+    assert storage.load(path)["step"] == 1 and os.listdir(tmp_path) == ["checkpoint.pt"]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

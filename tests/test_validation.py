@@ -2,7 +2,7 @@
 
 import pytest
 from test_training import Crash, assert_same, crash_at, figures, first, one_thread, run, tiny, weights  # noqa: F401
-from training_toys import Others, ToySet
+from training_toys import Others, ToySet, loaded
 
 from ssl_fast import training
 from ssl_fast.evaluation import evaluate
@@ -14,9 +14,9 @@ def test_the_epoch_with_the_best_loss_is_kept(tmp_path):
     losses = {record["step"]: record["validation_loss"] for record in done.history if "validation_loss" in record}
     assert list(losses) == [4, 9, 14, 19]
     best = min(losses, key=losses.get)
-    localizer, state = training.load_localizer(tmp_path)
+    localizer, state = loaded(tmp_path)
     assert state["step"] == best + 1
-    assert_same(weights(localizer), weights(training.load_localizer(tmp_path / "best.pt")[0]))
+    assert_same(weights(localizer), weights(loaded(tmp_path / "best.pt")[0]))
     # its loss, once more from the file
     learner = Learner(tiny(learning_rate=0.05, epochs=4), seed=1)
     learner.load(state)
@@ -28,7 +28,7 @@ def test_the_epoch_with_the_best_loss_is_kept(tmp_path):
 def test_validation_by_success_is_what_evaluation_finds(tmp_path):
     others = Others(boxes=True)
     done = run(tiny(epochs=1), out=tmp_path, validation=others)
-    results = evaluate(training.load_localizer(tmp_path)[0], {"val": others}, negatives=[])
+    results = evaluate(loaded(tmp_path)[0], {"val": others}, negatives=[])
     assert done.history[-1]["validation_success"] == results["sets"]["val"]["model"]["ciou_adaptive"]
 
 
@@ -46,7 +46,7 @@ def test_resume_goes_on_with_the_same_best_epoch(tmp_path):
         run(one, out=tmp_path / "part", checkpoint_every=1e-9, on_step=crash_at(11), **options)
     resumed = run(one, out=tmp_path / "part", resume=True, **options)
     assert figures(resumed.history) == figures(whole.history)
-    a, b = (training.load_localizer(tmp_path / folder / "best.pt") for folder in ("whole", "part"))
+    a, b = (loaded(tmp_path / folder / "best.pt") for folder in ("whole", "part"))
     assert a[1]["step"] == b[1]["step"]
     assert_same(weights(a[0]), weights(b[0]))
     with pytest.raises(ValueError, match="belongs to a run with validation="):

@@ -7,6 +7,13 @@ from PIL import Image
 
 from ssl_fast.data.audio import FRONT_ENDS, FrontEnd
 from ssl_fast.data.datasets import FolderSet
+from ssl_fast.models import checkpoints
+
+
+def loaded(path):
+    """The localizer in a checkpoint, and the state beside it."""
+    found = checkpoints.load(path)
+    return found.localizer, found.state
 
 
 class ToySet(torch.utils.data.Dataset):

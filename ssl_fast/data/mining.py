@@ -96,9 +96,9 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
     samples apart (avc).
     """
-    from ..models.checkpoints import read_file
+    from ..models import checkpoints
     from ..models.object_prior import ObjectPrior
-    from ..training import load_localizer
+    from ..models.storage import read_file
 
     state = None if weights.is_dir() else read_file(weights)
     if isinstance(state, Mapping) and "conv1.weight" in state:
@@ -106,9 +106,9 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
             raise ValueError(f"--modality audio: expected a checkpoint with an audio net, {weights} is torchvision's")
         prior = ObjectPrior(weights, device)
         return lambda images: prior.features(images).mean((2, 3)), "ssl_align", 224
-    localizer, state = load_localizer(weights)
-    localizer.to(device)
-    name, recipe = modality + localizer.spaces[-1], state["recipe"]
+    found = checkpoints.load(weights)
+    localizer = found.localizer.to(device)
+    name = modality + localizer.spaces[-1]
 
     def visual(images):
         return localizer.visual_features(localizer.normalize_images(images))[name].mean((2, 3))
@@ -116,4 +116,4 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     def audio(spectrograms):
         return localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
 
-    return visual if modality == "visual" else audio, recipe["front_end"], recipe["image_size"]
+    return visual if modality == "visual" else audio, found.recipe["front_end"], found.image_size

@@ -48,7 +48,7 @@ def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os
     features, ids or k; then it is left alone. OSError where another process is writing it.
     """
     from ..evaluation.results import replace_file
-    from ..models.checkpoints import versions
+    from ..models.storage import versions
     from ..training import fingerprint
 
     path = Path(path)

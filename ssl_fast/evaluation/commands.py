@@ -7,6 +7,10 @@ from pathlib import Path
 
 # Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
 
+WEIGHTS = {"type": Path, "metavar": "FILE", "help": "a checkpoint, ours or a published program's, or a run's folder"}
+WEIGHTS_LAYOUT = {"metavar": "NAME", "help": "of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
+                  "slavc_momentum, lvs, sslalign, ssltie"}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
@@ -21,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout", metavar="NAME", help="of the files of --set: slavc, fnac, ssl-align, is3, avsbench")
     add("--silent", type=Path, metavar="FILE", help="an Extended list (video,audio,label) of --set")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint, or a run's folder")
+    model.add_argument("--weights", **WEIGHTS)
     model.add_argument("--model", metavar="MODULE:NAME", help="a Python function (images uint8 (B, 3, H, W), spectrograms "
                        "(B, 1, F, T)) -> maps (B, h, w)")
     model.add_argument("--maps", type=Path, metavar="DIR", help="maps computed elsewhere: ID.npy, and KIND/ID.npy under "
                        "negative sounds")
+    add("--weights-layout", **WEIGHTS_LAYOUT)
     add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
@@ -41,14 +46,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def model_of(args: argparse.Namespace) -> tuple:
-    """What `evaluate` takes, its recipe's (front end, image size), and the checkpoint's state (None without one)."""
-    from ..training import load_localizer
+    """What `evaluate` takes, its recipe's (front end, image size), and the checkpoint (None without one)."""
+    from ..models import checkpoints
 
     if args.weights is not None:
         if args.front_end is not None or args.image_size is not None:
             raise ValueError("--front-end, --image-size: expected with --model or --maps; a checkpoint has its own")
-        localizer, state = load_localizer(args.weights)
-        return localizer, (state["recipe"]["front_end"], state["recipe"]["image_size"]), state
+        found = checkpoints.load(args.weights, args.weights_layout)
+        return found.localizer, (found.recipe["front_end"], found.image_size), found
+    if args.weights_layout is not None:
+        raise ValueError("--weights-layout: expected with --weights")
     how = args.front_end or "ssl_align", args.image_size or 224
     if args.maps is not None:
         if not args.maps.is_dir():

@@ -1,103 +1,144 @@
-"""The project's checkpoints: one file, written atomically, with the one before it kept beside it."""
+"""Checkpoints of any origin, each as a localizer with all that it needs to see and hear.
 
+    from ssl_fast.models import checkpoints
+    found = checkpoints.load("runs/mine")                   # a run's folder, a file of ours or of a published program
+    found.localizer, found.front_end, found.image_size, found.layout
+    checkpoints.write(found, "mine.safetensors")            # without optimizer and history; also .pt
+
+Files are read without running code, and strictly: keys that are missing, unexpected or of another shape are an error.
+"""
+
+import hashlib
+import json
 import os
-import pickle
-import platform
-import warnings
-import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from .. import __version__
-from .resnet import ResNet18
+from ..data.audio import FrontEnd, front_end_named
+from . import published, storage
+from .localizers import Localizer, LocalizerConfig, build
+from .storage import CheckpointError
 
-FORMAT = "ssl_fast checkpoint 1"
-
-
-class CheckpointError(ValueError):
-    """A file that is missing, damaged, or not a checkpoint of this project. The message names it."""
-
-
-def versions() -> dict[str, str]:
-    return {"ssl_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
-            "python": platform.python_version()}  # fmt: skip
+SAFE = ".safetensors"
+OURS = "ssl_fast"  # layout of the project's own files, and where they keep what is no weight in .safetensors
+EMBEDDED = Path(__file__).with_name("quickstart.pt")  # `ssl-fast quickstart --seed 0`, converted with --half
+_KEPT = ("method", "front_end", "image_size", "model")  # of a recipe: what a localizer needs to be used
 
 
-def previous(path: str | os.PathLike) -> Path:
-    """Where the checkpoint before `path` is kept."""
+@dataclass(frozen=True)
+class Checkpoint:
+    """localizer: in evaluation mode, on the CPU. recipe: what it was trained with, at least its method, front_end,
+    image_size and model. layout: "ssl_fast" or a key of `published.LAYOUTS`. unused: known keys of the file that a map
+    does not depend on. threshold: the universal one, in units of the map, None where it is not known. state: seed,
+    step, seconds and history of a run of ours."""
+
+    path: Path
+    localizer: Localizer
+    recipe: dict
+    layout: str
+    unused: list[str] = field(default_factory=list)
+    threshold: float | None = None
+    state: dict = field(default_factory=dict)
+
+    @property
+    def front_end(self) -> FrontEnd:
+        return front_end_named(self.recipe["front_end"])
+
+    @property
+    def image_size(self) -> int:
+        return self.recipe["image_size"]
+
+
+def file_of(path: str | os.PathLike) -> Path:
+    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
     path = Path(path)
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
+    if not path.is_dir():
+        return path
+    return path / (storage.BEST if (path / storage.BEST).exists() else storage.LAST)
 
 
-def save(state: dict, path: str | os.PathLike) -> None:
-    """Write `state` (dicts, lists, numbers, strings, tensors) so that at no moment there is no complete checkpoint.
+def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
+    """The localizer in a file, or in the folder of a run.
 
-    The file goes to a temporary name and to disk before it takes the name; what had the name becomes `previous(path)`.
+    layout: a key of `published.LAYOUTS`, for files whose keys do not tell ("slavc_momentum": the momentum nets of
+    slavc). ValueError for an unknown one, CheckpointError, which names the file, for one that is missing, damaged,
+    holds code or something else, and for keys that do not fit: it lists them.
+    """
+    file = file_of(path)
+    if layout is not None and layout not in published.LAYOUTS:
+        raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
+    state = _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
+    if published.weights_of(state) is not None:
+        return Checkpoint(file, *published.localizer_of(file, state, layout))
+    if layout is not None:
+        raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
+    state = storage.checked(file, state)
+    try:
+        localizer = build(LocalizerConfig(**state["recipe"]["model"]))
+        localizer.load_state_dict(state["localizer"])
+    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
+    threshold = _threshold(file) if Path(path).is_dir() else state.get("threshold")
+    return Checkpoint(file, localizer.eval(), state["recipe"], state.get("layout", OURS), [], threshold, state)
+
+
+def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> None:
+    """Write a localizer, with what it needs to be used and nothing that trains it: .safetensors, else torch's format.
+
+    half: weights as float16. They are read as float32 again. ValueError where there is a file already.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.exists():
+        raise ValueError(f"{path}: exists already; choose another name")
+    about = {"format": storage.FORMAT, "recipe": {key: found.recipe[key] for key in _KEPT}, "layout": found.layout,
+             "threshold": found.threshold}  # fmt: skip
+    weights = {key: (value.half() if half and value.is_floating_point() else value).contiguous()
+               for key, value in found.localizer.state_dict().items()}  # fmt: skip
+    if path.suffix != SAFE:
+        storage.save(about | {"localizer": weights}, path)
+        return
+    _safetensors(path).torch.save_file(weights, path, {OURS: json.dumps(about)})
+
+
+def _safetensors(path: Path):
     try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "versions": versions(), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        import safetensors.torch
+    except ImportError as error:
+        raise ValueError(f"{path}: such files need safetensors, which is not installed: pip install safetensors") from error
+    return safetensors
 
 
-def read_file(path: Path):
-    """What torch.load reads without running code, on the CPU. CheckpointError, naming the file."""
+def _read_safetensors(path: Path) -> dict:
+    """As storage.read_file: bare weights, or the state of a file of ours."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
+    safetensors = _safetensors(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
+        with safetensors.safe_open(path, "pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}
+            about = (file.metadata() or {}).get(OURS)
+        return weights if about is None else dict(json.loads(about), localizer=weights)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: truncated, damaged or not of safetensors ({error})") from error
 
 
-def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
-    """Load torchvision's file of a ResNet-18 into a net of that layout; the keys of the file that it has no place for,
-    which can only be the classifier's. CheckpointError that names the file for one that is missing, damaged or
-    something else, and lists missing and unexpected keys and wrong shapes; ValueError for a net of another layout."""
-    if not isinstance(net, ResNet18):
-        raise ValueError(f"init: expected a net of torchvision's ResNet-18 for {path}, got {type(net).__name__}")
-    state = read_file(Path(path))
-    if not isinstance(state, Mapping) or not all(isinstance(x, torch.Tensor) for x in state.values()):
-        got = type(state).__name__
-        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18, got {got}")
+def _threshold(file: Path) -> float | None:
+    """The universal threshold that the evaluation at the end of a run chose on validation samples, for these weights."""
     try:
-        return net.load_torchvision(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path}: expected the weights of torchvision's ResNet-18: {error}") from error
+        results = json.loads((file.parent / "metrics.json").read_text())
+        threshold = results["universal_threshold"]
+        if results["weights_sha256"] != digest(file) or threshold["chosen_on"] != "validation":
+            return None
+        return threshold["by_set"]["validation"]["model"]["value"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}") from error
 
 
-def _read(path: Path) -> dict:
-    state = read_file(path)
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
-        raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")
-    return state
-
-
-def load(path: str | os.PathLike, *, fall_back: bool = False) -> dict:
-    """The state that `save` was given, on the CPU. CheckpointError, naming the file, for anything else.
-
-    fall_back: where `path` cannot be read but the checkpoint before it can, warn (naming both) and return that.
-    """
-    path = Path(path)
-    try:
-        return _read(path)
-    except CheckpointError as error:
-        if not fall_back or not previous(path).is_file():
-            raise
-        state = _read(previous(path))
-        warnings.warn(f"{error}; going on from the one before it, {previous(path)}", stacklevel=2)
-        return state
+def digest(file: Path) -> str:
+    """SHA-256 of a file, by which results name their weights."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -5,7 +5,7 @@ import os
 import torch
 from torch import Tensor
 
-from .checkpoints import load_torchvision
+from .storage import load_torchvision
 from .localizers import IMAGENET
 from .resnet import ResNet18
 

@@ -1,22 +1,18 @@
-"""Checkpoints as the released programs wrote them: recognised by their keys, loaded strictly.
-
-    localizer, about = load_published("ezvsl_vggss144k/best.pth")
-    about.layout, about.recipe["front_end"], about.unused         # "ezvsl", "ez_vsl", []
+"""Checkpoints as the released programs wrote them: recognised by their keys, loaded strictly (see checkpoints.load).
 
 EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix; files that
 were stripped of what lies round the weights need `layout` there. Front ends are those of the method's published recipe.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from .checkpoints import CheckpointError, read_file
 from .localizers import Localizer, LocalizerConfig, build
+from .storage import CheckpointError
 
 _TRUNK = {"imgnet": "visual_net", "audnet": "audio_net"}
 _HEAD = {"img_proj": "visual_heads.visual", "aud_proj": "audio_heads.audio"}
@@ -52,16 +48,6 @@ LAYOUTS: dict[str, Layout] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class About:
-    """What was loaded. recipe: method, front_end, image_size and model, as a run's. unused: known keys of the file that
-    a map does not depend on."""
-
-    layout: str
-    recipe: dict
-    unused: list[str] = field(default_factory=list)
-
-
 def weights_of(state: object) -> tuple[str, dict[str, Tensor]] | None:
     """The key that the weights of a published file lie under ("" for bare weights), and the weights as they are named
     there; None for anything else."""
@@ -89,20 +75,15 @@ def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
     return "lvs" if any(key.startswith("module.") for key in weights) else "sslalign"
 
 
-def load_published(path: str | os.PathLike, layout: str | None = None) -> tuple[Localizer, About]:
-    """The localizer in a published checkpoint, in evaluation mode.
+def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[Localizer, dict, str, list[str]]:
+    """Of what was read from `path`: the localizer in evaluation mode, its recipe (method, front_end, image_size and
+    model), its layout, and the known keys that a map does not depend on.
 
     layout: a key of LAYOUTS; None: by the keys of the file, where "ezvsl" stands for "fnac" and "margin" too, whose
     keys and maps are the same, and "slavc" for the online nets ("slavc_momentum": the momentum nets of that file).
     CheckpointError, which names the file, and all keys that are missing, unexpected or wrongly shaped.
     """
-    path = Path(path)
-    if layout is not None and layout not in LAYOUTS:
-        raise ValueError(f"layout: expected one of {', '.join(LAYOUTS)}, got {layout!r}")
-    found = weights_of(read_file(path))
-    if found is None:
-        raise CheckpointError(f"{path}: expected weights, by their names, got none")
-    container, weights = found
+    container, weights = weights_of(state)
     name = layout or _recognise(path, container, weights)
     kind = LAYOUTS[name]
     config = LocalizerConfig.published(kind.method, **({"projection": None} if kind.method == "ssl_align" else {}))
@@ -130,8 +111,8 @@ def load_published(path: str | os.PathLike, layout: str | None = None) -> tuple[
     from ..recipes import recipe
 
     published = recipe(kind.method, "published").to_dict()
-    about = {key: published[key] for key in ("method", "front_end", "image_size")} | {"model": vars(config).copy()}
-    return localizer, About(name, about, unused)
+    used = {key: published[key] for key in ("method", "front_end", "image_size")} | {"model": vars(config).copy()}
+    return localizer, used, name, unused
 
 
 def _published_name(layout: Layout, key: str) -> str:
