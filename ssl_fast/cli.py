@@ -13,6 +13,7 @@ from . import runs
 from .data import commands as data_commands
 from .data import mining
 from .evaluation import commands as evaluation_commands
+from .inference import commands as use
 
 # Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
 
@@ -132,11 +133,9 @@ def parser() -> argparse.ArgumentParser:
     near.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
     near.add_argument("--quiet", **_QUIET)
 
-    other = command("convert", convert, "write a checkpoint, ours or a published one, in the project's format")
-    other.add_argument("weights", **{**evaluation_commands.WEIGHTS, "metavar": "FROM"})
-    other.add_argument("out", type=Path, metavar="TO", help="new file: .pt, or .safetensors where that is installed")
-    other.add_argument("--weights-layout", **evaluation_commands.WEIGHTS_LAYOUT)
-    other.add_argument("--half", action="store_true", help="weights as float16, half the size")
+    use.add_localize(command("localize", use.localize, "show where in an image a sound comes from, or in a video"))
+    use.add_convert(command("convert", use.convert, "write a checkpoint, ours or a published one, in the project's format"))
+    use.add_export(command("export", use.export, "write a localizer that runs without this package"))
 
     data_commands.add_arguments(command("data", None, "look after folders of images and sounds, and published sets"))
 
@@ -259,16 +258,6 @@ def evaluate(args: argparse.Namespace) -> int:
 def mine(args: argparse.Namespace) -> int:
     runs.check_device(args.device)
     return mining.run(args)
-
-
-def convert(args: argparse.Namespace) -> int:
-    from .models import checkpoints
-
-    found = checkpoints.load(args.weights, args.weights_layout)
-    checkpoints.write(found, args.out, args.half)
-    print(f"{found.path}: {found.recipe['method']}, layout {found.layout}"
-          + (f"; without {len(found.unused)} keys that no map depends on: {', '.join(found.unused)}" if found.unused else ""))
-    return 0
 
 
 def bench(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""mp4 files: the frame in the middle, and the sound. Read by PyAV (`pip install "ssl_fast[video]"`).
+"""Videos (mp4, mov, mkv, webm): frames, and the sound. Read by PyAV (`pip install "ssl_fast[video]"`).
 
 The middle goes by time stamps, whatever the frame rate does: of the frames that are shown, the last one whose stamp is
 not after the middle between the first stamp and the end of the last frame. Frames and samples that an edit list cuts
@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
 from .media import MediaError, check_file
 
-VIDEOS = (".mp4",)
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".m4a", ".mka")  # and sounds in the same containers
+_RATE = 5  # pictures a second of films that are written, each shown for one: players stumble over less
 APART = 0.5  # seconds that sound and pictures may begin or end apart
 
 
@@ -29,20 +31,17 @@ def pyav():
     try:
         import av
     except ImportError as error:
-        raise ValueError('mp4 files are read by PyAV, which is not installed: pip install "ssl_fast[video]"') from error
+        raise ValueError('videos and m4a files are read by PyAV, which is not installed: pip install "ssl_fast[video]"') from error
     return av
 
 
 def middle_frame(path: str | os.PathLike) -> np.ndarray:
-    """The frame in the middle of an mp4 file, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
+    """The frame in the middle of a video, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
     with _opened(path) as container:
         stream = _stream(path, container, "video")
-        shown = sorted((packet.pts, packet.duration or 0) for packet in _packets(path, container, stream)
-                       if not packet.is_discard)  # fmt: skip
-        if not shown:
-            raise MediaError(f"{path}: expected pictures, got a video stream of no frames")
+        shown = _shown(path, container, stream)
         (first, _), (last, duration) = shown[0], shown[-1]
-        middle = max(stamp for stamp, _ in shown if 2 * stamp <= first + last + duration)
+        middle = _stamp(shown, first + (last + duration - first) / 2)
         for start in (middle, first):  # where the index leads past it, from the beginning
             container.seek(start, stream=stream)
             for frame in container.decode(stream):
@@ -52,6 +51,48 @@ def middle_frame(path: str | os.PathLike) -> np.ndarray:
                     break
         seconds = float(middle * stream.time_base)
         raise MediaError(f"{path}: the frame in the middle, at {seconds:.3f} s, cannot be decoded")
+
+
+def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
+    """Of each whole second of a video, of a shorter one of all of it: the second in its middle, counted from the first
+    frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
+    with _opened(path) as container:
+        stream = _stream(path, container, "video")
+        shown = _shown(path, container, stream)
+        (first, _), (last, duration) = shown[0], shown[-1]
+        length = float((last + duration - first) * stream.time_base)
+        times = [k + 0.5 for k in range(int(length + 0.01))] or [length / 2]
+        wanted: dict[int, list[float]] = {}
+        for time in times:
+            wanted.setdefault(_stamp(shown, first + time / stream.time_base), []).append(time)
+        container.seek(first, stream=stream)
+        for frame in container.decode(stream):
+            if frame.pts in wanted and not frame.is_corrupt:
+                pixels = _upright(path, frame)
+                yield from ((time, pixels) for time in wanted.pop(frame.pts))
+        if wanted:
+            raise MediaError(f"{path}: the frame at {min(min(wanted.values())):.1f} s cannot be decoded")
+
+
+def write_film(path: str | os.PathLike, pictures: Sequence[np.ndarray], sound: np.ndarray, rate: int) -> None:
+    """An mp4 file that shows each picture, uint8 (H, W, 3) of one size, for a second; sound: float32 (samples,
+    channels) in [-1, 1] of `rate` Hz, of which the first two channels are kept and not more than there is to see."""
+    av = pyav()
+    height, width = (side // 2 * 2 for side in pictures[0].shape[:2])  # what H.264 can halve
+    sound = sound[: len(pictures) * rate, :2]
+    with av.open(os.fspath(path), "w") as container:
+        video = container.add_stream("libx264", rate=_RATE, options={"crf": "18"})
+        video.width, video.height, video.pix_fmt, video.codec_context.thread_count = width, height, "yuv420p", 1
+        layout = "mono" if sound.shape[1] == 1 else "stereo"
+        audio = container.add_stream("aac", rate=rate, layout=layout)
+        for k in range(len(pictures) * _RATE):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pictures[k // _RATE][:height, :width]), format="rgb24")
+            container.mux(video.encode(frame.reformat(format="yuv420p", threads=1)))
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", layout)
+        frame.sample_rate, frame.pts = rate, 0
+        container.mux(audio.encode(frame))
+        for stream in (video, audio):
+            container.mux(stream.encode(None))
 
 
 def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
@@ -98,16 +139,34 @@ def _stream(path: str | os.PathLike, container, kind: str):
     return stream
 
 
+def _shown(path: str | os.PathLike, container, stream) -> list[tuple[int, int]]:
+    """Time stamp and duration of every frame that is shown, in order."""
+    shown = [(packet.pts, packet.duration or 0) for packet in _packets(path, container, stream) if not packet.is_discard]
+    if not shown or None in (stamp for stamp, _ in shown):
+        raise MediaError(f"{path}: expected pictures, got a video stream of {'no frames' if not shown else 'no times'}")
+    return sorted(shown)
+
+
+def _stamp(shown: list[tuple[int, int]], when: Fraction | float) -> int:
+    """Of the frames that are shown, the last one whose stamp is not after `when`."""
+    return max(stamp for stamp, _ in shown if stamp <= when)
+
+
 def _packets(path: str | os.PathLike, container, stream) -> Iterator:
     """The packets of a stream; MediaError where one is incomplete or there are fewer than the file's head tells."""
-    count = 0
+    count, end = 0, 0.0
     for packet in container.demux(stream):
         if not packet.size:  # the end
             continue
         if packet.is_corrupt:
             break
         count += 1
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * stream.time_base))
         yield packet
+    whole = None if stream.duration is not None or container.duration is None else container.duration / 1e6
+    if whole is not None and end < whole - APART:  # mkv and webm tell the length of the file alone
+        raise MediaError(f"{path}: truncated, or of {stream.type} that ends early: at {end:.2f} of {whole:.2f} s")
     if count < stream.frames:
         raise MediaError(f"{path}: truncated, its head tells of {stream.frames} packets of {stream.type}, "
                          f"{count} are complete")  # fmt: skip

@@ -11,6 +11,7 @@ from . import metrics
 from .overlays import Tile
 
 SIDE = 256              # pixels of the longer side of an overlay
+COLOURS = "plasma"      # of heat maps
 FIRST = "#0072b2"       # of the colour-blind safe palette of Okabe and Ito
 SECOND = "#d55e00"
 SOUNDS = {"positive": "own sound", "silence": "silence", "noise": "noise", "offscreen": "off-screen sound"}
@@ -39,11 +40,11 @@ def wav(waveform: np.ndarray, sample_rate: int) -> str:
     return data_uri("audio/wav", out.getvalue())
 
 
-def enlarged(image: np.ndarray) -> np.ndarray:
-    """uint8 (H, W, 3) resized so that the longer side has `SIDE` pixels."""
+def enlarged(image: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """uint8 (H, W, 3) resized so that the longer side has `side` pixels."""
     from PIL import Image
     height, width = image.shape[:2]
-    scale = SIDE / max(height, width)
+    scale = side / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))
     return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, Image.Resampling.BICUBIC))
 
@@ -57,29 +58,47 @@ def _edge(region: np.ndarray, thickness: int) -> np.ndarray:
     return region & ~np.logical_and.reduce(shifts)
 
 
-def overlay(tile: Tile, low: float, high: float) -> np.ndarray:
-    """The heat map over the greyed image, colours from `low` to `high`; ground truth outlined, the maximum ringed."""
+def heat(image: np.ndarray, values: np.ndarray, low: float, high: float, side: int = SIDE) -> np.ndarray:
+    """A map (h, w) over the greyed image, colours from `low` to `high`: float32 (H, W, 3) within [0, 255]."""
     from matplotlib import colormaps
-    image = enlarged(tile.image).astype(np.float32)
-    height, width = image.shape[:2]
-    heat = metrics.upsample(tile.map[None], (height, width))[0]
-    heat = np.clip((heat - low) / (high - low), 0, 1) if high > low else np.zeros_like(heat)
-    grey = image.mean(2, keepdims=True)
-    base = .35 * image + .45 * grey
-    weight = (.85 * heat ** 1.5)[..., None]
-    picture = (1 - weight) * base + weight * 255 * colormaps["plasma"](heat)[..., :3]
-    truth = tile.ground_truth
-    rows, columns = np.arange(height) * truth.shape[0] // height, np.arange(width) * truth.shape[1] // width
-    region = truth[rows][:, columns] > 0
+    enlarged_image = enlarged(image, side).astype(np.float32)
+    level = metrics.upsample(values[None], enlarged_image.shape[:2])[0]
+    level = np.clip((level - low) / (high - low), 0, 1) if high > low else np.zeros_like(level)
+    base = .35 * enlarged_image + .45 * enlarged_image.mean(2, keepdims=True)
+    weight = (.85 * level ** 1.5)[..., None]
+    return (1 - weight) * base + weight * 255 * colormaps[COLOURS](level)[..., :3]
+
+
+def outline(picture: np.ndarray, region: np.ndarray, colour: tuple[int, int, int]) -> None:
+    """Draw the inner edge of a bool (H, W) region."""
     picture[_edge(region, 4)] = 0
-    picture[_edge(region, 3)] = (120, 255, 170)
-    if tile.map.min() < tile.map.max():
-        y, x = np.unravel_index(tile.map.argmax(), tile.map.shape)
-        y, x = (y + .5) * height / tile.map.shape[0], (x + .5) * width / tile.map.shape[1]
+    picture[_edge(region, 3)] = colour
+
+
+def ring(picture: np.ndarray, values: np.ndarray) -> None:
+    """Draw a ring round the maximum of a map (h, w), unless it is constant."""
+    if values.min() < values.max():
+        height, width = picture.shape[:2]
+        y, x = np.unravel_index(values.argmax(), values.shape)
+        y, x = (y + .5) * height / values.shape[0], (x + .5) * width / values.shape[1]
         distance = np.hypot(np.arange(height)[:, None] + .5 - y, np.arange(width) + .5 - x)
         picture[(distance > 3.5) & (distance < 8.5)] = 0
         picture[(distance > 4.5) & (distance < 7.5)] = 255
+
+
+def to_bytes(picture: np.ndarray) -> np.ndarray:
+    """float (H, W, 3) within [0, 255] -> uint8."""
     return picture.clip(0, 255).round().astype(np.uint8)
+
+
+def overlay(tile: Tile, low: float, high: float) -> np.ndarray:
+    """The heat map over the greyed image, colours from `low` to `high`; ground truth outlined, the maximum ringed."""
+    picture, truth = heat(tile.image, tile.map, low, high), tile.ground_truth
+    height, width = picture.shape[:2]
+    rows, columns = np.arange(height) * truth.shape[0] // height, np.arange(width) * truth.shape[1] // width
+    outline(picture, truth[rows][:, columns] > 0, (120, 255, 170))
+    ring(picture, tile.map)
+    return to_bytes(picture)
 
 
 # ------------------------------------------------------------------------------------------------ charts

@@ -11,11 +11,8 @@ Files are read without running code, and strictly: keys that are missing, unexpe
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import torch
 
 from ..data.audio import FrontEnd, front_end_named
 from . import published, storage

@@ -168,9 +168,11 @@ class Localizer(nn.Module):
             features["audio_projected"] = self.project_audio(x)
         return features
 
-    def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor:
-        """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces."""
-        maps = [ops.cosine_map(visual["visual" + space], audio["audio" + space]) for space in self.spaces]
+    def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor], backend: str = "auto") -> Tensor:
+        """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces.
+        backend: of `ops.cosine_map`."""
+        maps = [ops.cosine_map(visual["visual" + space], audio["audio" + space], backend=backend)
+                for space in self.spaces]  # fmt: skip
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
     @torch.no_grad()

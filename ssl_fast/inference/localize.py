@@ -1,0 +1,179 @@
+"""Where in one image one sound comes from: the three maps of paper 002, and whether anything there makes it at all.
+
+    from ssl_fast.inference.localize import Viewer
+    from ssl_fast.models import checkpoints
+    viewer = Viewer(checkpoints.load("runs/mine"))
+    answer = viewer.localize(viewer.read_image("frame.jpg"), viewer.read_sound("clip.wav"))
+    answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
+    answer.figure(alpha=.4).savefig("frame-localized.png")
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.audio import cut
+from ..data.images import Geometry, decode_image
+from ..evaluation import baselines, detection, metrics, mixing, pictures
+from ..models.checkpoints import Checkpoint
+
+ALPHA = 0.4  # weight of the audio-visual map in the mixture, as published
+SIZE = 224  # pixels a side of what scores and mixtures are computed on, as published
+SIDE = 448  # pixels of the longer side of a picture
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a localizer finds in an image under a sound.
+
+    image: uint8 (H, W, 3). audio_visual: float32 (h, w), cosines; of slavc the mean of its two. prior: float32, where
+    there are objects, whatever is heard. threshold: the universal one, None where none is known. names: of the
+    localizer's method and of the prior.
+    """
+
+    image: np.ndarray
+    audio_visual: np.ndarray
+    prior: np.ndarray
+    threshold: float | None
+    names: tuple[str, str]
+
+    def mixed(self, alpha: float = ALPHA) -> np.ndarray:
+        """(224, 224) float32 in [0, 1]: alpha · audio-visual + (1 - alpha) · prior (paper 002, eq. 7), each brought to
+        its own minimum and maximum first, as EZ-VSL does. ValueError for an alpha beyond [0, 1]."""
+        ranged = [mixing.min_max(metrics.upsample(one[None], SIZE)) for one in (self.audio_visual, self.prior)]
+        return mixing.mix(*ranged, alpha)[0]
+
+    def scores(self) -> dict[str, float | bool | None]:
+        """maximum and minimum of the map; x, y: where the maximum is, fractions of the width and height; confidence:
+        mean of the highest quarter (SLAVC); with a threshold also area, the share of the image above it, and found,
+        whether there is any; else these are None."""
+        full = metrics.upsample(self.audio_visual[None], SIZE)
+        y, x = np.unravel_index(self.audio_visual.argmax(), self.audio_visual.shape)
+        height, width = self.audio_visual.shape
+        area = None if self.threshold is None else float((full > self.threshold).mean())
+        return {"maximum": float(full.max()), "minimum": float(full.min()), "x": (x + 0.5) / width,
+                "y": (y + 0.5) / height, "confidence": float(detection.confidence(full)[0]),
+                "threshold": self.threshold, "area": area, "found": None if area is None else area > 0}  # fmt: skip
+
+    def panels(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> list["Panel"]:
+        """The three maps over the image. scale: cosines of the lowest and highest colour of the first (default: see
+        `scale_of`)."""
+        method, prior = self.names
+        mixed, low, high = self.mixed(alpha), float(self.prior.min()), float(self.prior.max())
+        return [self._panel(f"{method}: cosine", self.audio_visual, *(scale or scale_of([self])), self.threshold),
+                self._panel(f"object prior: {prior}", self.prior, low, high),
+                self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0)]  # fmt: skip
+
+    def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> "Panel":
+        picture = pictures.heat(self.image, values, low, high, SIDE)
+        if threshold is not None:
+            above = metrics.upsample(values[None], picture.shape[:2])[0] > threshold
+            pictures.outline(picture, above, (255, 255, 255))
+        pictures.ring(picture, values)
+        return Panel(title, pictures.to_bytes(picture), low, high, threshold)
+
+    def figure(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None):
+        """The image and its three maps with colour bars, as a matplotlib figure; above the universal threshold there is
+        a white outline."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.cm import ScalarMappable
+        from matplotlib.colors import Normalize
+        from matplotlib.figure import Figure
+
+        panels, height = self.panels(alpha, scale), 3.6 * self.image.shape[0] / self.image.shape[1]
+        figure = Figure(figsize=(14, min(max(height, 1.5), 8) + 1), layout="constrained", dpi=100)
+        FigureCanvasAgg(figure)
+        grid = figure.subplots(1, 4)
+        grid[0].imshow(pictures.enlarged(self.image, SIDE))
+        grid[0].set_title("image", fontsize=10)
+        for axes, panel in zip(grid[1:], panels):
+            axes.imshow(panel.picture)
+            axes.set_title(panel.title, fontsize=10)
+            colours = ScalarMappable(Normalize(panel.low, panel.high), pictures.COLOURS)
+            bar = figure.colorbar(colours, ax=axes, orientation="horizontal", pad=0.02)
+            if panel.threshold is not None and panel.low <= panel.threshold <= panel.high:
+                bar.ax.axvline(panel.threshold, color="white", linewidth=2)
+                bar.set_label(f"universal threshold {panel.threshold:.3f} (white)", fontsize=8)
+        for axes in grid:
+            axes.set_axis_off()
+        return figure
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A map over the image: uint8 (H, W, 3); low, high: values of the lowest and highest colour."""
+
+    title: str
+    picture: np.ndarray
+    low: float
+    high: float
+    threshold: float | None
+
+
+def scale_of(answers: list[Answer]) -> tuple[float, float]:
+    """Cosines of the lowest and the highest colour, of maps that are compared.
+
+    With a threshold what is below it stays in the darker half: it is the middle of a scale that reaches the maximum,
+    or a little beyond the threshold where that is higher. Without one, minimum and maximum.
+    """
+    highest = max(float(answer.audio_visual.max()) for answer in answers)
+    threshold = answers[0].threshold
+    if threshold is None:
+        return min(float(answer.audio_visual.min()) for answer in answers), highest
+    high = max(highest, threshold + 0.1)
+    return 2 * threshold - high, high
+
+
+class Viewer:
+    """Answers for one image and one sound at a time.
+
+    found: the localizer. prior: images uint8 (B, 3, H, W) -> (B, h, w), where there are objects, such as
+    `models.object_prior.ObjectPrior`, and its name; None: the local contrast of the image. threshold: the universal
+    one, if it is not the checkpoint's.
+    """
+
+    def __init__(self, found: Checkpoint, prior: Callable[[Tensor], Tensor] | None = None, prior_name: str = "",
+                 threshold: float | None = None):  # fmt: skip
+        self.found, self.front_end = found, found.front_end
+        self.prior = baselines.objectness if prior is None else prior
+        self.names = found.recipe["method"], prior_name or ("local contrast" if prior is None else "given")
+        self.threshold = found.threshold if threshold is None else threshold
+
+    def read_image(self, path: str | os.PathLike) -> np.ndarray:
+        """uint8 (H, W, 3) of any file that Pillow reads, or the middle frame of a video. MediaError names the file."""
+        return decode_image(path)
+
+    def read_sound(self, path: str | os.PathLike) -> np.ndarray:
+        """What is heard of a sound file, or of the sound of a video: the part that the front end takes (see
+        `heard`). MediaError names the file."""
+        return self.front_end.load(path)
+
+    def heard(self, waveform: np.ndarray, second: float | None = None) -> np.ndarray:
+        """The part of a waveform (n,) that fits the front end, around `second` (default: where the front end has it);
+        a shorter one is repeated."""
+        if second is None:
+            return self.front_end.segment(waveform)
+        shift = round(second * self.front_end.sample_rate) - len(waveform) // 2
+        return np.ascontiguousarray(cut(waveform, self.front_end.samples, "centre", shift))
+
+    def localize(self, image: np.ndarray, waveform: np.ndarray) -> Answer:
+        """image: uint8 (H, W, 3), any size. waveform: float32 (front_end.samples,) in [-1, 1], see `heard`.
+        ValueError for another shape or dtype."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"image: expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        if waveform.dtype != np.float32 or waveform.shape != (self.front_end.samples,):
+            raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {waveform.dtype} {waveform.shape}")
+        pixels = Geometry().image(image, self.found.image_size)[None]
+        with torch.inference_mode():
+            spectrogram = self.front_end.spectrogram(torch.from_numpy(waveform))[None, None]
+            net = self.found.localizer
+            visual = net.visual_features(net.normalize_images(pixels))
+            audio = net.audio_features(net.normalize_spectrograms(spectrogram))
+            maps = net.maps(visual, audio, "reference")  # one map: calling the compiled op for it loads half of torch first
+            prior = self.prior(pixels)
+        return Answer(image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold,
+                      self.names)  # fmt: skip
