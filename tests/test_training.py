@@ -361,7 +361,7 @@ def test_both_checkpoints_damaged_is_an_error(tmp_path):
         run(tiny(), out=tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(range(256)) * 40])
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", bytes(range(256)) * 40, b"RIFFR\0"])
 def test_strange_files_are_named(content, tmp_path):
     path = tmp_path / "weights.pt"
     path.write_bytes(content)

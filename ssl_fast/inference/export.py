@@ -1,0 +1,57 @@
+"""A localizer as a program of torch.export, which runs wherever torch does, without this package.
+
+    import torch
+    about = {"about.json": ""}
+    program = torch.export.load("mine.pt2", extra_files=about)      # about: image_size, sample_rate, samples, ...
+    maps = program.module()(images, waveforms)
+
+Inputs: images (B, 3, S, S) uint8 RGB, each resized to a square with an antialiased bicubic filter; waveforms (B, samples)
+float32 in [-1, 1], mono. Output: maps (B, h, w) float32, cosines. The whole front end is inside.
+"""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models.checkpoints import Checkpoint
+
+SUFFIX = ".pt2"
+
+
+class _Program(nn.Module):
+    """Front end, normalisation, nets and the cosine, of plain torch operators."""
+
+    def __init__(self, found: Checkpoint):
+        super().__init__()
+        self.localizer, self.front_end = found.localizer, found.front_end
+
+    def forward(self, images: Tensor, waveforms: Tensor) -> Tensor:
+        net, spectrograms = self.localizer, self.front_end.spectrogram(waveforms)[:, None]
+        visual = net.visual_features(net.normalize_images(images))
+        audio = net.audio_features(net.normalize_spectrograms(spectrograms))
+        return net.maps(visual, audio, backend="reference")
+
+
+def export(found: Checkpoint, path: str | os.PathLike) -> None:
+    """Write the program, for any number of pairs at a time. ValueError for another suffix than .pt2, and where there is
+    a file already."""
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        raise ValueError(f"{path}: expected the suffix {SUFFIX}")
+    if path.exists():
+        raise ValueError(f"{path}: exists already; choose another name")
+    front_end, size = found.front_end, found.image_size
+    about = {"method": found.recipe["method"], "image_size": size, "sample_rate": front_end.sample_rate,
+             "samples": front_end.samples, "channels": front_end.channels, "threshold": found.threshold}  # fmt: skip
+    pairs = torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.zeros(2, front_end.samples)
+    batch = {0: torch.export.Dim("batch")}
+    program = _Program(found).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of weights that are channels last
+        program(*pairs)  # fills the caches of windows and filters, which must not hold what tracing makes
+        traced = torch.export.export(program, pairs, dynamic_shapes=(batch, batch))
+        torch.export.save(traced, path, extra_files={"about.json": json.dumps(about)})

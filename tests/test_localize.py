@@ -1,0 +1,264 @@
+"""Answers for one image and sound, and for each second of a video: maps by an independent way, scores by closed forms."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from ssl_fast import cli
+from ssl_fast.data import scenes
+from ssl_fast.data.images import load_image
+from ssl_fast.evaluation import evaluate
+from ssl_fast.inference.localize import Answer, Viewer, scale_of
+from ssl_fast.models import ResNet18, checkpoints
+from ssl_fast.models.object_prior import ObjectPrior
+
+
+@pytest.fixture(scope="module")
+def viewer():
+    return Viewer(checkpoints.load(checkpoints.EMBEDDED))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with the image of a scene of a bell and a phone, and both sounds; the scene."""
+    folder = tmp_path_factory.mktemp("scene")
+    one = scenes.scene(scenes.Settings(), "duo", 1)
+    Image.fromarray(one.image).save(folder / "image.png")
+    for name, waveform in zip(one.categories, one.waveforms):
+        soundfile.write(folder / f"{name}.wav", waveform, 16000)
+    return folder, one
+
+
+def answer(audio_visual, prior=None, threshold=None):
+    prior = np.zeros((2, 2), np.float32) if prior is None else prior
+    return Answer(np.zeros((8, 8, 3), np.uint8), np.asarray(audio_visual, np.float32), prior, threshold, ("a", "b"))
+
+
+def test_the_embedded_model_localizes_what_it_hears(monkeypatch, tmp_path):
+    """The floors of a quickstart, on 60 scenes of two objects that it was not trained on."""
+    monkeypatch.setenv("SSL_FAST_CACHE", str(tmp_path))
+    duo = scenes.load("duo", scenes.Settings(duo=60), progress=False)
+    found = checkpoints.load(checkpoints.EMBEDDED)
+    figures = evaluate(found.localizer, {"duo": duo}, negatives=[], progress=False)["sets"]["duo"]["model"]
+    assert figures["ciou_adaptive"] > 0.7 and figures["iiou_adaptive"] > 0.5
+    assert figures["interactive_pointing"] > 0.7
+
+
+def test_map_is_that_of_the_evaluation(viewer, files):
+    folder, one = files
+    got = viewer.localize(viewer.read_image(folder / "image.png"), viewer.read_sound(folder / "bell.wav"))
+    found, (waveform, rate) = viewer.found, soundfile.read(folder / "bell.wav", dtype="float32")
+    with torch.inference_mode():
+        images = found.localizer.normalize_images(load_image(folder / "image.png", 112)[None])
+        spectrogram = found.front_end.spectrogram(torch.from_numpy(waveform))[None, None]
+        expected = found.localizer(images, found.localizer.normalize_spectrograms(spectrogram))[0].numpy()
+    assert rate == 16000 and got.audio_visual.shape == (7, 7)
+    np.testing.assert_allclose(got.audio_visual, expected, rtol=0, atol=1e-5)
+
+
+def test_each_sound_is_found_in_its_object_and_silence_nowhere(viewer, files):
+    _, one = files
+    sounds = [waveform.astype(np.float32) / 32768 for waveform in one.waveforms]
+    for waveform, (left, top, right, bottom) in zip(sounds, one.boxes):
+        scores = viewer.localize(one.image, waveform).scores()
+        assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom and scores["found"]
+    assert not viewer.localize(one.image, np.zeros(16000, np.float32)).scores()["found"]
+
+
+def test_scores_of_a_known_map():
+    """Halves of -.2 and .6: the upper quarter of a bilinear map of two columns is all .6."""
+    scores = answer([[-0.2, 0.6], [-0.2, 0.6]], threshold=0.2).scores()
+    assert (scores["x"], scores["y"]) == (0.75, 0.25)
+    assert scores["maximum"] == pytest.approx(0.6) and scores["minimum"] == pytest.approx(-0.2)
+    assert scores["confidence"] == pytest.approx(0.6) and scores["area"] == 0.5 and scores["found"]
+    nothing = answer([[-0.2, 0.6]], threshold=0.6).scores()
+    assert nothing["area"] == 0 and nothing["found"] is False
+    assert answer([[-0.2, 0.6]]).scores()["found"] is None
+
+
+def test_mixture_is_that_of_the_ranges():
+    prior = np.array([[0.0, 4.0], [8.0, 4.0]], np.float32)
+    got = answer([[0.5, 0.1], [0.3, 0.3]], prior).mixed(0.25)
+    corners = 0.25 * np.array([[1, 0], [0.5, 0.5]]) + 0.75 * np.array([[0, 0.5], [1, 0.5]])
+    np.testing.assert_allclose(got[[0, 0, -1, -1], [0, -1, 0, -1]], corners.ravel(), atol=1e-6)
+    assert got.shape == (224, 224)
+    with pytest.raises(ValueError, match="alpha"):
+        answer([[0.5, 0.1]], prior).mixed(1.5)
+
+
+def test_colours_below_the_threshold_stay_dark():
+    assert scale_of([answer([[0.1, 0.3]])]) == pytest.approx((0.1, 0.3))
+    assert scale_of([answer([[0.1, 0.9]], threshold=0.5), answer([[0, 0.6]], threshold=0.5)]) == pytest.approx((0.1, 0.9))
+    assert scale_of([answer([[0.1, 0.2]], threshold=0.5)]) == pytest.approx((0.4, 0.6))  # all of it is coldest
+
+
+def test_panels_show_the_map():
+    """Where the map is lowest the picture is the greyed image, where it is highest mostly the last colour."""
+    image = np.full((448, 448, 3), 100, np.uint8)
+    halves, flat = np.array([[0, 1], [0, 1]], np.float32), np.array([[1, 1]], np.float32)
+    own, prior, mixed = Answer(image, halves, flat, None, ("a", "b")).panels(1.0)
+    yellow = np.array([240, 249, 33])
+    for panel in (own, mixed):
+        assert np.abs(panel.picture[200, 2] - 80.0).max() <= 1
+        np.testing.assert_allclose(panel.picture[200, -2], 0.15 * 80 + 0.85 * yellow, atol=2)
+    assert (own.low, own.high, own.title) == (0, 1, "a: cosine") and np.abs(prior.picture - 80.0).max() <= 1
+
+
+def test_object_weights_give_the_prior(files, tmp_path, capsys):
+    folder, one = files
+    torch.manual_seed(1)
+    torch.save(ResNet18().state_dict(), tmp_path / "net.pth")
+    prior = ObjectPrior(tmp_path / "net.pth")
+    viewer = Viewer(checkpoints.load(checkpoints.EMBEDDED), prior, "ImageNet features")
+    got = viewer.localize(one.image, np.zeros(16000, np.float32))
+    image = torch.from_numpy(one.image.transpose(2, 0, 1).copy())[None]
+    np.testing.assert_allclose(got.prior, prior(image)[0].numpy(), rtol=1e-5)
+    command = ["localize", str(folder / "image.png"), str(folder / "bell.wav"), "-o", str(tmp_path / "a.png")]
+    assert cli.main([*command, "--object-weights", str(tmp_path / "net.pth")]) == 0
+
+
+def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, viewer, capsys):
+    folder, one = files
+    out = tmp_path / "out.png"
+    assert cli.main(["localize", str(folder / "image.png"), str(folder / "phone.wav"), "-o", str(out)]) == 0
+    said = capsys.readouterr().out
+    expected = viewer.localize(one.image, viewer.read_sound(folder / "phone.wav"))
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected.audio_visual)
+    assert "the embedded quickstart model, which knows the twelve categories" in said
+    scores = expected.scores()
+    assert f"maximum {scores['maximum']:.3f} at ({scores['x']:.2f}, {scores['y']:.2f})" in said
+    assert f"{scores['area']:.1%} of the image is above the universal threshold {viewer.threshold:.3f}" in said
+    assert np.asarray(Image.open(out)).std() > 10
+    silent = tmp_path / "silent.flac"
+    soundfile.write(silent, np.zeros(100, np.float32), 8000)  # short, of another rate
+    assert cli.main(["localize", str(folder / "image.png"), str(silent), "-o", str(out)]) == 0
+    assert "nothing is above the universal threshold" in capsys.readouterr().out
+
+
+def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys, viewer):
+    folder, _ = files
+    checkpoints.write(checkpoints.Checkpoint(**{**vars(viewer.found), "threshold": None}), tmp_path / "mine.pt")
+    command = ["localize", str(folder / "image.png"), str(folder / "phone.wav"), "--weights", str(tmp_path / "mine.pt"),
+               "-o", str(tmp_path / "out.png")]  # fmt: skip
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    assert "universal threshold unknown" in said and "embedded" not in said
+    assert cli.main([*command, "--threshold", "0.9"]) == 0
+    assert "nothing is above the universal threshold 0.900" in capsys.readouterr().out
+
+
+def written(kind, image, path):
+    """An image of a kind beside the usual; what it shows."""
+    if kind == "wide cmyk":
+        image.convert("CMYK").resize((300, 40)).save(path.with_suffix(".jpg"))
+        return path.with_suffix(".jpg")
+    if kind == "animated gif":
+        image.save(path.with_suffix(".gif"), save_all=True, append_images=[image.rotate(90)])
+        return path.with_suffix(".gif")
+    image.save(path.with_suffix("." + kind))
+    return path.with_suffix("." + kind)
+
+
+@pytest.mark.parametrize("kind", ["webp", "bmp", "tiff", "animated gif", "wide cmyk"])
+def test_images_of_any_format(kind, files, tmp_path, viewer):
+    folder, one = files
+    path = written(kind, Image.fromarray(one.image), tmp_path / "image")
+    scores = viewer.localize(viewer.read_image(path), viewer.read_sound(folder / "phone.wav")).scores()
+    left, top, right, bottom = one.boxes[one.categories.index("phone")]
+    assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["absent.png", "bell.wav"], "absent.png: no such file"),
+    (["image.png", "absent.wav"], "absent.wav: no such file"),
+    (["bell.wav", "bell.wav"], "bell.wav: cannot be read as an image"),
+    (["image.png", "image.png"], "image.png: cannot be read as audio"),
+    (["image.png"], "SOUND: expected with an image"),
+    (["image.png", "bell.wav", "-o", "out.mp4"], "--out out.mp4: expected .png"),
+    (["image.png", "bell.wav", "-o", "no/out.png"], "--out no/out.png: expected an existing folder"),
+    (["image.png", "bell.wav", "--alpha", "1.2"], "--alpha: expected within [0, 1], got 1.2"),
+    (["image.png", "bell.wav", "--weights", "bell.wav"], "bell.wav: truncated, damaged or not a checkpoint"),
+    (["image.png", "bell.wav", "--weights-layout", "lvs"], "--weights-layout: expected with --weights"),
+])  # fmt: skip
+def test_bad_input_is_named_and_nothing_is_written(arguments, said, files, monkeypatch, capsys):
+    monkeypatch.chdir(files[0])
+    before = sorted(files[0].iterdir())
+    assert cli.main(["localize", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and sorted(files[0].iterdir()) == before
+
+
+def test_inputs_of_another_type_are_refused(viewer):
+    image, waveform = np.zeros((4, 4, 3), np.uint8), np.zeros(16000, np.float32)
+    for wrong in (image[..., :1], image.astype(np.float32), image[:0]):
+        with pytest.raises(ValueError, match=re.escape("image: expected uint8 (H, W, 3)")):
+            viewer.localize(wrong, waveform)
+    for wrong in (waveform[:-1], waveform.astype(np.float64)):
+        with pytest.raises(ValueError, match=re.escape("waveform: expected float32 (16000,)")):
+            viewer.localize(image, wrong)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Videos
+
+
+@pytest.fixture(scope="module")
+def video(files):
+    """2.9 s: the scene upright, then mirrored; a second of the bell, a second of the phone, silence."""
+    pytest.importorskip("av", reason="videos are read and written by PyAV")
+    from films import film
+
+    folder, one = files
+    image = np.asarray(Image.fromarray(one.image).resize((224, 224)))
+    waveforms = dict(zip(one.categories, one.waveforms / 32768))
+    sound = np.concatenate([waveforms["bell"], waveforms["phone"], np.zeros(14400)])[:, None]
+    frames = [image] * 25 + [image[:, ::-1]] * 48
+    return film(folder / "video.mp4", frames, size=(224, 224), sound=sound.astype(np.float32))
+
+
+def test_a_map_for_each_second_of_a_video(video, files, tmp_path, capsys):
+    out = tmp_path / "out.mp4"
+    assert cli.main(["localize", str(video), "-o", str(out), "--quiet"]) == 0
+    maps, one = np.load(tmp_path / "out.npy"), files[1]
+    lines = re.findall(r"^ +(\d+) s: maximum \S+ at \((\S+), (\S+)\).*; (.*) above", capsys.readouterr().out, re.M)
+    assert maps.shape == (2, 7, 7) and [line[0] for line in lines] == ["0", "1"]
+    for k, name in enumerate(("bell", "phone")):
+        left, top, right, bottom = one.boxes[one.categories.index(name)] / 112
+        x, y = float(lines[k][1]), float(lines[k][2])
+        assert left <= (x if k == 0 else 1 - x) < right and top <= y < bottom
+    from ssl_fast.data.audio import decode_audio
+    from ssl_fast.data.video import frames_of_seconds
+
+    frames = dict(frames_of_seconds(out))  # what was written can be read, with its sound
+    assert list(frames) == [0.5, 1.5] and np.abs(frames[0.5].astype(int) - frames[1.5]).mean() > 2
+    heard, original = (decode_audio(path)[0][8000:20000, 0] for path in (out, video))
+    assert np.corrcoef(heard, original)[0, 1] > 0.9
+
+
+def test_a_video_as_gif(video, tmp_path):
+    assert cli.main(["localize", str(video), "-o", str(tmp_path / "out.gif"), "--quiet"]) == 0
+    with Image.open(tmp_path / "out.gif") as image:
+        assert (image.n_frames, image.info["duration"]) == (2, 1000)
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["-o", "out.png"], "--out out.png: expected .mp4, .gif"), (["--alpha", "nan"], "--alpha: expected within [0, 1]"),
+])  # fmt: skip
+def test_bad_options_of_videos(video, arguments, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["localize", str(video), *arguments]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_torch_compiler_is_not_loaded_for_one_answer(files, tmp_path):
+    """It would add a second to the start of the command."""
+    code = ("import sys; from ssl_fast import cli; code = cli.main(sys.argv[1:]); "
+            "sys.exit(code or 'torch._dynamo' in sys.modules)")  # fmt: skip
+    command = ["localize", str(files[0] / "image.png"), str(files[0] / "bell.wav"), "-o", str(tmp_path / "a.png")]
+    subprocess.run([sys.executable, "-c", code, *command], check=True)
