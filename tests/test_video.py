@@ -193,3 +193,86 @@ def test_what_is_left_of_a_frame_does_not_hold_up_forked_processes(tmp_path):
     finally:
         gc.enable()
         child.kill()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each second, other containers, films that are written
+
+
+@pytest.mark.parametrize("count, times", [(50, [0.5, 1.5]), (74, [0.5, 1.5]), (75, [0.5, 1.5, 2.5]), (10, [0.2])])
+def test_the_frames_in_the_middle_of_each_second(tmp_path, count, times):
+    """25 frames a second: the one shown at k + 1/2 s is number 25 k + 12; 10 frames are one part of a second."""
+    values = [3 * i for i in range(count)]
+    got = list(video.frames_of_seconds(film(tmp_path / "a.mp4", values)))
+    assert [time for time, _ in got] == pytest.approx(times)
+    for time, frame in got:
+        np.testing.assert_allclose(frame.mean(), values[int(25 * time)], atol=1.4)
+
+
+def test_a_frame_that_is_shown_for_seconds_answers_each(tmp_path):
+    got = list(video.frames_of_seconds(film(tmp_path / "a.mp4", [20, 120, 220], stamps=[0, 0.6, 2.9])))
+    np.testing.assert_allclose([frame.mean() for _, frame in got], [20, 120], atol=2)  # 2.94 s
+
+
+def again(path, target):
+    """The packets of a film in another container, unchanged."""
+    import av
+
+    with av.open(str(path)) as source, av.open(str(target), "w") as container:
+        streams = {one.index: container.add_stream_from_template(one) for one in source.streams
+                   if not (one.type == "video" and target.suffix in (".m4a", ".mka"))}  # fmt: skip
+        for packet in source.demux():
+            if packet.dts is not None and packet.stream.index in streams:
+                packet.stream = streams[packet.stream.index]
+                container.mux(packet)
+    return target
+
+
+def assert_heard(sound, expected):
+    """The same samples after the first packet, of 1024; of a copied stream that may be lost, or be heard."""
+    first = 1024 if len(sound) >= len(expected) + 1024 else 0
+    part = sound[first : first + len(expected)]
+    np.testing.assert_allclose(part[1024:], expected[1024 : len(part)], atol=1e-5)
+    assert len(part) > 0.9 * len(expected)
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mov", ".m4v"])
+def test_other_containers_hold_the_same(tmp_path, suffix):
+    source = film(tmp_path / "a.mp4", greys(25), sound=tone(1, 16000).astype(np.float32))
+    target = again(source, tmp_path / f"b{suffix}")
+    np.testing.assert_array_equal(decode_image(target), decode_image(source))
+    (sound, rate), (expected, _) = decode_audio(target), decode_audio(source)
+    assert rate == 16000
+    assert_heard(sound, expected)
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".mka"])
+def test_sound_alone(tmp_path, suffix):
+    source = film(tmp_path / "a.mp4", greys(25), sound=tone(1, 16000).astype(np.float32))
+    target = again(source, tmp_path / f"b{suffix}")
+    assert_heard(decode_audio(target)[0], decode_audio(source)[0])
+    with pytest.raises(MediaError, match=f"b{suffix}: expected pictures and sound, got no video stream"):
+        decode_image(target)
+
+
+def test_a_truncated_mkv_is_an_error(tmp_path):
+    draw = np.random.default_rng(0)
+    frames = list(draw.integers(0, 255, (75, 48, 64, 3), np.uint8))
+    target = again(film(tmp_path / "a.mp4", frames, sound=tone(3, 16000).astype(np.float32)), tmp_path / "b.mkv")
+    target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
+    for decode in (decode_image, decode_audio, lambda path: list(video.frames_of_seconds(path))):
+        with pytest.raises(MediaError, match=r"b.mkv: truncated, or of \w+ that ends early: at 1.\d+ of 3.0\d s"):
+            decode(target)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_a_film_that_is_written_shows_each_picture_for_a_second(tmp_path, channels):
+    pictures = [np.full((35, 51, 3), grey, np.uint8) for grey in (30, 200, 90)]
+    sound = np.repeat(tone(4, 16000), channels, 1).astype(np.float32)
+    video.write_film(tmp_path / "a.mp4", pictures, sound, 16000)
+    got = list(video.frames_of_seconds(tmp_path / "a.mp4"))
+    assert [frame.shape for _, frame in got] == [(34, 50, 3)] * 3
+    np.testing.assert_allclose([frame.mean() for _, frame in got], [30, 200, 90], atol=3)
+    heard, rate = decode_audio(tmp_path / "a.mp4")
+    assert rate == 16000 and heard.shape == (48000, min(channels, 2))
+    assert np.corrcoef(heard[4000:44000, 0], sound[4000:44000, 0])[0, 1] > 0.98
