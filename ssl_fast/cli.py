@@ -233,6 +233,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if args.scenes:
         if args.val is not None or args.split is not None or args.set_name is not None:
             raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
+        if found is not None and how[0] != "scenes":
+            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
         tests, validation = runs.scene_tests(runs.scene_settings(None, args.test_scenes), args.quiet)
     else:
         if args.set_name is None:
@@ -248,6 +250,8 @@ def evaluate(args: argparse.Namespace) -> int:
     if found is not None:
         about = runs.describe(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
         about["layout"], history = found.layout, found.state.get("history", [])
+        if found.unused:
+            options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
         trained = {"train_seconds": "seconds", "steps": "step"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
     args.out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,9 @@ LIBRARIES = (
     ("tqdm", "tqdm", "progress bars"),
 )
 OPTIONAL = (
+    ("av", "av", "videos"),
+    ("safetensors", "safetensors", "checkpoints of that format"),
+    ("tensorboard", "tensorboard", "curves of training"),
     ("scipy", "scipy", "tests only"),
     ("pytest", "pytest", "tests only"),
 )

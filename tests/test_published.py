@@ -3,13 +3,17 @@
 import json
 import math
 import os
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 
+from ssl_fast import cli
 from ssl_fast.models import checkpoints
 from ssl_fast.models.checkpoints import load
 from ssl_fast.models.published import LAYOUTS
@@ -133,3 +137,22 @@ def test_published_weights_as_safetensors_and_converted(tmp_path):
     again = load(tmp_path / "ours.pt")
     np.testing.assert_allclose(maps_of(again.localizer), np.load(GOLDEN / "checkpoints.npz")["slavc_momentum"], atol=1e-4)
     assert (again.layout, again.front_end.name, again.image_size) == ("slavc_momentum", "slavc", 224)
+
+
+def test_evaluation_names_unused_keys_and_hears_by_the_published_front_end(tmp_path, capsys):
+    path = write(tmp_path / "best.pth", "lvs", weights("lvs"))
+    assert cli.main(["evaluate", "--scenes", "--weights", str(path), "--out", str(tmp_path / "out")]) == 2
+    assert f"expected weights that hear by the front end scenes, {path} by lvs" in capsys.readouterr().err
+    data = tmp_path / "data"
+    for folder in ("frames", "audio"):
+        (data / folder).mkdir(parents=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (30, 40, 3), np.uint8)).save(data / "frames/a.png")
+    soundfile.write(data / "audio/a.wav", np.random.default_rng(1).uniform(-1, 1, 4000), 16000)
+    (data / "annotations.json").write_text('[{"file": "a", "class": "x", "bbox": [[0.1, 0.2, 0.6, 0.7]]}]')
+    command = ["evaluate", "--data", str(data), "--weights", str(path), "--out", str(tmp_path / "out"), "--quiet"]
+    assert cli.main([*command, "--negatives", ""]) == 0
+    results = json.loads((tmp_path / "out/metrics.json").read_text())
+    (note,) = (note for note in results["notes"] if "no map depends on" in note)
+    assert results["layout"] == "lvs" and results["recipe"]["front_end"] == "lvs"
+    unused = {key for key in torch.load(path)["model_state_dict"] if re.search(r"_flow|fc\.|imgnet.conv1_a|audnet.conv1\.", key)}
+    assert set(note.partition("depends on: ")[2].split(", ")) == unused and len(unused) == 8
