@@ -184,6 +184,7 @@ def test_images_of_any_format(kind, files, tmp_path, viewer):
     (["image.png", "bell.wav", "-o", "no/out.png"], "--out no/out.png: expected an existing folder"),
     (["image.png", "bell.wav", "--alpha", "1.2"], "--alpha: expected within [0, 1], got 1.2"),
     (["image.png", "bell.wav", "--weights", "bell.wav"], "bell.wav: truncated, damaged or not a checkpoint"),
+    (["image.png", "bell.wav", "--threshold", "nan"], "threshold: expected a finite cosine, got nan"),
     (["image.png", "bell.wav", "--weights-layout", "lvs"], "--weights-layout: expected with --weights"),
 ])  # fmt: skip
 def test_bad_input_is_named_and_nothing_is_written(arguments, said, files, monkeypatch, capsys):

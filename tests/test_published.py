@@ -124,7 +124,7 @@ class Code:
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_FAST_TEST_TRACE", str(tmp_path / "ran"))
     torch.save({"model": Code()}, tmp_path / "evil.pth")
-    with pytest.raises(CheckpointError, match="evil.pth: truncated, damaged or not a checkpoint"):
+    with pytest.raises(CheckpointError, match="evil.pth: truncated, .* what could run code is not read"):
         load(tmp_path / "evil.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -6,7 +6,7 @@
     spectrogram = front_end.spectrogram(torch.from_numpy(waveform))         # (257, 200) float32
     whole = load_audio("audio/clip.wav", sample_rate=16000)                 # the whole file, mono
 
-Files are read by libsndfile (wav of every width, flac, ogg, mp3), the sound of mp4 by PyAV (see video.py), mixed to
+Files are read by libsndfile (wav of every width, flac, ogg, mp3), m4a and the sound of videos by PyAV (see video.py), mixed to
 mono by the mean over channels, resampled. The published programs never resample; their segments and readers are fields
 of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
 """
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .media import MediaError, check_file
-from .video import VIDEOS, decode_sound
+from .video import CONTAINERS, decode_sound
 
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
@@ -267,7 +267,7 @@ def _decode(path: str | os.PathLike, part: Callable = lambda samples, rate: None
     part(samples, rate) may choose the first and the number of those that are read."""
     path = Path(path)
     check_file(path)
-    if path.suffix.lower() in VIDEOS:
+    if path.suffix.lower() in CONTAINERS:
         (sound, rate), whole = decode_sound(path), True
     else:
         sound, rate, whole = _read(path, part)

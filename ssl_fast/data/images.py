@@ -8,7 +8,7 @@
 
 Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB, CMYK too by (1 - C)(1 - K);
 transparent pixels are laid over white; 16-bit grey is divided by 257 and rounded; of several frames the first counts.
-Images of floats, truncated, empty and unreadable files raise MediaError, which names the file. Of an mp4 file it is the
+Images of floats, truncated, empty and unreadable files raise MediaError, which names the file. Of a video it is the
 frame in the middle (see video.py).
 """
 
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .media import MediaError, check_file
-from .video import VIDEOS, middle_frame
+from .video import CONTAINERS, middle_frame
 
 FITS = ("squash", "centre_crop")
 RESAMPLERS = ("pillow", "torch")
@@ -136,7 +136,7 @@ def _open(path: str | os.PathLike):
 
     path = Path(path)
     check_file(path)
-    if path.suffix.lower() in VIDEOS:
+    if path.suffix.lower() in CONTAINERS:
         return Image.fromarray(middle_frame(path))
     try:
         with Image.open(path) as image:

@@ -21,7 +21,8 @@ import numpy as np
 
 from .media import MediaError, check_file
 
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".m4a", ".mka")  # and sounds in the same containers
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
+CONTAINERS = (*VIDEOS, ".m4a", ".mka")  # of sound alone, too
 _RATE = 5  # pictures a second of films that are written, each shown for one: players stumble over less
 APART = 0.5  # seconds that sound and pictures may begin or end apart
 

@@ -142,6 +142,8 @@ class Viewer:
         self.prior = baselines.objectness if prior is None else prior
         self.names = found.recipe["method"], prior_name or ("local contrast" if prior is None else "given")
         self.threshold = found.threshold if threshold is None else threshold
+        if self.threshold is not None and not np.isfinite(self.threshold):
+            raise ValueError(f"threshold: expected a finite cosine, got {threshold}")
 
     def read_image(self, path: str | os.PathLike) -> np.ndarray:
         """uint8 (H, W, 3) of any file that Pillow reads, or the middle frame of a video. MediaError names the file."""

@@ -1,6 +1,7 @@
 """Checkpoints on disk: the project's own, one file, written atomically, with the one before it kept beside it."""
 
 import os
+import pickle
 import platform
 import warnings
 from collections.abc import Mapping
@@ -59,6 +60,8 @@ def read_file(path: Path):
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of other bytes fails in any way, IndexError and struct.error among them
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        if isinstance(error, pickle.UnpicklingError):  # torch's own text says how to run the code in it
+            reason = "not plain weights; what could run code is not read"
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
 
 
