@@ -80,16 +80,16 @@ class Desk:
         return Held("sound", heard, pictures.wav(heard, self.front_end.sample_rate))
 
     def about(self) -> dict:
-        """What the page offers: the scenes, their sounds and others, how sliders begin, what may be uploaded."""
+        """What the page offers: the scenes, their sounds and others, how sliders begin, what may be uploaded; of the
+        model also the categories that it knows, if it is the embedded one."""
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 
         colours = [to_hex(colour) for colour in colormaps[pictures.COLOURS](np.linspace(0, 1, 17))]
         found, (method, prior) = self.viewer.found, self.viewer.names
-        embedded = found.path == checkpoints.EMBEDDED
-        return {"model": {"method": method, "prior": prior, "embedded": embedded,
-                          "file": "/".join(found.path.resolve().parts[-2:]),
-                          "categories": scenes.Settings().names if embedded else None},
+        known = scenes.Settings().names if found.path == checkpoints.EMBEDDED else None
+        return {"model": {"method": method, "prior": prior, "file": "/".join(found.path.resolve().parts[-2:]),
+                          "categories": known},
                 "scenes": self.scenes, "alpha": ALPHA, "threshold": self.viewer.threshold,
                 "seconds": self.front_end.seconds, "suffixes": SUFFIXES, "colours": colours}  # fmt: skip
 
