@@ -151,7 +151,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request; then the connection is closed."""
 
     server_version, sys_version = "ssl-fast", ""
-    requestline, request_version, command, path = "", "HTTP/1.0", "", ""  # of what is refused before these are known
+    requestline = command = path = ""  # of what is refused before these are known
     unread = True  # whether some of the request may still be under way
 
     def setup(self) -> None:
@@ -162,6 +162,8 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             self.raw_requestline = self.rfile.readline(65537)
+            if len(self.raw_requestline) > 65536:
+                raise Refusal(414, "the address is too long")
             if self.raw_requestline and self.parse_request():
                 self._reply()
         except Refusal as refusal:
@@ -195,6 +197,7 @@ class Handler(BaseHTTPRequestHandler):
                              "Content-Security-Policy": POLICY.format(nonce)}  # fmt: skip
         if status == 405:
             headers["Allow"] = ROUTES[self.path]
+        self.request_version = "HTTP/1.0"  # one without a version would get no headers
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
