@@ -151,6 +151,20 @@ def flac_of(frames: int, channels: int) -> bytes:
     return bytes(content)
 
 
+def tiled_tiff(side: int) -> bytes:
+    """A TIFF of 64 x 64 pixels, in the corner of one tile."""
+    data = zlib.compress(bytes(side * side), 9)
+    tags = {256: 64, 257: 64, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 8, 325: len(data)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+def jpeg_of_scans(count: int) -> bytes:
+    """A progressive JPEG whose last scan is there so many times again."""
+    content = image_file("JPEG", progressive=True)
+    return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * count + content[-2:]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Answers
 
@@ -292,6 +306,7 @@ def test_large_image_is_kept_small(server):
     assert np.abs(held[:, 100, 0].astype(int) - np.linspace(0, 255, 640)).max() < 4
 
 
+TURNED = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 274, 3, 1, 6, 0)
 FRAMES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
 VALID = {
     "cmyk jpeg": ("image", "a.jpg", lambda: image_file("JPEG", Image.new("CMYK", (40, 30), (0, 255, 255, 0))), (255, 0, 0)),
@@ -299,6 +314,8 @@ VALID = {
                      (255, 0, 0)),
     "16-bit png": ("image", "a.png", lambda: image_file("PNG", Image.fromarray(np.full((30, 40), 32896, np.uint16))),
                    (128, 128, 128)),
+    "progressive jpeg": ("image", "a.jpeg", lambda: image_file("JPEG", FRAMES[1], progressive=True), (0, 255, 0)),
+    "turned by EXIF": ("image", "a.jpg", lambda: image_file("JPEG", FRAMES[2], exif=TURNED), (0, 0, 255)),
     "bmp": ("image", "a.BMP", lambda: image_file("BMP", FRAMES[1]), (0, 255, 0)),
     "tiff": ("image", "a.tif", lambda: image_file("TIFF", FRAMES[2]), (0, 0, 255)),
     "webp": ("image", "a.webp", lambda: image_file("WEBP", FRAMES[2], lossless=True), (0, 0, 255)),
@@ -317,6 +334,8 @@ def test_valid_uploads(server, uploads, case):
     kind, name, content, colour = VALID[case]
     status, kept = upload(server, kind, name, content())
     assert status == 200 and kept["name"] == name.rpartition("/")[2] and re.fullmatch("[0-9a-f]{32}", kept["id"])
+    if case == "turned by EXIF":
+        assert pixels(kept["preview"]).shape == (448, 336, 3)
     if colour is not None:
         assert np.abs(pixels(kept["preview"]) - colour).max() <= 4
     status, answer = question(server, **{kind: kept["id"]})
@@ -339,12 +358,15 @@ BAD_FILES = {
     "smaller bomb": ("image", "a.png", lambda: png_of(10000, 10000), "got 10000 x 10000"),
     "long bomb": ("image", "a.png", lambda: png_of(40_000_001, 1), "got 40000001 x 1"),
     "fewer pixels than told": ("image", "a.png", lambda: png_of(5000, 5000), "cannot be read as an image"),
+    "tiles": ("image", "a.tif", lambda: tiled_tiff(5000), "expected a TIFF of strips"),
+    "scans": ("image", "a.jpg", lambda: jpeg_of_scans(100), "at most 64 scans, got 1"),
     "truncated jpeg": ("image", "a.jpg", lambda: image_file("JPEG")[:2000], "truncated"),
     "floats": ("image", "a.tiff", lambda: image_file("TIFF", Image.new("F", (9, 9))), "image of floats"),
     "text": ("sound", "a.wav", lambda: b"no sound at all" * 9, "a.wav: cannot be read as a sound"),
     "image as sound": ("sound", "a.wav", image_file, "a.wav: cannot be read as a sound"),
     "no samples": ("sound", "a.wav", lambda: sound_file(np.zeros(0)), "no samples"),
     "not a number": ("sound", "a.wav", lambda: sound_file(np.array([0, np.nan] * 900), subtype="FLOAT"), "got nan"),
+    "stream": ("sound", "a.wav", lambda: sound_file(subtype="GSM610"), "only read in a stream"),
     "rare sound": ("sound", "a.wav", lambda: sound_file(form="AIFF"), "got AIFF"),
     "half an hour": ("sound", "a.flac", lambda: sound_file(np.zeros(8000 * 1800, np.int16), 8000, "FLAC"),
                      "at most 10 minutes, got 1800 s"),

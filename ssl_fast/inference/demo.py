@@ -60,7 +60,7 @@ class Server(ThreadingHTTPServer):
     ValueError for a host or port that cannot be had.
     """
 
-    daemon_threads = True
+    daemon_threads, request_queue_size = True, CONNECTIONS
 
     def __init__(self, viewer: Viewer, host: str = "127.0.0.1", port: int = 0, deadline: float = DEADLINE):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET

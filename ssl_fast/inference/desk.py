@@ -28,7 +28,8 @@ SUFFIXES = {"image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", 
             "sound": (".wav", ".flac", ".ogg", ".mp3", ".opus")}  # fmt: skip
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's names; MPO: JPEG of some cameras
 SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's names
-PIXELS = 40_000_000  # of an image
+PIXELS, SCANS = 40_000_000, 64  # of an image; of a JPEG: progressive ones have about ten
+TILES = (322, 323, 324, 325)  # tags of a TIFF that consists of tiles
 SECONDS, SAMPLES = 600, 60_000_000  # of a sound: its length, the samples of all its channels
 KEPT, KEPT_SIDE, ANSWERS = 16, 640, 32  # uploads, pixels of their longer side, answers
 SCENES = 8  # the first ones of the test set of two objects
@@ -163,8 +164,8 @@ def _short(value: object) -> str:
 
 
 def check_image(path: Path) -> None:
-    """MediaError, which names the file, for one that should not be decoded, as far as its header tells: of another
-    format than its suffix may have, or of too many pixels."""
+    """MediaError, which names the file, for one that should not be decoded: of a format that is rare or takes more time
+    or memory than its size tells, or of too many pixels."""
     from PIL import Image
 
     try:
@@ -172,6 +173,7 @@ def check_image(path: Path) -> None:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 kind, (width, height) = image.format, image.size
+                tiled = kind == "TIFF" and any(tag in image.tag_v2 for tag in TILES)
     except Image.DecompressionBombError as error:
         raise MediaError(f"{path}: expected at most {PIXELS // 10**6} million pixels, got more than that") from error
     except Exception as error:  # Pillow's plug-ins raise errors of many types over a damaged header
@@ -180,6 +182,11 @@ def check_image(path: Path) -> None:
         raise MediaError(f"{path}: expected an image of {', '.join(IMAGE_FORMATS)}, got {kind}")
     if width * height > PIXELS:
         raise MediaError(f"{path}: expected at most {PIXELS // 10**6} million pixels, got {width} x {height}")
+    if tiled:  # of any size, whatever the image's: decoding takes memory for a whole one
+        raise MediaError(f"{path}: expected a TIFF of strips, got one of tiles")
+    scans = path.read_bytes().count(b"\xff\xda") if kind in ("JPEG", "MPO") else 0
+    if scans > SCANS:  # some bytes each, which go through the whole image again
+        raise MediaError(f"{path}: expected a JPEG of at most {SCANS} scans, got {scans}")
 
 
 def check_sound(path: Path) -> None:
@@ -187,13 +194,16 @@ def check_sound(path: Path) -> None:
     import soundfile
 
     try:
-        info = soundfile.info(path)
+        with soundfile.SoundFile(path) as file:
+            kind, frames, channels, rate = file.format, file.frames, file.channels, file.samplerate
+            seekable = file.seekable()  # else soundfile does not know how much to read
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise MediaError(f"{path}: cannot be read as a sound") from error
-    if info.format not in SOUND_FORMATS:
-        raise MediaError(f"{path}: expected a sound of {', '.join(SOUND_FORMATS)}, got {info.format}")
-    if info.frames > SECONDS * info.samplerate:
-        raise MediaError(f"{path}: expected at most {SECONDS // 60} minutes, got {info.frames / info.samplerate:.0f} s")
-    if info.frames * info.channels > SAMPLES:
-        raise MediaError(f"{path}: expected at most {SAMPLES // 10**6} million samples, got {info.frames} of "
-                         f"{info.channels} channels")  # fmt: skip
+    if kind not in SOUND_FORMATS:
+        raise MediaError(f"{path}: expected a sound of {', '.join(SOUND_FORMATS)}, got {kind}")
+    if not seekable:
+        raise MediaError(f"{path}: cannot be read as a sound (such samples are only read in a stream)")
+    if frames > SECONDS * rate:
+        raise MediaError(f"{path}: expected at most {SECONDS // 60} minutes, got {frames / rate:.0f} s")
+    if frames * channels > SAMPLES:
+        raise MediaError(f"{path}: expected at most {SAMPLES // 10**6} million samples, got {frames} x {channels}")
