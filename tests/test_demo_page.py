@@ -81,11 +81,12 @@ def test_sounds_of_a_scene(page, server):
     assert first["panels"][1] == second["panels"][1]  # the prior hears nothing
     assert first["audio"] != second["audio"]
     assert second["panels"][0].startswith("data:image/jpeg;base64,") and second["result"].startswith("Found")
-    widths = [page.evaluate(f"document.getElementById('{one}').naturalWidth") for one in ("image", "panel-0", "panel-2")]
-    assert widths == [448] * 3
+    for one in ("image", "panel-0", "panel-1", "panel-2"):
+        assert page.evaluate(f"document.getElementById('{one}').naturalWidth") == 448
     page.wait_for_selector("#audio", state="visible")
-    assert page.evaluate("""new Promise(done => { const audio = document.getElementById('audio');
-        if (audio.readyState) done(audio.duration); else audio.onloadedmetadata = () => done(audio.duration); })""") == 1
+    duration = page.evaluate("""new Promise(done => { const audio = document.getElementById('audio');
+        if (audio.readyState) done(audio.duration); else audio.onloadedmetadata = () => done(audio.duration); })""")
+    assert duration == 1
 
 
 def test_sounds_of_nothing(page):
@@ -93,7 +94,8 @@ def test_sounds_of_nothing(page):
     for name in ("silence", "noise", "offscreen"):
         page.click(f"#sound-{name}")
         assert shown(page)["result"] == "Nothing here makes this sound"
-    assert "guitar" in page.inner_text("#sound-offscreen") and "guitar, which is not in the image" in page.inner_text("#heard")
+    assert page.inner_text("#sound-offscreen") == "off-screen: guitar"
+    assert "guitar, which is not in the image" in page.inner_text("#heard")
     page.click("#sound-silence")
     page.click("#scene-3")
     assert page.get_attribute("#sound-silence", "aria-pressed") == "true"  # another image under the same sound
@@ -174,7 +176,8 @@ def test_too_large_a_file_is_not_sent(page, tmp_path):
 
 
 def test_refused_answer(page):
-    page.route("**/answer", lambda route: route.fulfill(status=410, content_type="application/json", body='{"error": "gone"}'))
+    gone = {"status": 410, "content_type": "application/json", "body": '{"error": "gone"}'}
+    page.route("**/answer", lambda route: route.fulfill(**gone))
     page.click("#sound-1")
     page.wait_for_selector("#error", state="visible")
     assert page.inner_text("#error") == "gone" and page.inner_text("#result") == ""
@@ -190,8 +193,8 @@ def test_keyboard_and_names(page):
     for _ in range(24):
         reached.append(page.evaluate("document.activeElement.id"))
         page.keyboard.press("Tab")
-    wanted = {"scene-7", "image-file", "sound-0", "sound-1", "sound-offscreen", "sound-silence", "sound-noise", "sound-file",
-              "audio", "alpha", "threshold"}  # fmt: skip
+    wanted = {"scene-7", "image-file", "sound-0", "sound-1", "sound-offscreen", "sound-silence", "sound-noise",
+              "sound-file", "audio", "alpha", "threshold"}  # fmt: skip
     assert wanted <= set(reached), reached
     page.focus("#sound-silence")
     page.keyboard.press("Enter")
@@ -203,7 +206,8 @@ def test_keyboard_and_names(page):
     assert page.get_by_label("own image").count() == page.get_by_label("own sound").count() == 1
     names = page.eval_on_selector_all("img", "all => all.filter(one => one.offsetParent).map(one => one.alt)")
     assert len(names) == 12 and all(names)
-    assert page.get_attribute("[aria-live]", "aria-live") == "polite" and page.get_attribute("#error", "role") == "alert"
+    assert page.get_attribute("[aria-live]", "aria-live") == "polite"
+    assert page.get_attribute("#error", "role") == "alert"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
