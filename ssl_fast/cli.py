@@ -134,6 +134,7 @@ def parser() -> argparse.ArgumentParser:
     near.add_argument("--quiet", **_QUIET)
 
     use.add_localize(command("localize", use.localize, "show where in an image a sound comes from, or in a video"))
+    use.add_demo(command("demo", use.demo, "open a page for the browser that localizes sounds in images"))
     use.add_convert(command("convert", use.convert, "write a checkpoint, ours or a published one, in the project's format"))
     use.add_export(command("export", use.export, "write a localizer that runs without this package"))
 

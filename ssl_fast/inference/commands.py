@@ -1,4 +1,4 @@
-"""`ssl-fast localize | convert | export`: use a localizer."""
+"""`ssl-fast localize | demo | convert | export`: use a localizer."""
 
 import argparse
 from pathlib import Path
@@ -97,6 +97,26 @@ def _told(answer) -> str:
         return f"{text}; universal threshold unknown (`ssl-fast evaluate` finds it; give it as --threshold)"
     share = f"{scores['area']:.1%} of the image is" if scores["found"] else "nothing is"
     return f"{text}; {share} above the universal threshold {answer.threshold:.3f}"
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add_model(parser)
+    add("--host", default="127.0.0.1", metavar="NAME", help="name or address to listen at (default: 127.0.0.1, for "
+        "browsers on this machine only; 0.0.0.0 lets in everyone who reaches it, without a password)")  # fmt: skip
+    add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: any free one")
+
+
+def demo(args: argparse.Namespace) -> int:
+    from .demo import Server
+
+    with Server(viewer(args), args.host, args.port) as server:
+        print(f"{server.url}  (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            print()
+    return 0
 
 
 def add_convert(parser: argparse.ArgumentParser) -> None:

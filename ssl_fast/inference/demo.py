@@ -1,0 +1,268 @@
+"""`ssl-fast demo`: a page in the browser that shows where in an image a sound comes from, served by this machine.
+
+    from ssl_fast.inference.demo import Server
+    with Server(viewer, port=0) as server:          # a localize.Viewer; any free port
+        print(server.url)
+        server.serve_forever()
+
+GET / is the page, GET /about what it offers. POST /image and /sound take the bytes of a file, its percent-encoded name
+in X-Name, and give an id. POST /answer takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null
+for the model's own} and gives panels, scores and what is heard. All but the page is JSON; errors: {"error": message}.
+
+The page is for whoever sits at this machine. Requests by pages of other sites are refused, and no path is made of what
+a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See desk.py.
+"""
+
+import io
+import ipaddress
+import json
+import re
+import secrets
+import socket
+import socketserver
+import tempfile
+import threading
+import time
+import traceback
+import unicodedata
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote
+
+from .desk import SUFFIXES, Desk, Refusal
+from .localize import Viewer
+
+ROUTES = {"/": "GET", "/about": "GET", "/image": "POST", "/sound": "POST", "/answer": "POST"}
+UPLOAD, QUESTION = 20_000_000, 10_000  # bytes of a file, of what /answer is asked
+AT_WORK, CONNECTIONS = 4, 32  # requests that are worked on, and connections, at once
+DEADLINE = 30.0  # seconds in which a request has to arrive, and then its answer to be taken
+LINGER = 2.0  # seconds in which the rest of a refused request is thrown away: clients may read only after it
+NAME = 80  # characters of a file's name in messages
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
+           "Cross-Origin-Resource-Policy": "same-origin", "Connection": "close"}  # fmt: skip
+POLICY = ("default-src 'none'; img-src data:; media-src data:; connect-src 'self'; style-src 'nonce-{0}'; "
+          "script-src 'nonce-{0}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")  # fmt: skip
+
+
+def clean_name(text: str) -> str:
+    """A file's name as a client tells it, percent-encoded, for messages: without folders and what does not print."""
+    name = re.split(r"[/\\]", unquote(text))[-1]
+    name = "".join(c for c in name if not unicodedata.category(c).startswith(("C", "Zl", "Zp"))).strip()
+    return name if len(name) <= NAME else f"{name[: NAME - 21]}…{name[-20:]}"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves the page at `url` until shutdown(). deadline: seconds in which a request has to arrive.
+
+    ValueError for a host or port that cannot be had.
+    """
+
+    daemon_threads, request_queue_size = True, CONNECTIONS
+
+    def __init__(self, viewer: Viewer, host: str = "127.0.0.1", port: int = 0, deadline: float = DEADLINE):
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            super().__init__((host, port), Handler)
+        except (OSError, OverflowError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ValueError(f"--host {host} --port {port}: {reason} (--port 0 takes any free one)") from error
+        address, self.port = self.server_address[:2]
+        names = [f"[{name}]" if ":" in name else name for name in (host.lower(), address, "localhost")]
+        self.hosts = {f"{name}:{self.port}" for name in names}
+        self.everywhere = ipaddress.ip_address(address).is_unspecified
+        self.url = f"http://{'localhost' if self.everywhere else names[0]}:{self.port}/"
+        self.deadline = deadline
+        self.connections, self.at_work = threading.Semaphore(CONNECTIONS), threading.Semaphore(AT_WORK)
+        self.worker = ThreadPoolExecutor(1)  # a single thread: bounds memory, and torch's threads are made once
+        self.desk = Desk(viewer)
+        self.about = json.dumps(self.desk.about() | {"upload": UPLOAD}).encode()
+        self.page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+
+    def server_bind(self) -> None:
+        socketserver.TCPServer.server_bind(self)  # HTTPServer's looks up the host's name, which may take long
+
+    def server_close(self) -> None:
+        super().server_close()
+        if hasattr(self, "worker"):  # not where the port could not be had
+            self.worker.shutdown(wait=False, cancel_futures=True)
+
+    def process_request(self, request: socket.socket, client_address: tuple) -> None:
+        if not self.connections.acquire(blocking=False):
+            with suppress(OSError):
+                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread to be had
+            self.connections.release()
+            raise
+
+    def process_request_thread(self, request: socket.socket, client_address: tuple) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self.connections.release()
+
+    def work(self, task: Callable[..., dict], *args) -> dict:
+        """task(*args), in the thread that computes. Refusal where too many wait for it already."""
+        if not self.at_work.acquire(blocking=False):
+            raise Refusal(503, f"the server works on {AT_WORK} other requests: try again")
+        try:
+            return self.worker.submit(task, *args).result()
+        except CancelledError as error:
+            raise Refusal(503, "the server was ended") from error
+        finally:
+            self.at_work.release()
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header names this server: of names only its own and localhost, as others may be made to lead
+        here by whoever owns them; addresses where it listens at all of them."""
+        host = host.lower() if re.search(r":\d+$", host) else f"{host.lower()}:80"
+        if host in self.hosts or not self.everywhere:
+            return host in self.hosts
+        name, _, port = host.rpartition(":")
+        with suppress(ValueError):
+            return port == str(self.port) and bool(ipaddress.ip_address(name.strip("[]")))
+        return False
+
+
+class Arriving(io.RawIOBase):
+    """What a socket receives, until the deadline: then TimeoutError."""
+
+    def __init__(self, connection: socket.socket, seconds: float):
+        self.connection, self.end = connection, time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.connection.settimeout(left)
+        return self.connection.recv_into(buffer)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request; then the connection is closed."""
+
+    server_version, sys_version = "ssl-fast", ""
+    requestline = command = path = ""  # of what is refused before these are known
+    unread = True  # whether some of the request may still be under way
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(Arriving(self.connection, self.server.deadline))
+
+    def handle(self) -> None:
+        try:
+            self.raw_requestline = self.rfile.readline(65537)
+            if len(self.raw_requestline) > 65536:
+                raise Refusal(414, "the address is too long")
+            if self.raw_requestline and self.parse_request():
+                self._reply()
+        except Refusal as refusal:
+            self.send_error(refusal.status, str(refusal))
+        except TimeoutError:
+            self.send_error(408, f"the request did not arrive within {self.server.deadline:g} s")
+        except ConnectionError:  # nobody is left to be told
+            pass
+        except Exception:
+            traceback.print_exc()
+            self.send_error(500, "the server failed over this request; why is told where it was started")
+
+    def finish(self) -> None:
+        with suppress(OSError):
+            if self.unread:
+                self.connection.shutdown(socket.SHUT_WR)
+                rest = Arriving(self.connection, LINGER)
+                while rest.read(65536):
+                    pass
+        super().finish()
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """As BaseHTTPRequestHandler calls it, too: then the message quotes the client."""
+        self._send(code, json.dumps({"error": (message or self.responses[code][0])[:500]}).encode())
+
+    def log_message(self, *_) -> None:
+        pass
+
+    def _send(self, status: int, content: bytes, kind: str = "application/json", nonce: str = "none") -> None:
+        headers = HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content)),
+                             "Content-Security-Policy": POLICY.format(nonce)}  # fmt: skip
+        if status == 405:
+            headers["Allow"] = ROUTES[self.path]
+        self.request_version = "HTTP/1.0"  # one without a version would get no headers
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.connection.settimeout(self.server.deadline)
+        with suppress(OSError):  # the client is gone, or takes nothing
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content)
+
+    def _reply(self) -> None:
+        hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
+        self.unread = self.command != "GET"
+        if len(hosts) != 1 or not self.server.knows(hosts[0]):
+            raise Refusal(403, f"Host: expected that of {self.server.url}")
+        if self.path not in ROUTES:
+            raise Refusal(404, "there is nothing at this address")
+        if self.command != ROUTES[self.path]:
+            raise Refusal(405, f"expected {ROUTES[self.path]}, got {self.command}")
+        if self.command == "POST" and origin not in (None, f"http://{hosts[0]}"):
+            raise Refusal(403, "Origin: requests by pages of other sites are refused")
+        if self.path == "/":
+            nonce = secrets.token_urlsafe(16)
+            self._send(200, self.server.page.replace("NONCE", nonce).encode(), "text/html", nonce)
+        elif self.path == "/about":
+            self._send(200, self.server.about)
+        else:
+            answer = self._question() if self.path == "/answer" else self._upload(self.path[1:])
+            self._send(200, json.dumps(answer, allow_nan=False).encode())
+
+    def _question(self) -> dict:
+        body = b"".join(self._body(QUESTION))
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise Refusal(400, "expected JSON, got something else") from error
+        return self.server.work(self.server.desk.answer, asked)
+
+    def _upload(self, kind: str) -> dict:
+        """The file in the request, kept by the desk, as its answer tells."""
+        name = clean_name(self.headers.get("X-Name", ""))
+        suffix = Path(name).suffix.lower()
+        if suffix not in SUFFIXES[kind]:
+            raise Refusal(400, f"{name or 'X-Name'}: expected a file name of {kind} ({', '.join(SUFFIXES[kind])})")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, f"upload{suffix}")
+            with open(path, "wb") as file:
+                file.writelines(self._body(UPLOAD))
+            return self.server.work(self.server.desk.upload, kind, path, name)
+
+    def _body(self, limit: int) -> Iterator[bytes]:
+        """What follows the headers, in parts. Refusal for a length that is not told, too large or not true."""
+        lengths = self.headers.get_all("Content-Length", [])
+        if not lengths or "Transfer-Encoding" in self.headers:
+            raise Refusal(411, "Content-Length: missing")
+        if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
+            raise Refusal(400, "Content-Length: expected one number")
+        length = left = int(lengths[0])
+        if length > limit:
+            raise Refusal(413, f"expected at most {limit} bytes, got {length}")
+        if not length:
+            raise Refusal(400, "expected content, got 0 bytes")
+        while left:
+            part = self.rfile.read(min(left, 65536))
+            if not part:
+                raise Refusal(400, f"expected {length} bytes, got {length - left}")
+            left -= len(part)
+            yield part
+        self.unread = False
