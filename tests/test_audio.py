@@ -370,3 +370,9 @@ def test_devices_agree(device):
     waves = torch.rand(4, front_end.samples, generator=torch.Generator().manual_seed(0)) * 2 - 1
     got, expected = front_end.spectrogram(waves.to(device)).cpu(), front_end.spectrogram(waves)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+def test_samples_that_are_only_read_in_a_stream_are_an_error_that_names_the_file(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000, subtype="GSM610")
+    with pytest.raises(MediaError, match="a.wav: cannot be read as audio"):
+        load_audio(tmp_path / "a.wav", sample_rate=16000)

@@ -300,7 +300,7 @@ def _read(path: Path, part: Callable) -> tuple[np.ndarray, int, bool]:
             # 16 bits as they are: libsndfile takes several times as long to make floats of them
             kind = "int16" if file.subtype == "PCM_16" else "float32"
             sound, rate = file.read(-1 if chosen is None else promised, kind, always_2d=True), file.samplerate
-    except (soundfile.SoundFileError, RuntimeError) as error:
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:  # ValueError: only read in a stream
         reason = str(error).strip().splitlines()[0].replace(f"Error opening {str(path)!r}: ", "").rstrip(".")
         if "does not exist" in reason:  # what the mp3 reader says of any other file
             reason = "Format not recognised"
