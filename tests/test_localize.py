@@ -14,7 +14,8 @@ from ssl_fast import cli
 from ssl_fast.data import scenes
 from ssl_fast.data.images import load_image
 from ssl_fast.evaluation import evaluate
-from ssl_fast.inference.localize import Answer, Viewer, scale_of
+from ssl_fast.inference.localize import Answer, Panel, Viewer, scale_of
+from ssl_fast.inference.sheets import sheet
 from ssl_fast.models import ResNet18, checkpoints
 from ssl_fast.models.object_prior import ObjectPrior
 
@@ -108,6 +109,24 @@ def test_panels_show_the_map():
         assert np.abs(panel.picture[200, 2] - 80.0).max() <= 1
         np.testing.assert_allclose(panel.picture[200, -2], 0.15 * 80 + 0.85 * yellow, atol=2)
     assert (own.low, own.high, own.title) == (0, 1, "a: cosine") and np.abs(prior.picture - 80.0).max() <= 1
+
+
+def test_sheet_has_colour_bars_with_the_threshold():
+    """Columns of 300 pixels, 16 apart; the bar of the first map ends in the first and the last colour of plasma and has
+    a white mark where the threshold of .45 lies between 0 and .9."""
+    image = np.full((448, 300, 3), 100, np.uint8)
+    panel = Panel("a: cosine", image, 0.0, 0.9, 0.45)
+    got = sheet(image, [panel, Panel("b", image, 0.0, 1.0, None)])
+    assert got.shape[1] == 16 + 3 * (300 + 16) and (got[200, 16:316] == 100).all()
+    bars = [row for row in range(got.shape[0]) if (got[row, 16 + 316] == (12, 7, 134)).all()]
+    assert bars and min(bars) > 448
+    row = got[bars[0], 332:632]
+    assert np.abs(row[-1].astype(int) - (239, 248, 33)).max() <= 1
+    (white,) = np.nonzero((row == 255).all(1))
+    assert np.abs(white.mean() - 150) <= 1 and len(white) <= 3
+    other = got[bars[0], 648:948]
+    assert not (other == 255).all(1).any()
+    assert (got[min(bars) + 14 :, 332:632] < 100).any()  # numbers below
 
 
 def test_object_weights_give_the_prior(files, tmp_path, capsys):

@@ -6,7 +6,6 @@ Second k is answered by the frame in its middle and the sound around that, as lo
 import os
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from ..data.audio import decode_audio, load_audio
@@ -25,12 +24,9 @@ def localize(viewer: Viewer, path: str | os.PathLike, progress: bool = False) ->
 
 def write(out: Path, answers: list[Answer], viewer: Viewer, path: str | os.PathLike, alpha: float,
           progress: bool = False) -> None:  # fmt: skip
-    """The figures of all seconds on one scale, one after the other: .gif, or .mp4 with the sound of `path`."""
-    scale, pictures = scale_of(answers), []
-    for answer in tqdm(answers, unit="picture", disable=not progress):
-        figure = answer.figure(alpha, scale)
-        figure.canvas.draw()
-        pictures.append(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())
+    """The sheets of all seconds on one scale, one after the other: .gif, or .mp4 with the sound of `path`."""
+    scale = scale_of(answers)
+    pictures = [answer.sheet(alpha, scale) for answer in tqdm(answers, unit="picture", disable=not progress)]
     if out.suffix.lower() == ".mp4":
         write_film(out, pictures, *decode_audio(path))
         return

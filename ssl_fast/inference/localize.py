@@ -5,7 +5,7 @@
     viewer = Viewer(checkpoints.load("runs/mine"))
     answer = viewer.localize(viewer.read_image("frame.jpg"), viewer.read_sound("clip.wav"))
     answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
-    answer.figure(alpha=.4).savefig("frame-localized.png")
+    answer.sheet(alpha=.4)                                      # uint8 (H, W, 3), to be looked at
 """
 
 import os
@@ -20,6 +20,7 @@ from ..data.audio import cut
 from ..data.images import Geometry, decode_image
 from ..evaluation import baselines, detection, metrics, mixing, pictures
 from ..models.checkpoints import Checkpoint
+from .sheets import sheet
 
 ALPHA = 0.4  # weight of the audio-visual map in the mixture, as published
 SIZE = 224  # pixels a side of what scores and mixtures are computed on, as published
@@ -76,31 +77,10 @@ class Answer:
         pictures.ring(picture, values)
         return Panel(title, pictures.to_bytes(picture), low, high, threshold)
 
-    def figure(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None):
-        """The image and its three maps with colour bars, as a matplotlib figure; above the universal threshold there is
-        a white outline."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-        from matplotlib.figure import Figure
-
-        panels, height = self.panels(alpha, scale), 3.6 * self.image.shape[0] / self.image.shape[1]
-        figure = Figure(figsize=(14, min(max(height, 1.5), 8) + 1), layout="constrained", dpi=100)
-        FigureCanvasAgg(figure)
-        grid = figure.subplots(1, 4)
-        grid[0].imshow(pictures.enlarged(self.image, SIDE))
-        grid[0].set_title("image", fontsize=10)
-        for axes, panel in zip(grid[1:], panels):
-            axes.imshow(panel.picture)
-            axes.set_title(panel.title, fontsize=10)
-            colours = ScalarMappable(Normalize(panel.low, panel.high), pictures.COLOURS)
-            bar = figure.colorbar(colours, ax=axes, orientation="horizontal", pad=0.02)
-            if panel.threshold is not None and panel.low <= panel.threshold <= panel.high:
-                bar.ax.axvline(panel.threshold, color="white", linewidth=2)
-                bar.set_label(f"universal threshold {panel.threshold:.3f} (white)", fontsize=8)
-        for axes in grid:
-            axes.set_axis_off()
-        return figure
+    def sheet(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> np.ndarray:
+        """The image and its three maps with colour bars, uint8 (H, W, 3); what is above the universal threshold is
+        outlined."""
+        return sheet(pictures.enlarged(self.image, SIDE), self.panels(alpha, scale))
 
 
 @dataclass(frozen=True)

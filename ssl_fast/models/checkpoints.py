@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..data.audio import FrontEnd, front_end_named
 from . import published, storage
-from .localizers import Localizer, LocalizerConfig, build
+from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError
 
 SAFE = ".safetensors"
@@ -74,12 +74,11 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
     try:
-        localizer = build(LocalizerConfig(**state["recipe"]["model"]))
-        localizer.load_state_dict(state["localizer"])
+        localizer = fill(blank(LocalizerConfig(**state["recipe"]["model"])), state["localizer"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
     threshold = _threshold(file) if Path(path).is_dir() else state.get("threshold")
-    return Checkpoint(file, localizer.eval(), state["recipe"], state.get("layout", OURS), [], threshold, state)
+    return Checkpoint(file, localizer, state["recipe"], state.get("layout", OURS), [], threshold, state)
 
 
 def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> None:

@@ -91,6 +91,20 @@ def build(config: LocalizerConfig) -> "Localizer":
     return Localizer(config)
 
 
+def blank(config: LocalizerConfig) -> "Localizer":
+    """A localizer without weights (torch's meta device), for `fill`: to draw weights takes longer than to load them."""
+    with torch.device("meta"):
+        return build(config)
+
+
+def fill(localizer: "Localizer", weights: dict[str, Tensor]) -> "Localizer":
+    """A `blank` localizer with all its weights, of any floating type, as float32 and in evaluation mode. RuntimeError
+    lists keys that are missing, unexpected or of another shape."""
+    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    localizer.load_state_dict(weights, assign=True)
+    return localizer.to(memory_format=torch.channels_last).eval()
+
+
 def _backbone(config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int]) -> nn.Module:
     if config.backbone == "small":
         return SmallResNet(in_channels, strides, config.width)
@@ -123,12 +137,13 @@ class Localizer(nn.Module):
         if config.projection is not None:
             self.project_visual = nn.Linear(channels, config.projection, bias=bias)
             self.project_audio = nn.Linear(channels, config.projection, bias=bias)
-        if config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
+        drawn = not self.visual_net.conv1.weight.is_meta
+        if drawn and config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
             self._initialize_heads()
         for name in ("image_mean", "image_std"):
-            self.register_buffer(name, torch.tensor(getattr(config, name)).view(3, 1, 1))
+            self.register_buffer(name, torch.tensor(getattr(config, name), device="cpu").view(3, 1, 1))
         for name in ("spectrogram_mean", "spectrogram_std"):
-            self.register_buffer(name, torch.tensor(float(getattr(config, name))))
+            self.register_buffer(name, torch.tensor(float(getattr(config, name)), device="cpu"))
         self.to(memory_format=torch.channels_last)  # much faster on CPU, and no slower elsewhere
 
     def _initialize_heads(self) -> None:

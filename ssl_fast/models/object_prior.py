@@ -19,7 +19,8 @@ class ObjectPrior:
     """
 
     def __init__(self, path: str | os.PathLike, device: str = "cpu"):
-        self.net = ResNet18().eval()
+        with torch.device("meta"):  # to draw weights takes longer than to load them
+            self.net = ResNet18().eval()
         load_torchvision(self.net, path)
         self.net.to(device)
         keys = ("image_mean", "image_std")

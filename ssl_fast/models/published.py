@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .localizers import Localizer, LocalizerConfig, build
+from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError
 
 _TRUNK = {"imgnet": "visual_net", "audnet": "audio_net"}
@@ -87,7 +87,7 @@ def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[
     name = layout or _recognise(path, container, weights)
     kind = LAYOUTS[name]
     config = LocalizerConfig.published(kind.method, **({"projection": None} if kind.method == "ssl_align" else {}))
-    localizer = build(config).eval()
+    localizer = blank(config)
     expected = localizer.state_dict()
     constants = {key for key in expected if key.startswith(("image_", "spectrogram_"))}
     ours, unused, wrong = {}, [], []
@@ -107,7 +107,7 @@ def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[
     if wrong:
         shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
-    localizer.load_state_dict({**{key: expected[key] for key in constants}, **ours})
+    fill(localizer, {**{key: expected[key] for key in constants}, **ours})
     from ..recipes import recipe
 
     published = recipe(kind.method, "published").to_dict()

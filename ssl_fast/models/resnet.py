@@ -7,7 +7,10 @@ from torch import Tensor, nn
 
 
 def initialize(module: nn.Module) -> None:
-    """The field's initialisation: convolutions kaiming-normal over fan-out, batch norm weight ~ N(1, 0.02), bias 0."""
+    """The field's initialisation: convolutions kaiming-normal over fan-out, batch norm weight ~ N(1, 0.02), bias 0. None
+    on the meta device, for weights that are to be loaded."""
+    if next(module.parameters()).is_meta:
+        return
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -74,7 +77,8 @@ class ResNet18(nn.Module):
         """Load a torchvision ResNet-18 state dict; returns the keys that were left out, of which only the classifier's
         (fc.weight, fc.bias) are allowed. Any other extra or missing key, or wrong shape, raises RuntimeError."""
         ignored = [key for key in state if key in ("fc.weight", "fc.bias")]
-        self.load_state_dict({key: value for key, value in state.items() if key not in ignored})
+        blank = self.conv1.weight.is_meta
+        self.load_state_dict({key: value for key, value in state.items() if key not in ignored}, assign=blank)
         return ignored
 
 
