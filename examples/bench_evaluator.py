@@ -6,7 +6,7 @@ First table: one map (7 x 7 to 224 x 224, top 50 %, IoU with boxes), wall time a
 which other processes on the machine hardly disturb) per map; candidates take turns, `x` is the median of the ratios
 within a round. Before that their predictions are compared: the loop rounds at every step, so a near-tie may put a pixel
 on the other side.
-Then the whole protocol of paper 004 with exact up-sampling: every image under its own sound and under three negatives
+Then the whole protocol of vssl_eval with exact up-sampling: every image under its own sound and under three negatives
 from each of ten draws, adaptive and universal threshold, pIA, agreement of maps, all figures; the maps are drawn
 beforehand, the ground truth is painted from boxes on the way. Wall and CPU time, and what memory that took.
 """

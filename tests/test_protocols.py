@@ -70,7 +70,7 @@ def test_a_protocol_equals_a_loop_over_images(name, data):
 
 
 def test_universal_rule_and_false_alarms_equal_a_loop(data):
-    """All of paper 004, maps brought to [0, 1], two draws of negatives pooled."""
+    """All of vssl_eval, maps brought to [0, 1], two draws of negatives pooled."""
     result = protocols.run("vssl_eval_unit", data["maps"], data["ground_truth"], negatives=data["negatives"])
     unit = [{kind: (draw[kind] + 1) / 2 for kind in KINDS} for draw in data["negatives"]]
     raw = {kind: np.concatenate([draw[kind] for draw in data["negatives"]]).max((1, 2)) for kind in KINDS}

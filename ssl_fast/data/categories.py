@@ -1,4 +1,4 @@
-"""The eight broad categories of what sounds (paper 004), and which class of a test set belongs to which.
+"""The eight broad categories of what sounds (vssl_eval), and which class of a test set belongs to which.
 
     from ssl_fast.data.categories import BROAD, broad_categories
     broad_categories("vgg-ss")["owl hooting"]           # "animals"

@@ -29,7 +29,7 @@ from torch import Tensor
 from .datasets import DataError, SampleSet
 
 KINDS = ("silence", "noise", "offscreen")
-SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of paper 004, whose figures pool all ten
+SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of vssl_eval, whose figures pool all ten
 _BATCH = 256  # waveforms at a time: bounds the memory of the transform
 
 
@@ -41,7 +41,7 @@ class Negatives(Sequence):
     `sources`: for offscreen, the index of the sample that each sound is borrowed from, int64 (n,); else None.
 
     broad: {category: broad category}; off screen then means of another broad category than all that is visible, of
-    which first one is drawn uniformly, then a sample of it (paper 004). path: a file that holds the draws: read where
+    which first one is drawn uniformly, then a sample of it (vssl_eval). path: a file that holds the draws: read where
     it exists, else written.
 
     ValueError for an unknown kind; for offscreen also where a sample does not say what it shows or what it sounds like,

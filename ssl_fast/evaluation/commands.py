@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "where the model has projections, else max)")
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add("--seeds", default="0", metavar="N,N", help="of noise and off-screen sounds (default: 0), or published: the ten of "
-        "paper 004. Protocols with a universal threshold take all draws, tables the first")
+        "vssl_eval. Protocols with a universal threshold take all draws, tables the first")
     add("--draws", type=Path, metavar="DIR", help="folder of files that say which negatives were drawn: read, or written")
     add("--train-list", type=Path, metavar="FILE", help="ids that the model was trained on: how many are tested is told")
 

@@ -361,7 +361,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     baselines beside it.
 
     localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no retrieval.
-    validation: the universal threshold (paper 004) is chosen on its negatives. Without it the threshold comes from each
+    validation: the universal threshold (vssl_eval) is chosen on its negatives. Without it the threshold comes from each
         test set's own negatives, and whatever depends on it has `test_threshold` in its name instead of `universal`.
     published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
     prior: images -> object maps, which these protocols mix with the model's (`models.object_prior`).

@@ -1,4 +1,4 @@
-"""Metrics under sounds of nothing in the image (silence, noise, off-screen), after vssl_eval (paper 004).
+"""Metrics under sounds of nothing in the image (silence, noise, off-screen), after vssl_eval.
 
 Predictions are pixels strictly above one universal threshold. Rules: a *constant map* is wholly above it or not at all;
 *two empty predictions* agree (IoU 1), one empty and one not disagree (0); the harmonic mean of two zeros is 0; a NaN is
@@ -19,7 +19,7 @@ class UniversalThreshold(typing.NamedTuple):
 
 
 def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
-    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (paper 004's
+    """{kind of negative: (N,) maxima of the low-resolution maps} -> the highest of the third quartiles (vssl_eval's
     "U. th.").
 
     A quarter of the worst kind of negatives is above it. Choose it on validation data, never on the set that is tested.

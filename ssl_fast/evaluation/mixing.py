@@ -56,7 +56,7 @@ def mix(audio_visual, prior, alpha: float) -> np.ndarray:
     """alpha · audio-visual + (1 - alpha) · object prior, both (N, h, w) and already in their ranges.
 
     EZ-VSL, FNAC: `min_max` of both, alpha .4; SLAVC: `fixed_range` and x / 2.5, alpha .4 (.9 in its scripts);
-    SSL-Align: as EZ-VSL; vssl_eval: as they are, .4; VSL of paper 002 (eq. 7): the sum of two cosines and the L1 norm.
+    SSL-Align: as EZ-VSL; vssl_eval: as they are, .4; VSL of the IPOL note (eq. 7): the sum of two cosines and the L1 norm.
     """
     audio_visual, prior = check_maps(audio_visual, name="audio_visual"), check_maps(prior, name="prior")
     if audio_visual.shape != prior.shape:

@@ -105,7 +105,7 @@ PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
     _vssl_eval,                                                             # LVS, SSL-Align on VGG-SS; SSL-TIE
     replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),        # LVS, SSL-Align on IS3
     replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),     # EZ-VSL, SLAVC, FNAC
-    Protocol("vsl_paper", normalisation="two_cosines", prior_normalisation="channel_sum",   # paper 002, eq. 7
+    Protocol("vsl_paper", normalisation="two_cosines", prior_normalisation="channel_sum",   # IPOL note, eq. 7
              rules=(Rule("top50"),)),
 )}
 

@@ -22,12 +22,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_localize(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", type=Path, metavar="IMAGE", help="image of any format, or a video")
-    add("sound", type=Path, nargs="?", metavar="SOUND", help="sound of any format and length, of which the part that the "
-        "model was trained to hear counts; without one, IMAGE is a video, which gets a map for each second")  # fmt: skip
+    add("sound", type=Path, nargs="?", metavar="SOUND", help="sound of any format and length, of which the part "
+        "counts that the model was trained to hear; without one, IMAGE is a video: a map for each second")  # fmt: skip
     add_model(parser)
-    add("--alpha", type=float, default=0.4, metavar="X", help="weight of the audio-visual map in the mixture (default: .4)")
-    add("-o", "--out", type=Path, metavar="FILE", help=f"picture ({', '.join(STILLS)}), of a video {' or '.join(FILMS)}; "
-        "the raw map goes beside it as .npy (default: localized.png or .mp4)")  # fmt: skip
+    add("--alpha", type=float, default=0.4, metavar="X", help="weight of the own map in the mixture (default: .4)")
+    add("-o", "--out", type=Path, metavar="FILE", help=f"picture ({', '.join(STILLS)}), of a video "
+        f"{' or '.join(FILMS)}; the raw map goes beside it as .npy (default: localized.png or .mp4)")  # fmt: skip
     add("--quiet", action="store_true", help="no progress bars")
 
 
@@ -133,8 +133,8 @@ def convert(args: argparse.Namespace) -> int:
 
     found = checkpoints.load(args.weights, args.weights_layout)
     checkpoints.write(found, args.out, args.half)
-    print(f"{found.path}: {found.recipe['method']}, layout {found.layout}"
-          + (f"; without {len(found.unused)} keys that no map depends on: {', '.join(found.unused)}" if found.unused else ""))
+    left_out = f"; without keys that no map depends on: {', '.join(found.unused)}" if found.unused else ""
+    print(f"{found.path}: {found.recipe['method']}, layout {found.layout}{left_out}")
     return 0
 
 

@@ -5,8 +5,8 @@
     program = torch.export.load("mine.pt2", extra_files=about)      # about: image_size, sample_rate, samples, ...
     maps = program.module()(images, waveforms)
 
-Inputs: images (B, 3, S, S) uint8 RGB, each resized to a square with an antialiased bicubic filter; waveforms (B, samples)
-float32 in [-1, 1], mono. Output: maps (B, h, w) float32, cosines. The whole front end is inside.
+Inputs: images (B, 3, S, S) uint8 RGB, each resized to a square with an antialiased bicubic filter; waveforms
+(B, samples) float32 in [-1, 1], mono. Output: maps (B, h, w) float32, cosines. The whole front end is inside.
 """
 
 import json

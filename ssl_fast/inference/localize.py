@@ -1,4 +1,4 @@
-"""Where in one image one sound comes from: the three maps of paper 002, and whether anything there makes it at all.
+"""Where in one image one sound comes from: the three maps of the IPOL note on SLAVC, and whether anything makes it.
 
     from ssl_fast.inference.localize import Viewer
     from ssl_fast.models import checkpoints
@@ -43,8 +43,8 @@ class Answer:
     names: tuple[str, str]
 
     def mixed(self, alpha: float = ALPHA) -> np.ndarray:
-        """(224, 224) float32 in [0, 1]: alpha · audio-visual + (1 - alpha) · prior (paper 002, eq. 7), each brought to
-        its own minimum and maximum first, as EZ-VSL does. ValueError for an alpha beyond [0, 1]."""
+        """(224, 224) float32 in [0, 1]: alpha · audio-visual + (1 - alpha) · prior (IPOL note, eq. 7), each first
+        brought to its own minimum and maximum, as EZ-VSL does. ValueError for an alpha beyond [0, 1]."""
         ranged = [mixing.min_max(metrics.upsample(one[None], SIZE)) for one in (self.audio_visual, self.prior)]
         return mixing.mix(*ranged, alpha)[0]
 
@@ -69,7 +69,8 @@ class Answer:
                 self._panel(f"object prior: {prior}", self.prior, low, high),
                 self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0)]  # fmt: skip
 
-    def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> "Panel":
+    def _panel(self, title: str, values: np.ndarray, low: float, high: float,
+               threshold: float | None = None) -> "Panel":  # fmt: skip
         picture = pictures.heat(self.image, values, low, high, SIDE)
         if threshold is not None:
             above = metrics.upsample(values[None], picture.shape[:2])[0] > threshold
@@ -148,14 +149,15 @@ class Viewer:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise ValueError(f"image: expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
         if waveform.dtype != np.float32 or waveform.shape != (self.front_end.samples,):
-            raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {waveform.dtype} {waveform.shape}")
+            got = f"{waveform.dtype} {waveform.shape}"
+            raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {got}")
         pixels = Geometry().image(image, self.found.image_size)[None]
         with torch.inference_mode():
             spectrogram = self.front_end.spectrogram(torch.from_numpy(waveform))[None, None]
             net = self.found.localizer
             visual = net.visual_features(net.normalize_images(pixels))
             audio = net.audio_features(net.normalize_spectrograms(spectrogram))
-            maps = net.maps(visual, audio, "reference")  # one map: calling the compiled op for it loads half of torch first
+            maps = net.maps(visual, audio, "reference")  # the compiled op, when first called, loads half of torch
             prior = self.prior(pixels)
         return Answer(image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold,
                       self.names)  # fmt: skip

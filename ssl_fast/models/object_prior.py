@@ -12,7 +12,7 @@ from .resnet import ResNet18
 
 class ObjectPrior:
     """Images uint8 (B, 3, H, W) -> (B, H / 32, W / 32): the mean over channels of the last features of an ImageNet
-    ResNet-18, which are not negative (paper 002 writes their sum, 512 times as much).
+    ResNet-18, which are not negative (the IPOL note on SLAVC writes their sum, 512 times as much).
 
     path: torchvision's file of weights. device: where the net runs. CheckpointError names what is missing, damaged, or
     no such file.
