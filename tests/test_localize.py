@@ -1,4 +1,4 @@
-"""Answers for one image and sound, and for each second of a video: maps by an independent way, scores by closed forms."""
+"""Answers for one image and sound, and for each second of a video: maps by another way, scores by closed forms."""
 
 import re
 import subprocess
@@ -95,7 +95,8 @@ def test_mixture_is_that_of_the_ranges():
 
 def test_colours_below_the_threshold_stay_dark():
     assert scale_of([answer([[0.1, 0.3]])]) == pytest.approx((0.1, 0.3))
-    assert scale_of([answer([[0.1, 0.9]], threshold=0.5), answer([[0, 0.6]], threshold=0.5)]) == pytest.approx((0.1, 0.9))
+    two = [answer([[0.1, 0.9]], threshold=0.5), answer([[0, 0.6]], threshold=0.5)]
+    assert scale_of(two) == pytest.approx((0.1, 0.9))
     assert scale_of([answer([[0.1, 0.2]], threshold=0.5)]) == pytest.approx((0.4, 0.6))  # all of it is coldest
 
 
