@@ -240,7 +240,7 @@ def preload(found, quiet: bool) -> None:
 def describe(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
     import torch
 
-    from .models.checkpoints import digest
+    from .models.storage import digest
 
     return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest(checkpoint),
             "recipe": recipe, "threads": torch.get_num_threads()}  # fmt: skip

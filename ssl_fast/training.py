@@ -125,7 +125,7 @@ def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "S
               init: str | os.PathLike | None, neighbors: "tuple[Neighbors, Neighbors] | None",
               gather: bool, sync_batch_norm: bool) -> dict:  # fmt: skip
     """What a run is, and must be again when it is resumed. init: the hash of that file. neighbors: the hash of some."""
-    weights = None if init is None else hashlib.sha256(Path(init).read_bytes()).hexdigest()[:16]
+    weights = None if init is None else storage.digest(Path(init))[:16]
     drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
     near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
     processes = distributed.place()[1]

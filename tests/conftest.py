@@ -30,3 +30,12 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def viewer():
+    """The embedded localizer, with all that an answer takes."""
+    from ssl_fast.inference.localize import Viewer
+    from ssl_fast.models import checkpoints
+
+    return Viewer(checkpoints.load(checkpoints.EMBEDDED))

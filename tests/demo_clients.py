@@ -15,8 +15,6 @@ import soundfile
 from PIL import Image
 
 from ssl_fast.inference.demo import Server
-from ssl_fast.inference.localize import Viewer
-from ssl_fast.models import checkpoints
 
 SCENE = 1  # of which the embedded model localizes both sounds, and nothing under silence
 GOOD = {"image": f"scene-{SCENE}", "sound": f"scene-{SCENE}-0", "alpha": 0.4, "threshold": None}
@@ -26,11 +24,6 @@ def running(viewer, **options):
     server = Server(viewer, **options)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
-
-
-@pytest.fixture(scope="module")
-def viewer():
-    return Viewer(checkpoints.load(checkpoints.EMBEDDED))
 
 
 @pytest.fixture(scope="module")

@@ -1,26 +1,16 @@
 """The benchmark of the evaluator at small size: what it times computes what it says."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 from op_checks import needs_compiled
+from programs import example
 
 from ssl_fast.evaluation import protocols
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "bench_evaluator.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("bench_evaluator", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_the_loop_takes_the_published_steps():
-    bench, rng = load(), np.random.default_rng(0)
+    bench, rng = example("bench_evaluator"), np.random.default_rng(0)
     maps, truth = bench.draw_maps(rng, 6), bench.paint(bench.draw_boxes(rng, 6))
     total = protocols.Accumulator("ez_vsl_validation")      # bicubic, value at the middle, >=
     total.update(maps, truth)
@@ -30,7 +20,7 @@ def test_the_loop_takes_the_published_steps():
 
 @needs_compiled
 def test_the_whole_protocol_is_paper_004(tmp_path, capsys):
-    bench = load()
+    bench = example("bench_evaluator")
     bench.main(["--images", "5", "--draws", "2", "--batch", "2", "--maps", "3", "--rounds", "1",
                 "--json", str(tmp_path / "bench.json")])
     record = json.loads((tmp_path / "bench.json").read_text())

@@ -1,29 +1,19 @@
 """The benchmark of the loader at small size: what it times is the published loop, and the package's own samples."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
 from PIL import Image
+from programs import example
 
 from ssl_fast.data.images import load_image
-
-PATH = Path(__file__).resolve().parents[1] / "examples" / "bench_loader.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("bench_loader", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_loop_takes_the_published_steps(tmp_path):
     """Of a wide frame with a ramp across the crop's place and flip can be read; of silence and a constant the floor."""
-    bench = load()
+    bench = example("bench_loader")
     for kind in ("frames", "audio"):
         (tmp_path / kind).mkdir()
     ramp = np.broadcast_to(np.linspace(0, 255, 480).astype(np.uint8)[None, :, None], (246, 480, 3))
@@ -49,7 +39,7 @@ def test_the_loop_takes_the_published_steps(tmp_path):
 
 
 def test_small_run(tmp_path, capsys):
-    bench = load()
+    bench = example("bench_loader")
     bench.make_files(tmp_path, 3)
     rows = bench.candidates(tmp_path, 3)
     for name, (found, collate) in rows.items():
@@ -71,7 +61,7 @@ def test_small_run(tmp_path, capsys):
 
 
 def test_ratios_are_medians_of_rounds(monkeypatch):
-    bench = load()
+    bench = example("bench_loader")
     times = {"published loop": ((10.0, 4.0, 12.0), (6.0, 6.0, 6.0)), "own": ((1.0, 2.0, 4.0), (1.0, 2.0, 3.0))}
     monkeypatch.setattr(bench, "time_rounds", lambda *_: times)
     row = bench.in_one_process({}, 2, 3)[1]

@@ -1,35 +1,25 @@
 """The benchmark of mining at small size: what it times is all products, and the search that is used."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import numpy as np
 import torch
+from programs import example
 
 from ssl_fast.data import neighbors
-
-PATH = Path(__file__).resolve().parents[1] / "examples" / "bench_mining.py"
-
-
-def load():
-    spec = importlib.util.spec_from_file_location("bench_mining", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_tiles_are_all_products(monkeypatch):
     units, seen, mm = torch.randn(23, 4), [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, out: seen.append(mm(a, b, out=out).clone()))
-    load().products(units, 5, 7)()
+    example("bench_mining").products(units, 5, 7)()
     torch.testing.assert_close(torch.cat(seen, 1), units[:5] @ units.T)
 
 
 def test_figures_fit_together(tmp_path, capsys):
     search = neighbors._search_in_heaps
     before = torch.get_num_threads()
-    load().main(["--samples", "1500", "--dimension", "16", "--k", "5", "--rounds", "2",
+    example("bench_mining").main(["--samples", "1500", "--dimension", "16", "--k", "5", "--rounds", "2",
                  "--json", str(tmp_path / "b.json")])  # fmt: skip
     assert neighbors._search_in_heaps is search and torch.get_num_threads() == before
     record = json.loads((tmp_path / "b.json").read_text())

@@ -22,7 +22,7 @@ def run(tmp_path):
     folder.mkdir()
     storage.save({"recipe": recipe.to_dict(), "localizer": localizer.state_dict(), "seed": 3, "step": 70},
                  folder / "checkpoint.pt")  # fmt: skip
-    results = {"weights_sha256": checkpoints.digest(folder / "checkpoint.pt"), "universal_threshold": {
+    results = {"weights_sha256": storage.digest(folder / "checkpoint.pt"), "universal_threshold": {
         "chosen_on": "validation", "by_set": {"validation": {"model": {"value": 0.25}}}}}  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(results))
     return folder

@@ -21,7 +21,7 @@ from ssl_fast import cli
 from ssl_fast.data import scenes
 from ssl_fast.inference.localize import Viewer
 
-viewer, uploads, server = demo_clients.viewer, demo_clients.uploads, demo_clients.server  # fixtures
+uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
 
 def test_page(server):

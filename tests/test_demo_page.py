@@ -10,16 +10,14 @@ import soundfile
 from PIL import Image
 
 from ssl_fast.inference.demo import Server
-from ssl_fast.inference.localize import Viewer
-from ssl_fast.models import checkpoints
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = shutil.which(os.environ.get("SSL_FAST_BROWSER", "chromium"))
 
 
 @pytest.fixture(scope="module")
-def server():
-    with Server(Viewer(checkpoints.load(checkpoints.EMBEDDED))) as server:
+def server(viewer):
+    with Server(viewer) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()

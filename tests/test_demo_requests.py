@@ -12,7 +12,7 @@ from demo_clients import GOOD, ask, exchange, head, question, running, sound_fil
 
 from ssl_fast.inference.localize import Viewer
 
-viewer, uploads, server = demo_clients.viewer, demo_clients.uploads, demo_clients.server  # fixtures
+uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
 BAD_QUESTIONS = {
     "unknown id": (GOOD | {"image": "scene-99"}, 400, 'image: unknown id "scene-99"'),

@@ -12,7 +12,7 @@ from PIL import Image
 import demo_clients
 from demo_clients import image_file, pixels, question, sound_file, still_well, upload
 
-viewer, uploads, server = demo_clients.viewer, demo_clients.uploads, demo_clients.server  # fixtures
+uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
 
 def png_of(width: int, height: int) -> bytes:

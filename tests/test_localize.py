@@ -21,11 +21,6 @@ from ssl_fast.models.object_prior import ObjectPrior
 
 
 @pytest.fixture(scope="module")
-def viewer():
-    return Viewer(checkpoints.load(checkpoints.EMBEDDED))
-
-
-@pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """A folder with the image of a scene of a bell and a phone, and both sounds; the scene."""
     folder = tmp_path_factory.mktemp("scene")

@@ -156,5 +156,5 @@ def test_evaluation_names_unused_keys_and_hears_by_the_published_front_end(tmp_p
     (note,) = (note for note in results["notes"] if "no map depends on" in note)
     assert results["layout"] == "lvs" and results["recipe"]["front_end"] == "lvs"
     unused = re.compile(r"_flow|fc\.|imgnet.conv1_a|audnet.conv1\.")
-    unused = {key for key in torch.load(path)["model_state_dict"] if unused.search(key)}
+    unused = {key for key in torch.load(path, weights_only=True)["model_state_dict"] if unused.search(key)}
     assert set(note.partition("depends on: ")[2].split(", ")) == unused and len(unused) == 8

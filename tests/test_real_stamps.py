@@ -1,27 +1,21 @@
 """The example on real media, with stamps made on the fly in place of the package's."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from programs import example
 
 from ssl_fast.data.datasets import FolderSet
 
-PATH = Path(__file__).resolve().parents[1] / "examples" / "real_stamps.py"
 
-
-@pytest.fixture(scope="module")
-def example():
-    spec = importlib.util.spec_from_file_location("real_stamps", PATH)
-    module = sys.modules["real_stamps"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module", name="example")
+def stamps_example():
+    return example("real_stamps")
 
 
 def photograph(path: Path, seed: int, *, side: int = 120, colours: int = 4000, mode: str = "RGBA") -> None:

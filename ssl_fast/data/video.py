@@ -11,6 +11,7 @@ and end together (within half a second) raise MediaError, which names it.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
@@ -86,9 +87,12 @@ def write_film(path: str | os.PathLike, pictures: Sequence[np.ndarray], sound: n
         video.width, video.height, video.pix_fmt, video.codec_context.thread_count = width, height, "yuv420p", 1
         layout = "mono" if sound.shape[1] == 1 else "stereo"
         audio = container.add_stream("aac", rate=rate, layout=layout)
-        for k in range(len(pictures) * _RATE):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pictures[k // _RATE][:height, :width]), format="rgb24")
-            container.mux(video.encode(frame.reformat(format="yuv420p", threads=1)))
+        for k, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            frame = frame.reformat(format="yuv420p", threads=1)
+            frame.time_base = Fraction(1, _RATE)
+            for frame.pts in range(k * _RATE, (k + 1) * _RATE):
+                container.mux(video.encode(frame))
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.T), "fltp", layout)
         frame.sample_rate, frame.pts = rate, 0
         container.mux(audio.encode(frame))
@@ -150,7 +154,7 @@ def _shown(path: str | os.PathLike, container, stream) -> list[tuple[int, int]]:
 
 def _stamp(shown: list[tuple[int, int]], when: Fraction | float) -> int:
     """Of the frames that are shown, the last one whose stamp is not after `when`."""
-    return max(stamp for stamp, _ in shown if stamp <= when)
+    return shown[bisect.bisect(shown, when, key=lambda one: one[0]) - 1][0]
 
 
 def _packets(path: str | os.PathLike, container, stream) -> Iterator:

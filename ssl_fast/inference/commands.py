@@ -79,10 +79,12 @@ def _still(args: argparse.Namespace, viewer, out: Path) -> int:
 def _film(args: argparse.Namespace, viewer, out: Path) -> int:
     import numpy as np
 
+    from ..data.audio import decode_audio
     from . import film
 
-    answers = film.localize(viewer, args.image, progress=not args.quiet)
-    film.write(out, answers, viewer, args.image, args.alpha, progress=not args.quiet)
+    sound = decode_audio(args.image)
+    answers = film.localize(viewer, args.image, *sound, progress=not args.quiet)
+    film.write(out, answers, *sound, args.alpha, progress=not args.quiet)
     np.save(out.with_suffix(".npy"), np.stack([answer.audio_visual for answer in answers]))
     for second, answer in enumerate(answers):
         print(f"{second:4d} s: {_told(answer)}")
@@ -120,12 +122,16 @@ def demo(args: argparse.Namespace) -> int:
     return 0
 
 
-def add_convert(parser: argparse.ArgumentParser) -> None:
+def _add_writing(parser: argparse.ArgumentParser, formats: str) -> None:
     add = parser.add_argument
     add("weights", **{**WEIGHTS, "metavar": "FROM"})
-    add("out", type=Path, metavar="TO", help="new file: .pt, or .safetensors where that is installed")
+    add("out", type=Path, metavar="TO", help=f"new file: {formats}")
     add("--weights-layout", **WEIGHTS_LAYOUT)
-    add("--half", action="store_true", help="weights as float16, half the size")
+
+
+def add_convert(parser: argparse.ArgumentParser) -> None:
+    _add_writing(parser, ".pt, or .safetensors where that is installed")
+    parser.add_argument("--half", action="store_true", help="weights as float16, half the size")
 
 
 def convert(args: argparse.Namespace) -> int:
@@ -139,10 +145,7 @@ def convert(args: argparse.Namespace) -> int:
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("weights", **{**WEIGHTS, "metavar": "FROM"})
-    add("out", type=Path, metavar="TO", help="new file, .pt2")
-    add("--weights-layout", **WEIGHTS_LAYOUT)
+    _add_writing(parser, ".pt2")
 
 
 def export(args: argparse.Namespace) -> int:

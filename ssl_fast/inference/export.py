@@ -23,17 +23,14 @@ SUFFIX = ".pt2"
 
 
 class _Program(nn.Module):
-    """Front end, normalisation, nets and the cosine, of plain torch operators."""
+    """Checkpoint.maps as a module, which holds the nets."""
 
     def __init__(self, found: Checkpoint):
         super().__init__()
-        self.localizer, self.front_end = found.localizer, found.front_end
+        self.found, self.localizer = found, found.localizer
 
     def forward(self, images: Tensor, waveforms: Tensor) -> Tensor:
-        net, spectrograms = self.localizer, self.front_end.spectrogram(waveforms)[:, None]
-        visual = net.visual_features(net.normalize_images(images))
-        audio = net.audio_features(net.normalize_spectrograms(spectrograms))
-        return net.maps(visual, audio, backend="reference")
+        return self.found.maps(images, waveforms)
 
 
 def export(found: Checkpoint, path: str | os.PathLike) -> None:

@@ -6,29 +6,31 @@ Second k is answered by the frame in its middle and the sound around that, as lo
 import os
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
-from ..data.audio import decode_audio, load_audio
+from ..data.audio import to_mono
 from ..data.video import frames_of_seconds, write_film
 from .localize import Answer, Viewer, scale_of
 
 
-def localize(viewer: Viewer, path: str | os.PathLike, progress: bool = False) -> list[Answer]:
-    """Of each second of a video, one of a shorter one. MediaError names the file."""
+def localize(viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: int,
+             progress: bool = False) -> list[Answer]:  # fmt: skip
+    """Of each second of a video, one of a shorter one. sound, rate: as `decode_audio(path)` gives them. MediaError names
+    the file."""
     front_end, answers = viewer.front_end, []
-    sound = load_audio(path, sample_rate=front_end.sample_rate, channels=front_end.channels, reader=front_end.reader)
+    mono = to_mono(path, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
     for at, frame in tqdm(frames_of_seconds(path), unit="s", disable=not progress):
-        answers.append(viewer.localize(frame, viewer.heard(sound, at)))
+        answers.append(viewer.localize(frame, viewer.heard(mono, at)))
     return answers
 
 
-def write(out: Path, answers: list[Answer], viewer: Viewer, path: str | os.PathLike, alpha: float,
-          progress: bool = False) -> None:  # fmt: skip
-    """The sheets of all seconds on one scale, one after the other: .gif, or .mp4 with the sound of `path`."""
+def write(out: Path, answers: list[Answer], sound: np.ndarray, rate: int, alpha: float, progress: bool = False) -> None:
+    """The sheets of all seconds on one scale, one after the other: .gif, or .mp4 with the sound."""
     scale = scale_of(answers)
     pictures = [answer.sheet(alpha, scale) for answer in tqdm(answers, unit="picture", disable=not progress)]
     if out.suffix.lower() == ".mp4":
-        write_film(out, pictures, *decode_audio(path))
+        write_film(out, pictures, sound, rate)
         return
     from PIL import Image
 

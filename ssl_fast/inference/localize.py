@@ -153,11 +153,7 @@ class Viewer:
             raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {got}")
         pixels = Geometry().image(image, self.found.image_size)[None]
         with torch.inference_mode():
-            spectrogram = self.front_end.spectrogram(torch.from_numpy(waveform))[None, None]
-            net = self.found.localizer
-            visual = net.visual_features(net.normalize_images(pixels))
-            audio = net.audio_features(net.normalize_spectrograms(spectrogram))
-            maps = net.maps(visual, audio, "reference")  # the compiled op, when first called, loads half of torch
+            maps = self.found.maps(pixels, torch.from_numpy(waveform)[None])
             prior = self.prior(pixels)
         return Answer(image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold,
                       self.names)  # fmt: skip

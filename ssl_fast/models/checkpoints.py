@@ -8,11 +8,12 @@
 Files are read without running code, and strictly: keys that are missing, unexpected or of another shape are an error.
 """
 
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from torch import Tensor
 
 from ..data.audio import FrontEnd, front_end_named
 from . import published, storage
@@ -47,6 +48,17 @@ class Checkpoint:
     @property
     def image_size(self) -> int:
         return self.recipe["image_size"]
+
+    def maps(self, images: Tensor, waveforms: Tensor) -> Tensor:
+        """Images (B, 3, S, S) uint8 and waveforms (B, samples) float32 in [-1, 1] -> maps (B, h, w) float32, cosines.
+
+        By plain torch operators, which torch.export follows; to call the compiled one for a few maps would also load
+        half of torch first.
+        """
+        net, spectrograms = self.localizer, self.front_end.spectrogram(waveforms)[:, None]
+        visual = net.visual_features(net.normalize_images(images))
+        audio = net.audio_features(net.normalize_spectrograms(spectrograms))
+        return net.maps(visual, audio, backend="reference")
 
 
 def file_of(path: str | os.PathLike) -> Path:
@@ -126,15 +138,10 @@ def _threshold(file: Path) -> float | None:
     try:
         results = json.loads((file.parent / "metrics.json").read_text())
         threshold = results["universal_threshold"]
-        if results["weights_sha256"] != digest(file) or threshold["chosen_on"] != "validation":
+        if results["weights_sha256"] != storage.digest(file) or threshold["chosen_on"] != "validation":
             return None
         return threshold["by_set"]["validation"]["model"]["value"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}") from error
-
-
-def digest(file: Path) -> str:
-    """SHA-256 of a file, by which results name their weights."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()

@@ -1,5 +1,6 @@
 """Checkpoints on disk: the project's own, one file, written atomically, with the one before it kept beside it."""
 
+import hashlib
 import os
 import pickle
 import platform
@@ -31,6 +32,11 @@ def previous(path: str | os.PathLike) -> Path:
     """Where the checkpoint before `path` is kept."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, by which results and runs name their weights."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def save(state: dict, path: str | os.PathLike) -> None:
