@@ -88,7 +88,7 @@ def run_all(kernels) -> None:
                                   cell_norm=at(numbers(images, cells)), grad_scores=at(numbers(images, audios)), best=best,
                                   grad_visual=at(stored(dtype, images, channels, cells)))  # fmt: skip
         audio_rows, cell_rows = rows(dtype, audios, channels), rows(dtype, images * cells, channels)
-        slabs = audio_rows.nbytes // audios // 64
+        slabs, columns = audio_rows.nbytes // audios // 64, -(-audios // 8) * 8
         norms = at(numbers(audios)), at(numbers(images, cells))
         for tf32 in (0, 1) if dtype == 0 else (0,):
             pairs = ((dtype, tf32, audios, images, cells, slabs), (at(audio_rows), at(cell_rows), *norms))
@@ -96,9 +96,9 @@ def run_all(kernels) -> None:
             kernels.similarity(pairs, pooling=1, epsilon=0, beta=1, scores=scores, kept=at(np.zeros((images, audios), np.int32)))
             soft = {"pooling": 0, "epsilon": 0.4, "beta": 0.1, "scores": scores, "kept": at(numbers(images, audios))}
             kernels.similarity(pairs, **soft)
-            slopes = stored(1, images * cells, audios) if dtype == 1 else numbers(images * cells, audios)
+            slopes = stored(1, images * cells, columns) if dtype == 1 else numbers(images * cells, columns)
             kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(slopes))
-            kernels.alphas(pairs, out=at(numbers(images * cells, audios)))
+            kernels.alphas(pairs, out=at(numbers(images * cells, columns)))
         kernels.gather_audio(pairs, grad_scores=at(numbers(images, audios)), best=best, sums=at(numbers(*audio_rows.shape)))
         for is_real in (0, 1):
             gradient = numbers(*cell_rows.shape) if is_real else rows(dtype, images * cells, channels)
@@ -106,7 +106,7 @@ def run_all(kernels) -> None:
                             inverse_norm=norms[1], gradient=at(gradient))  # fmt: skip
         for reduce, instances in product((0, 1), (0, 1)):
             per_instance = (images * cells,) if instances == 0 else (cells, audios)
-            by_cell = [at(numbers(images * cells, audios)) for _ in range(2)]
+            by_cell = [at(numbers(images * cells, columns)) for _ in range(2)]
             options = {"tau": 0.1, "cosines": by_cell, "instance_norm": [at(numbers(*per_instance)) for _ in range(2)],
                        "space_norm": [at(numbers(images, audios)) for _ in range(2)], "scores": at(numbers(images, audios)),
                        "best_cell": best, "grad_scores": at(numbers(images, audios)), "shares": at(numbers(*per_instance)),

@@ -114,6 +114,15 @@ pair_ops = pytest.mark.parametrize("name", [name for name in OPS if name not in 
 
 @pair_ops
 @dtypes(*DTYPES)
+def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated):
+    """They are loaded again for each tile of audios: four images side by side, 270 channels."""
+    shape = Shape(5, 131, 270, 7, 7)
+    op, features = features_of(name, shape, dtype)
+    assert_accurate(op, features, extra_for(shape))
+
+
+@pair_ops
+@dtypes(*DTYPES)
 @pytest.mark.parametrize("workspace", [rows.WORKSPACE_BYTES, 40_000])
 def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, monkeypatch):
     """More audios than a block has; images side by side in a tile, and alone in a chunk."""

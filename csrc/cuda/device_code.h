@@ -36,9 +36,13 @@ __device__ inline float value(BFloat16 x) { return __uint_as_float(uint32_t(x.bi
 __device__ inline void put(float* to, float x) { *to = x; }
 __device__ inline void put(double* to, double x) { *to = x; }
 __device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
-__device__ inline void put(BFloat16* to, float x) {
+__device__ inline void put(BFloat16* to, float x) {  // to nearest even
+#ifdef SSL_FAST_EMULATION
   uint32_t wide = __float_as_uint(x);
-  to->bits = x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;  // round to nearest even
+  to->bits = x != x ? 0x7fff : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+#else
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
+#endif
 }
 
 template <class T>
@@ -64,6 +68,9 @@ __device__ T sum_block(T x, T* scratch) {
   return sum;
 }
 
+// From one row of a matrix of slopes or cosines to the next.
+__host__ __device__ inline int64_t stride_of(int64_t audios) { return (audios + 7) / 8 * 8; }
+
 template <bool B>
 struct Constant {
   static constexpr bool value = B;
@@ -84,6 +91,18 @@ const char* with_layout(const Shape& s, F f) {
   return with_types(s.dtype, [&](auto stored, auto computed) {
     return s.channels_last ? f(Constant<true>{}, stored, computed) : f(Constant<false>{}, stored, computed);
   });
+}
+
+struct Device {
+  int processors, shared;  // multiprocessors; bytes of shared memory that a block may have
+};
+inline Device this_device() {
+  int number = 0;
+  Device device{};
+  cudaGetDevice(&number);
+  cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, number);
+  cudaDeviceGetAttribute(&device.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
+  return device;
 }
 
 inline const char* last_error() {

@@ -2,7 +2,8 @@
 // null, or what went wrong at the launch. Pointers are to device memory; `threads` of CellsParams means nothing here.
 //
 // "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64 bytes,
-// aligned to 16 bytes. "real" is float, or double for float64. A slope matrix has one row a cell, one column an audio.
+// aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell, one column
+// an audio, and each row is filled up with zeros to a multiple of 8 columns.
 #pragma once
 #include "../params.h"
 
@@ -26,12 +27,12 @@ struct PoolParams {
   double epsilon, beta;
   void *scores, *kept;  // real (N, M); real (soft threshold) or int32 (max)
   const void* grad_scores;
-  void* slopes;  // (N * cells, M)
+  void* slopes;  // matrix
 };
 const char* scores(const PoolParams& p, void* stream);
 // slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|): of bfloat16 rows bfloat16, of others real. Soft threshold only.
 const char* slopes(const PoolParams& p, void* stream);
-// out[n p, m] = alpha[n, m, p], real.
+// out[n p, m] = alpha[n, m, p], a real matrix.
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
 // The gradients of scores that hang on one cell a pair, best (N, M).
@@ -64,7 +65,7 @@ struct ProductChunk {
   Instances instances;
   double tau;
   int64_t images, audios, cells;
-  const void *loc, *avc;               // (N * cells, M): cosines
+  const void *loc, *avc;               // matrices of cosines
   void *instance_top, *instance_log;   // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
   void *space_top, *space_log;         // (N, M): the same of loc
   void* scores;                        // (N, M)
@@ -72,7 +73,7 @@ struct ProductChunk {
   const void* grad_scores;             // (N, M)
   void* shares;                        // like instance_top
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
-  void *loc_slopes, *avc_slopes;       // (N * cells, M)
+  void *loc_slopes, *avc_slopes;       // matrices
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);

@@ -13,8 +13,8 @@ struct Product {
   ProductChunk p;
   T per_tau;
 
-  __device__ T loc(int64_t row, int64_t m) const { return static_cast<const T*>(p.loc)[row * p.audios + m]; }
-  __device__ T avc(int64_t row, int64_t m) const { return static_cast<const T*>(p.avc)[row * p.audios + m]; }
+  __device__ T loc(int64_t row, int64_t m) const { return static_cast<const T*>(p.loc)[row * stride_of(p.audios) + m]; }
+  __device__ T avc(int64_t row, int64_t m) const { return static_cast<const T*>(p.avc)[row * stride_of(p.audios) + m]; }
   // Where the instance softmax of a cell and an audio has its sums.
   __device__ int64_t instance(int64_t row, int64_t m) const {
     return p.instances == Instances::audio ? row : row % p.cells * p.audios + m;
@@ -119,8 +119,14 @@ __global__ void __launch_bounds__(kThreads) image_shares(Product<T> of, bool fir
 // d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths. A thread takes one number of each.
 template <class T, class Out>
 __global__ void __launch_bounds__(kThreads) pair_slopes(Product<T> of) {
-  const int64_t at = thread(), row = at / of.p.audios, m = at % of.p.audios, pair = row / of.p.cells * of.p.audios + m;
-  if (at >= of.p.images * of.p.cells * of.p.audios) return;
+  const int64_t at = thread(), stride = stride_of(of.p.audios), row = at / stride, m = at % stride;
+  if (row >= of.p.images * of.p.cells) return;
+  if (m >= of.p.audios) {
+    put(static_cast<Out*>(of.p.loc_slopes) + at, T(0));
+    put(static_cast<Out*>(of.p.avc_slopes) + at, T(0));
+    return;
+  }
+  const int64_t pair = row / of.p.cells * of.p.audios + m;
   const T u = of.share(row, m), all = static_cast<const T*>(of.p.shares)[of.instance(row, m)];
   const T grad = static_cast<const T*>(of.p.grad_scores)[pair];
   auto put_slope = [&](void* out, T slope, const void* cell_norm, const void* audio_norm) {
@@ -173,7 +179,7 @@ const char* product_shares(const ProductChunk& p, bool first, void* stream) {
 const char* product_slopes(const ProductChunk& p, void* stream) {
   return with_product(p, [&](auto of, auto blocks) {
     using T = decltype(of.per_tau);
-    const int64_t count = blocks(p.images * p.cells * p.audios);
+    const int64_t count = blocks(p.images * p.cells * stride_of(p.audios));
     if (p.dtype == DType::bfloat16)
       SSL_FAST_LAUNCH((pair_slopes<T, BFloat16>), count, kThreads, stream, of);
     else

@@ -12,6 +12,11 @@ __device__ T norm_at(const void* norms, int64_t i, int64_t count) {
   return i < count ? static_cast<const T*>(norms)[i] : T(0);
 }
 
+template <class T, int kCount>
+struct alignas(16) Numbers {
+  T at[kCount];
+};
+
 template <class X>
 __device__ X shuffle_xor(X x, int apart) {
   uint32_t words[sizeof(X) / 4];
@@ -22,64 +27,71 @@ __device__ X shuffle_xor(X x, int apart) {
 }
 
 template <class Math, class Pool>
-__global__ void __launch_bounds__(kThreads) pool_scores(PairsParams p, Pool pool, void* scores, void* kept) {
+__global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* kept) {
   using E = Engine<Math>;
   using T = typename E::T;
   using State = typename Pool::State;
+  static_assert(sizeof(State) <= E::kPartBytes);
   SSL_FAST_SHARED_BYTES(shared);
-  __shared__ uint4 parts[sizeof(State) * kWarpColumns * E::kRows / sizeof(uint4)];
-  State(*part)[E::kRows] = reinterpret_cast<State(*)[E::kRows]>(parts);
-  E engine(p, shared);
-  T audio_norm[E::kAudios];
-  for (int r = 0; r < E::kAudios; ++r)
-    audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + E::audio(r), p.audios);
+  E engine(p, plan, shared);
+  State* parts = reinterpret_cast<State*>(engine.parts);  // (warps by columns, audios of the tile)
   State states[E::kAudios];
-  engine.run([&](int64_t n, int64_t cell, int low, int high, bool last) {
-    if (cell == 0)
-      for (State& state : states) state = State{};
-    E::for_columns(low, high, [&](int ni, int j, int column) {
-      const int64_t here = cell + column - low;
+  engine.run(plan.splits, [&](int64_t n, int cell, int low, int high, bool last) {
+    T audio_norm[E::kAudios];
+    for (int r = 0; r < E::kAudios; ++r) {
+      audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + engine.audio(r), p.audios);
+      if (cell == 0) states[r] = State{};
+    }
+    engine.for_columns(low, high, [&](int ni, int j, int column) {
+      const int here = cell + column - low;
       const T norm = static_cast<const T*>(p.cell_norm)[n * p.cells + here];
-      for (int r = 0; r < E::kAudios; ++r) pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], int(here));
+      for (int r = 0; r < E::kAudios; ++r) pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], here);
     });
     if (!last) return;
     for (int r = 0; r < E::kAudios; ++r) {
       for (int apart = 1; apart < 4; apart *= 2) pool.merge(states[r], shuffle_xor(states[r], apart));
-      if (threadIdx.x % 4 == 0) part[E::warp_column()][E::audio(r)] = states[r];
+      if (threadIdx.x % 4 == 0) parts[engine.warp_column * engine.rows() + engine.audio(r)] = states[r];
     }
-    __syncthreads();
-    const int row = threadIdx.x;
-    if (row < E::kRows && engine.first_audio + row < p.audios) {
-      State all = part[0][row];
-      for (int w = 1; w < kWarpColumns; ++w) pool.merge(all, part[w][row]);
+    engine.wait_for_team();
+    const int row = engine.mine;
+    if (row < engine.rows() && engine.first_audio + row < p.audios) {
+      State all = parts[row];
+      for (int w = 1; w < kTeamWarps; ++w) pool.merge(all, parts[w * engine.rows() + row]);
       const int64_t pair = n * p.audios + engine.first_audio + row;
       static_cast<T*>(scores)[pair] = pool.score(all);
       static_cast<typename Pool::Kept*>(kept)[pair] = pool.kept(all);
     }
-    __syncthreads();
+    engine.wait_for_team();
   });
 }
 
 // out[n p, m] = f(alpha, what f knows of the pair, 1 / (|v| |a|))
 template <class Math, class Out, class F>
-__global__ void __launch_bounds__(kThreads) map_cells(PairsParams p, F f, Out* out) {
+__global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan plan, F f, Out* out) {
   using E = Engine<Math>;
   using T = typename E::T;
   SSL_FAST_SHARED_BYTES(shared);
-  E engine(p, shared);
-  engine.run([&](int64_t n, int64_t cell, int low, int high, bool) {
-#pragma unroll
+  E engine(p, plan, shared);
+  const int64_t stride = stride_of(p.audios);
+  engine.run(plan.splits, [&](int64_t n, int cell, int low, int high, bool) {
+    const int64_t first = engine.first_audio + engine.audio(0);
+    if (first >= stride) return;
+    T audio_norm[E::kAudios];
+    typename F::Pair pairs[E::kAudios];
     for (int r = 0; r < E::kAudios; ++r) {
-      const int64_t audio = engine.first_audio + E::audio(r);
-      if (audio >= p.audios) break;
-      const T audio_norm = static_cast<const T*>(p.audio_norm)[audio];
-      const auto pair = f.pair(n * p.audios + audio);
-      E::for_columns(low, high, [&](int ni, int j, int column) {
-        const int64_t row = n * p.cells + cell + column - low;
-        const T scale = audio_norm * static_cast<const T*>(p.cell_norm)[row];
-        put(out + row * p.audios + audio, f(engine.at(r, ni, j) * scale, pair, scale));
-      });
+      audio_norm[r] = norm_at<T>(p.audio_norm, first + r, p.audios);
+      pairs[r] = first + r < p.audios ? f.pair(n * p.audios + first + r) : typename F::Pair{};
     }
+    engine.for_columns(low, high, [&](int ni, int j, int column) {
+      const int64_t row = n * p.cells + cell + column - low;
+      const T cell_norm = static_cast<const T*>(p.cell_norm)[row];
+      Numbers<Out, E::kAudios> values;
+      for (int r = 0; r < E::kAudios; ++r) {
+        const T scale = audio_norm[r] * cell_norm;
+        put(&values.at[r], f(engine.at(r, ni, j) * scale, pairs[r], scale));
+      }
+      *reinterpret_cast<Numbers<Out, E::kAudios>*>(out + row * stride + first) = values;
+    });
   });
 }
 
@@ -122,14 +134,14 @@ const char* scores(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
-    const int64_t blocks = Engine<Math>::blocks(p.pairs);
+    const Plan plan = Engine<Math>::plan(p.pairs);
     if (p.pooling == Pooling::max) {
       Max<T, T> pool;
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), blocks, kThreads, Engine<Math>::kShared, stream, p.pairs, pool,
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, pool,
                              p.scores, p.kept);
     } else {
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), blocks, kThreads, Engine<Math>::kShared, stream,
-                             p.pairs, soft_threshold<T>(p), p.scores, p.kept);
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs,
+                             plan, soft_threshold<T>(p), p.scores, p.kept);
     }
     return last_error();
   });
@@ -143,8 +155,9 @@ const char* slopes(const PoolParams& p, void* stream) {
     using F = Slope<SoftThreshold<T, T>, T>;
     F f{soft_threshold<T>(p), static_cast<const T*>(p.scores), static_cast<const T*>(p.kept),
         static_cast<const T*>(p.grad_scores)};
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), Engine<Math>::blocks(p.pairs), kThreads, Engine<Math>::kShared, stream,
-                           p.pairs, f, static_cast<Out*>(p.slopes));
+    const Plan plan = Engine<Math>::plan(p.pairs);
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
+                           static_cast<Out*>(p.slopes));
     return last_error();
   });
 }
@@ -153,8 +166,9 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
   return with_math(p, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, T, Alpha<T>>), Engine<Math>::blocks(p), kThreads, Engine<Math>::kShared, stream,
-                           p, Alpha<T>{}, static_cast<T*>(out));
+    const Plan plan = Engine<Math>::plan(p);
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, T, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan, Alpha<T>{},
+                           static_cast<T*>(out));
     return last_error();
   });
 }

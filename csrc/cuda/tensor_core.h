@@ -1,5 +1,5 @@
-// The instructions that C++ has no words for: matrix fragments, products on tensor cores, copies in the background. Each is
-// PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers between the same lanes.
+// The instructions that C++ has no words for: matrix fragments, products on tensor cores, copies in the background, barriers
+// of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers between the same lanes.
 #pragma once
 #include "device_code.h"
 
@@ -113,6 +113,16 @@ __device__ void wait_for_copies() {
   emulation::wait_for_copies(kPending);
 #else
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+
+// Until all `threads` of a team, whole warps, have come here.
+__device__ inline void wait_for_team(int team, int threads) {
+#ifdef SSL_FAST_EMULATION
+  emulation::wait_for_some(team, threads);
+#else
+  asm volatile("barrier.sync %0, %1;" ::"r"(team + 1), "r"(threads) : "memory");  // 0 is that of __syncthreads
 #endif
 }
 

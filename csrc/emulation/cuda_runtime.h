@@ -24,6 +24,9 @@ using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "no error"; }
+enum cudaDeviceAttr { cudaDevAttrMultiProcessorCount, cudaDevAttrMaxSharedMemoryPerBlockOptin };
+cudaError_t cudaGetDevice(int* device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
 
 namespace emulation {
 
@@ -34,6 +37,7 @@ void launch(int64_t blocks, int threads, int64_t shared, const std::function<voi
 char* shared_bytes();
 
 void wait_for_block();
+void wait_for_some(int barrier, int threads);
 [[noreturn]] void fail(const char* what);
 int lane();
 

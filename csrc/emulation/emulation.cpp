@@ -41,9 +41,10 @@ namespace {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStack = 64 << 10;
-constexpr int64_t kMostShared = 99 << 10;  // of a block on every GPU since sm_80
+constexpr int kMostShared = 99 << 10;  // of a block on every GPU since sm_80
+constexpr int kProcessors = 3, kBarriers = 15;
 
-enum class State { ready, at_block, at_warp, done };
+enum class State { ready, at_barrier, at_warp, done };
 
 struct Copy {
   void* to;
@@ -52,7 +53,8 @@ struct Copy {
 struct Thread {
   State state;
   void* stack_pointer;
-  bool odd;  // which of the warp's two buffers it uses next
+  int barrier;  // where it waits
+  bool odd;     // which of the warp's two buffers it uses next
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> closed;
   Context context;
@@ -62,6 +64,13 @@ struct Warp {
   unsigned arrived;
 };
 
+struct Barrier {
+  int waiting;
+  bool odd;       // which of the two it is: what a fast thread does next is not ordered with it
+  char order[2];  // addresses that stand for what a thread has seen of the others
+};
+
+Barrier barriers[1 + kBarriers];  // the first one is the block's
 std::vector<Thread> threads;
 std::vector<Warp> warps;
 std::vector<std::unique_ptr<char[]>> stacks;
@@ -71,10 +80,9 @@ struct Free {
 std::unique_ptr<char[], Free> shared;
 const std::function<void()>* kernel;
 void* scheduler;
-int running, live, waiting;
+int running, live;
 Context scheduler_context;
-char block_order[2], launch_order, end_order;  // addresses that stand for what a thread has seen of the others
-bool odd_barrier;
+char launch_order, end_order;
 
 void switch_to_scheduler(bool last = false) {
   Context& mine = threads[running].context;
@@ -91,11 +99,20 @@ void run_thread(int i) {
   arrive(scheduler_context, threads[i].context);
 }
 
-void open_block_barrier() {
-  waiting = 0;
-  odd_barrier = !odd_barrier;
+void open(int barrier) {
+  barriers[barrier].waiting = 0;
+  barriers[barrier].odd = !barriers[barrier].odd;
   for (Thread& thread : threads)
-    if (thread.state == State::at_block) thread.state = State::ready;
+    if (thread.state == State::at_barrier && thread.barrier == barrier) thread.state = State::ready;
+}
+
+void wait_at(int barrier, int count) {
+  char* order = &barriers[barrier].order[barriers[barrier].odd];
+  release(order);
+  threads[running].state = State::at_barrier, threads[running].barrier = barrier;
+  if (++barriers[barrier].waiting == count) open(barrier);
+  switch_to_scheduler();
+  acquire(order);
 }
 
 void thread_main() {
@@ -104,7 +121,7 @@ void thread_main() {
   (*kernel)();
   release(&end_order);
   threads[running].state = State::done;
-  if (--live && waiting == live) open_block_barrier();
+  if (--live && barriers[0].waiting == live) open(0);
   switch_to_scheduler(true);
   std::abort();
 }
@@ -128,13 +145,11 @@ void fail(const char* what) {
 
 int lane() { return running % kWarp; }
 
-void wait_for_block() {
-  char* order = &block_order[odd_barrier];  // two, so that what a fast thread does next is not ordered with it
-  release(order);
-  threads[running].state = State::at_block;
-  if (++waiting == live) open_block_barrier();
-  switch_to_scheduler();
-  acquire(order);
+void wait_for_block() { wait_at(0, live); }
+
+void wait_for_some(int barrier, int count) {
+  if (barrier < 0 || barrier >= kBarriers || count < kWarp || count % kWarp) fail("no such barrier");
+  wait_at(1 + barrier, count);
 }
 
 const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
@@ -194,7 +209,8 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
   grid_size = {unsigned(blocks), 1, 1}, block_size = {unsigned(count), 1, 1};
   for (int64_t block = 0; block < blocks; ++block) {
     block_index = {unsigned(block), 0, 0};
-    live = count, waiting = 0;
+    live = count;
+    for (Barrier& barrier : barriers) barrier.waiting = 0;
     std::memset(shared.get(), 0xff, bytes);
     for (Warp& warp : warps) std::memset(&warp, 0xff, sizeof warp.values), warp.arrived = 0;
     for (int i = 0; i < count; ++i) start(i);
@@ -210,3 +226,9 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
 }
 
 }  // namespace emulation
+
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::kProcessors : emulation::kMostShared;
+  return cudaSuccess;
+}

@@ -100,15 +100,13 @@ class _Cuda:
 
     def for_chunks(self, function, row_bytes=0):
         """function((chunk of loc, chunk of avc), (cosines of each))"""
-        audios = self.scores.shape[1]
-
         def call(*chunks):
-            cosines = [self.scores.new_empty(len(chunk.rows), audios) for chunk in chunks]
+            cosines = [space.matrix(chunk, self.scores.dtype) for space, chunk in zip(self.spaces, chunks)]
             for chunk, out in zip(chunks, cosines):
                 self.kernels.alphas(chunk.pairs, out=address(out), **self.where)
             function(chunks, cosines)
 
-        for_chunks(self.spaces, call, row_bytes + 2 * audios * self.scores.element_size())
+        for_chunks(self.spaces, call, row_bytes + 2 * self.scores[0].nbytes)
 
     def run(self, stage, chunk, cosines, **gradient):
         images, cells = chunk.images, chunk.norm.shape[1]

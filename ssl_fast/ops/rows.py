@@ -11,6 +11,7 @@ from .checks import DTYPES, address, kernel_shape
 # Rows, slopes and their products of one chunk of images take at most this (one image at least).
 WORKSPACE_BYTES = 32 * 2**20
 SLAB_BYTES = 64  # rows are filled up with zeros to a multiple of this
+COLUMNS = 8  # rows of matrices with a column for each audio are filled up to a multiple of this
 
 
 def as_rows(vectors: Tensor) -> Tensor:
@@ -52,7 +53,8 @@ class Pairs:
 
     def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
         self.visual, self.cell_norm, self.kernels, self.where = visual, cell_norm, kernels, where
-        self.audio_rows, self.audio_norm = as_rows(audio[:, None]), cell_norm.new_empty(len(audio))
+        self.audio_norm, filled_up = cell_norm.new_empty(len(audio)), -len(audio) % COLUMNS
+        self.audio_rows = as_rows(torch.nn.functional.pad(audio, (0, 0, 0, filled_up))[:, None])
         self._write_norm(audio[:, :, None, None], self.audio_norm)
 
     def _write_norm(self, features: Tensor, norm: Tensor) -> None:
@@ -65,12 +67,16 @@ class Pairs:
         part, norm = by_cell(self.visual[images]), self.cell_norm[images]
         rows = as_rows(part)
         tf32 = rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        sizes = (DTYPES.index(rows.dtype), int(tf32), len(self.audio_rows), *part.shape[:2], _slabs(rows))
+        sizes = (DTYPES.index(rows.dtype), int(tf32), len(self.audio_norm), *part.shape[:2], _slabs(rows))
         return Chunk(images, rows, norm, (sizes, tuple(map(address, (self.audio_rows, rows, self.audio_norm, norm)))))
+
+    def matrix(self, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+        """(rows of the chunk, M filled up)"""
+        return chunk.rows.new_empty(len(chunk.rows), len(self.audio_rows), dtype=dtype)
 
     def project(self, gradient: Tensor, rows: Tensor, norm: Tensor) -> None:
         """In place: gradient with respect to unit vectors, over their lengths -> with respect to the raw rows."""
-        self.kernels.project(dtype=DTYPES.index(rows.dtype), real_gradient=int(gradient.dtype == norm.dtype), count=len(rows),
+        self.kernels.project(dtype=DTYPES.index(rows.dtype), real_gradient=int(gradient.dtype == norm.dtype), count=len(gradient),
                              slabs=_slabs(rows), rows=address(rows),
                              inverse_norm=address(norm), gradient=address(gradient), **self.where)
 
@@ -78,6 +84,7 @@ class Pairs:
         return self.audio_norm.new_zeros(self.audio_rows.shape)
 
     def write_audio(self, sums: Tensor, grad_audio: Tensor) -> None:
+        sums = sums[: len(grad_audio)]
         self.project(sums, self.audio_rows, self.audio_norm)
         grad_audio.copy_(sums[:, : grad_audio.shape[1]])
 
@@ -104,7 +111,7 @@ class DenseGradients:
         self.row_bytes = (len(self.audio_rows) + 2 * self.audio_rows.shape[1]) * self.audio_rows.element_size()
 
     def slopes(self, chunk: Chunk) -> Tensor:
-        return chunk.rows.new_empty(len(chunk.rows), len(self.audio_rows), dtype=self.dtype)
+        return self.pairs.matrix(chunk, self.dtype)
 
     def add(self, chunk: Chunk, slopes: Tensor) -> None:
         if self.grad_visual is not None:
