@@ -100,10 +100,12 @@ def run_all(kernels) -> None:
             kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(slopes))
             kernels.alphas(pairs, out=at(numbers(images * cells, columns)))
         kernels.gather_audio(pairs, grad_scores=at(numbers(images, audios)), best=best, sums=at(numbers(*audio_rows.shape)))
-        for is_real in (0, 1):
+        for last, is_real in product((0, 1), (0, 1)):
+            packed = {"slabs": slabs, "features": at(stored(dtype, images, channels, cells)), "rows": at(cell_rows),
+                      "inverse_norm": norms[1]}  # fmt: skip
+            kernels.pack((dtype, last, images, 0, channels, cells), **packed)
             gradient = numbers(*cell_rows.shape) if is_real else rows(dtype, images * cells, channels)
-            kernels.project(dtype=dtype, real_gradient=is_real, count=images * cells, slabs=slabs, rows=at(cell_rows),
-                            inverse_norm=norms[1], gradient=at(gradient))  # fmt: skip
+            kernels.unpack((dtype, last, images, 0, channels, cells), **packed, gradient=at(gradient), real_gradient=is_real)
         for reduce, instances in product((0, 1), (0, 1)):
             per_instance = (images * cells,) if instances == 0 else (cells, audios)
             by_cell = [at(numbers(images * cells, columns)) for _ in range(2)]

@@ -54,6 +54,13 @@ def test_cuda_chunks(name, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PAIR_OPS)
+@dtypes(*DTYPES)
+def test_cuda_of_features_that_are_rows_as_they_are(name, dtype, monkeypatch):
+    monkeypatch.setattr(rows, "WORKSPACE_BYTES", 100_000)
+    assert_accurate(*inputs(name, Shape(19, 150, 64, 5, 9), dtype, "channels-last"))
+
+
+@pytest.mark.parametrize("name", PAIR_OPS)
 def test_cuda_tf32(name):
     op, features, extra = inputs(name, Shape(20, 30, 512, 7, 7))
     truth = truth_of(op, features, extra)

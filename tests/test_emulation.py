@@ -132,6 +132,16 @@ def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, mo
     assert_accurate(op, features, extra_for(shape))
 
 
+@pair_ops
+@dtypes(*DTYPES)
+def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, monkeypatch):
+    """Channels last, 32 of them: no copy is made, and the chunks of the backward pass begin within the features."""
+    monkeypatch.setattr(rows, "WORKSPACE_BYTES", 40_000)
+    shape = Shape(7, 21, 32, 5, 9)
+    op, features = features_of(name, shape, dtype, "channels-last")
+    assert_accurate(op, features, extra_for(shape))
+
+
 @pytest.fixture
 def tf32():
     torch.set_float32_matmul_precision("high")

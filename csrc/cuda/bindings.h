@@ -58,14 +58,22 @@ inline void bind(py::module_ m) {
       },
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("sums"), py::arg("stream") = 0);
   m.def(
-      "project",
-      [check](int dtype, bool real_gradient, int64_t count, int64_t slabs, Address rows, Address inverse_norm,
-              Address gradient, Address stream) {
-        ProjectParams p{DType(dtype), real_gradient, count, slabs, at(rows), at(inverse_norm), at(gradient)};
-        check("project", project(p, at(stream)));
+      "pack",
+      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
+              Address stream) {
+        check("pack", pack({shape_of(shape), slabs, at(features), at(rows), at(inverse_norm)}, at(stream)));
       },
-      py::kw_only(), py::arg("dtype"), py::arg("real_gradient"), py::arg("count"), py::arg("slabs"), py::arg("rows"),
-      py::arg("inverse_norm"), py::arg("gradient"), py::arg("stream") = 0);
+      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows") = 0,
+      py::arg("inverse_norm") = 0, py::arg("stream") = 0);
+  m.def(
+      "unpack",
+      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
+              Address gradient, bool real_gradient, Address stream) {
+        RowsParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm)};
+        check("unpack", unpack(p, at(gradient), real_gradient, at(stream)));
+      },
+      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
+      py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
 
   // Stages of the product: "instances", "scores", "shares", "slopes".
   m.def(

@@ -199,7 +199,7 @@ const char* run(const CellsParams& p, void* stream) {
     const int64_t images = p.shape.images;
     if (!p.grad_out) {
       SSL_FAST_LAUNCH((forward<kLast, S, T>), images * per_image, kThreads, stream, p, per_image);
-      if (kMean && p.out) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
+      if (kMean) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
     }
     if (p.grad_out && p.grad_visual)
       SSL_FAST_LAUNCH((visual_gradient<kLast, kMean, S, T>), images * per_image, kThreads, stream, p, per_image);

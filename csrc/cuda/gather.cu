@@ -1,5 +1,4 @@
-// Gradients that need no product of matrices: of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere, and what
-// normalisation takes away from any gradient. Each sum is taken by one thread, in order.
+// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere. Each sum is taken by one thread, in order.
 #include "device_code.h"
 #include "kernels.h"
 
@@ -76,20 +75,6 @@ __global__ void __launch_bounds__(kThreads) gather_audio_kernel(PairsParams p, c
   }
 }
 
-// A warp takes one row.
-template <class S, class Y, class T>
-__global__ void __launch_bounds__(kThreads) project_kernel(ProjectParams p) {
-  const int64_t row = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp, channels = p.slabs * 64 / int(sizeof(S));
-  if (row >= p.count) return;
-  const S* x = static_cast<const S*>(p.rows) + row * channels;
-  Y* y = static_cast<Y*>(p.gradient) + row * channels;
-  T dot = 0;
-  for (int64_t c = threadIdx.x % kWarp; c < channels; c += kWarp) dot += T(value(x[c])) * T(value(y[c]));
-  const T inverse = static_cast<const T*>(p.inverse_norm)[row];
-  dot = sum_warp(dot) * inverse * inverse;
-  for (int64_t c = threadIdx.x % kWarp; c < channels; c += kWarp) put(y + c, T(value(y[c])) - dot * T(value(x[c])));
-}
-
 }  // namespace
 
 const char* gather_visual(const GatherParams& p, void* stream) {
@@ -111,19 +96,6 @@ const char* gather_audio(const PairsParams& p, const void* grad_scores, const in
     using T = decltype(computed);
     SSL_FAST_LAUNCH((gather_audio_kernel<S, T>), p.audios, kThreads, stream, p, static_cast<const T*>(grad_scores), best,
                     static_cast<T*>(sums));
-    return last_error();
-  });
-}
-
-const char* project(const ProjectParams& p, void* stream) {
-  return with_types(p.dtype, [&](auto stored, auto computed) {
-    using S = decltype(stored);
-    using T = decltype(computed);
-    const int64_t blocks = over(p.count, kWarps);
-    if (p.real_gradient)
-      SSL_FAST_LAUNCH((project_kernel<S, T, T>), blocks, kThreads, stream, p);
-    else
-      SSL_FAST_LAUNCH((project_kernel<S, S, T>), blocks, kThreads, stream, p);
     return last_error();
   });
 }

@@ -10,7 +10,18 @@
 namespace ssl_fast::cuda {
 
 const char* cosine(const CellsParams& p, void* stream);  // backward where p.grad_out is given
-const char* mean(const CellsParams& p, void* stream);    // without `out`: inverse_norm alone
+const char* mean(const CellsParams& p, void* stream);
+
+// Features (of shape.images, channels and cells) and the same as rows.
+struct RowsParams {
+  Shape shape;
+  int64_t slabs;
+  void *features, *rows, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
+};
+// Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last.
+const char* pack(const RowsParams& p, void* stream);
+// features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real.
+const char* unpack(const RowsParams& p, const void* gradient, bool real_gradient, void* stream);
 
 // All pairs of audios with the cells of images.
 struct PairsParams {
@@ -47,16 +58,6 @@ struct GatherParams {
 const char* gather_visual(const GatherParams& p, void* stream);
 // sums (M, channels of a row), real, += grad / (|v| |a|) v of the best cells of these images.
 const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream);
-
-// gradient -= x (x . gradient) / |x|^2 for each of `count` rows; the gradient is of the rows' type or `real`.
-struct ProjectParams {
-  DType dtype;
-  bool real_gradient;
-  int64_t count, slabs;
-  const void *rows, *inverse_norm;
-  void* gradient;
-};
-const char* project(const ProjectParams& p, void* stream);
 
 // SLAVC's product, for a chunk of images; `real` all through but for best and the slopes, which are like those above.
 struct ProductChunk {

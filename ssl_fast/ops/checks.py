@@ -95,7 +95,8 @@ def kernels_for(tensor: Tensor):
 
     What torch computes in between is not subject to autocast.
     """
-    with torch.autocast(tensor.device.type, enabled=False):
+    device = tensor.device.type
+    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
         if emulated is not None:
             yield emulated, {}
         elif tensor.is_cuda:
@@ -105,8 +106,11 @@ def kernels_for(tensor: Tensor):
             yield extension, {"threads": torch.get_num_threads()}
 
 
-def address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def address(tensor: Tensor | None, index: int = 0) -> int:
+    """Of tensor[index], dense."""
+    if tensor is None:
+        return 0
+    return tensor.data_ptr() + (index and index * tensor[0].numel() * tensor.element_size())
 
 
 def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int, int, int]:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from .checks import (DTYPES, address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
+from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
                      kernels_for, memory_format, on_cuda, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs, for_chunks
+from .rows import DenseGradients, Pairs, chunks
 
 REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
 INSTANCES = ("audio", "image")
@@ -98,60 +98,62 @@ class _Cuda:
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
 
-    def for_chunks(self, function, row_bytes=0):
-        """function((chunk of loc, chunk of avc), (cosines of each))"""
-        def call(*chunks):
-            cosines = [space.matrix(chunk, self.scores.dtype) for space, chunk in zip(self.spaces, chunks)]
-            for chunk, out in zip(chunks, cosines):
-                self.kernels.alphas(chunk.pairs, out=address(out), **self.where)
-            function(chunks, cosines)
+    def for_chunks(self, function, row_bytes=0, new_norms=False):
+        """function(first image, images, cosines of both spaces)"""
 
-        for_chunks(self.spaces, call, row_bytes + 2 * self.scores[0].nbytes)
+        def call(first, count):
+            cosines = [space.matrix(self.scores.dtype) for space in self.spaces]
+            for space, out in zip(self.spaces, cosines):
+                self.kernels.alphas(space.pairs, out=address(out), **self.where)
+            function(first, count, cosines)
 
-    def run(self, stage, chunk, cosines, **gradient):
-        images, cells = chunk.images, chunk.norm.shape[1]
+        columns = len(self.spaces[0].audio_rows)
+        row_bytes += 2 * columns * self.scores.element_size()
+        for first, count in chunks(*self.spaces, row_bytes=row_bytes, new_norms=new_norms):
+            call(first, count)
+
+    def run(self, stage, first, count, cosines, **gradient):
+        of_instances = first if self.instances == "audio" else 0
+        space, best = self.spaces[0], self.best_cell if self.reduce == "max" else None
         self.kernels.product(
-            stage, (DTYPES.index(chunk.rows.dtype), REDUCTIONS.index(self.reduce), INSTANCES.index(self.instances),
-                    images.stop - images.start, self.scores.shape[1], cells),
+            stage, (space.dtype, REDUCTIONS.index(self.reduce), INSTANCES.index(self.instances), count, space.audios,
+                    space.cells),
             tau=self.tau, cosines=[address(map) for map in cosines],
-            instance_norm=[address(norm[images] if self.instances == "audio" else norm) for norm in self.instance_norm],
-            space_norm=[address(norm[images]) for norm in self.space_norm], scores=address(self.scores[images]),
-            best_cell=address(self.best_cell[images] if self.reduce == "max" else None),
-            first=images.start == 0, last=images.stop == len(self.scores), **gradient, **self.where)
+            instance_norm=[address(norm, of_instances) for norm in self.instance_norm],
+            space_norm=[address(norm, first) for norm in self.space_norm], scores=address(self.scores, first),
+            best_cell=address(best, first), first=first == 0, last=first + count == len(self.scores), **gradient,
+            **self.where)
 
     def forward(self):
-        for space in self.spaces:
-            space.write_cell_norm()
         if self.instances == "image":  # their softmax is over all chunks
-            self.for_chunks(lambda chunks, cosines: self.run("instances", chunks[0], cosines))
+            self.for_chunks(lambda *chunk: self.run("instances", *chunk), new_norms=True)
 
-        def score(chunks, cosines):
+        def score(*chunk):
             if self.instances == "audio":
-                self.run("instances", chunks[0], cosines)
-            self.run("scores", chunks[0], cosines)
+                self.run("instances", *chunk)
+            self.run("scores", *chunk)
 
-        self.for_chunks(score)
+        self.for_chunks(score, new_norms=self.instances == "audio")
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
         shares = torch.empty_like(self.instance_norm[0])  # of all instances, by cell
 
-        def run(stage, chunks, cosines, **more):
-            part = shares[chunks[0].images] if self.instances == "audio" else shares
-            self.run(stage, chunks[0], cosines, grad_scores=address(grad_scores[chunks[0].images]), shares=address(part),
-                     **more)
+        def run(stage, first, *chunk, **more):
+            self.run(stage, first, *chunk, grad_scores=address(grad_scores, first),
+                     shares=address(shares, first if self.instances == "audio" else 0), **more)
 
-        def add(chunks, cosines):
+        def add(first, *chunk):
             if self.instances == "audio":
-                run("shares", chunks, cosines)
-            slopes = [of.slopes(chunk) for of, chunk in zip(gradients, chunks)]
-            norms = [address(norm) for space, chunk in zip(self.spaces, chunks) for norm in (space.audio_norm, chunk.norm)]
-            run("slopes", chunks, cosines, norms=norms, slopes=[address(of) for of in slopes])
-            for of, chunk, slope in zip(gradients, chunks, slopes):
-                of.add(chunk, slope)
+                run("shares", first, *chunk)
+            slopes = [of.slopes() for of in gradients]
+            norms = [norm for space in self.spaces for norm in space.addresses[2:]]
+            run("slopes", first, *chunk, norms=norms, slopes=[address(of) for of in slopes])
+            for of, slope in zip(gradients, slopes):
+                of.add(first, slope)
 
         if self.instances == "image":
-            self.for_chunks(lambda chunks, cosines: run("shares", chunks, cosines))
+            self.for_chunks(lambda *chunk: run("shares", *chunk))
         self.for_chunks(add, sum(of.row_bytes for of in gradients))
         for of in gradients:
             of.finish()

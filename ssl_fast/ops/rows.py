@@ -1,51 +1,20 @@
 """How features reach the CUDA kernels of all pairs: as rows, chunk of images by chunk, within a fixed workspace."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .checks import DTYPES, address, kernel_shape
+from .checks import address, kernel_shape
 
 # Rows, slopes and their products of one chunk of images take at most this (one image at least).
 WORKSPACE_BYTES = 32 * 2**20
 SLAB_BYTES = 64  # rows are filled up with zeros to a multiple of this
-COLUMNS = 8  # rows of matrices with a column for each audio are filled up to a multiple of this
-
-
-def as_rows(vectors: Tensor) -> Tensor:
-    """(n, cells, C) of any strides -> (n * cells, C filled up), contiguous and aligned to 16 bytes; a view where it can be."""
-    n, cells, channels = vectors.shape
-    per_slab = SLAB_BYTES // vectors.element_size()
-    width = -(-channels // per_slab) * per_slab
-    if width == channels and vectors.is_contiguous() and vectors.data_ptr() % 16 == 0:
-        return vectors.view(n * cells, width)
-    rows = vectors.new_empty(n, cells, width)
-    rows[..., :channels] = vectors
-    rows[..., channels:] = 0
-    return rows.view(n * cells, width)
-
-
-def by_cell(visual: Tensor) -> Tensor:
-    """(N, C, h, w), channels first or last -> view (N, h * w, C)"""
-    return visual.flatten(2).transpose(1, 2)
-
-
-def _slabs(rows: Tensor) -> int:
-    return rows.shape[1] * rows.element_size() // SLAB_BYTES
-
-
-@dataclass
-class Chunk:
-    images: slice
-    rows: Tensor  # of the cells of these images
-    norm: Tensor  # (n, cells): 1 / |v|
-    pairs: tuple  # what the kernels are told of them: csrc/cuda/bindings.h
+COLUMNS = 8  # rows of matrices with a column for each audio are filled up with zeros to a multiple of this
 
 
 class Pairs:
-    """All audios with all cells.
+    """All audios with all cells of a chunk of images.
 
     visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous, cell_norm: (N, h * w), 1 / |v|, which the
     forward pass writes; kernels, where: as `kernels_for` gives them.
@@ -53,51 +22,71 @@ class Pairs:
 
     def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
         self.visual, self.cell_norm, self.kernels, self.where = visual, cell_norm, kernels, where
-        self.audio_norm, filled_up = cell_norm.new_empty(len(audio)), -len(audio) % COLUMNS
-        self.audio_rows = as_rows(torch.nn.functional.pad(audio, (0, 0, 0, filled_up))[:, None])
-        self._write_norm(audio[:, :, None, None], self.audio_norm)
+        self.dtype, self.channels_last, self.images, _, self.channels, self.cells = kernel_shape(visual, 0)
+        size, self.audios = visual.element_size(), len(audio)
+        self.slabs = -(-self.channels * size // SLAB_BYTES)
+        self.width = self.slabs * SLAB_BYTES // size
+        self.in_place = bool(self.channels_last) and self.width == self.channels and visual.data_ptr() % 16 == 0
+        self.row_bytes = 0 if self.in_place else self.slabs * SLAB_BYTES
+        self.tf32 = int(visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32")
+        filled_up = -self.audios % COLUMNS
+        self.audio_rows = (audio.new_zeros if filled_up else audio.new_empty)(self.audios + filled_up, self.width)
+        self.audio_norm = cell_norm.new_empty(self.audios)
+        kernels.pack(self._shape_of_audio(), slabs=self.slabs, features=address(audio), rows=address(self.audio_rows),
+                     inverse_norm=address(self.audio_norm), **where)
 
-    def _write_norm(self, features: Tensor, norm: Tensor) -> None:
-        self.kernels.mean(kernel_shape(features, 0), visual=address(features), inverse_norm=address(norm), out=0, **self.where)
+    def _shape_of_audio(self):
+        return self.dtype, 1, 1, 0, self.channels, self.audios
 
-    def write_cell_norm(self) -> None:
-        self._write_norm(self.visual, self.cell_norm)
+    def hold(self, step: int) -> None:
+        """Room for the rows of `step` images."""
+        if self.in_place:
+            self.buffer = self.visual.permute(0, 2, 3, 1).view(-1, self.channels)
+        else:
+            self.buffer = self.visual.new_empty(step * self.cells, self.width)
 
-    def chunk(self, images: slice) -> Chunk:
-        part, norm = by_cell(self.visual[images]), self.cell_norm[images]
-        rows = as_rows(part)
-        tf32 = rows.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        sizes = (DTYPES.index(rows.dtype), int(tf32), len(self.audio_norm), *part.shape[:2], _slabs(rows))
-        return Chunk(images, rows, norm, (sizes, tuple(map(address, (self.audio_rows, rows, self.audio_norm, norm)))))
+    def pack(self, first: int, count: int, new_norms: bool) -> None:
+        shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
+        features, norm, rows = address(self.visual, first), address(self.cell_norm, first), address(self.buffer)
+        if self.in_place:
+            rows += first * self.cells * self.slabs * SLAB_BYTES
+        if new_norms or not self.in_place:
+            self.kernels.pack(shape, slabs=self.slabs, features=features, rows=0 if self.in_place else rows,
+                              inverse_norm=norm if new_norms else 0, **self.where)
+        self.shape, self.addresses = shape, (address(self.audio_rows), rows, address(self.audio_norm), norm)
+        self.pairs = (self.dtype, self.tf32, self.audios, count, self.cells, self.slabs), self.addresses
+        start = first * self.cells if self.in_place else 0
+        self.rows = self.buffer[start : start + count * self.cells]
 
-    def matrix(self, chunk: Chunk, dtype: torch.dtype) -> Tensor:
+    def matrix(self, dtype: torch.dtype) -> Tensor:
         """(rows of the chunk, M filled up)"""
-        return chunk.rows.new_empty(len(chunk.rows), len(self.audio_rows), dtype=dtype)
+        return self.rows.new_empty(len(self.rows), len(self.audio_rows), dtype=dtype)
 
-    def project(self, gradient: Tensor, rows: Tensor, norm: Tensor) -> None:
-        """In place: gradient with respect to unit vectors, over their lengths -> with respect to the raw rows."""
-        self.kernels.project(dtype=DTYPES.index(rows.dtype), real_gradient=int(gradient.dtype == norm.dtype), count=len(gradient),
-                             slabs=_slabs(rows), rows=address(rows),
-                             inverse_norm=address(norm), gradient=address(gradient), **self.where)
+    def write_visual(self, first: int, gradient: Tensor, grad_visual: Tensor) -> None:
+        """From the gradient with respect to the unit vectors of the chunk's rows, over their lengths."""
+        self._write(self.shape, *self.addresses[1::2], gradient, address(grad_visual, first))
 
-    def audio_sums(self) -> Tensor:
-        return self.audio_norm.new_zeros(self.audio_rows.shape)
+    def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
+        self._write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
 
-    def write_audio(self, sums: Tensor, grad_audio: Tensor) -> None:
-        sums = sums[: len(grad_audio)]
-        self.project(sums, self.audio_rows, self.audio_norm)
-        grad_audio.copy_(sums[:, : grad_audio.shape[1]])
+    def _write(self, shape, rows, norm, gradient, to):
+        self.kernels.unpack(shape, slabs=self.slabs, features=to, rows=rows, inverse_norm=norm, gradient=address(gradient),
+                            real_gradient=gradient.dtype == self.cell_norm.dtype, **self.where)
 
 
-def for_chunks(spaces: tuple[Pairs, ...], function: Callable, row_bytes: int = 0) -> None:
-    """Calls function(a chunk of each of the spaces), images after images: as many at a time as fit the workspace with
-    their rows, and with `row_bytes` for each row that the function takes. It must keep none of them."""
-    visual = spaces[0].visual
-    row_bytes += sum(space.audio_rows[0].nbytes for space in spaces)
-    step = max(1, WORKSPACE_BYTES // (row_bytes * visual[0, 0].numel()))
-    for first in range(0, len(visual), step):
-        images = slice(first, min(first + step, len(visual)))
-        function(*(space.chunk(images) for space in spaces))
+def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Iterator[tuple[int, int]]:
+    """Number of the first image and how many, for chunk after chunk that the spaces then hold: as many images as fit the
+    workspace with their rows, and with `row_bytes` for each row besides. With `new_norms`, their lengths are taken too."""
+    images, cells = spaces[0].images, spaces[0].cells
+    row_bytes += sum(space.row_bytes for space in spaces)
+    step = max(1, min(images, WORKSPACE_BYTES // (max(1, row_bytes) * cells)))
+    for space in spaces:
+        space.hold(step)
+    for first in range(0, images, step):
+        count = min(step, images - first)
+        for space in spaces:
+            space.pack(first, count, new_norms)
+        yield first, count
 
 
 class DenseGradients:
@@ -107,20 +96,19 @@ class DenseGradients:
         self.pairs, self.grad_visual, self.grad_audio = pairs, grad_visual, grad_audio
         # slopes can be smaller than float16 goes
         self.dtype = torch.float32 if pairs.visual.dtype == torch.float16 else pairs.visual.dtype
-        self.audio_rows, self.sums = pairs.audio_rows.to(self.dtype), pairs.audio_sums()
-        self.row_bytes = (len(self.audio_rows) + 2 * self.audio_rows.shape[1]) * self.audio_rows.element_size()
+        self.audio_rows, self.sums = pairs.audio_rows.to(self.dtype), None
+        converted = self.dtype != pairs.visual.dtype
+        self.row_bytes = (len(self.audio_rows) + (1 + converted) * pairs.width) * self.audio_rows.element_size()
 
-    def slopes(self, chunk: Chunk) -> Tensor:
-        return self.pairs.matrix(chunk, self.dtype)
+    def slopes(self) -> Tensor:
+        return self.pairs.matrix(self.dtype)
 
-    def add(self, chunk: Chunk, slopes: Tensor) -> None:
+    def add(self, first: int, slopes: Tensor) -> None:
         if self.grad_visual is not None:
-            gradient = slopes @ self.audio_rows
-            self.pairs.project(gradient, chunk.rows, chunk.norm)
-            target = by_cell(self.grad_visual[chunk.images])
-            target.copy_(gradient.view(*target.shape[:2], -1)[..., : target.shape[2]])
+            self.pairs.write_visual(first, slopes @ self.audio_rows, self.grad_visual)
         if self.grad_audio is not None:
-            self.sums += slopes.t() @ chunk.rows.to(self.dtype)
+            part = slopes.t() @ self.pairs.rows.to(self.dtype)
+            self.sums = part if self.sums is None else self.sums.to(self.pairs.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:
         if self.grad_audio is not None:

@@ -10,7 +10,7 @@ from .checks import (address, autocast_inputs, check_kept, check_pair, extension
 from .cosine import cosine_map, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs, for_chunks
+from .rows import DenseGradients, Pairs, chunks
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -179,8 +179,8 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
     elif on_cuda(visual):
         with kernels_for(visual) as place:
             pairs = Pairs(visual, audio, inverse_norm, *place)
-            pairs.write_cell_norm()
-            for_chunks((pairs,), lambda chunk: _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair))
+            for first, _ in chunks(pairs, new_norms=True):
+                _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair)
     else:
         extension.similarity(
             kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
@@ -189,10 +189,9 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
     return outputs
 
 
-def _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair, **gradient):
-    pairs.kernels.similarity(
-        chunk.pairs, pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, scores=address(scores[chunk.images]),
-        kept=address(pair[chunk.images]), **gradient, **pairs.where)
+def _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, **gradient):
+    pairs.kernels.similarity(pairs.pairs, pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta,
+                             scores=address(scores, first), kept=address(pair, first), **gradient, **pairs.where)
 
 
 @_pooled_similarity.register_fake
@@ -215,21 +214,22 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
                     audio_norm=address(pairs.audio_norm), cell_norm=address(pairs.cell_norm),
                     grad_scores=address(grad_scores), best=address(pair), grad_visual=address(grad_visual), **where)
             if grad_audio is not None:
-                sums = pairs.audio_sums()
-                for_chunks((pairs,), lambda chunk: kernels.gather_audio(
-                    chunk.pairs, grad_scores=address(grad_scores[chunk.images]), best=address(pair[chunk.images]),
-                    sums=address(sums), **where))  # fmt: skip
+                sums = inverse_norm.new_zeros(len(audio), pairs.width)
+                for first, _ in chunks(pairs):
+                    kernels.gather_audio(pairs.pairs, grad_scores=address(grad_scores, first), best=address(pair, first),
+                                         sums=address(sums), **where)
                 pairs.write_audio(sums, grad_audio)
             return
         gradients = DenseGradients(pairs, grad_visual, grad_audio)
 
-        def add(chunk):
-            slopes = gradients.slopes(chunk)
-            _run_cuda(pairs, chunk, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores[chunk.images]),
+        def add(first):  # a function, so that the slopes of a chunk are gone when the next ones are made
+            slopes = gradients.slopes()
+            _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores, first),
                       slopes=address(slopes))
-            gradients.add(chunk, slopes)
+            gradients.add(first, slopes)
 
-        for_chunks((pairs,), add, gradients.row_bytes)
+        for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
+            add(first)
         gradients.finish()
 
 
