@@ -26,6 +26,7 @@ inline void bind(py::module_ m) {
   cells("cosine", cosine);
   cells("mean", mean);
 
+  m.def("good_chunk", [](Pairs pairs, int64_t most) { return good_chunk(params_of(pairs), most); });
   m.def(
       "similarity",
       [check](Pairs pairs, int pooling, double epsilon, double beta, Address scores, Address kept, Address grad_scores,

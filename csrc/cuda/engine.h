@@ -77,6 +77,7 @@ struct Plan {
   bool resident;   // the cells of a block stay in shared memory
   int64_t splits;  // blocks that share the cells of the same images
   int64_t blocks, shared;
+  int64_t time;  // as long as it takes to multiply half a tile of audios with one of cells
 };
 
 template <class Math>
@@ -92,20 +93,18 @@ struct Engine {
   // Whole images in a tile, or, where an image is wider than a tile, 1.
   static __host__ __device__ int64_t images_per_tile(int64_t cells) { return cells < kColumns ? kColumns / cells : 1; }
 
-  static Plan plan(const PairsParams& p) {
-    const Device device = this_device();
+  static Plan plan(const PairsParams& p, const Device& device) {
     const int64_t group = images_per_tile(p.cells), columns = (p.images < group ? p.images : group) * p.cells;
     const int64_t audios_and_parts = kAudioBytes + kTeamWarps * kBlockRows * kPartBytes;
     const int64_t resident = audios_and_parts + (columns * p.slabs + 7) * kSlab;  // the last 8 columns may lack 7
-    Plan plan{columns <= kColumns && resident <= device.shared, 1, 0, 0};
+    Plan plan{columns <= kColumns && resident <= device.shared, 1, 0, 0, INT64_MAX};
     plan.shared = plan.resident ? resident : audios_and_parts + kStages * kColumns * kSlab;
-    // Blocks that run at a time take as long as the tallest; to load the cells takes as long as half a tile.
     const int64_t tiles = (p.audios + kBlockRows - 1) / kBlockRows, groups = (p.images + group - 1) / group;
-    auto time = [&](int64_t splits) {
-      return (groups * splits + device.processors - 1) / device.processors * (2 * ((tiles + splits - 1) / splits) + 1);
-    };
-    for (int64_t splits = 2; splits <= tiles; ++splits)
-      if (time(splits) < time(plan.splits)) plan.splits = splits;
+    for (int64_t splits = 1; splits <= tiles; ++splits) {  // to load the cells of a block takes as long as half a tile
+      const int64_t waves = (groups * splits + device.processors - 1) / device.processors;
+      const int64_t time = waves * (2 * ((tiles + splits - 1) / splits) + 1);
+      if (time < plan.time) plan.splits = splits, plan.time = time;
+    }
     plan.blocks = groups * plan.splits;
     return plan;
   }

@@ -32,6 +32,9 @@ struct PairsParams {
   const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
 };
 
+// How many of at most `most` images at a time (more than half of it) keep the GPU busiest; p.images means nothing here.
+int64_t good_chunk(PairsParams p, int64_t most);
+
 struct PoolParams {
   PairsParams pairs;
   Pooling pooling;

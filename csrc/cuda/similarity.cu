@@ -134,7 +134,7 @@ const char* scores(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
-    const Plan plan = Engine<Math>::plan(p.pairs);
+    const Plan plan = Engine<Math>::plan(p.pairs, this_device());
     if (p.pooling == Pooling::max) {
       Max<T, T> pool;
       SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, pool,
@@ -155,7 +155,7 @@ const char* slopes(const PoolParams& p, void* stream) {
     using F = Slope<SoftThreshold<T, T>, T>;
     F f{soft_threshold<T>(p), static_cast<const T*>(p.scores), static_cast<const T*>(p.kept),
         static_cast<const T*>(p.grad_scores)};
-    const Plan plan = Engine<Math>::plan(p.pairs);
+    const Plan plan = Engine<Math>::plan(p.pairs, this_device());
     SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
                            static_cast<Out*>(p.slopes));
     return last_error();
@@ -166,11 +166,25 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
   return with_math(p, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
-    const Plan plan = Engine<Math>::plan(p);
+    const Plan plan = Engine<Math>::plan(p, this_device());
     SSL_FAST_LAUNCH_SHARED((map_cells<Math, T, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan, Alpha<T>{},
                            static_cast<T*>(out));
     return last_error();
   });
+}
+
+int64_t good_chunk(PairsParams p, int64_t most) {
+  const Device device = this_device();
+  int64_t good = most, time = INT64_MAX;  // of `good` images
+  with_math(p, [&](auto math) {
+    for (int64_t images = most; images > most / 2; --images) {
+      p.images = images;
+      const int64_t of_these = Engine<decltype(math)>::plan(p, device).time;
+      if (time == INT64_MAX || of_these * good < time * images) good = images, time = of_these;
+    }
+    return nullptr;
+  });
+  return good;
 }
 
 }  // namespace ssl_fast::cuda

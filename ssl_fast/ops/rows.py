@@ -45,6 +45,10 @@ class Pairs:
         else:
             self.buffer = self.visual.new_empty(step * self.cells, self.width)
 
+    def told(self, images: int, addresses: tuple[int, int, int, int]) -> tuple:
+        """What the kernels are told of the pairs with some images: csrc/cuda/bindings.h"""
+        return (self.dtype, self.tf32, self.audios, images, self.cells, self.slabs), addresses
+
     def pack(self, first: int, count: int, new_norms: bool) -> None:
         shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
         features, norm, rows = address(self.visual, first), address(self.cell_norm, first), address(self.buffer)
@@ -54,7 +58,7 @@ class Pairs:
             self.kernels.pack(shape, slabs=self.slabs, features=features, rows=0 if self.in_place else rows,
                               inverse_norm=norm if new_norms else 0, **self.where)
         self.shape, self.addresses = shape, (address(self.audio_rows), rows, address(self.audio_norm), norm)
-        self.pairs = (self.dtype, self.tf32, self.audios, count, self.cells, self.slabs), self.addresses
+        self.pairs = self.told(count, self.addresses)
         start = first * self.cells if self.in_place else 0
         self.rows = self.buffer[start : start + count * self.cells]
 
@@ -80,6 +84,8 @@ def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Itera
     images, cells = spaces[0].images, spaces[0].cells
     row_bytes += sum(space.row_bytes for space in spaces)
     step = max(1, min(images, WORKSPACE_BYTES // (max(1, row_bytes) * cells)))
+    if step < images:
+        step = spaces[0].kernels.good_chunk(spaces[0].told(0, (0, 0, 0, 0)), step)
     for space in spaces:
         space.hold(step)
     for first in range(0, images, step):
