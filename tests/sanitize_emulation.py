@@ -82,15 +82,15 @@ def run_all(kernels) -> None:
                 kernel(shape, visual=visual, audio=audio, inverse_norm=norm, out=forward if audio else 0,
                        grad_out=at(numbers(*grad)), grad_visual=at(stored(dtype, images, channels, cells)),
                        grad_audio=at(numbers(images, channels)) if audio else 0)  # fmt: skip
-            best = at(random.integers(0, cells, (images, audios)).astype(np.int32))
-            kernels.gather_visual((dtype, last, images, audios, channels, cells), visual=visual,
-                                  audio=at(stored(dtype, audios, channels)), audio_norm=at(numbers(audios)),
-                                  cell_norm=at(numbers(images, cells)), grad_scores=at(numbers(images, audios)), best=best,
-                                  grad_visual=at(stored(dtype, images, channels, cells)))  # fmt: skip
+        best = at(random.integers(0, cells, (images, audios)).astype(np.int32))
         audio_rows, cell_rows = rows(dtype, audios, channels), rows(dtype, images * cells, channels)
         slabs, columns = audio_rows.nbytes // audios // 64, -(-audios // 8) * 8
         norms = at(numbers(audios)), at(numbers(images, cells))
         for tf32 in (0, 1) if dtype == 0 else (0,):
+            kernels.pack((dtype, 1, 1, 0, channels, audios), slabs=slabs, features=at(stored(dtype, audios, channels)),
+                         rows=at(audio_rows), inverse_norm=norms[0], tf32=tf32)
+            kernels.pack((dtype, 0, images, 0, channels, cells), slabs=slabs, rows=at(cell_rows), inverse_norm=norms[1],
+                         features=at(stored(dtype, images, channels, cells)), tf32=tf32)  # fmt: skip
             pairs = ((dtype, tf32, audios, images, cells, slabs), (at(audio_rows), at(cell_rows), *norms))
             scores = at(numbers(images, audios))
             kernels.similarity(pairs, pooling=1, epsilon=0, beta=1, scores=scores, kept=at(np.zeros((images, audios), np.int32)))
@@ -99,12 +99,14 @@ def run_all(kernels) -> None:
             slopes = stored(1, images * cells, columns) if dtype == 1 else numbers(images * cells, columns)
             kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(slopes))
             kernels.alphas(pairs, out=at(numbers(images * cells, columns)))
-        kernels.gather_audio(pairs, grad_scores=at(numbers(images, audios)), best=best, sums=at(numbers(*audio_rows.shape)))
+        grad_scores = at(numbers(images, audios))
+        kernels.gather_audio(pairs, grad_scores=grad_scores, best=best, sums=at(numbers(*audio_rows.shape)))
         for last, is_real in product((0, 1), (0, 1)):
             packed = {"slabs": slabs, "features": at(stored(dtype, images, channels, cells)), "rows": at(cell_rows),
                       "inverse_norm": norms[1]}  # fmt: skip
             kernels.pack((dtype, last, images, 0, channels, cells), **packed)
             gradient = numbers(*cell_rows.shape) if is_real else rows(dtype, images * cells, channels)
+            kernels.gather_visual(pairs, grad_scores=grad_scores, best=best, gradient=at(gradient), real_gradient=is_real)
             kernels.unpack((dtype, last, images, 0, channels, cells), **packed, gradient=at(gradient), real_gradient=is_real)
         for reduce, instances in product((0, 1), (0, 1)):
             per_instance = (images * cells,) if instances == 0 else (cells, audios)

@@ -44,14 +44,12 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
   m.def(
       "gather_visual",
-      [check](std::array<int64_t, 6> shape, Address visual, Address audio, Address audio_norm, Address cell_norm,
-              Address grad_scores, Address best, Address grad_visual, Address stream) {
-        check("gather_visual", gather_visual({shape_of(shape), at(visual), at(audio), at(audio_norm), at(cell_norm),
-                                              at(grad_scores), at<int32_t>(best), at(grad_visual)},
-                                             at(stream)));
+      [check](Pairs pairs, Address grad_scores, Address best, Address gradient, bool real_gradient, Address stream) {
+        check("gather_visual", gather_visual(params_of(pairs), at(grad_scores), at<int32_t>(best), at(gradient),
+                                             real_gradient, at(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("visual"), py::arg("audio"), py::arg("audio_norm"), py::arg("cell_norm"),
-      py::arg("grad_scores"), py::arg("best"), py::arg("grad_visual"), py::arg("stream") = 0);
+      py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("gradient"),
+      py::arg("real_gradient"), py::arg("stream") = 0);
   m.def(
       "gather_audio",
       [check](Pairs pairs, Address grad_scores, Address best, Address sums, Address stream) {
@@ -60,17 +58,17 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("sums"), py::arg("stream") = 0);
   m.def(
       "pack",
-      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
+      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm, bool tf32,
               Address stream) {
-        check("pack", pack({shape_of(shape), slabs, at(features), at(rows), at(inverse_norm)}, at(stream)));
+        check("pack", pack({shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), tf32}, at(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows") = 0,
-      py::arg("inverse_norm") = 0, py::arg("stream") = 0);
+      py::arg("inverse_norm") = 0, py::arg("tf32") = false, py::arg("stream") = 0);
   m.def(
       "unpack",
       [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
               Address gradient, bool real_gradient, Address stream) {
-        RowsParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm)};
+        RowsParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), false};
         check("unpack", unpack(p, at(gradient), real_gradient, at(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),

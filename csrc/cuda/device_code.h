@@ -45,6 +45,12 @@ __device__ inline void put(BFloat16* to, float x) {  // to nearest even
 #endif
 }
 
+// As many numbers as are loaded or stored in steps of 16 bytes.
+template <class T, int kCount>
+struct alignas(16) Numbers {
+  T at[kCount];
+};
+
 template <class T>
 __device__ T inverse_length(T sum_of_squares) {
   T length = sqrt(sum_of_squares);

@@ -6,7 +6,7 @@
 // they stream as well, and all warps are one team with tiles twice as tall. A warp has kTall x 16 audios, and of the cells
 // every fourth group of 8. What multiplies:
 //
-//   TensorCore<S>   bfloat16, float16: mma m16n8k16; float: mma m16n8k8 on tf32. Sums in float.
+//   TensorCore<S>   bfloat16, float16: mma m16n8k16; float, rounded to tf32: mma m16n8k8. Sums in float.
 //   Exact<T>        float or double: multiply-adds of that type.
 //
 // Whatever multiplies, a thread ends with at(r, ni, j) of audio(r), consecutive in r, and of column(ni, j).
@@ -37,10 +37,10 @@ struct TensorCore {
     uint32_t a[2][kTallTiles][4];
     for (int half = 0; half < 2; ++half)
       for (int mi = 0; mi < kTallTiles; ++mi)
-        load_matrices(a[half][mi], audios + place_of(mi * 16 + lane % 16, 2 * half + lane / 16), S());
+        load_matrices(a[half][mi], audios + place_of(mi * 16 + lane % 16, 2 * half + lane / 16));
     for (int ni = 0; ni < kGroups; ++ni) {
       uint32_t b[4];
-      load_matrices(b, cells + place_of(ni * kTeamWarps * 8 + lane % 8, lane / 8), S());
+      load_matrices(b, cells + place_of(ni * kTeamWarps * 8 + lane % 8, lane / 8));
       for (int half = 0; half < 2; ++half)
         for (int mi = 0; mi < kTallTiles; ++mi) multiply_tile(sums[mi][ni], a[half][mi], b + 2 * half, S());
     }
@@ -52,9 +52,7 @@ struct Exact {
   using Stored = S;
   using T = S;
   static constexpr int kTallTiles = sizeof(T) == 8 ? 2 : 4, kWideTiles = sizeof(T) == 8 ? 3 : 7;
-  struct alignas(16) Chunk {
-    T at[16 / sizeof(T)];
-  };
+  using Chunk = Numbers<T, 16 / sizeof(T)>;
 
   template <int kGroups>
   static __device__ void multiply(const char* audios, const char* cells, T (&sums)[kTallTiles][kWideTiles][4]) {

@@ -1,91 +1,99 @@
-// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere. Each sum is taken by one thread, in order.
+// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere: of each row, a sum of other rows. A warp
+// adds up 512 bytes of a row, rows in order.
 #include "device_code.h"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {
 namespace {
 
-constexpr int kCells = 16;                // of an image that a block of gather_visual works on, or fewer, so that
-constexpr int64_t kMostShared = 96 << 10;  // their sums of all channels fit
+// A thread's share of a row: 16 bytes.
+template <class S, class T>
+struct Share {
+  static constexpr int kCount = 16 / sizeof(S);
+  int64_t width, row, channel;  // numbers of a row; the row and the first number that are this thread's
+  T sums[kCount]{};
 
-int64_t over(int64_t a, int64_t b) { return (a + b - 1) / b; }
+  static __host__ __device__ int64_t parts(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
+  __device__ explicit Share(int64_t slabs) : width(slabs * 64 / int(sizeof(S))) {
+    const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
+    row = warp / parts(slabs), channel = (warp % parts(slabs) * kWarp + threadIdx.x % kWarp) * kCount;
+  }
+  __device__ void add(T weight, const void* rows, int64_t from) {
+    if (channel >= width) return;
+    using Values = Numbers<S, kCount>;
+    const Values values = *reinterpret_cast<const Values*>(static_cast<const S*>(rows) + from * width + channel);
+    for (int i = 0; i < kCount; ++i) sums[i] += weight * T(value(values.at[i]));
+  }
+  // to = f(to, sum), in a matrix of such rows
+  template <class Y, class F>
+  __device__ void finish(Y* to, F f) const {
+    if (channel >= width) return;
+    auto* place = reinterpret_cast<Numbers<Y, kCount>*>(to + row * width + channel);
+    Numbers<Y, kCount> numbers = *place;
+    for (int i = 0; i < kCount; ++i) put(&numbers.at[i], f(numbers.at[i], sums[i]));
+    *place = numbers;
+  }
+};
 
-// grad_visual of some cells of one image: dv = (x - v^ (v^ x)) / |v| with x = sum of grad a^ over the audios whose best cell
-// it is. A warp adds up its share of the channels.
-template <bool kLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) gather_visual_kernel(GatherParams p, int most_cells) {
-  SSL_FAST_SHARED_BYTES(shared);
-  __shared__ T losses[kCells];
-  const int64_t channels = p.shape.channels, blocks = (p.shape.cells + most_cells - 1) / most_cells, n = blockIdx.x / blocks;
-  const int64_t first_cell = blockIdx.x % blocks * most_cells, left = p.shape.cells - first_cell;
-  const int cells = left < most_cells ? int(left) : most_cells, lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int64_t stride = channels + 1;  // neighbouring cells lie in different banks
-  T* sums = reinterpret_cast<T*>(shared);
-  for (int64_t i = threadIdx.x; i < cells * stride; i += kThreads) sums[i] = 0;
-  __syncthreads();
-  for (int64_t first = 0; first < p.shape.audios; first += kWarp) {
-    const bool there = first + lane < p.shape.audios;
-    const int64_t pair = n * p.shape.audios + first + lane;
-    const int mine = there ? int(p.best[pair] - first_cell) : -1;
-    const T scaled = there ? static_cast<const T*>(p.grad_scores)[pair] * static_cast<const T*>(p.audio_norm)[first + lane]
-                           : T(0);
-    for (unsigned hits = __ballot_sync(0xffffffffu, mine >= 0 && mine < cells); hits; hits &= hits - 1) {
-      const int of = __ffs(hits) - 1, cell = __shfl_sync(0xffffffffu, mine, of);
-      const T weight = __shfl_sync(0xffffffffu, scaled, of);
-      const S* audio = static_cast<const S*>(p.audio) + (first + of) * channels;
-      for (int64_t c = threadIdx.x; c < channels; c += kThreads) sums[cell * stride + c] += weight * T(value(audio[c]));
+// Of each cell, over the audios whose best cell it is.
+template <class S, class Y, class T>
+__global__ void __launch_bounds__(kThreads) gather_visual_kernel(PairsParams p, const T* grad_scores, const int32_t* best,
+                                                                 Y* gradient) {
+  Share<S, T> share(p.slabs);
+  if (share.row >= p.images * p.cells) return;
+  const int64_t n = share.row / p.cells, cell = share.row % p.cells;
+  for (int64_t first = 0; first < p.audios; first += kWarp) {
+    const int64_t m = first + threadIdx.x % kWarp, pair = n * p.audios + m;
+    const bool hit = m < p.audios && best[pair] == cell;
+    const T weight = hit ? grad_scores[pair] * static_cast<const T*>(p.audio_norm)[m] : T(0);
+    for (unsigned hits = __ballot_sync(0xffffffffu, hit); hits; hits &= hits - 1) {
+      const int of = __ffs(hits) - 1;
+      share.add(__shfl_sync(0xffffffffu, weight, of), p.audio_rows, first + of);
     }
   }
-  __syncthreads();
-  const int64_t image = n * channels * p.shape.cells;
-  const S* visual = static_cast<const S*>(p.visual) + image;
-  const T* norms = static_cast<const T*>(p.cell_norm) + n * p.shape.cells + first_cell;
-  auto place = [&](int cell, int64_t c) {
-    return kLast ? (first_cell + cell) * channels + c : c * p.shape.cells + first_cell + cell;
-  };
-  for (int cell = warp; cell < cells; cell += kWarps) {
-    T dot = 0;
-    for (int64_t c = lane; c < channels; c += kWarp) dot += sums[cell * stride + c] * T(value(visual[place(cell, c)]));
-    dot = sum_warp(dot);
-    if (lane == 0) losses[cell] = dot * norms[cell] * norms[cell];
-  }
-  __syncthreads();
-  for (int64_t i = threadIdx.x; i < cells * channels; i += kThreads) {
-    const int cell = int(kLast ? i / channels : i % cells);
-    const int64_t c = kLast ? i % channels : i / cells;
-    const T v = value(visual[place(cell, c)]);
-    put(static_cast<S*>(p.grad_visual) + image + place(cell, c), norms[cell] * (sums[cell * stride + c] - losses[cell] * v));
-  }
+  const T norm = static_cast<const T*>(p.cell_norm)[share.row];
+  share.finish(gradient, [&](Y, T sum) { return sum * norm; });
 }
 
-// A block takes one audio, a thread a channel.
+// Of each audio, over the images.
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads) gather_audio_kernel(PairsParams p, const T* grad_scores, const int32_t* best,
                                                                 T* sums) {
-  const int64_t audio = blockIdx.x, channels = p.slabs * 64 / int(sizeof(S));
-  const T audio_norm = static_cast<const T*>(p.audio_norm)[audio];
-  for (int64_t c = threadIdx.x; c < channels; c += kThreads) {
-    T sum = 0;
-    for (int64_t n = 0; n < p.images; ++n) {
-      const int64_t pair = n * p.audios + audio, row = n * p.cells + best[pair];
-      const T weight = grad_scores[pair] * static_cast<const T*>(p.cell_norm)[row] * audio_norm;
-      sum += weight * T(value(static_cast<const S*>(p.cell_rows)[row * channels + c]));
+  Share<S, T> share(p.slabs);
+  if (share.row >= p.audios) return;
+  const T norm = static_cast<const T*>(p.audio_norm)[share.row];
+  for (int64_t first = 0; first < p.images; first += kWarp) {
+    const int64_t n = first + threadIdx.x % kWarp, pair = n * p.audios + share.row;
+    int cell = 0;
+    T weight = 0;
+    if (n < p.images) {
+      cell = best[pair];
+      weight = grad_scores[pair] * static_cast<const T*>(p.cell_norm)[n * p.cells + cell] * norm;
     }
-    sums[audio * channels + c] += sum;
+    const int count = p.images - first < kWarp ? int(p.images - first) : kWarp;
+#pragma unroll 4
+    for (int of = 0; of < count; ++of)
+      share.add(__shfl_sync(0xffffffffu, weight, of), p.cell_rows,
+                (first + of) * p.cells + __shfl_sync(0xffffffffu, cell, of));
   }
+  share.finish(sums, [](T before, T sum) { return before + sum; });
 }
+
+int64_t blocks(int64_t rows, int64_t slabs) { return (rows * Share<float, float>::parts(slabs) + kWarps - 1) / kWarps; }
 
 }  // namespace
 
-const char* gather_visual(const GatherParams& p, void* stream) {
-  return with_layout(p.shape, [&](auto last, auto stored, auto computed) {
+const char* gather_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
+                          bool real_gradient, void* stream) {
+  return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
-    const int64_t a_cell = (p.shape.channels + 1) * sizeof(T), fit = kMostShared / a_cell;
-    if (!fit) return "too many channels for the shared memory of a block";
-    const int cells = int(fit < kCells ? fit : kCells);
-    SSL_FAST_LAUNCH_SHARED((gather_visual_kernel<decltype(last)::value, S, T>), p.shape.images * over(p.shape.cells, cells),
-                           kThreads, cells * a_cell, stream, p, cells);
+    const auto* grad = static_cast<const T*>(grad_scores);
+    const int64_t count = blocks(p.images * p.cells, p.slabs);
+    if (real_gradient)
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, T, T>), count, kThreads, stream, p, grad, best, static_cast<T*>(gradient));
+    else
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, S, T>), count, kThreads, stream, p, grad, best, static_cast<S*>(gradient));
     return last_error();
   });
 }
@@ -94,8 +102,8 @@ const char* gather_audio(const PairsParams& p, const void* grad_scores, const in
   return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
-    SSL_FAST_LAUNCH((gather_audio_kernel<S, T>), p.audios, kThreads, stream, p, static_cast<const T*>(grad_scores), best,
-                    static_cast<T*>(sums));
+    SSL_FAST_LAUNCH((gather_audio_kernel<S, T>), blocks(p.audios, p.slabs), kThreads, stream, p,
+                    static_cast<const T*>(grad_scores), best, static_cast<T*>(sums));
     return last_error();
   });
 }

@@ -17,6 +17,7 @@ struct RowsParams {
   Shape shape;
   int64_t slabs;
   void *features, *rows, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
+  bool tf32;                             // float32: rows are rounded to 11 bits
 };
 // Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last.
 const char* pack(const RowsParams& p, void* stream);
@@ -26,7 +27,7 @@ const char* unpack(const RowsParams& p, const void* gradient, bool real_gradient
 // All pairs of audios with the cells of images.
 struct PairsParams {
   DType dtype;  // of rows
-  bool tf32;    // float32 rows: products on tensor cores, of factors rounded to 11 bits
+  bool tf32;    // float32: products on tensor cores, of rows packed so
   int64_t audios, images, cells, slabs;
   const void *audio_rows, *cell_rows;
   const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
@@ -49,17 +50,10 @@ const char* slopes(const PoolParams& p, void* stream);
 // out[n p, m] = alpha[n, m, p], a real matrix.
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
-// The gradients of scores that hang on one cell a pair, best (N, M).
-struct GatherParams {
-  Shape shape;
-  const void *visual, *audio;
-  const void *audio_norm, *cell_norm;
-  const void* grad_scores;
-  const int32_t* best;
-  void* grad_visual;  // like visual
-};
-const char* gather_visual(const GatherParams& p, void* stream);
-// sums (M, channels of a row), real, += grad / (|v| |a|) v of the best cells of these images.
+// The gradients of scores that hang on one cell a pair, best (N, M), with respect to unit vectors, over their lengths.
+// gradient, of the cells, is like cell_rows, or real; sums (M, channels of a row), real, are added to.
+const char* gather_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
+                          bool real_gradient, void* stream);
 const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream);
 
 // SLAVC's product, for a chunk of images; `real` all through but for best and the slopes, which are like those above.

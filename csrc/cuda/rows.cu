@@ -1,8 +1,8 @@
 // Features as rows for the tile engine and for products of matrices, and gradients of rows as gradients of features. A block
 // takes kWarp cells; where channels come first it turns 64 channels at a time in shared memory, so that neighbouring threads
 // read and write neighbouring memory.
-#include "device_code.h"
 #include "kernels.h"
+#include "tensor_core.h"
 
 namespace ssl_fast::cuda {
 namespace {
@@ -22,6 +22,13 @@ __device__ void by_channel(int cells, int64_t first, int64_t end, F f) {
   const int cell = threadIdx.x % kWarp;
   if (cell < cells)
     for (int64_t c = first + threadIdx.x / kWarp; c < end; c += kWarps) f(cell, c);
+}
+
+template <class S>
+__device__ S stored(S x, bool tf32) {
+  if constexpr (std::is_same_v<S, float>)
+    if (tf32) return round_to_tf32(x);
+  return x;
 }
 
 // The cells of a block: `count` of them from `cell` of image n on, which are rows from `row` on.
@@ -52,7 +59,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(RowsParams p) {
         S x{};
         if (c < channels) x = from[(block.cell + cell) * channels + c];
         square += T(value(x)) * T(value(x));
-        if (p.rows) rows[cell * width + c] = x;
+        if (p.rows) rows[cell * width + c] = stored(x, p.tf32);
       }
       square = sum_warp(square);
       if (lane == 0 && p.inverse_norm) norms[cell] = inverse_length(square);
@@ -66,7 +73,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(RowsParams p) {
       S x{};
       if (c < channels) x = from[c * p.shape.cells + block.cell + cell];
       square += T(value(x)) * T(value(x));
-      turned[cell][c - first] = x;
+      turned[cell][c - first] = stored(x, p.tf32);
     });
     __syncthreads();
     by_row(block.count, first, end, [&](int cell, int64_t c) { rows[cell * width + c] = turned[cell][c - first]; });

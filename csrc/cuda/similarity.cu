@@ -12,11 +12,6 @@ __device__ T norm_at(const void* norms, int64_t i, int64_t count) {
   return i < count ? static_cast<const T*>(norms)[i] : T(0);
 }
 
-template <class T, int kCount>
-struct alignas(16) Numbers {
-  T at[kCount];
-};
-
 template <class X>
 __device__ X shuffle_xor(X x, int apart) {
   uint32_t words[sizeof(X) / 4];

@@ -12,8 +12,6 @@ inline uint32_t bits_at(const void* from) {
   std::memcpy(&x, from, 4);
   return x;
 }
-inline float round_to_tf32(uint32_t bits) { return __uint_as_float((bits + 0x1000) & ~0x1fffu); }
-
 // Element k of a fragment's register, as the tensor core reads it.
 inline float element(uint32_t x, int half, BFloat16) { return value(BFloat16{uint16_t(x >> 16 * half)}); }
 inline float element(uint32_t x, int half, __half) {
@@ -23,8 +21,9 @@ inline float element(uint32_t x, int half, __half) {
   return value(h);
 }
 inline float element(uint32_t x, int, float) {
-  if (x & 0x1fff) emulation::fail("an operand was not rounded to tf32");
-  return __uint_as_float(x);
+  const float value = __uint_as_float(x);
+  if (value == value && x & 0x1fff) emulation::fail("an operand was not rounded to tf32");
+  return value;
 }
 
 #endif
@@ -42,21 +41,19 @@ __device__ inline void load_matrices(uint32_t (&to)[4], const void* row) {
                : "r"(unsigned(__cvta_generic_to_shared(row))));
 #endif
 }
-// The same as operands of products of type S.
-template <class S>
-__device__ void load_matrices(uint32_t (&to)[4], const void* row, S) {
-  load_matrices(to, row);
-  if constexpr (sizeof(S) == 4)
-    for (uint32_t& x : to)
+// The 11 bits of a float that a product on tensor cores heeds, rounded.
+__device__ inline float round_to_tf32(float x) {
 #ifdef SSL_FAST_EMULATION
-      x = __float_as_uint(round_to_tf32(x));
+  return x != x ? x : __uint_as_float((__float_as_uint(x) + 0x1000) & ~0x1fffu);
 #else
-      asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(x) : "f"(__uint_as_float(x)));
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x));
+  return __uint_as_float(bits);
 #endif
 }
 
 // sums (16 x 8) += a (16 x K) b (K x 8), K = 16, for tf32 8. With g = lane / 4, q = lane % 4: sums holds rows g and g + 8 of
-// columns 2 q and 2 q + 1; a and b hold what load_matrices gives.
+// columns 2 q and 2 q + 1; a and b hold what load_matrices gives, floats as round_to_tf32 leaves them.
 #ifdef SSL_FAST_EMULATION
 template <class S>
 void multiply_tile(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b, S) {

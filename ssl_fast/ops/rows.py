@@ -26,14 +26,17 @@ class Pairs:
         size, self.audios = visual.element_size(), len(audio)
         self.slabs = -(-self.channels * size // SLAB_BYTES)
         self.width = self.slabs * SLAB_BYTES // size
-        self.in_place = bool(self.channels_last) and self.width == self.channels and visual.data_ptr() % 16 == 0
+        self.tf32 = visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
+        whole = self.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
+        self.in_place = bool(whole) and not self.tf32
         self.row_bytes = 0 if self.in_place else self.slabs * SLAB_BYTES
-        self.tf32 = int(visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32")
+        # gradients of rows can be smaller than float16 goes
+        self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
         filled_up = -self.audios % COLUMNS
         self.audio_rows = (audio.new_zeros if filled_up else audio.new_empty)(self.audios + filled_up, self.width)
         self.audio_norm = cell_norm.new_empty(self.audios)
         kernels.pack(self._shape_of_audio(), slabs=self.slabs, features=address(audio), rows=address(self.audio_rows),
-                     inverse_norm=address(self.audio_norm), **where)
+                     inverse_norm=address(self.audio_norm), tf32=self.tf32, **where)
 
     def _shape_of_audio(self):
         return self.dtype, 1, 1, 0, self.channels, self.audios
@@ -56,7 +59,7 @@ class Pairs:
             rows += first * self.cells * self.slabs * SLAB_BYTES
         if new_norms or not self.in_place:
             self.kernels.pack(shape, slabs=self.slabs, features=features, rows=0 if self.in_place else rows,
-                              inverse_norm=norm if new_norms else 0, **self.where)
+                              inverse_norm=norm if new_norms else 0, tf32=self.tf32, **self.where)
         self.shape, self.addresses = shape, (address(self.audio_rows), rows, address(self.audio_norm), norm)
         self.pairs = self.told(count, self.addresses)
         start = first * self.cells if self.in_place else 0
@@ -75,7 +78,10 @@ class Pairs:
 
     def _write(self, shape, rows, norm, gradient, to):
         self.kernels.unpack(shape, slabs=self.slabs, features=to, rows=rows, inverse_norm=norm, gradient=address(gradient),
-                            real_gradient=gradient.dtype == self.cell_norm.dtype, **self.where)
+                            real_gradient=self.is_real(gradient), **self.where)
+
+    def is_real(self, x: Tensor) -> bool:
+        return x.dtype == self.cell_norm.dtype
 
 
 def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Iterator[tuple[int, int]]:
@@ -100,20 +106,18 @@ class DenseGradients:
 
     def __init__(self, pairs: Pairs, grad_visual: Tensor | None, grad_audio: Tensor | None):
         self.pairs, self.grad_visual, self.grad_audio = pairs, grad_visual, grad_audio
-        # slopes can be smaller than float16 goes
-        self.dtype = torch.float32 if pairs.visual.dtype == torch.float16 else pairs.visual.dtype
-        self.audio_rows, self.sums = pairs.audio_rows.to(self.dtype), None
-        converted = self.dtype != pairs.visual.dtype
+        self.audio_rows, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None
+        converted = pairs.gradient_dtype != pairs.visual.dtype
         self.row_bytes = (len(self.audio_rows) + (1 + converted) * pairs.width) * self.audio_rows.element_size()
 
     def slopes(self) -> Tensor:
-        return self.pairs.matrix(self.dtype)
+        return self.pairs.matrix(self.pairs.gradient_dtype)
 
     def add(self, first: int, slopes: Tensor) -> None:
         if self.grad_visual is not None:
             self.pairs.write_visual(first, slopes @ self.audio_rows, self.grad_visual)
         if self.grad_audio is not None:
-            part = slopes.t() @ self.pairs.rows.to(self.dtype)
+            part = slopes.t() @ self.pairs.rows.to(slopes.dtype)
             self.sums = part if self.sums is None else self.sums.to(self.pairs.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:

@@ -208,17 +208,7 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
     with kernels_for(visual) as (kernels, where):
         pairs = Pairs(visual, audio, inverse_norm, kernels, where)
         if pooling == "max":
-            if grad_visual is not None:
-                kernels.gather_visual(
-                    kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
-                    audio_norm=address(pairs.audio_norm), cell_norm=address(pairs.cell_norm),
-                    grad_scores=address(grad_scores), best=address(pair), grad_visual=address(grad_visual), **where)
-            if grad_audio is not None:
-                sums = inverse_norm.new_zeros(len(audio), pairs.width)
-                for first, _ in chunks(pairs):
-                    kernels.gather_audio(pairs.pairs, grad_scores=address(grad_scores, first), best=address(pair, first),
-                                         sums=address(sums), **where)
-                pairs.write_audio(sums, grad_audio)
+            _gather(pairs, grad_scores, pair, grad_visual, grad_audio)
             return
         gradients = DenseGradients(pairs, grad_visual, grad_audio)
 
@@ -231,6 +221,27 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
         for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
             add(first)
         gradients.finish()
+
+
+def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
+    kernels, where = pairs.kernels, pairs.where
+    sums = None if grad_audio is None else pairs.audio_norm.new_zeros(pairs.audios, pairs.width)
+
+    def add(first):
+        of_chunk = {"grad_scores": address(grad_scores, first), "best": address(best, first)}
+        if grad_visual is not None:
+            gradient = torch.empty_like(pairs.rows, dtype=pairs.gradient_dtype)
+            kernels.gather_visual(pairs.pairs, **of_chunk, gradient=address(gradient), real_gradient=pairs.is_real(gradient),
+                                  **where)
+            pairs.write_visual(first, gradient, grad_visual)
+        if grad_audio is not None:
+            kernels.gather_audio(pairs.pairs, **of_chunk, sums=address(sums), **where)
+
+    row_bytes = 0 if grad_visual is None else pairs.width * pairs.gradient_dtype.itemsize
+    for first, _ in chunks(pairs, row_bytes=row_bytes):
+        add(first)
+    if grad_audio is not None:
+        pairs.write_audio(sums, grad_audio)
 
 
 @torch.library.custom_op("ssl_fast::pooled_similarity_backward", mutates_args=(), device_types=("cpu", "cuda"))
