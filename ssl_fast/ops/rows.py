@@ -13,6 +13,15 @@ SLAB_BYTES = 64  # rows are filled up with zeros to a multiple of this
 COLUMNS = 8  # rows of matrices with a column for each audio are filled up with zeros to a multiple of this
 
 
+def _as_rows(features: Tensor) -> Tensor:
+    """(N, C, h, w), channels last -> view (N * h * w, C)"""
+    return features.permute(0, 2, 3, 1).view(-1, features.shape[1])
+
+
+def _first(count: int, rows: Tensor) -> Tensor:
+    return rows if len(rows) == count else rows[:count]
+
+
 class Pairs:
     """All audios with all cells of a chunk of images.
 
@@ -44,9 +53,9 @@ class Pairs:
     def hold(self, step: int) -> None:
         """Room for the rows of `step` images."""
         if self.in_place:
-            self.buffer = self.visual.permute(0, 2, 3, 1).view(-1, self.channels)
+            self.buffer = _as_rows(self.visual)
         else:
-            self.buffer = self.visual.new_empty(step * self.cells, self.width)
+            self.buffer = self.rows = self.visual.new_empty(step * self.cells, self.width)
 
     def told(self, images: int, addresses: tuple[int, int, int, int]) -> tuple:
         """What the kernels are told of the pairs with some images: csrc/cuda/bindings.h"""
@@ -62,21 +71,20 @@ class Pairs:
                               inverse_norm=norm if new_norms else 0, tf32=self.tf32, **self.where)
         self.shape, self.addresses = shape, (address(self.audio_rows), rows, address(self.audio_norm), norm)
         self.pairs = self.told(count, self.addresses)
-        start = first * self.cells if self.in_place else 0
-        self.rows = self.buffer[start : start + count * self.cells]
+        if self.in_place:
+            self.rows = self.buffer[first * self.cells : (first + count) * self.cells]
+        else:
+            self.rows = _first(count * self.cells, self.rows)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """(rows of the chunk, M filled up)"""
         return self.rows.new_empty(len(self.rows), len(self.audio_rows), dtype=dtype)
 
-    def write_visual(self, first: int, gradient: Tensor, grad_visual: Tensor) -> None:
-        """From the gradient with respect to the unit vectors of the chunk's rows, over their lengths."""
-        self._write(self.shape, *self.addresses[1::2], gradient, address(grad_visual, first))
-
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
-        self._write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
+        self.write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
 
-    def _write(self, shape, rows, norm, gradient, to):
+    def write(self, shape, rows, norm, gradient, to):
+        """From gradients with respect to the unit vectors of rows, over their lengths, to those of the features."""
         self.kernels.unpack(shape, slabs=self.slabs, features=to, rows=rows, inverse_norm=norm, gradient=address(gradient),
                             real_gradient=self.is_real(gradient), **self.where)
 
@@ -101,23 +109,56 @@ def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Itera
         yield first, count
 
 
+class VisualGradient:
+    """A place for the gradient of a chunk's rows, and the way from there to the gradient of the features."""
+
+    def __init__(self, pairs: Pairs, grad_visual: Tensor):
+        self.pairs, self.grad_visual = pairs, grad_visual
+        self.in_place = pairs.in_place and pairs.gradient_dtype == grad_visual.dtype
+        self.row_bytes = 0 if self.in_place else pairs.width * pairs.gradient_dtype.itemsize
+        self.rows = _as_rows(grad_visual) if self.in_place else None
+
+    def of_chunk(self, first: int) -> Tensor:
+        """(rows of the chunk, channels filled up), to be written"""
+        pairs = self.pairs
+        if self.in_place:
+            return self.rows[first * pairs.cells : first * pairs.cells + len(pairs.rows)]
+        if self.rows is None:
+            self.rows = torch.empty_like(pairs.rows, dtype=pairs.gradient_dtype)
+        self.rows = _first(len(pairs.rows), self.rows)
+        return self.rows
+
+    def write(self, first: int, gradient: Tensor) -> None:
+        pairs = self.pairs
+        pairs.write(pairs.shape, *pairs.addresses[1::2], gradient, address(self.grad_visual, first))
+
+
 class DenseGradients:
     """Both gradients (None: not wanted) from slopes dS/dalpha / (|v| |a|) of all cells, (rows, M) chunk by chunk."""
 
     def __init__(self, pairs: Pairs, grad_visual: Tensor | None, grad_audio: Tensor | None):
-        self.pairs, self.grad_visual, self.grad_audio = pairs, grad_visual, grad_audio
-        self.audio_rows, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None
-        converted = pairs.gradient_dtype != pairs.visual.dtype
-        self.row_bytes = (len(self.audio_rows) + (1 + converted) * pairs.width) * self.audio_rows.element_size()
+        self.pairs, self.grad_audio = pairs, grad_audio
+        self.visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
+        self.audio_rows, self.matrix, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None, None
+        self.row_bytes = len(self.audio_rows) * self.audio_rows.element_size()
+        if self.visual:
+            self.row_bytes += self.visual.row_bytes
+        if pairs.gradient_dtype != pairs.visual.dtype:  # the rows, converted
+            self.row_bytes += pairs.width * pairs.gradient_dtype.itemsize
 
     def slopes(self) -> Tensor:
-        return self.pairs.matrix(self.pairs.gradient_dtype)
+        """Of the chunk, to be written."""
+        if self.matrix is None:
+            self.matrix = self.pairs.matrix(self.pairs.gradient_dtype)
+        self.matrix = _first(len(self.pairs.rows), self.matrix)
+        return self.matrix
 
     def add(self, first: int, slopes: Tensor) -> None:
-        if self.grad_visual is not None:
-            self.pairs.write_visual(first, slopes @ self.audio_rows, self.grad_visual)
+        if self.visual:
+            gradient = self.visual.of_chunk(first)
+            self.visual.write(first, torch.mm(slopes, self.audio_rows, out=gradient))
         if self.grad_audio is not None:
-            part = slopes.t() @ self.pairs.rows.to(slopes.dtype)
+            part = torch.mm(slopes.t(), self.pairs.rows.to(slopes.dtype))
             self.sums = part if self.sums is None else self.sums.to(self.pairs.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:

@@ -10,7 +10,7 @@ from .checks import (address, autocast_inputs, check_kept, check_pair, extension
 from .cosine import cosine_map, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs, chunks
+from .rows import DenseGradients, Pairs, VisualGradient, chunks
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -211,35 +211,27 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
             _gather(pairs, grad_scores, pair, grad_visual, grad_audio)
             return
         gradients = DenseGradients(pairs, grad_visual, grad_audio)
-
-        def add(first):  # a function, so that the slopes of a chunk are gone when the next ones are made
+        for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
             slopes = gradients.slopes()
             _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores, first),
                       slopes=address(slopes))
             gradients.add(first, slopes)
-
-        for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
-            add(first)
         gradients.finish()
 
 
 def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
     kernels, where = pairs.kernels, pairs.where
     sums = None if grad_audio is None else pairs.audio_norm.new_zeros(pairs.audios, pairs.width)
-
-    def add(first):
+    visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
+    for first, _ in chunks(pairs, row_bytes=visual.row_bytes if visual else 0):
         of_chunk = {"grad_scores": address(grad_scores, first), "best": address(best, first)}
-        if grad_visual is not None:
-            gradient = torch.empty_like(pairs.rows, dtype=pairs.gradient_dtype)
+        if visual:
+            gradient = visual.of_chunk(first)
             kernels.gather_visual(pairs.pairs, **of_chunk, gradient=address(gradient), real_gradient=pairs.is_real(gradient),
                                   **where)
-            pairs.write_visual(first, gradient, grad_visual)
+            visual.write(first, gradient)
         if grad_audio is not None:
             kernels.gather_audio(pairs.pairs, **of_chunk, sums=address(sums), **where)
-
-    row_bytes = 0 if grad_visual is None else pairs.width * pairs.gradient_dtype.itemsize
-    for first, _ in chunks(pairs, row_bytes=row_bytes):
-        add(first)
     if grad_audio is not None:
         pairs.write_audio(sums, grad_audio)
 
