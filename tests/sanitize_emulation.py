@@ -115,7 +115,7 @@ def run_all(kernels) -> None:
                        "space_norm": [at(numbers(images, audios)) for _ in range(2)], "scores": at(numbers(images, audios)),
                        "best_cell": best, "grad_scores": at(numbers(images, audios)), "shares": at(numbers(*per_instance)),
                        "norms": [*norms, *norms], "slopes": [at(slopes), at(slopes.copy())]}  # fmt: skip
-            for stage in ("instances", "scores", "shares", "slopes"):
+            for stage in ("instances", "scores", *(["shares"] if instances else []), "slopes"):
                 kernels.product(stage, (dtype, reduce, instances, images, audios, cells), **options)
         alive.clear()
 

@@ -69,14 +69,14 @@ struct ProductChunk {
   void* scores;                        // (N, M)
   int32_t* best;                       // (N, M), reduce = max only
   const void* grad_scores;             // (N, M)
-  void* shares;                        // like instance_top
+  void* shares;                        // like instance_top, instances = image only
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
   void *loc_slopes, *avc_slopes;       // matrices
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);
 const char* product_scores(const ProductChunk& p, void* stream);
-const char* product_shares(const ProductChunk& p, bool first, void* stream);
+const char* product_shares(const ProductChunk& p, bool first, void* stream);  // instances = image only
 const char* product_slopes(const ProductChunk& p, void* stream);
 
 }  // namespace ssl_fast::cuda

@@ -13,25 +13,30 @@ struct Product {
   ProductChunk p;
   T per_tau;
 
+  struct Row {
+    int64_t row, image, cell;
+  };
+  __device__ Row row_at(int64_t row) const { return {row, row / p.cells, row % p.cells}; }
   __device__ T loc(int64_t row, int64_t m) const { return static_cast<const T*>(p.loc)[row * stride_of(p.audios) + m]; }
   __device__ T avc(int64_t row, int64_t m) const { return static_cast<const T*>(p.avc)[row * stride_of(p.audios) + m]; }
   // Where the instance softmax of a cell and an audio has its sums.
-  __device__ int64_t instance(int64_t row, int64_t m) const {
-    return p.instances == Instances::audio ? row : row % p.cells * p.audios + m;
+  __device__ int64_t instance(const Row& r, int64_t m) const {
+    return p.instances == Instances::audio ? r.row : r.cell * p.audios + m;
   }
-  __device__ T log_instance(int64_t row, int64_t m) const {
-    const int64_t at = instance(row, m);
-    return (avc(row, m) - static_cast<const T*>(p.instance_top)[at]) * per_tau - static_cast<const T*>(p.instance_log)[at];
+  __device__ T log_instance(const Row& r, int64_t m) const {
+    const int64_t at = instance(r, m);
+    return (avc(r.row, m) - static_cast<const T*>(p.instance_top)[at]) * per_tau - static_cast<const T*>(p.instance_log)[at];
   }
-  __device__ T log_space(int64_t row, int64_t m, int64_t pair) const {
-    return (loc(row, m) - static_cast<const T*>(p.space_top)[pair]) * per_tau - static_cast<const T*>(p.space_log)[pair];
+  __device__ T log_space(const Row& r, int64_t m) const {
+    const int64_t pair = r.image * p.audios + m;
+    return (loc(r.row, m) - static_cast<const T*>(p.space_top)[pair]) * per_tau - static_cast<const T*>(p.space_log)[pair];
   }
+  __device__ T grad(const Row& r, int64_t m) const { return static_cast<const T*>(p.grad_scores)[r.image * p.audios + m]; }
   // grad dS/da of a cell and a pair
-  __device__ T share(int64_t row, int64_t m) const {
-    const int64_t pair = row / p.cells * p.audios + m;
-    const T grad = static_cast<const T*>(p.grad_scores)[pair];
-    if (p.reduce == Reduce::max) return p.best[pair] == row % p.cells ? grad : T(0);
-    return grad * exponential(log_instance(row, m) + log_space(row, m, pair) - static_cast<const T*>(p.scores)[pair]);
+  __device__ T share(const Row& r, int64_t m) const {
+    const int64_t pair = r.image * p.audios + m;
+    if (p.reduce == Reduce::max) return p.best[pair] == r.cell ? grad(r, m) : T(0);
+    return grad(r, m) * exponential(log_instance(r, m) + log_space(r, m) - static_cast<const T*>(p.scores)[pair]);
   }
 };
 
@@ -42,17 +47,14 @@ template <class T>
 __global__ void __launch_bounds__(kThreads) audio_instances(Product<T> of) {
   const int64_t row = thread() / kWarp;
   if (row >= of.p.images * of.p.cells) return;
-  T top = -2, sum = 0;
-  for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) top = select(of.avc(row, m) > top, of.avc(row, m), top);
-  for (int apart = kWarp / 2; apart; apart /= 2) {
-    const T other = __shfl_xor_sync(0xffffffffu, top, apart);
-    top = select(other > top, other, top);
-  }
-  for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) sum += exponential((of.avc(row, m) - top) * of.per_tau);
-  sum = sum_warp(sum);
+  const LogSumExp<T, T> pool{of.per_tau};
+  typename LogSumExp<T, T>::State state;
+  for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) pool.absorb(state, of.avc(row, m));
+  for (int apart = kWarp / 2; apart; apart /= 2)
+    pool.merge(state, {__shfl_xor_sync(0xffffffffu, state.top, apart), __shfl_xor_sync(0xffffffffu, state.sum, apart)});
   if (threadIdx.x % kWarp) return;
-  static_cast<T*>(of.p.instance_top)[row] = top;
-  static_cast<T*>(of.p.instance_log)[row] = logarithm(sum);
+  static_cast<T*>(of.p.instance_top)[row] = state.top;
+  static_cast<T*>(of.p.instance_log)[row] = logarithm(state.sum);
 }
 
 // Instances = image: a thread takes one cell and audio, through the images of all chunks.
@@ -69,72 +71,73 @@ __global__ void __launch_bounds__(kThreads) image_instances(Product<T> of, bool 
   *top = state.top, *log = last ? logarithm(state.sum) : state.sum;
 }
 
-// A thread takes one pair.
+// A thread takes one pair, and reads each cosine once. Those of the first space count from the one of the first cell.
 template <class T>
 __global__ void __launch_bounds__(kThreads) pair_scores(Product<T> of) {
-  const int64_t pair = thread(), m = pair % of.p.audios, first = pair / of.p.audios * of.p.cells;
+  const int64_t pair = thread(), n = pair / of.p.audios, m = pair % of.p.audios, first = n * of.p.cells;
   if (pair >= of.p.images * of.p.audios) return;
-  T top = of.loc(first, m);
-  for (int64_t cell = 1; cell < of.p.cells; ++cell) top = select(of.loc(first + cell, m) > top, of.loc(first + cell, m), top);
-  auto y = [&](int64_t cell) { return (of.loc(first + cell, m) - top) * of.per_tau; };
-  auto x = [&](int64_t cell) { return of.log_instance(first + cell, m) + y(cell); };
+  const bool sum = of.p.reduce == Reduce::sum;
+  const T start = of.loc(first, m);
+  const LogSumExp<T, T> in_space{of.per_tau}, in_product{1};
+  typename LogSumExp<T, T>::State space, product;
   typename Max<T, T>::State best{T(-1e30), 0};
-  for (int64_t cell = 0; cell < of.p.cells; ++cell) Max<T, T>{}.absorb(best, x(cell), int(cell));
-  T sum = 0, total = 0;
-  for (int64_t part = 0; part < of.p.cells; part += 16) {  // in two levels: less rounding error
-    T part_sum = 0, part_total = 0;
-    for (int64_t cell = part; cell < part + 16 && cell < of.p.cells; ++cell) {
-      part_sum += exponential(y(cell));
-      if (of.p.reduce == Reduce::sum) part_total += exponential(x(cell) - best.best);
+  for (int64_t cell = 0; cell < of.p.cells;) {
+    typename LogSumExp<T, T>::State space_part, product_part;
+    for (int i = 0; i < 16 && cell < of.p.cells; ++i, ++cell) {  // in two levels: less rounding error
+      const T y = of.loc(first + cell, m) - start, x = of.log_instance({first + cell, n, cell}, m) + y * of.per_tau;
+      in_space.absorb(space_part, y);
+      if (sum)
+        in_product.absorb(product_part, x);
+      else
+        Max<T, T>{}.absorb(best, x, int(cell));
     }
-    sum += part_sum, total += part_total;
+    in_space.merge(space, space_part);
+    in_product.merge(product, product_part);
   }
-  const T log = logarithm(sum);
-  static_cast<T*>(of.p.space_top)[pair] = top;
+  const T log = logarithm(space.sum);
+  static_cast<T*>(of.p.space_top)[pair] = space.top + start;
   static_cast<T*>(of.p.space_log)[pair] = log;
-  static_cast<T*>(of.p.scores)[pair] = best.best - log + (of.p.reduce == Reduce::sum ? logarithm(total) : T(0));
-  if (of.p.reduce == Reduce::max) of.p.best[pair] = best.cell;
+  static_cast<T*>(of.p.scores)[pair] = (sum ? in_product.score(product) : best.best) - space.top * of.per_tau - log;
+  if (!sum) of.p.best[pair] = best.cell;
 }
 
-// sums = the shares of all instances: of each row (a warp), or of each cell and audio (a thread), through all chunks.
-template <class T>
-__global__ void __launch_bounds__(kThreads) audio_shares(Product<T> of) {
-  const int64_t row = thread() / kWarp;
-  if (row >= of.p.images * of.p.cells) return;
-  T sum = 0;
-  for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) sum += of.share(row, m);
-  sum = sum_warp(sum);
-  if (threadIdx.x % kWarp == 0) static_cast<T*>(of.p.shares)[row] = sum;
-}
+// Instances = image: the shares of all of them, through all chunks.
 template <class T>
 __global__ void __launch_bounds__(kThreads) image_shares(Product<T> of, bool first) {
-  const int64_t at = thread();
+  const int64_t at = thread(), cell = at / of.p.audios, m = at % of.p.audios;
   if (at >= of.p.cells * of.p.audios) return;
   T* sum = static_cast<T*>(of.p.shares) + at;
   T all = first ? T(0) : *sum;
-  for (int64_t n = 0; n < of.p.images; ++n) all += of.share(n * of.p.cells + at / of.p.audios, at % of.p.audios);
+  for (int64_t n = 0; n < of.p.images; ++n) all += of.share({n * of.p.cells + cell, n, cell}, m);
   *sum = all;
 }
 
-// d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths. A thread takes one number of each.
+// d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths; R is the sum of the shares u of
+// all instances. A warp takes one row.
 template <class T, class Out>
-__global__ void __launch_bounds__(kThreads) pair_slopes(Product<T> of) {
-  const int64_t at = thread(), stride = stride_of(of.p.audios), row = at / stride, m = at % stride;
+__global__ void __launch_bounds__(kThreads) row_slopes(Product<T> of) {
+  const int64_t row = thread() / kWarp, stride = stride_of(of.p.audios);
   if (row >= of.p.images * of.p.cells) return;
-  if (m >= of.p.audios) {
-    put(static_cast<Out*>(of.p.loc_slopes) + at, T(0));
-    put(static_cast<Out*>(of.p.avc_slopes) + at, T(0));
-    return;
+  const auto r = of.row_at(row);
+  const bool of_audio = of.p.instances == Instances::audio;
+  T sum = 0;
+  if (of_audio) {
+    for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) sum += of.share(r, m);
+    sum = sum_warp(sum);
   }
-  const int64_t pair = row / of.p.cells * of.p.audios + m;
-  const T u = of.share(row, m), all = static_cast<const T*>(of.p.shares)[of.instance(row, m)];
-  const T grad = static_cast<const T*>(of.p.grad_scores)[pair];
-  auto put_slope = [&](void* out, T slope, const void* cell_norm, const void* audio_norm) {
-    put(static_cast<Out*>(out) + at,
+  auto put_slope = [&](void* out, int64_t m, T slope, const void* cell_norm, const void* audio_norm) {
+    put(static_cast<Out*>(out) + row * stride + m,
         slope * of.per_tau * (static_cast<const T*>(cell_norm)[row] * static_cast<const T*>(audio_norm)[m]));
   };
-  put_slope(of.p.loc_slopes, u - grad * exponential(of.log_space(row, m, pair)), of.p.loc_cell_norm, of.p.loc_audio_norm);
-  put_slope(of.p.avc_slopes, u - exponential(of.log_instance(row, m)) * all, of.p.avc_cell_norm, of.p.avc_audio_norm);
+  for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) {
+    const T u = of.share(r, m), all = of_audio ? sum : static_cast<const T*>(of.p.shares)[of.instance(r, m)];
+    put_slope(of.p.loc_slopes, m, u - of.grad(r, m) * exponential(of.log_space(r, m)), of.p.loc_cell_norm,
+              of.p.loc_audio_norm);
+    put_slope(of.p.avc_slopes, m, u - exponential(of.log_instance(r, m)) * all, of.p.avc_cell_norm, of.p.avc_audio_norm);
+  }
+  const int64_t m = of.p.audios + threadIdx.x % kWarp;  // what fills up the row
+  if (m < stride)
+    for (void* slopes : {of.p.loc_slopes, of.p.avc_slopes}) put(static_cast<Out*>(slopes) + row * stride + m, T(0));
 }
 
 // Calls f(Product<T>(), blocks for a given number of threads).
@@ -168,22 +171,18 @@ const char* product_scores(const ProductChunk& p, void* stream) {
 
 const char* product_shares(const ProductChunk& p, bool first, void* stream) {
   return with_product(p, [&](auto of, auto blocks) {
-    using T = decltype(of.per_tau);
-    if (p.instances == Instances::audio)
-      SSL_FAST_LAUNCH((audio_shares<T>), blocks(p.images * p.cells * kWarp), kThreads, stream, of);
-    else
-      SSL_FAST_LAUNCH((image_shares<T>), blocks(p.cells * p.audios), kThreads, stream, of, first);
+    SSL_FAST_LAUNCH((image_shares<decltype(of.per_tau)>), blocks(p.cells * p.audios), kThreads, stream, of, first);
   });
 }
 
 const char* product_slopes(const ProductChunk& p, void* stream) {
   return with_product(p, [&](auto of, auto blocks) {
     using T = decltype(of.per_tau);
-    const int64_t count = blocks(p.images * p.cells * stride_of(p.audios));
+    const int64_t count = blocks(p.images * p.cells * kWarp);
     if (p.dtype == DType::bfloat16)
-      SSL_FAST_LAUNCH((pair_slopes<T, BFloat16>), count, kThreads, stream, of);
+      SSL_FAST_LAUNCH((row_slopes<T, BFloat16>), count, kThreads, stream, of);
     else
-      SSL_FAST_LAUNCH((pair_slopes<T, T>), count, kThreads, stream, of);
+      SSL_FAST_LAUNCH((row_slopes<T, T>), count, kThreads, stream, of);
   });
 }
 

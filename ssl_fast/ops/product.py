@@ -137,15 +137,12 @@ class _Cuda:
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
-        shares = torch.empty_like(self.instance_norm[0])  # of all instances, by cell
+        shares = torch.empty_like(self.instance_norm[0]) if self.instances == "image" else None
 
         def run(stage, first, *chunk, **more):
-            self.run(stage, first, *chunk, grad_scores=address(grad_scores, first),
-                     shares=address(shares, first if self.instances == "audio" else 0), **more)
+            self.run(stage, first, *chunk, grad_scores=address(grad_scores, first), shares=address(shares), **more)
 
         def add(first, *chunk):
-            if self.instances == "audio":
-                run("shares", first, *chunk)
             slopes = [of.slopes() for of in gradients]
             norms = [norm for space in self.spaces for norm in space.addresses[2:]]
             run("slopes", first, *chunk, norms=norms, slopes=[address(of) for of in slopes])
