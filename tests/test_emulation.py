@@ -132,6 +132,21 @@ def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, mo
     assert_accurate(op, features, extra_for(shape))
 
 
+@pytest.mark.parametrize("audios, cells, most", [(700, 196, 20), (700, 49, 40), (100, 49, 9), (1000, 900, 7)])
+def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cells, most, kernels):
+    """By trial of all numbers of images and of blocks that share them: blocks of 128 audios, 224 columns of whole images."""
+    processors, tiles = 3, -(-audios // 128)
+
+    def time_of_an_image(images):
+        groups = -(-images // max(1, 224 // cells))
+        return min(-(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1)) / images
+
+    good = kernels.good_chunk(((1, 0, audios, 0, cells, 4), (0, 0, 0, 0)), most)
+    choice = range(most // 2 + 1, most + 1)
+    assert good in choice and time_of_an_image(good) == min(map(time_of_an_image, choice))
+    assert time_of_an_image(good) < max(map(time_of_an_image, choice))
+
+
 @pair_ops
 @dtypes(*DTYPES)
 def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, monkeypatch):

@@ -15,8 +15,8 @@ struct Share {
 
   static __host__ __device__ int64_t parts(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
   __device__ explicit Share(int64_t slabs) : width(slabs * 64 / int(sizeof(S))) {
-    const int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / kWarp;
-    row = warp / parts(slabs), channel = (warp % parts(slabs) * kWarp + threadIdx.x % kWarp) * kCount;
+    const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarp, of_row = unsigned(parts(slabs));
+    row = warp / of_row, channel = (warp % of_row * kWarp + threadIdx.x % kWarp) * kCount;
   }
   __device__ void add(T weight, const void* rows, int64_t from) {
     if (channel >= width) return;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kThreads) gather_visual_kernel(PairsParams p, 
                                                                  Y* gradient) {
   Share<S, T> share(p.slabs);
   if (share.row >= p.images * p.cells) return;
-  const int64_t n = share.row / p.cells, cell = share.row % p.cells;
+  const int64_t n = unsigned(share.row) / unsigned(p.cells), cell = share.row - n * p.cells;
   for (int64_t first = 0; first < p.audios; first += kWarp) {
     const int64_t m = first + threadIdx.x % kWarp, pair = n * p.audios + m;
     const bool hit = m < p.audios && best[pair] == cell;

@@ -1,5 +1,6 @@
 // The instructions that C++ has no words for: matrix fragments, products on tensor cores, copies in the background, barriers
-// of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers between the same lanes.
+// of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers between the same
+// lanes.
 #pragma once
 #include "device_code.h"
 
