@@ -172,7 +172,7 @@ int64_t good_chunk(PairsParams p, int64_t most) {
   const Device device = this_device();
   int64_t good = most, time = INT64_MAX;  // of `good` images
   with_math(p, [&](auto math) {
-    for (int64_t images = most; images > most / 2; --images) {
+    for (int64_t images = most; images > most / 2; images -= 1 + most / 1024) {
       p.images = images;
       const int64_t of_these = Engine<decltype(math)>::plan(p, device).time;
       if (time == INT64_MAX || of_these * good < time * images) good = images, time = of_these;

@@ -52,6 +52,7 @@ class Pairs:
 
     def hold(self, step: int) -> None:
         """Room for the rows of `step` images."""
+        self.buffer = self.rows = None  # gone before there is another one
         if self.in_place:
             self.buffer = _as_rows(self.visual)
         else:
@@ -62,19 +63,18 @@ class Pairs:
         return (self.dtype, self.tf32, self.audios, images, self.cells, self.slabs), addresses
 
     def pack(self, first: int, count: int, new_norms: bool) -> None:
-        shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
-        features, norm, rows = address(self.visual, first), address(self.cell_norm, first), address(self.buffer)
-        if self.in_place:
-            rows += first * self.cells * self.slabs * SLAB_BYTES
-        if new_norms or not self.in_place:
-            self.kernels.pack(shape, slabs=self.slabs, features=features, rows=0 if self.in_place else rows,
-                              inverse_norm=norm if new_norms else 0, tf32=self.tf32, **self.where)
-        self.shape, self.addresses = shape, (address(self.audio_rows), rows, address(self.audio_norm), norm)
-        self.pairs = self.told(count, self.addresses)
         if self.in_place:
             self.rows = self.buffer[first * self.cells : (first + count) * self.cells]
         else:
             self.rows = _first(count * self.cells, self.rows)
+        rows, norm = address(self.rows), address(self.cell_norm, first)
+        self.shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
+        self.addresses = address(self.audio_rows), rows, address(self.audio_norm), norm
+        self.pairs = self.told(count, self.addresses)
+        if new_norms or not self.in_place:
+            self.kernels.pack(self.shape, slabs=self.slabs, features=address(self.visual, first),
+                              rows=0 if self.in_place else rows, inverse_norm=norm if new_norms else 0, tf32=self.tf32,
+                              **self.where)
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """(rows of the chunk, M filled up)"""
