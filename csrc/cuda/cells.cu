@@ -3,12 +3,15 @@
 // of csrc/cpu/cosine.cpp and csrc/cpu/mean.cpp.
 //
 // Where channels come first, lanes run over cells and warps over channels; where they come last, the other way round. So
-// neighbouring threads always read neighbouring memory.
+// neighbouring threads always read neighbouring memory. Blocks are few and large, so that what is read twice comes from a
+// cache the second time.
 #include "device_code.h"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {
 namespace {
+
+constexpr int kWarps = 16, kThreads = kWarp * kWarps;
 
 // Cell `first + lane` (channels first) or `first + warp`, ... (channels last) of an image.
 template <class S>
@@ -81,20 +84,20 @@ __device__ T inverse_norm_of(const S* audio, int64_t channels) {
   return inverse_length(sum_block(sum, scratch));
 }
 
-// inverse_norm and, with an audio, the cosine map.
 template <bool kLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) forward(CellsParams p, int64_t blocks_per_image) {
+__global__ void __launch_bounds__(kThreads, 2) map_of_image(CellsParams p, unsigned blocks_per_image) {
   __shared__ T squares[kWarp], products[kWarp];
   const int64_t n = blockIdx.x / blocks_per_image, first = blockIdx.x % blocks_per_image * kWarp;
   const Cells<S> at(p.shape, p.visual, n, first);
-  const S* audio = p.audio ? static_cast<const S*>(p.audio) + n * p.shape.channels : nullptr;
+  const S* audio = static_cast<const S*>(p.audio) + n * p.shape.channels;
   cell_sums<kLast, T>(at, audio, squares, products);
-  T scale = audio ? inverse_norm_of<T>(audio, p.shape.channels) : T(0);
+  const T scale = inverse_norm_of<T>(audio, p.shape.channels);
   const int cell = threadIdx.x;
   if (cell >= at.count()) return;
-  T inverse = inverse_length(squares[cell]);
-  static_cast<T*>(p.inverse_norm)[n * p.shape.cells + first + cell] = inverse;
-  if (audio) static_cast<T*>(p.out)[n * p.shape.cells + first + cell] = products[cell] * inverse * scale;
+  const int64_t place = n * p.shape.cells + first + cell;
+  const T inverse = inverse_length(squares[cell]);
+  static_cast<T*>(p.inverse_norm)[place] = inverse;
+  static_cast<T*>(p.out)[place] = products[cell] * inverse * scale;
 }
 
 template <class T>
@@ -128,10 +131,19 @@ __device__ void channel_sums(const Shape& s, const S* v, T* out, Gain gain) {
   }
 }
 
+// A block takes one image: first the lengths of its cells, then the mean.
 template <bool kLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) mean_of_image(CellsParams p) {
+__global__ void __launch_bounds__(kThreads, 2) mean_of_image(CellsParams p) {
+  __shared__ T squares[kWarp], unused[kWarp];
   const int64_t n = blockIdx.x;
-  const T* inverse_norm = static_cast<const T*>(p.inverse_norm) + n * p.shape.cells;
+  T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
+  for (int64_t first = 0; first < p.shape.cells; first += kWarp) {
+    const Cells<S> at(p.shape, p.visual, n, first);
+    cell_sums<kLast, T>(at, static_cast<const S*>(nullptr), squares, unused);
+    const int cell = threadIdx.x;
+    if (cell < at.count()) inverse_norm[first + cell] = inverse_length(squares[cell]);
+    __syncthreads();
+  }
   channel_sums<kLast>(p.shape, static_cast<const S*>(p.visual) + n * p.shape.channels * p.shape.cells,
                       static_cast<T*>(p.out) + n * p.shape.channels,
                       [&](int64_t cell) { return weight_of<T>(p, n, cell) * inverse_norm[cell]; });
@@ -139,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) mean_of_image(CellsParams p) {
 
 // grad_audio of the map: 1 / |a| (b - a^ (a^ . b)) with b = sum_p g v^
 template <bool kLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) audio_of_map(CellsParams p) {
+__global__ void __launch_bounds__(kThreads, 2) audio_of_map(CellsParams p) {
   __shared__ T scratch[kWarps];
   const int64_t n = blockIdx.x, channels = p.shape.channels;
   const T* inverse_norm = static_cast<const T*>(p.inverse_norm) + n * p.shape.cells;
@@ -159,7 +171,7 @@ __global__ void __launch_bounds__(kThreads) audio_of_map(CellsParams p) {
 // dv = gain x - loss v. Map: gain = g / |v|, x = a^, loss = gain alpha / |v|. Mean: gain = w / |v|, x = g,
 // loss = gain (v . g) / |v|^2.
 template <bool kLast, bool kMean, class S, class T>
-__global__ void __launch_bounds__(kThreads) visual_gradient(CellsParams p, int64_t blocks_per_image) {
+__global__ void __launch_bounds__(kThreads, 2) visual_gradient(CellsParams p, unsigned blocks_per_image) {
   __shared__ T gain[kWarp], loss[kWarp], products[kWarp];
   const int64_t n = blockIdx.x / blocks_per_image, first = blockIdx.x % blocks_per_image * kWarp;
   const Cells<S> at(p.shape, p.visual, n, first);
@@ -191,16 +203,15 @@ __global__ void __launch_bounds__(kThreads) visual_gradient(CellsParams p, int64
 
 template <bool kMean>
 const char* run(const CellsParams& p, void* stream) {
-  const int64_t per_image = (p.shape.cells + kWarp - 1) / kWarp;
+  const unsigned per_image = unsigned((p.shape.cells + kWarp - 1) / kWarp);
   return with_layout(p.shape, [&](auto last, auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
     constexpr bool kLast = decltype(last)::value;
     const int64_t images = p.shape.images;
-    if (!p.grad_out) {
-      SSL_FAST_LAUNCH((forward<kLast, S, T>), images * per_image, kThreads, stream, p, per_image);
-      if (kMean) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
-    }
+    if (!p.grad_out && kMean) SSL_FAST_LAUNCH((mean_of_image<kLast, S, T>), images, kThreads, stream, p);
+    if (!p.grad_out && !kMean)
+      SSL_FAST_LAUNCH((map_of_image<kLast, S, T>), images * per_image, kThreads, stream, p, per_image);
     if (p.grad_out && p.grad_visual)
       SSL_FAST_LAUNCH((visual_gradient<kLast, kMean, S, T>), images * per_image, kThreads, stream, p, per_image);
     if (p.grad_out && p.grad_audio) SSL_FAST_LAUNCH((audio_of_map<kLast, S, T>), images, kThreads, stream, p);

@@ -63,9 +63,9 @@ __device__ T sum_warp(T x) {
   for (int apart = kWarp / 2; apart; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
   return x;
 }
-// For all threads of the block; `scratch` holds kWarps values and may be used again after the next barrier.
-template <class T>
-__device__ T sum_block(T x, T* scratch) {
+// For all threads of the block; `scratch` holds a value for each warp and may be used again after the next barrier.
+template <int kWarps, class T>
+__device__ T sum_block(T x, T (&scratch)[kWarps]) {
   x = sum_warp(x);
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
   __syncthreads();
