@@ -12,7 +12,7 @@
 //   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`: scale = kept * the incoming gradient
 //
 // V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). The engine
-// declares exponential, reciprocal, select and Index<V> before it includes this header.
+// declares logistic, exponential, logarithm, select and Index<V> before it includes this header.
 //
 // The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit vector.
 #pragma once
@@ -38,9 +38,7 @@ struct SoftThreshold {
     V weighted{}, weight{};
   };
   SSL_FAST_INLINE V logit(V alpha) const { return (alpha - epsilon) * inverse_beta; }
-  SSL_FAST_INLINE V weight(V x) const {
-    return reciprocal(1 + exponential(-select(x > kLowestLogit, x, V{} + kLowestLogit)));
-  }
+  SSL_FAST_INLINE V weight(V x) const { return logistic(select(x > kLowestLogit, x, V{} + kLowestLogit)); }
   SSL_FAST_INLINE void absorb(State& s, V alpha, int) const {
     V w = weight(logit(alpha));
     s.weighted += w * alpha;

@@ -156,6 +156,10 @@ SSL_FAST_AI Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 SSL_FAST_AI Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
+template <class V>
+SSL_FAST_AI V logistic(V x) {
+  return reciprocal(1 + exponential(-x));
+}
 
 // Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal blocks.
 template <class T, int B, int... I>

@@ -13,27 +13,23 @@ template <class X>
 __device__ X select(bool first, X a, X b) {
   return first ? a : b;
 }
-// The instructions of the GPU, to about 2^-22. The argument in base 2 is rounded: no more than was the x that came here.
-__device__ inline float exponential(float x) {
-  x *= 1.44269504f;
-#ifdef SSL_FAST_EMULATION
-  return std::exp2(x);
-#else
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
-#endif
-}
+__device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
-__device__ inline float reciprocal(float x) {
+// 1 / (1 + exp(-x)). For floats by the instructions of the GPU, to about 2^-22 but for the rounding of the exponent in base 2,
+// which is no more than that of the x that comes here.
+__device__ inline float logistic(float x) {
+  float power = x * -1.44269504f;
 #ifdef SSL_FAST_EMULATION
-  return 1 / x;
+  return 1 / (1 + std::exp2(power));
 #else
-  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(x));
-  return x;
+  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(power));
+  power += 1;
+  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(power));
+  return power;
 #endif
 }
-__device__ inline double reciprocal(double x) { return 1 / x; }
+__device__ inline double logistic(double x) { return 1 / (1 + exp(-x)); }
 
 }  // namespace ssl_fast::cuda
