@@ -33,8 +33,9 @@ def kernels(tmp_path_factory):
 
 @pytest.fixture
 def emulated(kernels, monkeypatch):
-    """From here on, ops on CPU tensors run the CUDA kernels."""
+    """From here on, ops on CPU tensors run the CUDA kernels, of this module."""
     monkeypatch.setattr(checks, "emulated", kernels)
+    return kernels
 
 
 def features_of(name, shape, dtype, layout="contiguous"):
@@ -119,6 +120,19 @@ def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated)
     shape = Shape(5, 131, 270, 7, 7)
     op, features = features_of(name, shape, dtype)
     assert_accurate(op, features, extra_for(shape))
+
+
+@pytest.mark.parametrize("name", ["soft-threshold", "max", "product-sum-audio"])
+@dtypes(torch.bfloat16, torch.float32)
+@pytest.mark.parametrize("shape", [Shape(2, 150, 512, 14, 14), Shape(9, 70, 512, 7, 7), Shape(2, 200, 256, 14, 15)])
+def test_emulation_of_an_h200(name, dtype, shape, emulated):
+    """132 multiprocessors that grant a block 227 KiB: of 512 channels in bfloat16 the cells of an image just fit."""
+    emulated.set_device(132, 227 * 2**10)
+    try:
+        op, features = features_of(name, shape, dtype)
+        assert_accurate(op, features, extra_for(shape))
+    finally:
+        emulated.set_device(3, 99 * 2**10)
 
 
 @pair_ops

@@ -30,6 +30,9 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 namespace emulation {
 
+// Multiprocessors, and the bytes of shared memory that a block may have.
+void set_device(int processors, int shared);
+
 extern Dim3 thread_index, block_index, block_size, grid_size;  // of the running thread
 
 // Runs `kernel` once for each of `blocks` x `threads`. Each block finds `shared` bytes full of NaN.

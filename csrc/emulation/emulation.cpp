@@ -41,8 +41,8 @@ namespace {
 
 constexpr int kWarp = 32, kMostThreads = 1024;
 constexpr size_t kStack = 64 << 10;
-constexpr int kMostShared = 99 << 10;  // of a block on every GPU since sm_80
-constexpr int kProcessors = 3, kBarriers = 15;
+constexpr int kBarriers = 15;
+int processors = 3, most_shared = 99 << 10;  // the latter is granted by every GPU since sm_80
 
 enum class State { ready, at_barrier, at_warp, done };
 
@@ -138,6 +138,8 @@ void start(int i) {
 
 }  // namespace
 
+void set_device(int of_processors, int shared) { processors = of_processors, most_shared = shared; }
+
 void fail(const char* what) {
   std::fprintf(stderr, "emulation: block %u, thread %u: %s\n", block_index.x, thread_index.x, what);
   std::abort();
@@ -199,7 +201,7 @@ void wait_for_copies(int pending) {
 char* shared_bytes() { return shared.get(); }
 
 void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()>& function) {
-  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp || bytes > kMostShared)
+  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp || bytes > most_shared)
     fail("bad size of a launch");
   shared.reset(new (std::align_val_t(128)) char[bytes]);
   kernel = &function;
@@ -229,6 +231,6 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
 
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::kProcessors : emulation::kMostShared;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::processors : emulation::most_shared;
   return cudaSuccess;
 }

@@ -1,4 +1,8 @@
 // The CUDA kernels of this project, run on the CPU. Built by the tests.
 #include "../cuda/bindings.h"
+#include "cuda_runtime.h"
 
-PYBIND11_MODULE(ssl_fast_emulation, m) { ssl_fast::cuda::bind(m); }
+PYBIND11_MODULE(ssl_fast_emulation, m) {
+  ssl_fast::cuda::bind(m);
+  m.def("set_device", emulation::set_device);
+}
