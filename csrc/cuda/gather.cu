@@ -6,20 +6,24 @@
 namespace ssl_fast::cuda {
 namespace {
 
+constexpr int kAhead = 4;  // groups of audios whose best cells are looked up at a time
+
 // A thread's share of a row: 16 bytes.
 template <class S, class T>
 struct Share {
   static constexpr int kCount = 16 / sizeof(S);
   int64_t width, row, channel;  // numbers of a row; the row and the first number that are this thread's
+  bool there;                   // whether the row has such numbers
   T sums[kCount]{};
 
   static __host__ __device__ int64_t parts(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
   __device__ explicit Share(int64_t slabs) : width(slabs * 64 / int(sizeof(S))) {
     const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarp, of_row = unsigned(parts(slabs));
     row = warp / of_row, channel = (warp % of_row * kWarp + threadIdx.x % kWarp) * kCount;
+    there = channel < width;
+    if (!there) channel = 0;  // so that nothing depends on it until the end
   }
   __device__ void add(T weight, const void* rows, int64_t from) {
-    if (channel >= width) return;
     using Values = Numbers<S, kCount>;
     const Values values = *reinterpret_cast<const Values*>(static_cast<const S*>(rows) + from * width + channel);
     for (int i = 0; i < kCount; ++i) sums[i] += weight * T(value(values.at[i]));
@@ -27,7 +31,7 @@ struct Share {
   // to = f(to, sum), in a matrix of such rows
   template <class Y, class F>
   __device__ void finish(Y* to, F f) const {
-    if (channel >= width) return;
+    if (!there) return;
     auto* place = reinterpret_cast<Numbers<Y, kCount>*>(to + row * width + channel);
     Numbers<Y, kCount> numbers = *place;
     for (int i = 0; i < kCount; ++i) put(&numbers.at[i], f(numbers.at[i], sums[i]));
@@ -42,14 +46,19 @@ __global__ void __launch_bounds__(kThreads) gather_visual_kernel(PairsParams p, 
   Share<S, T> share(p.slabs);
   if (share.row >= p.images * p.cells) return;
   const int64_t n = unsigned(share.row) / unsigned(p.cells), cell = share.row - n * p.cells;
-  for (int64_t first = 0; first < p.audios; first += kWarp) {
-    const int64_t m = first + threadIdx.x % kWarp, pair = n * p.audios + m;
-    const bool hit = m < p.audios && best[pair] == cell;
-    const T weight = hit ? grad_scores[pair] * static_cast<const T*>(p.audio_norm)[m] : T(0);
-    for (unsigned hits = __ballot_sync(0xffffffffu, hit); hits; hits &= hits - 1) {
-      const int of = __ffs(hits) - 1;
-      share.add(__shfl_sync(0xffffffffu, weight, of), p.audio_rows, first + of);
+  for (int64_t start = 0; start < p.audios; start += kAhead * kWarp) {
+    bool hit[kAhead];
+    T weight[kAhead];
+    for (int i = 0; i < kAhead; ++i) {
+      const int64_t m = start + i * kWarp + threadIdx.x % kWarp, pair = n * p.audios + m;
+      hit[i] = m < p.audios && best[pair] == cell;
+      weight[i] = hit[i] ? grad_scores[pair] * static_cast<const T*>(p.audio_norm)[m] : T(0);
     }
+    for (int i = 0; i < kAhead; ++i)
+      for (unsigned hits = __ballot_sync(0xffffffffu, hit[i]); hits; hits &= hits - 1) {
+        const int of = __ffs(hits) - 1;
+        share.add(__shfl_sync(0xffffffffu, weight[i], of), p.audio_rows, start + i * kWarp + of);
+      }
   }
   const T norm = static_cast<const T*>(p.cell_norm)[share.row];
   share.finish(gradient, [&](Y, T sum) { return sum * norm; });
@@ -71,7 +80,7 @@ __global__ void __launch_bounds__(kThreads) gather_audio_kernel(PairsParams p, c
       weight = grad_scores[pair] * static_cast<const T*>(p.cell_norm)[n * p.cells + cell] * norm;
     }
     const int count = p.images - first < kWarp ? int(p.images - first) : kWarp;
-#pragma unroll 4
+#pragma unroll 8
     for (int of = 0; of < count; ++of)
       share.add(__shfl_sync(0xffffffffu, weight, of), p.cell_rows,
                 (first + of) * p.cells + __shfl_sync(0xffffffffu, cell, of));
