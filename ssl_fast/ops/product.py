@@ -3,11 +3,10 @@
 import torch
 from torch import Tensor
 
-from . import rows
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
                      kernels_for, memory_format, on_cuda, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs
+from .rows import DenseGradients, Pairs, chunks
 
 REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
 INSTANCES = ("audio", "image")
@@ -98,9 +97,6 @@ class _Cuda:
         self.spaces = Pairs(visual_loc, audio_loc, saved[4], *place), Pairs(visual_avc, audio_avc, saved[5], *place)
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
-        # two maps of cosines and two of slopes are at work: the chunks that fit less would be too small for a GPU
-        quarter = self.scores.numel() * self.spaces[0].cells  # of a map in float32
-        self.workspace = max(rows.WORKSPACE_BYTES, min(8 * rows.WORKSPACE_BYTES, quarter))
 
     def for_chunks(self, function, row_bytes=0, new_norms=False):
         """function(first image, images, cosines of both spaces)"""
@@ -113,7 +109,7 @@ class _Cuda:
 
         columns = len(self.spaces[0].audio_rows)
         row_bytes += 2 * columns * self.scores.element_size()
-        for first, count in rows.chunks(*self.spaces, workspace=self.workspace, row_bytes=row_bytes, new_norms=new_norms):
+        for first, count in chunks(*self.spaces, row_bytes=row_bytes, new_norms=new_norms):
             call(first, count)
 
     def run(self, stage, first, count, cosines, **gradient):

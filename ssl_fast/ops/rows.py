@@ -92,13 +92,12 @@ class Pairs:
         return x.dtype == self.cell_norm.dtype
 
 
-def chunks(*spaces: Pairs, workspace: int | None = None, row_bytes: int = 0,
-           new_norms: bool = False) -> Iterator[tuple[int, int]]:
+def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Iterator[tuple[int, int]]:
     """Number of the first image and how many, for chunk after chunk that the spaces then hold: as many images as fit the
     workspace with their rows, and with `row_bytes` for each row besides. With `new_norms`, their lengths are taken too."""
     images, cells = spaces[0].images, spaces[0].cells
     row_bytes += sum(space.row_bytes for space in spaces)
-    step = max(1, min(images, (workspace or WORKSPACE_BYTES) // (max(1, row_bytes) * cells)))
+    step = max(1, min(images, WORKSPACE_BYTES // (max(1, row_bytes) * cells)))
     if step < images:
         step = spaces[0].kernels.good_chunk(spaces[0].told(0, (0, 0, 0, 0)), step)
     for space in spaces:
