@@ -161,7 +161,8 @@ def outcomes(rank, layouts):
     found["errors"] = {name: message(losses.ez_vsl, **arguments) for name, arguments in misuses(rank, alone).items()}
     found["largest"] = largest_message(lambda: joined("slavc-both", "uneven", "reference", torch.float64))
     found["shares"] = {n: list(share(n)) for n in (0, 1, 7, 12)}
-    found["collected"] = {n: collect([np.arange(i) for i in share(n)], n) for n in (0, 1, 7, 12)}
+    found["collected"] = {n: list(map(torch.from_numpy, collect([np.arange(i) for i in share(n)], n)))
+                          for n in (0, 1, 7, 12)}  # fmt: skip
     found["too few"] = message(collect, list(share(7))[: -1 if rank == 1 else None], 7)
     return found
 
@@ -188,7 +189,7 @@ def processes(request, tmp_path_factory):
     """The layouts, and the outcomes of each process."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (request.param, folder), request.param)
-    return LAYOUTS[request.param], [torch.load(folder / f"{rank}.pt", weights_only=False)
+    return LAYOUTS[request.param], [torch.load(folder / f"{rank}.pt", weights_only=True)
                                     for rank in range(request.param)]  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def processes(tmp_path_factory):
     """The folder of the runs, and the outcomes of each process."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (folder,), PROCESSES)
-    return folder, [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
+    return folder, [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(PROCESSES)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
