@@ -39,7 +39,7 @@ __device__ void for_values(const Cells<S>& at, F f) {
   }
 }
 
-// For each cell of the block: squares = sum_c v^2 (where `squares` is given), products = sum_c v x[c] (where `x` is).
+// For each cell of the block: squares = sum_c v^2, products = sum_c v x[c]; each where it is given.
 template <bool kLast, class T, class S, class X>
 __device__ void cell_sums(const Cells<S>& at, const X* x, T* squares, T* products) {
   __shared__ T partial[2][kWarps][kWarp];
@@ -54,7 +54,7 @@ __device__ void cell_sums(const Cells<S>& at, const X* x, T* squares, T* product
       }
       square = sum_warp(square), product = sum_warp(product);
       if (lane == 0 && squares) squares[cell] = square;
-      if (lane == 0) products[cell] = product;
+      if (lane == 0 && products) products[cell] = product;
     }
   } else {
     T square = 0, product = 0;
@@ -69,7 +69,7 @@ __device__ void cell_sums(const Cells<S>& at, const X* x, T* squares, T* product
       square = product = 0;
       for (int w = 0; w < kWarps; ++w) square += partial[0][w][lane], product += partial[1][w][lane];
       if (squares) squares[lane] = square;
-      products[lane] = product;
+      if (products) products[lane] = product;
     }
   }
   __syncthreads();
@@ -134,12 +134,12 @@ __device__ void channel_sums(const Shape& s, const S* v, T* out, Gain gain) {
 // A block takes one image: first the lengths of its cells, then the mean.
 template <bool kLast, class S, class T>
 __global__ void __launch_bounds__(kThreads, 2) mean_of_image(CellsParams p) {
-  __shared__ T squares[kWarp], unused[kWarp];
+  __shared__ T squares[kWarp];
   const int64_t n = blockIdx.x;
   T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
   for (int64_t first = 0; first < p.shape.cells; first += kWarp) {
     const Cells<S> at(p.shape, p.visual, n, first);
-    cell_sums<kLast, T>(at, static_cast<const S*>(nullptr), squares, unused);
+    cell_sums<kLast, T>(at, static_cast<const S*>(nullptr), squares, static_cast<T*>(nullptr));
     const int cell = threadIdx.x;
     if (cell < at.count()) inverse_norm[first + cell] = inverse_length(squares[cell]);
     __syncthreads();

@@ -110,6 +110,7 @@ struct Engine {
   const PairsParams& p;
   char *audios, *cells, *parts;  // in shared memory: stages of this team, stages or slabs of all cells, what f has to share
   bool resident;
+  int64_t splits;
   int threads, team, mine, warp_row, warp_column;  // threads of a team; of this thread: team, number in it, place of its warp
   int slabs, audios_of_all, first_audio;           // the latter of the tile
   T sums[kTall][kWide][4];
@@ -117,6 +118,7 @@ struct Engine {
   __device__ Engine(const PairsParams& p, const Plan& plan, char* shared)
       : p(p),
         resident(plan.resident),
+        splits(plan.splits),
         threads(plan.resident ? kThreads / kMostTeams : kThreads),
         team(threadIdx.x / threads),
         mine(threadIdx.x % threads),
@@ -193,7 +195,7 @@ struct Engine {
   // After the products of each tile, calls f(image, first cell, low, high, last) for each image in it: its cells from the
   // first one on are in columns [low, high), `last` if no cells of the image follow in another tile.
   template <class F>
-  __device__ void run(int64_t splits, F f) {
+  __device__ void run(F f) {
     const int64_t group = images_per_tile(p.cells), first_image = blockIdx.x / splits * group;
     const int64_t end_image = first_image + group < p.images ? first_image + group : p.images;
     const int teams = kThreads / threads, next_audio = int(splits) * teams * rows();

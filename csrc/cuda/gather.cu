@@ -8,6 +8,9 @@ namespace {
 
 constexpr int kAhead = 4;  // groups of audios whose best cells are looked up at a time
 
+// Warps that a row takes.
+__host__ __device__ int64_t warps_of(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
+
 // A thread's share of a row: 16 bytes.
 template <class S, class T>
 struct Share {
@@ -16,9 +19,8 @@ struct Share {
   bool there;                   // whether the row has such numbers
   T sums[kCount]{};
 
-  static __host__ __device__ int64_t parts(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
   __device__ explicit Share(int64_t slabs) : width(slabs * 64 / int(sizeof(S))) {
-    const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarp, of_row = unsigned(parts(slabs));
+    const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarp, of_row = unsigned(warps_of(slabs));
     row = warp / of_row, channel = (warp % of_row * kWarp + threadIdx.x % kWarp) * kCount;
     there = channel < width;
     if (!there) channel = 0;  // so that nothing depends on it until the end
@@ -88,7 +90,7 @@ __global__ void __launch_bounds__(kThreads) gather_audio_kernel(PairsParams p, c
   share.finish(sums, [](T before, T sum) { return before + sum; });
 }
 
-int64_t blocks(int64_t rows, int64_t slabs) { return (rows * Share<float, float>::parts(slabs) + kWarps - 1) / kWarps; }
+int64_t blocks(int64_t rows, int64_t slabs) { return (rows * warps_of(slabs) + kWarps - 1) / kWarps; }
 
 }  // namespace
 

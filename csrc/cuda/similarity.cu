@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan p
   E engine(p, plan, shared);
   State* parts = reinterpret_cast<State*>(engine.parts);  // (warps by columns, audios of the tile)
   State states[E::kAudios];
-  engine.run(plan.splits, [&](int64_t n, int cell, int low, int high, bool last) {
+  engine.run([&](int64_t n, int cell, int low, int high, bool last) {
     T audio_norm[E::kAudios];
     for (int r = 0; r < E::kAudios; ++r) {
       audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + engine.audio(r), p.audios);
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan pla
   SSL_FAST_SHARED_BYTES(shared);
   E engine(p, plan, shared);
   const int64_t stride = stride_of(p.audios);
-  engine.run(plan.splits, [&](int64_t n, int cell, int low, int high, bool) {
+  engine.run([&](int64_t n, int cell, int low, int high, bool) {
     const int64_t first = engine.first_audio + engine.audio(0);
     if (first >= stride) return;
     T audio_norm[E::kAudios];

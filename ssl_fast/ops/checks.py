@@ -107,10 +107,10 @@ def kernels_for(tensor: Tensor):
 
 
 def address(tensor: Tensor | None, index: int = 0) -> int:
-    """Of tensor[index], dense."""
+    """Of tensor[index]; 0 of None."""
     if tensor is None:
         return 0
-    return tensor.data_ptr() + (index and index * tensor[0].numel() * tensor.element_size())
+    return tensor.data_ptr() + (index * tensor.stride(0) * tensor.element_size() if index else 0)
 
 
 def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int, int, int]:
