@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch._dynamo.testing
 from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from ssl_fast import ops
@@ -78,6 +80,87 @@ def backward_arguments(name, dtype):
 def test_opcheck_of_backward_ops(name):
     for args in backward_arguments(name, torch.bfloat16):
         torch.library.opcheck(getattr(torch.ops.ssl_fast, name + "_backward").default, args)
+
+
+# ---- calls that torch has to see, and others, which go past its dispatcher ----
+
+
+class Watch(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "ssl_fast":
+            self.seen.add(function._opname)
+        return function(*args, **kwargs or {})
+
+
+@every_op
+def test_a_watched_call_is_one_of_the_op_and_gives_the_same_bits(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    want = evaluate(op, features, extra).tensors()
+    with Watch() as watch:
+        got = evaluate(op, features, extra).tensors()
+    forward = min(watch.seen)
+    assert forward in NAMES and watch.seen == {forward, forward + "_backward"}
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+@every_op
+def test_an_unwatched_call_is_not_dispatched(name, monkeypatch):
+    def dispatched(*_):
+        raise AssertionError("dispatched")
+
+    monkeypatch.setattr(torch.library.CustomOpDef, "__call__", dispatched)
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    evaluate(op, features, extra)
+    with Watch(), pytest.raises(AssertionError, match="dispatched"):
+        evaluate(op, features, extra)
+
+
+def test_a_traced_graph_has_the_op():
+    visual, audio = OPS["max"].features(SHAPE, torch.float32)
+    graph = make_fx(lambda visual, audio: ops.pooled_similarity(visual, audio, ops.Max()))(visual, audio)
+    assert torch.ops.ssl_fast.pooled_similarity.default in {node.target for node in graph.graph.nodes}
+    torch.testing.assert_close(graph(-visual, audio), ops.pooled_similarity(-visual, audio, ops.Max()), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap():
+    visual, audio = OPS["max"].features(SHAPE, torch.float32)
+    audios = torch.stack([audio, -audio, audio.flip(0)])
+    got = torch.func.vmap(lambda audio: ops.pooled_similarity(visual, audio, ops.Max()))(audios)
+    want = torch.stack([ops.pooled_similarity(visual, audio, ops.Max()) for audio in audios])
+    torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+@every_op
+def test_tensors_that_are_not_what_their_memory_holds(name):
+    """Numbers whose sign is yet to be changed, and gradients of zeros without memory."""
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE)
+    turned = [torch.complex(x, -x).conj().imag for x in features]
+    assert all(x.is_neg() for x in turned)
+    want, got = evaluate(op, features, extra), evaluate(op, turned, extra)
+    assert all(torch.equal(a, b) for a, b in zip(got.tensors(), want.tensors(), strict=True))
+    features = [x.requires_grad_() for x in features]
+    outputs = op.call(*features, extra, "compiled")
+    zeros = [torch._efficientzerotensor(x.shape, dtype=x.dtype) for x in outputs]
+    assert not any(x.any() for x in torch.autograd.grad(outputs, features, zeros))
+
+
+@every_op
+def test_features_without_a_kernel_are_refused(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE, torch.float32)
+    with pytest.raises(NotImplementedError, match="ssl_fast.*SparseCPU"):
+        op.call(features[0].to_sparse(), *features[1:], extra, "compiled")
+    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
+        tangent = torch.ones_like(features[0])
+        op.call(torch.autograd.forward_ad.make_dual(features[0], tangent), *features[1:], extra, "compiled")
 
 
 # ---- torch.compile ----

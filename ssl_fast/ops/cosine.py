@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import library
 from .checks import address, autocast_inputs, check_pair, kernel_shape, kernels_for, memory_format, use_compiled
 from .reference import accumulate_dtype, unit
 
@@ -38,7 +39,7 @@ def _outputs(visual):
     return visual.new_empty(images, height * width, dtype=dtype), visual.new_empty(images, height * width, dtype=dtype)
 
 
-@torch.library.custom_op("ssl_fast::cosine_map", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("cosine_map")
 def _cosine_map(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     visual = visual.contiguous(memory_format=memory_format(visual))
     audio = audio.contiguous()
@@ -55,7 +56,7 @@ def _(visual, audio):
     return _outputs(visual)
 
 
-@torch.library.custom_op("ssl_fast::cosine_map_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("cosine_map_backward")
 def _cosine_map_backward(grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor,
                          need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
     grad, audio = grad.contiguous(), audio.contiguous()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import library
 from .checks import address, kernel_shape, kernels_for, memory_format, use_compiled
 from .reference import accumulate_dtype, unit
 
@@ -20,7 +21,7 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
     return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))
 
 
-@torch.library.custom_op("ssl_fast::mean_direction", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("mean_direction")
 def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N, h*w))."""
     visual = visual.contiguous(memory_format=memory_format(visual))
@@ -43,7 +44,7 @@ def _(visual, weight):
     return _outputs(visual)
 
 
-@torch.library.custom_op("ssl_fast::mean_direction_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("mean_direction_backward")
 def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None, inverse_norm: Tensor) -> Tensor:
     grad = grad.contiguous()
     visual = visual.contiguous(memory_format=memory_format(visual))

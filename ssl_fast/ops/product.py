@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from . import library
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
                      kernels_for, memory_format, on_cuda, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
@@ -107,8 +108,7 @@ class _Cuda:
                 self.kernels.alphas(space.pairs, out=address(out), **self.where)
             function(first, count, cosines)
 
-        columns = len(self.spaces[0].audio_rows)
-        row_bytes += 2 * columns * self.scores.element_size()
+        row_bytes += 2 * self.spaces[0].columns * self.scores.element_size()
         for first, count in chunks(*self.spaces, row_bytes=row_bytes, new_norms=new_norms):
             call(first, count)
 
@@ -162,7 +162,7 @@ def _dense(visual_loc, visual_avc, audio_loc, audio_avc):
             audio_loc.contiguous(), audio_avc.contiguous())
 
 
-@torch.library.custom_op("ssl_fast::product_log_scores", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("product_log_scores")
 def _product(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, tau: float, reduce: str,
              instances: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
@@ -188,7 +188,7 @@ def _gradients(visual_loc, audio_loc, need_visual, need_audio):
     return (*visual, *audio)
 
 
-@torch.library.custom_op("ssl_fast::product_log_scores_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("product_log_scores_backward")
 def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor,
                       tau: float, reduce: str, instances: str, saved: list[Tensor], need_visual: bool,
                       need_audio: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -19,7 +19,7 @@ def _as_rows(features: Tensor) -> Tensor:
 
 
 def _first(count: int, rows: Tensor) -> Tensor:
-    return rows if len(rows) == count else rows[:count]
+    return rows if rows.shape[0] == count else rows[:count]
 
 
 class Pairs:
@@ -32,7 +32,7 @@ class Pairs:
     def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
         self.visual, self.cell_norm, self.kernels, self.where = visual, cell_norm, kernels, where
         self.dtype, self.channels_last, self.images, _, self.channels, self.cells = kernel_shape(visual, 0)
-        size, self.audios = visual.element_size(), len(audio)
+        size, self.audios = visual.element_size(), audio.shape[0]
         self.slabs = -(-self.channels * size // SLAB_BYTES)
         self.width = self.slabs * SLAB_BYTES // size
         self.tf32 = visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
@@ -41,8 +41,8 @@ class Pairs:
         self.row_bytes = 0 if self.in_place else self.slabs * SLAB_BYTES
         # gradients of rows can be smaller than float16 goes
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
-        filled_up = -self.audios % COLUMNS
-        self.audio_rows = (audio.new_zeros if filled_up else audio.new_empty)(self.audios + filled_up, self.width)
+        self.columns = self.audios + -self.audios % COLUMNS
+        self.audio_rows = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(self.columns, self.width)
         self.audio_norm = cell_norm.new_empty(self.audios)
         kernels.pack(self._shape_of_audio(), slabs=self.slabs, features=address(audio), rows=address(self.audio_rows),
                      inverse_norm=address(self.audio_norm), tf32=self.tf32, **where)
@@ -63,10 +63,11 @@ class Pairs:
         return (self.dtype, self.tf32, self.audios, images, self.cells, self.slabs), addresses
 
     def pack(self, first: int, count: int, new_norms: bool) -> None:
+        self.count = count * self.cells
         if self.in_place:
-            self.rows = self.buffer[first * self.cells : (first + count) * self.cells]
+            self.rows = self.buffer[first * self.cells : first * self.cells + self.count]
         else:
-            self.rows = _first(count * self.cells, self.rows)
+            self.rows = _first(self.count, self.rows)
         rows, norm = address(self.rows), address(self.cell_norm, first)
         self.shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
         self.addresses = address(self.audio_rows), rows, address(self.audio_norm), norm
@@ -78,7 +79,7 @@ class Pairs:
 
     def matrix(self, dtype: torch.dtype) -> Tensor:
         """(rows of the chunk, M filled up)"""
-        return self.rows.new_empty(len(self.rows), len(self.audio_rows), dtype=dtype)
+        return self.rows.new_empty(self.count, self.columns, dtype=dtype)
 
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
         self.write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
@@ -122,10 +123,10 @@ class VisualGradient:
         """(rows of the chunk, channels filled up), to be written"""
         pairs = self.pairs
         if self.in_place:
-            return self.rows[first * pairs.cells : first * pairs.cells + len(pairs.rows)]
+            return self.rows[first * pairs.cells : first * pairs.cells + pairs.count]
         if self.rows is None:
             self.rows = torch.empty_like(pairs.rows, dtype=pairs.gradient_dtype)
-        self.rows = _first(len(pairs.rows), self.rows)
+        self.rows = _first(pairs.count, self.rows)
         return self.rows
 
     def write(self, first: int, gradient: Tensor) -> None:
@@ -140,7 +141,7 @@ class DenseGradients:
         self.pairs, self.grad_audio = pairs, grad_audio
         self.visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
         self.audio_rows, self.matrix, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None, None
-        self.row_bytes = len(self.audio_rows) * self.audio_rows.element_size()
+        self.row_bytes = pairs.columns * pairs.gradient_dtype.itemsize
         if self.visual:
             self.row_bytes += self.visual.row_bytes
         if pairs.gradient_dtype != pairs.visual.dtype:  # the rows, converted
@@ -150,7 +151,7 @@ class DenseGradients:
         """Of the chunk, to be written."""
         if self.matrix is None:
             self.matrix = self.pairs.matrix(self.pairs.gradient_dtype)
-        self.matrix = _first(len(self.pairs.rows), self.matrix)
+        self.matrix = _first(self.pairs.count, self.matrix)
         return self.matrix
 
     def add(self, first: int, slopes: Tensor) -> None:

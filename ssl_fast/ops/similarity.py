@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import library
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, kernels_for,
                      memory_format, on_cuda, use_compiled)
 from .cosine import cosine_map, cosine_map_reference
@@ -166,7 +167,7 @@ def _outputs(visual, audio, pooling, positives, keep):
             visual.new_empty(kept_shape(visual, audios, keep), dtype=dtype))
 
 
-@torch.library.custom_op("ssl_fast::pooled_similarity", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("pooled_similarity")
 def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None,
                        keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if positives is not None and positives.numel() and not (0 <= positives.min() and positives.max() < len(audio)):
@@ -236,7 +237,7 @@ def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
         pairs.write_audio(sums, grad_audio)
 
 
-@torch.library.custom_op("ssl_fast::pooled_similarity_backward", mutates_args=(), device_types=("cpu", "cuda"))
+@library.op("pooled_similarity_backward")
 def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, visual: Tensor, audio: Tensor, pooling: str,
                                 epsilon: float, beta: float, positives: Tensor | None, scores: Tensor, maps: Tensor,
                                 pair: Tensor, inverse_norm: Tensor, kept: Tensor, need_visual: bool,
