@@ -96,9 +96,9 @@ def run_all(kernels) -> None:
             kernels.similarity(pairs, pooling=1, epsilon=0, beta=1, scores=scores, kept=at(np.zeros((images, audios), np.int32)))
             soft = {"pooling": 0, "epsilon": 0.4, "beta": 0.1, "scores": scores, "kept": at(numbers(images, audios))}
             kernels.similarity(pairs, **soft)
-            slopes = stored(1, images * cells, columns) if dtype == 1 else numbers(images * cells, columns)
-            kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(slopes))
-            kernels.alphas(pairs, out=at(numbers(images * cells, columns)))
+            matrix = stored(1, images * cells, columns) if dtype == 1 else numbers(images * cells, columns)
+            kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(matrix.copy()))
+            kernels.alphas(pairs, out=at(matrix))
         grad_scores = at(numbers(images, audios))
         kernels.gather_audio(pairs, grad_scores=grad_scores, best=best, sums=at(numbers(*audio_rows.shape)))
         for last, is_real in product((0, 1), (0, 1)):
@@ -110,11 +110,11 @@ def run_all(kernels) -> None:
             kernels.unpack((dtype, last, images, 0, channels, cells), **packed, gradient=at(gradient), real_gradient=is_real)
         for reduce, instances in product((0, 1), (0, 1)):
             per_instance = (images * cells,) if instances == 0 else (cells, audios)
-            by_cell = [at(numbers(images * cells, columns)) for _ in range(2)]
+            by_cell = [at(matrix.copy()) for _ in range(2)]
             options = {"tau": 0.1, "cosines": by_cell, "instance_norm": [at(numbers(*per_instance)) for _ in range(2)],
                        "space_norm": [at(numbers(images, audios)) for _ in range(2)], "scores": at(numbers(images, audios)),
                        "best_cell": best, "grad_scores": at(numbers(images, audios)), "shares": at(numbers(*per_instance)),
-                       "norms": [*norms, *norms], "slopes": [at(slopes), at(slopes.copy())]}  # fmt: skip
+                       "norms": [*norms, *norms]}  # fmt: skip
             for stage in ("instances", "scores", *(["shares"] if instances else []), "slopes"):
                 kernels.product(stage, (dtype, reduce, instances, images, audios, cells), **options)
         alive.clear()

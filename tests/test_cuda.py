@@ -73,8 +73,9 @@ def test_cuda_tf32(name):
 
 
 @every_op
-def test_cuda_of_zero_vectors_and_nan(name):
-    op, features, extra = inputs(name, Shape(4, 4, 33, 3, 5))
+@dtypes(torch.float32, torch.bfloat16)
+def test_cuda_of_zero_vectors_and_nan(name, dtype):
+    op, features, extra = inputs(name, Shape(4, 4, 33, 3, 5), dtype)
     visual, audio = features[0], features[op.spaces]
     visual[0, :, 1, 2] = 0
     audio[2] = 0

@@ -76,9 +76,10 @@ def test_emulation_of_single_gradients(name, wanted, emulated):
 
 
 @emulated_ops
-def test_emulation_of_zero_vectors_and_nan(name, emulated):
+@dtypes(torch.float32, torch.bfloat16)
+def test_emulation_of_zero_vectors_and_nan(name, dtype, emulated):
     shape = Shape(4, 4, 33, 3, 5)
-    op, features = features_of(name, shape, torch.float32)
+    op, features = features_of(name, shape, dtype)
     spaces, extra = op.spaces, extra_for(shape)
     visual, audio = features[0], features[spaces]
     visual[0, :, 1, 2] = 0

@@ -79,14 +79,14 @@ inline void bind(py::module_ m) {
       "product",
       [check](const std::string& stage, std::array<int64_t, 6> sizes, double tau, std::array<Address, 2> cosines,
               std::array<Address, 2> instance_norm, std::array<Address, 2> space_norm, Address scores, Address best_cell,
-              Address grad_scores, Address shares, std::array<Address, 4> norms, std::array<Address, 2> slopes, bool first,
-              bool last, Address stream) {
+              Address grad_scores, Address shares, std::array<Address, 4> norms, bool first, bool last,
+              Address stream) {
         ProductChunk p{DType(sizes[0]),       Reduce(sizes[1]),     Instances(sizes[2]),  tau,
                        sizes[3],              sizes[4],             sizes[5],             at(cosines[0]),
                        at(cosines[1]),        at(instance_norm[0]), at(instance_norm[1]), at(space_norm[0]),
                        at(space_norm[1]),     at(scores),           at<int32_t>(best_cell), at(grad_scores),
                        at(shares),            at(norms[0]),         at(norms[1]),         at(norms[2]),
-                       at(norms[3]),          at(slopes[0]),        at(slopes[1])};
+                       at(norms[3])};
         check("product", stage == "instances" ? product_instances(p, first, last, at(stream))
                          : stage == "scores"  ? product_scores(p, at(stream))
                          : stage == "shares"  ? product_shares(p, first, at(stream))
@@ -94,8 +94,7 @@ inline void bind(py::module_ m) {
       },
       py::arg("stage"), py::arg("sizes"), py::kw_only(), py::arg("tau"), py::arg("cosines"), py::arg("instance_norm"),
       py::arg("space_norm"), py::arg("scores"), py::arg("best_cell"), py::arg("grad_scores") = 0, py::arg("shares") = 0,
-      py::arg("norms") = std::array<Address, 4>{}, py::arg("slopes") = std::array<Address, 2>{}, py::arg("first") = true,
-      py::arg("last") = true, py::arg("stream") = 0);
+      py::arg("norms") = std::array<Address, 4>{}, py::arg("first") = true, py::arg("last") = true, py::arg("stream") = 0);
 }
 
 }  // namespace ssl_fast::cuda

@@ -28,10 +28,16 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// A cosine: multiples of 1 / 32767, or NaN. What a product of bfloat16 numbers has of them is known less well than that.
+struct Cosine16 {
+  int16_t steps;
+};
+
 __device__ inline float value(float x) { return x; }
 __device__ inline double value(double x) { return x; }
 __device__ inline float value(__half x) { return __half2float(x); }
 __device__ inline float value(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+__device__ inline float value(Cosine16 x) { return x.steps == INT16_MIN ? NAN : x.steps * (1 / 32767.f); }
 
 __device__ inline void put(float* to, float x) { *to = x; }
 __device__ inline void put(double* to, double x) { *to = x; }
@@ -44,6 +50,7 @@ __device__ inline void put(BFloat16* to, float x) {  // to nearest even
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
 #endif
 }
+__device__ inline void put(Cosine16* to, float x) { to->steps = x == x ? int16_t(rintf(x * 32767)) : INT16_MIN; }
 
 // As many numbers as are loaded or stored in steps of 16 bytes.
 template <class T, int kCount>

@@ -3,7 +3,8 @@
 //
 // "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64 bytes,
 // aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell, one column
-// an audio, and each row is filled up with zeros to a multiple of 8 columns.
+// an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16 rows it has 16 bits
+// a number: bfloat16 slopes, Cosine16 (device_code.h).
 #pragma once
 #include "../params.h"
 
@@ -45,9 +46,9 @@ struct PoolParams {
   void* slopes;  // matrix
 };
 const char* scores(const PoolParams& p, void* stream);
-// slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|): of bfloat16 rows bfloat16, of others real. Soft threshold only.
+// slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|). Soft threshold only.
 const char* slopes(const PoolParams& p, void* stream);
-// out[n p, m] = alpha[n, m, p], a real matrix.
+// out[n p, m] = alpha[n, m, p], a matrix.
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
 // The gradients of scores that hang on one cell a pair, best (N, M), with respect to unit vectors, over their lengths.
@@ -56,14 +57,14 @@ const char* gather_visual(const PairsParams& p, const void* grad_scores, const i
                           bool real_gradient, void* stream);
 const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream);
 
-// SLAVC's product, for a chunk of images; `real` all through but for best and the slopes, which are like those above.
+// SLAVC's product, for a chunk of images. Whatever is neither a matrix nor `best` is real.
 struct ProductChunk {
   DType dtype;
   Reduce reduce;
   Instances instances;
   double tau;
   int64_t images, audios, cells;
-  const void *loc, *avc;               // matrices of cosines
+  void *loc, *avc;                     // matrices of cosines; product_slopes puts the slopes in their place
   void *instance_top, *instance_log;   // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
   void *space_top, *space_log;         // (N, M): the same of loc
   void* scores;                        // (N, M)
@@ -71,7 +72,6 @@ struct ProductChunk {
   const void* grad_scores;             // (N, M)
   void* shares;                        // like instance_top, instances = image only
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
-  void *loc_slopes, *avc_slopes;       // matrices
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);

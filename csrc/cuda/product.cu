@@ -8,7 +8,8 @@
 namespace ssl_fast::cuda {
 namespace {
 
-template <class T>
+// T: real. In: what a matrix of cosines holds.
+template <class T, class In>
 struct Product {
   ProductChunk p;
   T per_tau;
@@ -17,8 +18,11 @@ struct Product {
     int64_t row, image, cell;
   };
   __device__ Row row_at(int64_t row) const { return {row, row / p.cells, row % p.cells}; }
-  __device__ T loc(int64_t row, int64_t m) const { return static_cast<const T*>(p.loc)[row * stride_of(p.audios) + m]; }
-  __device__ T avc(int64_t row, int64_t m) const { return static_cast<const T*>(p.avc)[row * stride_of(p.audios) + m]; }
+  __device__ T cosine(const void* of, int64_t row, int64_t m) const {
+    return value(static_cast<const In*>(of)[row * stride_of(p.audios) + m]);
+  }
+  __device__ T loc(int64_t row, int64_t m) const { return cosine(p.loc, row, m); }
+  __device__ T avc(int64_t row, int64_t m) const { return cosine(p.avc, row, m); }
   // Where the instance softmax of a cell and an audio has its sums.
   __device__ int64_t instance(const Row& r, int64_t m) const {
     return p.instances == Instances::audio ? r.row : r.cell * p.audios + m;
@@ -43,8 +47,8 @@ struct Product {
 __device__ int64_t thread() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 
 // Instances = audio: a warp takes one row.
-template <class T>
-__global__ void __launch_bounds__(kThreads) audio_instances(Product<T> of) {
+template <class T, class In>
+__global__ void __launch_bounds__(kThreads) audio_instances(Product<T, In> of) {
   const int64_t row = thread() / kWarp;
   if (row >= of.p.images * of.p.cells) return;
   const LogSumExp<T, T> pool{of.per_tau};
@@ -58,8 +62,8 @@ __global__ void __launch_bounds__(kThreads) audio_instances(Product<T> of) {
 }
 
 // Instances = image: a thread takes one cell and audio, through the images of all chunks.
-template <class T>
-__global__ void __launch_bounds__(kThreads) image_instances(Product<T> of, bool first, bool last) {
+template <class T, class In>
+__global__ void __launch_bounds__(kThreads) image_instances(Product<T, In> of, bool first, bool last) {
   const int64_t at = thread();
   if (at >= of.p.cells * of.p.audios) return;
   T *top = static_cast<T*>(of.p.instance_top) + at, *log = static_cast<T*>(of.p.instance_log) + at;
@@ -72,8 +76,8 @@ __global__ void __launch_bounds__(kThreads) image_instances(Product<T> of, bool 
 }
 
 // A thread takes one pair, and reads each cosine once. Those of the first space count from the one of the first cell.
-template <class T>
-__global__ void __launch_bounds__(kThreads) pair_scores(Product<T> of) {
+template <class T, class In>
+__global__ void __launch_bounds__(kThreads) pair_scores(Product<T, In> of) {
   const int64_t pair = thread(), n = pair / of.p.audios, m = pair % of.p.audios, first = n * of.p.cells;
   if (pair >= of.p.images * of.p.audios) return;
   const bool sum = of.p.reduce == Reduce::sum;
@@ -102,8 +106,8 @@ __global__ void __launch_bounds__(kThreads) pair_scores(Product<T> of) {
 }
 
 // Instances = image: the shares of all of them, through all chunks.
-template <class T>
-__global__ void __launch_bounds__(kThreads) image_shares(Product<T> of, bool first) {
+template <class T, class In>
+__global__ void __launch_bounds__(kThreads) image_shares(Product<T, In> of, bool first) {
   const int64_t at = thread(), cell = at / of.p.audios, m = at % of.p.audios;
   if (at >= of.p.cells * of.p.audios) return;
   T* sum = static_cast<T*>(of.p.shares) + at;
@@ -113,9 +117,11 @@ __global__ void __launch_bounds__(kThreads) image_shares(Product<T> of, bool fir
 }
 
 // d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths; R is the sum of the shares u of
-// all instances. A warp takes one row.
-template <class T, class Out>
-__global__ void __launch_bounds__(kThreads) row_slopes(Product<T> of) {
+// all instances. A warp takes one row, and puts the slopes in the place of the cosines.
+template <class T, class In>
+__global__ void __launch_bounds__(kThreads) row_slopes(Product<T, In> of) {
+  using Out = std::conditional_t<std::is_same_v<In, Cosine16>, BFloat16, In>;
+  static_assert(sizeof(In) == sizeof(Out));
   const int64_t row = thread() / kWarp, stride = stride_of(of.p.audios);
   if (row >= of.p.images * of.p.cells) return;
   const auto r = of.row_at(row);
@@ -125,64 +131,61 @@ __global__ void __launch_bounds__(kThreads) row_slopes(Product<T> of) {
     for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) sum += of.share(r, m);
     sum = sum_warp(sum);
   }
-  auto put_slope = [&](void* out, int64_t m, T slope, const void* cell_norm, const void* audio_norm) {
-    put(static_cast<Out*>(out) + row * stride + m,
+  auto put_slope = [&](void* matrix, int64_t m, T slope, const void* cell_norm, const void* audio_norm) {
+    put(static_cast<Out*>(matrix) + row * stride + m,
         slope * of.per_tau * (static_cast<const T*>(cell_norm)[row] * static_cast<const T*>(audio_norm)[m]));
   };
   for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) {
     const T u = of.share(r, m), all = of_audio ? sum : static_cast<const T*>(of.p.shares)[of.instance(r, m)];
-    put_slope(of.p.loc_slopes, m, u - of.grad(r, m) * exponential(of.log_space(r, m)), of.p.loc_cell_norm,
-              of.p.loc_audio_norm);
-    put_slope(of.p.avc_slopes, m, u - exponential(of.log_instance(r, m)) * all, of.p.avc_cell_norm, of.p.avc_audio_norm);
+    const T loc = u - of.grad(r, m) * exponential(of.log_space(r, m)), avc = u - exponential(of.log_instance(r, m)) * all;
+    put_slope(of.p.loc, m, loc, of.p.loc_cell_norm, of.p.loc_audio_norm);
+    put_slope(of.p.avc, m, avc, of.p.avc_cell_norm, of.p.avc_audio_norm);
   }
-  const int64_t m = of.p.audios + threadIdx.x % kWarp;  // what fills up the row
-  if (m < stride)
-    for (void* slopes : {of.p.loc_slopes, of.p.avc_slopes}) put(static_cast<Out*>(slopes) + row * stride + m, T(0));
 }
 
-// Calls f(Product<T>(), blocks for a given number of threads).
+// Calls f(T(), In(), Product<T, In>(), blocks for a given number of threads).
 template <class F>
 const char* with_product(const ProductChunk& p, F f) {
   auto blocks = [](int64_t threads) { return (threads + kThreads - 1) / kThreads; };
-  if (p.dtype == DType::float64)
-    f(Product<double>{p, 1 / p.tau}, blocks);
-  else
-    f(Product<float>{p, float(1 / p.tau)}, blocks);
-  return last_error();
+  auto call = [&](auto real, auto cosine) {
+    using T = decltype(real);
+    f(real, cosine, Product<T, decltype(cosine)>{p, T(1 / p.tau)}, blocks);
+    return last_error();
+  };
+  if (p.dtype == DType::float64) return call(double(), double());
+  return p.dtype == DType::bfloat16 ? call(float(), Cosine16()) : call(float(), float());
 }
 
 }  // namespace
 
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream) {
-  return with_product(p, [&](auto of, auto blocks) {
-    using T = decltype(of.per_tau);
+  return with_product(p, [&](auto real, auto cosine, auto of, auto blocks) {
+    using T = decltype(real);
+    using In = decltype(cosine);
     if (p.instances == Instances::audio)
-      SSL_FAST_LAUNCH((audio_instances<T>), blocks(p.images * p.cells * kWarp), kThreads, stream, of);
+      SSL_FAST_LAUNCH((audio_instances<T, In>), blocks(p.images * p.cells * kWarp), kThreads, stream, of);
     else
-      SSL_FAST_LAUNCH((image_instances<T>), blocks(p.cells * p.audios), kThreads, stream, of, first, last);
+      SSL_FAST_LAUNCH((image_instances<T, In>), blocks(p.cells * p.audios), kThreads, stream, of, first, last);
   });
 }
 
 const char* product_scores(const ProductChunk& p, void* stream) {
-  return with_product(p, [&](auto of, auto blocks) {
-    SSL_FAST_LAUNCH((pair_scores<decltype(of.per_tau)>), blocks(p.images * p.audios), kThreads, stream, of);
+  return with_product(p, [&](auto real, auto cosine, auto of, auto blocks) {
+    SSL_FAST_LAUNCH((pair_scores<decltype(real), decltype(cosine)>), blocks(p.images * p.audios), kThreads, stream, of);
   });
 }
 
 const char* product_shares(const ProductChunk& p, bool first, void* stream) {
-  return with_product(p, [&](auto of, auto blocks) {
-    SSL_FAST_LAUNCH((image_shares<decltype(of.per_tau)>), blocks(p.cells * p.audios), kThreads, stream, of, first);
+  return with_product(p, [&](auto real, auto cosine, auto of, auto blocks) {
+    SSL_FAST_LAUNCH((image_shares<decltype(real), decltype(cosine)>), blocks(p.cells * p.audios), kThreads, stream, of,
+                    first);
   });
 }
 
 const char* product_slopes(const ProductChunk& p, void* stream) {
-  return with_product(p, [&](auto of, auto blocks) {
-    using T = decltype(of.per_tau);
-    const int64_t count = blocks(p.images * p.cells * kWarp);
-    if (p.dtype == DType::bfloat16)
-      SSL_FAST_LAUNCH((row_slopes<T, BFloat16>), count, kThreads, stream, of);
-    else
-      SSL_FAST_LAUNCH((row_slopes<T, T>), count, kThreads, stream, of);
+  return with_product(p, [&](auto real, auto cosine, auto of, auto blocks) {
+    SSL_FAST_LAUNCH((row_slopes<decltype(real), decltype(cosine)>), blocks(p.images * p.cells * kWarp), kThreads, stream,
+                    of);
   });
 }
 

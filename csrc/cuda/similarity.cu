@@ -118,6 +118,10 @@ const char* with_math(const PairsParams& p, F f) {
   }
 }
 
+// What a matrix holds of rows that are multiplied so.
+template <class Math, class OfBFloat16>
+using InMatrix = std::conditional_t<std::is_same_v<typename Math::Stored, BFloat16>, OfBFloat16, typename Math::T>;
+
 template <class T>
 SoftThreshold<T, T> soft_threshold(const PoolParams& p) {
   return {T(p.epsilon), T(1 / p.beta)};
@@ -146,7 +150,7 @@ const char* slopes(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
-    using Out = std::conditional_t<std::is_same_v<typename Math::Stored, BFloat16>, BFloat16, T>;
+    using Out = InMatrix<Math, BFloat16>;
     using F = Slope<SoftThreshold<T, T>, T>;
     F f{soft_threshold<T>(p), static_cast<const T*>(p.scores), static_cast<const T*>(p.kept),
         static_cast<const T*>(p.grad_scores)};
@@ -161,9 +165,10 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
   return with_math(p, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
+    using Out = InMatrix<Math, Cosine16>;
     const Plan plan = Engine<Math>::plan(p, this_device());
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, T, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan, Alpha<T>{},
-                           static_cast<T*>(out));
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan, Alpha<T>{},
+                           static_cast<Out*>(out));
     return last_error();
   });
 }

@@ -99,16 +99,16 @@ class _Cuda:
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
 
-    def for_chunks(self, function, row_bytes=0, new_norms=False):
+    def for_chunks(self, function, row_bytes=None, new_norms=False):
         """function(first image, images, cosines of both spaces)"""
 
         def call(first, count):
-            cosines = [space.matrix(self.scores.dtype) for space in self.spaces]
+            cosines = [space.matrix() for space in self.spaces]
             for space, out in zip(self.spaces, cosines):
                 self.kernels.alphas(space.pairs, out=address(out), **self.where)
             function(first, count, cosines)
 
-        row_bytes += 2 * self.spaces[0].columns * self.scores.element_size()
+        row_bytes = row_bytes or sum(space.matrix_bytes for space in self.spaces)
         for first, count in chunks(*self.spaces, row_bytes=row_bytes, new_norms=new_norms):
             call(first, count)
 
@@ -142,12 +142,10 @@ class _Cuda:
         def run(stage, first, *chunk, **more):
             self.run(stage, first, *chunk, grad_scores=address(grad_scores, first), shares=address(shares), **more)
 
-        def add(first, *chunk):
-            slopes = [of.slopes() for of in gradients]
-            norms = [norm for space in self.spaces for norm in space.addresses[2:]]
-            run("slopes", first, *chunk, norms=norms, slopes=[address(of) for of in slopes])
-            for of, slope in zip(gradients, slopes):
-                of.add(first, slope)
+        def add(first, count, cosines):
+            run("slopes", first, count, cosines, norms=[norm for space in self.spaces for norm in space.addresses[2:]])
+            for of, slopes in zip(gradients, cosines):
+                of.add(first, slopes)
 
         if self.instances == "image":
             self.for_chunks(lambda *chunk: run("shares", *chunk))

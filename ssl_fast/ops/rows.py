@@ -43,6 +43,7 @@ class Pairs:
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
         self.columns = self.audios + -self.audios % COLUMNS
         self.audio_rows = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(self.columns, self.width)
+        self.matrix_bytes = self.columns * self.gradient_dtype.itemsize  # of a row
         self.audio_norm = cell_norm.new_empty(self.audios)
         kernels.pack(self._shape_of_audio(), slabs=self.slabs, features=address(audio), rows=address(self.audio_rows),
                      inverse_norm=address(self.audio_norm), tf32=self.tf32, **where)
@@ -77,9 +78,9 @@ class Pairs:
                               rows=0 if self.in_place else rows, inverse_norm=norm if new_norms else 0, tf32=self.tf32,
                               **self.where)
 
-    def matrix(self, dtype: torch.dtype) -> Tensor:
-        """(rows of the chunk, M filled up)"""
-        return self.rows.new_empty(self.count, self.columns, dtype=dtype)
+    def matrix(self) -> Tensor:
+        """Room for slopes, or for cosines of the same size: (rows of the chunk, M filled up)"""
+        return self.rows.new_empty(self.count, self.columns, dtype=self.gradient_dtype)
 
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
         self.write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
@@ -141,7 +142,7 @@ class DenseGradients:
         self.pairs, self.grad_audio = pairs, grad_audio
         self.visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
         self.audio_rows, self.matrix, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None, None
-        self.row_bytes = pairs.columns * pairs.gradient_dtype.itemsize
+        self.row_bytes = pairs.matrix_bytes
         if self.visual:
             self.row_bytes += self.visual.row_bytes
         if pairs.gradient_dtype != pairs.visual.dtype:  # the rows, converted
@@ -150,7 +151,7 @@ class DenseGradients:
     def slopes(self) -> Tensor:
         """Of the chunk, to be written."""
         if self.matrix is None:
-            self.matrix = self.pairs.matrix(self.pairs.gradient_dtype)
+            self.matrix = self.pairs.matrix()
         self.matrix = _first(self.pairs.count, self.matrix)
         return self.matrix
 
