@@ -7,17 +7,22 @@
 #include "../params.h"
 
 #ifdef SSL_FAST_EMULATION
-#define SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, shared, stream, ...) \
+#define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
   ((void)(stream), emulation::launch(blocks, threads, shared, [=] { kernel(__VA_ARGS__); }))
+#define SSL_FAST_LAUNCH_SHARED SSL_FAST_LAUNCH_BYTES
 #define SSL_FAST_SHARED_BYTES(name) char* name = emulation::shared_bytes()
 #else
-#define SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, shared, stream, ...)                                           \
-  (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared), \
-   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__))
+#define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
+  kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// The attribute is the kernel's and not the launch's: all there is, so that no other thread's launch can be in its way.
+#define SSL_FAST_LAUNCH_SHARED(kernel, ...)                                                                            \
+  (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,           \
+                        this_device().shared),                                                                         \
+   SSL_FAST_LAUNCH_BYTES(kernel, __VA_ARGS__))
 #define SSL_FAST_SHARED_BYTES(name) extern __shared__ __align__(128) char name[]
 #endif
 #define SSL_FAST_LAUNCH(kernel, blocks, threads, stream, ...) \
-  SSL_FAST_LAUNCH_SHARED(kernel, blocks, threads, 0, stream, __VA_ARGS__)
+  SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, 0, stream, __VA_ARGS__)
 
 namespace ssl_fast::cuda {
 
