@@ -135,7 +135,7 @@ def _check_mask(mask, visual):
 
 def _mean_similarity(visual, audio, mask):
     device = visual.device.type
-    with torch.autocast(device if torch.amp.is_autocast_available(device) else "cpu", enabled=False):
+    with torch.autocast("cpu" if device == "meta" else device, enabled=False):
         weight = None
         if mask is not None:
             weight = mask.to(accumulate_dtype(visual))
