@@ -234,9 +234,8 @@ def measure(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, opt
     fast, reference = (partial(case.call, backend=backend) for backend in (options.backend, "reference"))
     verify(case, fast, inputs)
     peaks = [_peaks(name, backend, shape, inputs, device) for backend in (options.backend, "reference")]
-    left, right = (torch.randn(*size, device=device).to(dtype)
-                   for size in ((batch * height * width, channels), (channels, batch)))
-    mm = partial(torch.mm, left, right, out=left.new_empty(len(left), batch))
+    left, right = (torch.randn(rows, channels, device=device).to(dtype) for rows in (batch * height * width, batch))
+    mm = partial(torch.mm, left, right.t(), out=left.new_empty(len(left), batch))
     return [{"op": name, "batch": batch, "height": height, "width": width, "channels": channels,
              "dtype": str(dtype).removeprefix("torch."), "device": device, "pass": which,
              **_timings(case, shape, which, inputs, fast, reference, mm, options),

@@ -7,15 +7,38 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: threa
 
 def pytest_addoption(parser):
     parser.addoption("--require-cuda", action="store_true", help="tests marked `cuda` fail where they would be skipped")
+    parser.addoption("--behind", metavar="TEST", help="only what was collected behind this test")
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda")
 
 
+def pytest_collection_modifyitems(config, items):
+    if last := config.getoption("--behind"):
+        names = [item.nodeid for item in items]
+        if last not in names:
+            raise pytest.UsageError(f"--behind: expected one of the collected tests, got {last}")
+        del items[: names.index(last) + 1]
+
+
+def cuda_is_lost() -> bool:
+    """Whether an error on the GPU has left a context in which every further call fails."""
+    import torch
+
+    try:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
+    if report.failed and item.config.getoption("--require-cuda") and item.get_closest_marker("cuda") and cuda_is_lost():
+        item.session.shouldstop = f"CUDA is lost to this process after {item.nodeid}"
     if report.skipped and item.config.getoption("--require-cuda") and item.get_closest_marker("cuda"):
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr

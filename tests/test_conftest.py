@@ -1,4 +1,4 @@
-"""The option --require-cuda: a test asked to run on CUDA fails where it cannot."""
+"""The options for a GPU: a test asked to run on CUDA fails where it cannot; what comes behind a lost context can be run."""
 
 import subprocess
 import sys
@@ -27,13 +27,56 @@ def test_runs(): pass
 OUTCOMES = {"": "1 passed, 3 skipped", "--require-cuda": "1 failed, 1 passed, 1 skipped, 1 error"}
 
 
+@pytest.fixture
+def run(tmp_path):
+    def run(tests, *options):
+        (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
+        (tmp_path / "test_some.py").write_text(tests)
+        command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider", *options, "."]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+
+    return run
+
+
 @pytest.mark.parametrize("option", OUTCOMES)
-def test_require_cuda(tmp_path, option):
-    (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
-    (tmp_path / "test_some.py").write_text(TESTS)
-    command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider", *option.split(), "."]
-    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
-    assert OUTCOMES[option] in run.stdout, run.stdout + run.stderr
-    assert run.returncode == (1 if option else 0)
+def test_require_cuda(run, option):
+    done = run(TESTS, *option.split())
+    assert OUTCOMES[option] in done.stdout, done.stdout + done.stderr
+    assert done.returncode == (1 if option else 0)
     if option:
-        assert "must run, but it was not able to" in run.stdout and "none here" in run.stdout
+        assert "must run, but it was not able to" in done.stdout and "none here" in done.stdout
+
+
+LOST = """
+import pytest
+import torch
+pytestmark = pytest.mark.cuda
+
+def test_fails(): assert False
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_breaks(bad, monkeypatch):
+    torch.lost = bad
+    assert not bad
+
+def test_behind(): assert not torch.lost
+"""
+TORCH = """
+lost = False
+
+class cuda:
+    is_available = lambda: True
+    def synchronize():
+        if lost: raise RuntimeError("CUDA error: an illegal memory access was encountered")
+"""
+
+
+def test_tests_behind_one_that_loses_the_context(run, tmp_path):
+    (tmp_path / "torch.py").write_text(TORCH)
+    done = run(LOST, "--require-cuda")
+    assert "CUDA is lost to this process after test_some.py::test_breaks[True]" in done.stdout, done.stdout + done.stderr
+    assert "2 failed, 1 passed" in done.stdout
+    done = run(LOST, "--require-cuda", "--behind", "test_some.py::test_breaks[True]")
+    assert "1 passed" in done.stdout and "failed" not in done.stdout
+    done = run(LOST, "--behind", "test_other.py::test_x")
+    assert done.returncode == 4 and "--behind: expected one of the collected tests, got test_other.py::test_x" in done.stderr
