@@ -97,7 +97,8 @@ class _Cuda:
         self.kernels, self.where = place
         self.spaces = Pairs(visual_loc, audio_loc, saved[4], *place), Pairs(visual_avc, audio_avc, saved[5], *place)
         self.tau, self.reduce, self.instances = tau, reduce, instances
-        self.scores, self.space_norm, self.instance_norm, self.best_cell = saved[:4]
+        self.scores, space_norm, instance_norm, self.best_cell = saved[:4]
+        self.space_norm, self.instance_norm = space_norm.unbind(), instance_norm.unbind()
 
     def for_chunks(self, function, row_bytes=None, new_norms=False):
         """function(first image, images, cosines of both spaces)"""
@@ -121,7 +122,7 @@ class _Cuda:
             tau=self.tau, cosines=[address(map) for map in cosines],
             instance_norm=[address(norm, of_instances) for norm in self.instance_norm],
             space_norm=[address(norm, first) for norm in self.space_norm], scores=address(self.scores, first),
-            best_cell=address(best, first), first=first == 0, last=first + count == len(self.scores), **gradient,
+            best_cell=address(best, first), first=first == 0, last=first + count == space.images, **gradient,
             **self.where)
 
     def forward(self):
