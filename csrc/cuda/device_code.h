@@ -33,7 +33,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// A cosine: multiples of 1 / 32767, or NaN. What a product of bfloat16 numbers has of them is known less well than that.
+// A cosine in steps of 1 / 32767, or NaN: finer than features are that were rounded to bfloat16.
 struct Cosine16 {
   int16_t steps;
 };
