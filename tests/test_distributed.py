@@ -229,9 +229,9 @@ def test_distributed_loss_has_the_same_bits_again_and_everywhere(processes):
     _, found = processes
     for key in PRECISE:
         for one in found:
-            first, again = one[*key, "float64"], one["again", *key]
+            first, again = one[(*key, "float64")], one[("again", *key)]
             assert all(torch.equal(first[name], again[name]) for name in first), key
-            assert torch.equal(first["value"], found[0][*key, "float64"]["value"])
+            assert torch.equal(first["value"], found[0][(*key, "float64")]["value"])
 
 
 def test_distributed_loss_of_some_of_the_processes(processes):
