@@ -60,7 +60,7 @@ def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     The compiled kernels accumulate in float32 either way.
     """
     device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # torch's is_autocast_available breaks graphs of torch 2.11
+    if device == "meta" or not torch.is_autocast_enabled(device):  # is_autocast_available breaks the graphs of torch 2.11
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)

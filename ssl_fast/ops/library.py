@@ -26,8 +26,8 @@ def _is_plain(x: Tensor) -> bool:
 class Op:
     """`torch.library.custom_op("ssl_fast::" + name)` of a function of tensors and plain values.
 
-    torch's dispatcher takes longer over such an op, forward and backward, than the kernels over a small batch. So the function
-    is called directly, as a plain `torch.autograd.Function`, unless torch has to see the op.
+    torch's dispatcher takes longer over such an op, forward and backward, than the kernels over a small batch. So the
+    function is called directly, as a plain `torch.autograd.Function`, unless torch has to see the op.
     """
 
     def __init__(self, name: str, function):
