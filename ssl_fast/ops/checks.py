@@ -54,16 +54,26 @@ def check_pair(visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual"
         raise ValueError(f"{audio_name}: expected device {visual.device} to match {visual_name}, got {audio.device}")
 
 
+def _autocasts(device: str) -> bool:
+    return device != "meta" and torch.is_autocast_enabled(device)  # is_autocast_available breaks the graphs of torch 2.11
+
+
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under autocast, bring inputs to the autocast dtype as a matrix product would; float64 stays.
 
     The compiled kernels accumulate in float32 either way.
     """
     device = tensors[0].device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):  # is_autocast_available breaks the graphs of torch 2.11
+    if not _autocasts(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+
+def without_autocast(tensor: Tensor):
+    """A context in which products of this device are computed in the dtypes that they are given."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if _autocasts(device) else contextlib.nullcontext()
 
 
 # ---- kernel calls ----
@@ -95,8 +105,7 @@ def kernels_for(tensor: Tensor):
 
     What torch computes in between is not subject to autocast.
     """
-    device = tensor.device.type
-    with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext():
+    with without_autocast(tensor):
         if emulated is not None:
             yield emulated, {}
         elif tensor.is_cuda:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import library
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, kernels_for,
-                     memory_format, on_cuda, use_compiled)
+                     memory_format, on_cuda, use_compiled, without_autocast)
 from .cosine import cosine_map, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
@@ -134,8 +134,7 @@ def _check_mask(mask, visual):
 
 
 def _mean_similarity(visual, audio, mask):
-    device = visual.device.type
-    with torch.autocast("cpu" if device == "meta" else device, enabled=False):
+    with without_autocast(visual):
         weight = None
         if mask is not None:
             weight = mask.to(accumulate_dtype(visual))
