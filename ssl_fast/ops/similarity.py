@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import library
+from . import library, rows
 from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, kernels_for,
                      memory_format, on_cuda, use_compiled, without_autocast)
-from .cosine import cosine_map, cosine_map_reference
+from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
 from .rows import DenseGradients, Pairs, VisualGradient, chunks
@@ -107,8 +107,6 @@ def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, po
         raise ValueError(f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}")
     if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
-    if on_cuda(visual):
-        return _call(visual, audio, pooling, None)[0], cosine_map(visual, audio[positives])
     scores, maps = _call(visual, audio, pooling, positives)[:2]
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
 
@@ -169,7 +167,9 @@ def _outputs(visual, audio, pooling, positives, keep):
 @library.op("pooled_similarity")
 def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None,
                        keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if positives is not None and positives.numel() and not (0 <= positives.min() and positives.max() < len(audio)):
+    # on a GPU, torch's own check of an index: this one would wait for it
+    if positives is not None and positives.numel() and not on_cuda(positives) and not (
+            0 <= positives.min() and positives.max() < len(audio)):  # fmt: skip
         raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {positives.min()}..{positives.max()}")
     visual = visual.contiguous(memory_format=memory_format(visual))
     audio = audio.contiguous()
@@ -181,6 +181,8 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
             pairs = Pairs(visual, audio, inverse_norm, *place)
             for first, _ in chunks(pairs, new_norms=True):
                 _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair)
+        if positives is not None:
+            maps.copy_(_cosine_map.function(visual, audio[positives])[0])
     else:
         extension.similarity(
             kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
@@ -219,6 +221,23 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
         gradients.finish()
 
 
+def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, grad_visual, grad_audio):
+    """To both gradients (None: not wanted), those of the map of each image with its positive; within the workspace."""
+    own, sums = audio[positives], maps.new_zeros(audio.shape)
+    step = max(1, rows.WORKSPACE_BYTES // visual[0].nbytes)
+    for first in range(0, len(visual), step):
+        part = slice(first, first + step)
+        of_visual, of_audio = _cosine_map_backward.function(
+            grad_map[part], visual[part], own[part], maps[part], inverse_norm[part], grad_visual is not None,
+            grad_audio is not None)
+        if grad_visual is not None:
+            grad_visual[part] += of_visual
+        if grad_audio is not None:
+            sums.index_put_((positives[part],), of_audio, accumulate=True)
+    if grad_audio is not None:
+        grad_audio += sums
+
+
 def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
     kernels, where = pairs.kernels, pairs.where
     sums = None if grad_audio is None else pairs.audio_norm.new_zeros(pairs.audios, pairs.width)
@@ -249,8 +268,10 @@ def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, vi
     if not scores.numel():
         return tuple(grad.zero_() for grad in grads)
     if on_cuda(visual):
-        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm,
-                       grads[0] if need_visual else None, grads[1] if need_audio else None)
+        wanted = grads[0] if need_visual else None, grads[1] if need_audio else None
+        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, *wanted)
+        if grad_map is not None:
+            _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, *wanted)
         return grads
     extension.similarity(
         kernel_shape(visual, len(audio)),
