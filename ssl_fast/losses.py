@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from . import ops
 from .contrast import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
 from .distributed import JoinedBatch
-from .ops.checks import check_pair
+from .ops.checks import check_pair, without_autocast
 from .ops.mean import mean_vector
 from .ops.reference import accumulate_dtype, unit
 from .ops.similarity import similarity_and_map
@@ -68,10 +68,6 @@ def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, ba
     if mean_weight == 0:
         return scores
     return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
-
-
-def _full_precision(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -114,7 +110,7 @@ def _projections(visuals: list[Tensor], audios: list[Tensor], project_visual, pr
 
 def _cosines(x: Tensor, y: Tensor) -> Tensor:
     """All cosines of x (N, D) and y (M, D) -> (N, M), never in reduced precision."""
-    with _full_precision(x.device):
+    with without_autocast(x):
         return unit(_accumulate(x)) @ unit(_accumulate(y)).t()
 
 
@@ -316,7 +312,7 @@ def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float =
         cells = ops.cosine_map(visual, audio, backend=backend)
         low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
         weight = ((cells - low) / (high - low + 1e-5) > threshold).to(cells.dtype) / cells[0].numel()
-    with _full_precision(visual.device):
+    with without_autocast(visual):
         sound = unit(_accumulate(audio))
         mean, foreground = (mean_vector(visual, part, backend=backend) for part in (None, weight))
         audio_audio, mean_mean, front_front = (torch.softmax(x @ batch.gather(x).t() / tau, 1)
