@@ -1,7 +1,6 @@
 """`ssl-fast localize | demo | convert | export`: use a localizer."""
 
 import argparse
-import atexit
 from pathlib import Path
 
 from ..evaluation.commands import WEIGHTS, WEIGHTS_LAYOUT
@@ -115,8 +114,6 @@ def demo(args: argparse.Namespace) -> int:
     from .demo import Server
 
     with Server(viewer(args), args.host, args.port) as server:
-        # held until no other thread runs: one that freed the model's tensors while Python ends would abort the program
-        atexit.register(id, server)
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()

@@ -13,6 +13,7 @@ The page is for whoever sits at this machine. Requests by pages of other sites a
 a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See desk.py.
 """
 
+import atexit
 import io
 import ipaddress
 import json
@@ -88,6 +89,8 @@ class Server(ThreadingHTTPServer):
         super().server_close()
         if hasattr(self, "worker"):  # not where the port could not be had
             self.worker.shutdown(wait=False, cancel_futures=True)
+            # held until no other thread runs: one that freed the model's tensors while Python ends would abort the program
+            atexit.register(id, self.desk)
 
     def process_request(self, request: socket.socket, client_address: tuple) -> None:
         if not self.connections.acquire(blocking=False):
