@@ -55,6 +55,16 @@ def set_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def use_set():
+    """`use_instruction_set` of the compiled module, for one test."""
+    from ssl_fast.ops import checks
+
+    before = checks.extension.instruction_set()
+    yield checks.extension.use_instruction_set
+    checks.extension.use_instruction_set(before)
+
+
 @pytest.fixture(scope="session")
 def viewer():
     """The embedded localizer, with all that an answer takes."""

@@ -83,13 +83,6 @@ def test_counts_make_consensus_iou_and_agreement():
 # ---- the kernel ----
 
 
-@pytest.fixture
-def use_set():
-    before = checks.extension.instruction_set()
-    yield checks.extension.use_instruction_set
-    checks.extension.use_instruction_set(before)
-
-
 @needs_compiled
 @pytest.mark.parametrize("levels", [None, 2, 5])
 @pytest.mark.parametrize("cells, pixels", SIZES)

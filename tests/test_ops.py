@@ -287,29 +287,6 @@ def test_no_output_is_left_uninitialised(name, dtype):
         torch.use_deterministic_algorithms(False)
 
 
-# ---- determinism ----
-
-
-@every_op
-@dtypes(torch.float32, torch.bfloat16)
-def test_same_bits_at_every_repeat(name, dtype, set_threads):
-    op, shape = OPS[name], Shape(11, 70, 64, 5, 5)
-    extra, features = extra_for(shape), op.features(shape, dtype)
-    by_threads = {}
-    for threads in (1, 2, 3):
-        set_threads(threads)
-        first = by_threads[threads] = evaluate(op, features, extra)
-        for _ in range(20 if threads < 3 else 3):
-            again = evaluate(op, features, extra)
-            assert all(torch.equal(a, b) for a, b in zip(again.tensors(), first.tensors(), strict=True))
-    for threads in (2, 3):
-        for got, want in zip(by_threads[threads].outputs, by_threads[1].outputs, strict=True):
-            assert torch.equal(got, want)
-        for got, want in zip(by_threads[threads].gradients, by_threads[1].gradients, strict=True):
-            error = (got.double() - want.double()).norm() / want.double().norm()
-            assert error < 4 * torch.finfo(got.dtype).eps, f"{threads} threads: {error}"
-
-
 # ---- memory ----
 
 

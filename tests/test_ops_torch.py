@@ -190,8 +190,10 @@ def test_compiled_graph_gives_the_same(name):
 
 
 @every_op
-def test_compiled_graph_with_dynamic_batches(name, monkeypatch):
+@pytest.mark.parametrize("instruction_set", checks.extension.instruction_sets() if checks.extension else [])
+def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch, use_set):
     """Few graphs for all batch sizes, where alphas are kept for all images or for some, and of one panel or more."""
+    use_set(instruction_set)
     op = OPS[name]
     monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", 3 * 64 * 6 * 4)  # 64 audios of 3 images
     torch._dynamo.reset()

@@ -122,17 +122,32 @@ def address(tensor: Tensor | None, index: int = 0) -> int:
     return tensor.data_ptr() + (index * tensor.stride(0) * tensor.element_size() if index else 0)
 
 
-def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int, int, int]:
-    """(images, panels, cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
-    kernel's order."""
-    lanes = extension.panel(visual.dtype == torch.float64)
-    panels = (audios + lanes - 1) // lanes
-    cells = visual.shape[2] * visual.shape[3]
-    per_image = maps * max(panels * cells * lanes, 1) * (8 if visual.dtype == torch.float64 else 4)
-    images = min(visual.shape[0], KEPT_ALPHA_BYTES // per_image) if keep else 0
-    return images, panels, cells, lanes
+def padded_audios(audios: int, float64: bool) -> int:
+    """Audios in whole panels of the CPU kernels."""
+    lanes = extension.panel(float64)
+    return (audios + lanes - 1) // lanes * lanes
+
+
+def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int]:
+    """(images * panels * cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
+    kernel's order.
+
+    The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
+    """
+    float64 = visual.dtype == torch.float64
+    lanes = extension.panel(float64)
+    per_image = padded_audios(audios, float64) // lanes * visual.shape[2] * visual.shape[3]
+    bytes_per_image = maps * max(per_image * lanes, 1) * (8 if float64 else 4)
+    images = min(visual.shape[0], KEPT_ALPHA_BYTES // bytes_per_image) if keep else 0
+    return images * per_image, lanes
+
+
+def kept_images(kept: Tensor, visual: Tensor, audios: int) -> int:
+    """How many images the alphas in `kept` belong to."""
+    per_image = padded_audios(audios, visual.dtype == torch.float64) * visual.shape[2] * visual.shape[3]
+    return kept.numel() // max(per_image, 1)
 
 
 def check_kept(kept: Tensor, float64: bool) -> None:
-    if kept.shape[3] != extension.panel(float64):
+    if kept.shape[1] != extension.panel(float64):
         raise RuntimeError("the instruction set was changed between the forward and the backward pass")
