@@ -134,6 +134,7 @@ def start(out, *more):
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
     out = tmp_path / "run"
     process = start(out)
@@ -162,6 +163,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
     assert results["steps"] == step and results["shortened"] and results["method"] == "ssl_align"
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, quick):
     """A run like that in `quick`, killed before step 5, ends in the same weights and figures."""
     out = tmp_path / "run"
@@ -345,6 +347,7 @@ def published(folder, out, *more):
                              "--epochs", 1, "--threads", 1, "--quiet", "--out", out, *more)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     state = ResNet18().state_dict()
     file = tmp_path / "net.pth"
@@ -362,6 +365,7 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     ids = FolderSet(folder, front_end="ssl_align", size=48).ids
     for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
@@ -405,6 +409,7 @@ def test_views_are_those_asked_for(folder, tmp_path, capsys):
     fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
 
 
+@pytest.mark.slow
 def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
     import shutil
 

@@ -31,6 +31,7 @@ LARGE = {"many-tiles": Shape(9, 300, 96, 5, 9), "wide": Shape(3, 140, 72, 17, 31
 
 
 # With one channel all cosines are 1 or -1 but for rounding, which so would choose the cell of a maximum.
+@pytest.mark.grid
 @pytest.mark.parametrize("name, shape", [(name, shape) for shape in (*SHAPES, *LARGE) for name in OPS
                                          if (name, shape) != ("max", "one-channel")])  # fmt: skip
 @dtypes(*DTYPES)
@@ -38,6 +39,7 @@ def test_cuda_errs_at_most_twice_the_reference(name, dtype, shape):
     assert_accurate(*inputs(name, (SHAPES | LARGE)[shape], dtype))
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(*DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,6 +47,7 @@ def test_cuda_layouts(name, dtype, layout):
     assert_accurate(*inputs(name, Shape(5, 5, 35, 5, 9), dtype, layout))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_chunks(name, dtype, monkeypatch):
@@ -52,6 +55,7 @@ def test_cuda_chunks(name, dtype, monkeypatch):
     assert_accurate(*inputs(name, Shape(19, 150, 20, 5, 9), dtype))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_of_features_that_are_rows_as_they_are(name, dtype, monkeypatch):
@@ -71,6 +75,7 @@ def test_cuda_tf32(name):
     assert 2**-20 < score < 2**-10
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(torch.float32, torch.bfloat16)
 def test_cuda_of_zero_vectors_and_nan(name, dtype):
@@ -86,6 +91,7 @@ def test_cuda_of_zero_vectors_and_nan(name, dtype):
     assert hit[1] == (name != "masked-mean" or extra.mask[1, 0, 0] >= 0) and not hit[[0, 2, 3]].any()
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(torch.float32, torch.bfloat16)
 def test_cuda_gives_the_same_bits_a_thousand_times(name, dtype):

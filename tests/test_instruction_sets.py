@@ -31,6 +31,7 @@ def test_the_best_set_is_in_use_and_the_baseline_is_there():
     assert ("avx2" in SETS) == ("avx2" in flags) and ("avx512" in SETS) == ("avx512vl" in flags) or not flags
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("instruction_set", SETS)
 @dtypes(*DTYPES)
@@ -53,6 +54,7 @@ def test_the_first_of_equal_cells_wins_in_each_instruction_set(instruction_set, 
     assert gradient[..., 0].any() and not gradient[..., 1:].any()
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("instruction_set", SETS)
 @dtypes(torch.float32, torch.bfloat16)
@@ -242,6 +244,7 @@ def run_fenced(instruction_set):
     print("inside the fences")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are fenced by Linux's mprotect")
 @pytest.mark.parametrize("instruction_set", SETS)
 def test_kernels_stay_inside_their_memory(instruction_set):

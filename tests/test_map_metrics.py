@@ -83,6 +83,7 @@ def test_counts_make_consensus_iou_and_agreement():
 # ---- the kernel ----
 
 
+@pytest.mark.grid
 @needs_compiled
 @pytest.mark.parametrize("levels", [None, 2, 5])
 @pytest.mark.parametrize("cells, pixels", SIZES)

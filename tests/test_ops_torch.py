@@ -189,6 +189,7 @@ def test_compiled_graph_gives_the_same(name):
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("instruction_set", checks.extension.instruction_sets() if checks.extension else [])
 def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch, use_set):
@@ -212,6 +213,7 @@ def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch,
     assert counter.frame_count <= 4
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's inductor needs a C++ compiler")
 def test_compiled_by_inductor():
     shape = Shape(4, 6, 16, 3, 3)
@@ -259,6 +261,7 @@ def test_empty_mask_in_a_compiled_graph_gives_nan():
 # ---- autocast ----
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 def test_autocast_rounds_the_features_and_nothing_else(name, backend):
@@ -300,6 +303,7 @@ def test_autocast_of_a_network():
 # ---- autograd ----
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("budget", [0, checks.KEPT_ALPHA_BYTES])

@@ -171,6 +171,7 @@ def test_l1_terms_of_fnac_wait():
     assert late > early * 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_the_toys(method):
     changes = {"slavc": {"momentum_decay": 0.5}, "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}}}.get(
@@ -212,6 +213,7 @@ RESUMED = {
 }  # fmt: skip
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("method", RESUMED)
 def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     one = tiny(method, **RESUMED[method])
@@ -271,6 +273,7 @@ def test_curves_for_tensorboard_are_the_records(tmp_path):
     assert found == pytest.approx({record["step"]: record["loss"] for record in done.history}, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_nets_start_as_the_others():
     """One step; after it the nets of a few neurons drift apart from rounding."""
     one = tiny("ez_vsl", epochs=1, precision="float32")
@@ -301,6 +304,7 @@ def test_resume_refuses_another_run(tmp_path):
         train(other, tiny(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
+@pytest.mark.slow
 def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
@@ -312,6 +316,7 @@ def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch):
     assert weight[0] == 1 and weight[-1] == 0
 
 
+@pytest.mark.slow
 def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
