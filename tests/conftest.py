@@ -55,6 +55,20 @@ def set_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def untold(monkeypatch):
+    """As in a new process: no device was asked for kernels yet, and no fallback told. To be set: the compiled module."""
+    from ssl_fast.ops import checks
+
+    def forget():
+        checks._warn_once.cache_clear()
+        checks._why_not_loaded.cache_clear()
+
+    forget()
+    yield lambda extension: monkeypatch.setattr(checks, "extension", extension)
+    forget()
+
+
 @pytest.fixture(scope="session")
 def viewer():
     """The embedded localizer, with all that an answer takes."""
