@@ -64,8 +64,12 @@ def untold(monkeypatch):
         checks._warn_once.cache_clear()
         checks._why_not_loaded.cache_clear()
 
+    def load(extension):
+        forget()
+        monkeypatch.setattr(checks, "extension", extension)
+
     forget()
-    yield lambda extension: monkeypatch.setattr(checks, "extension", extension)
+    yield load
     forget()
 
 

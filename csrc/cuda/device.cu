@@ -20,6 +20,8 @@ LoadError load_error(int device) {
   LoadError found{};
   // In a thread of its own: current device and last error belong to a thread, and those of the caller are left alone.
   std::thread([&] {
+    auto mode = cudaStreamCaptureModeRelaxed;  // loading must not break a CUDA graph that another thread captures
+    cudaThreadExchangeStreamCaptureMode(&mode);
     cudaFuncAttributes attributes;
     cudaError_t error = cudaSetDevice(device);
     if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, a_kernel());

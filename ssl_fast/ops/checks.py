@@ -18,10 +18,7 @@ except ImportError as error:  # told by `ssl-fast doctor` and by the ops
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of csrc/params.h
 # Alphas of a forward pass that are kept for its backward pass; those beyond are computed again.
 KEPT_ALPHA_BYTES = 32 * 2**20
-
-
-# The oldest driver of each CUDA release that this version of the toolkit runs on.
-OLDEST_DRIVER = {12: "525", 13: "580"}
+OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
 INSTALL = "pip install --force-reinstall --no-deps ."
 
 
