@@ -102,6 +102,24 @@ def use_set():
     checks.extension.use_instruction_set(before)
 
 
+@pytest.fixture
+def untold(monkeypatch):
+    """As in a new process: no device was asked for kernels yet, and no fallback told. To be set: the compiled module."""
+    from ssl_fast.ops import checks
+
+    def forget():
+        checks._warn_once.cache_clear()
+        checks._why_not_loaded.cache_clear()
+
+    def load(extension):
+        forget()
+        monkeypatch.setattr(checks, "extension", extension)
+
+    forget()
+    yield load
+    forget()
+
+
 @pytest.fixture(scope="session")
 def viewer():
     """The embedded localizer, with all that an answer takes."""

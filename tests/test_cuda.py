@@ -27,6 +27,14 @@ def inputs(name, shape, dtype=torch.float32, layout="contiguous"):
     return op, features, Extra(*(x.to(DEVICE) for x in extra_for(shape)))
 
 
+def test_cuda_device_is_asked_without_a_trace():
+    device = torch.cuda.current_device()
+    assert all(checks.extension.cuda_error(index) is None for index in range(torch.cuda.device_count()))
+    assert checks.extension.cuda_error(torch.cuda.device_count())[0] == "cudaErrorInvalidDevice"
+    assert torch.cuda.current_device() == device
+    assert_accurate(*inputs("mean", SHAPES["2x3"]))
+
+
 LARGE = {"many-tiles": Shape(9, 300, 96, 5, 9), "wide": Shape(3, 140, 72, 17, 31), "batch": Shape(64, 64, 512, 7, 7)}
 
 

@@ -1,6 +1,8 @@
 """The ops as citizens of torch: torch.library, torch.compile, autocast, checkpointing, double backward."""
 
 import shutil
+import types
+import warnings
 
 import pytest
 import torch
@@ -211,6 +213,31 @@ def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch,
         for found, expected in zip(got, evaluate(op, features, extra, "auto").tensors(), strict=True):
             torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
     assert counter.frame_count <= 4
+
+
+def test_compiled_graph_without_kernels_warns_once(untold):
+    """The module and the warning filters are asked while the graph is traced, without a break."""
+    op, extra = OPS["max"], extra_for(SHAPE)
+    untold(None)
+    function = compiled(op, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            features = op.features(SHAPE, dtype)
+            got, want = results(function, features, extra)[0], op.call(*features, extra, "reference")[0]
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+    assert len([x for x in found if "ssl_fast: all ops run plain" in str(x.message)]) == 1
+
+    asked = []
+    untold(types.SimpleNamespace(cuda_architectures="80", cuda_error=lambda index: asked.append(index) or (
+        "cudaErrorDevicesUnavailable", "busy or unavailable", 13000, 13000)))  # fmt: skip
+    function = torch.compile(lambda x: x + checks.has_kernels("auto", "cuda", 1), fullgraph=True, backend="eager")
+    with pytest.warns(RuntimeWarning, match="no kernel loads on cuda:1: busy or unavailable"):
+        assert [function(torch.zeros(n)).sum() for n in (2, 3, 4)] == [0, 0, 0]
+    assert asked == [1]
+    function = torch.compile(lambda x: x + checks.has_kernels("compiled", "cuda", 1), fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="backend='compiled': no kernel loads on cuda:1"):
+        function(torch.zeros(2))
 
 
 @pytest.mark.slow
