@@ -2,7 +2,7 @@
 
 import contextlib
 
-import torch
+import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
 try:
