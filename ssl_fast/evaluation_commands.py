@@ -5,7 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
-# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
+# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without. So this is no
+# module of the package evaluation, which imports them.
 
 WEIGHTS = {"type": Path, "metavar": "FILE", "help": "a checkpoint, ours or a published program's, or a run's folder"}
 WEIGHTS_LAYOUT = {"metavar": "NAME", "help": "of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
@@ -94,8 +95,8 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
     from .data.categories import broad_categories
     from .data.datasets import read_ids
     from .data.negatives import SEEDS, negatives
-    from .models.object_prior import ObjectPrior
     from .evaluation.protocols import protocol_of
+    from .models.object_prior import ObjectPrior
 
     broad = None
     if args.set_name is not None and "offscreen" in args.negatives and args.set_name != "flickr":  # which has no classes
@@ -125,8 +126,8 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
 def write(model, tests: dict, validation, out: Path, about: dict, history: list, *, quiet: bool, notes: list[str] = [],
           **options) -> int:
     """Evaluates, and writes metrics.json, per_sample.csv and report.html; options as in `evaluate`."""
-    from .training import fingerprint
     from .evaluation import ceilings, evaluate, overlays, report
+    from .training import fingerprint
 
     for note in notes:
         print(note)
