@@ -24,6 +24,7 @@ from torch import Tensor
 from . import distributed
 from .learner import Learner, derived_seed
 from .models import Localizer, storage
+from .progress import progress_bar
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
@@ -319,8 +320,6 @@ def train(
 
 def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
            validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
-    from tqdm import tqdm
-
     from .data.views import Views
 
     if minutes is not None and not minutes > 0:
@@ -360,7 +359,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
     loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator().manual_seed(0),
                                          pin_memory=learner.device.type == "cuda")  # fmt: skip
-    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
+    bar = progress_bar(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import warnings
 
-import torch
+import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
 try:
