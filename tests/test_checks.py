@@ -294,8 +294,7 @@ def test_no_cuda_device_is_asked_for_other_tensors(untold, monkeypatch):
     assert asked == []
 
 
-WITHOUT_CUDA = (f"the package was built without CUDA kernels; with nvcc on the PATH, `SSL_FAST_CUDA=ON {INSTALL}` in its "
-                "source folder builds them")  # fmt: skip
+WITHOUT_CUDA = f"the package was built without CUDA kernels; `SSL_FAST_CUDA=ON {INSTALL}` in its source folder builds them"
 
 
 def test_a_build_without_cuda(untold, monkeypatch):
