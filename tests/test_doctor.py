@@ -107,7 +107,7 @@ def test_without_a_device_or_kernels_for_one(untold, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     untold(extension(cuda_architectures=""))
     sentence = flat()[0]["cuda: CUDA tensors"]
-    assert sentence.startswith("CUDA tensors run plain PyTorch: the package was built without CUDA kernels; with nvcc on ")
+    assert sentence.startswith("CUDA tensors run plain PyTorch: the package was built without CUDA kernels; `SSL_FAST_CUDA=ON ")
     untold(extension())
     assert "cuda: CUDA tensors" not in flat()[0]
 
