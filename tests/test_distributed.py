@@ -218,7 +218,7 @@ def test_distributed_loss_equals_one_process(name, layout, backend, processes):
     assert_joined(layouts[layout], [one[name, layout, backend, "float64"] for one in found], expected, 1e-12)
 
 
-@pytest.mark.grid
+@pytest.mark.slow
 @pytest.mark.skipif(checks.extension is None, reason=f"the compiled module is absent: {checks.extension_error}")
 @pytest.mark.parametrize("name, layout, backend", FAST)
 def test_distributed_loss_in_float32(name, layout, backend, processes):

@@ -188,6 +188,7 @@ def test_distributed_training_with_local_negatives_is_that_of_a_batch_in_parts(p
         assert_close(one["local"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [8, 27])
 def test_distributed_validation_loss_is_that_of_one_process(samples, processes):
     expected = summary(run(tiny("ez_vsl"), exact, validation=Others(samples)))
