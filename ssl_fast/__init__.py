@@ -1,6 +1,7 @@
 """Fused kernels, losses, training and evaluation for visual sound source localization."""
 
 import importlib
+import pkgutil
 from importlib import util
 
 __version__ = "0.1.0"
@@ -19,10 +20,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-if util.find_spec("ssl_fast._C") is None:  # run from a source tree: the compiled module is in the installed package
-    from importlib import metadata
-
-    try:
-        __path__.append(str(metadata.distribution("ssl_fast").locate_file("ssl_fast")))
-    except metadata.PackageNotFoundError:
-        pass  # not installed at all: `ssl-fast doctor` and backend="compiled" say so
+if util.find_spec("ssl_fast._C") is None:  # run from a source tree: the compiled module is in the installed package, if any
+    __path__ = pkgutil.extend_path(__path__, __name__)

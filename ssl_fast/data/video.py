@@ -114,7 +114,8 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         rate = stream.codec_context.sample_rate
         for _ in _packets(path, container, stream):
             pass
-        container.seek(0)
+    with _opened(path) as container:  # anew: after a seek the first packets may be lost
+        stream = _stream(path, container, "audio")
         resampler = pyav().AudioResampler(format="fltp")  # another type of sample, nothing else
         parts = [part.to_ndarray() for frame in (*container.decode(stream), None) for part in resampler.resample(frame)]
         end = None if stream.duration is None else round(stream.duration * stream.time_base * rate)  # then padding
@@ -128,7 +129,9 @@ def _opened(path: str | os.PathLike) -> Iterator:
     av = pyav()
     check_file(Path(path))
     try:
-        with av.open(os.fspath(path), metadata_errors="replace") as container:  # titles may be in any encoding
+        # titles may be in any encoding; from 19 on PyAV takes care of that
+        options = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        with av.open(os.fspath(path), **options) as container:
             yield container
     except av.FFmpegError as error:
         raise MediaError(f"{path}: cannot be read as video ({error.strerror})") from error
