@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import threading
+import time
 import warnings
 
 import pytest
@@ -15,7 +16,7 @@ from ssl_fast.losses import LOSSES
 from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
-from ssl_fast.training import StepSampler, progress_of, train
+from ssl_fast.training import StepSampler, pace, progress_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -82,6 +83,16 @@ def test_progress_is_that_of_time_where_it_is_short():
     assert progress_of(10, 100, 100.0, 100.0) == 1.0
     assert progress_of(10, 100, 1e6) == 0.1  # no budget
     assert progress_of(120, 100) == 1.0
+
+
+def test_what_is_told_of_a_run_that_does_not_fit():
+    assert pace(30, 2250, 3.2, 9.375, 4.0, False) is None  # 3.2 s and 2220 steps at 9.375: exactly 4 minutes
+    assert pace(30, 2250, 6.0, 5.5, 4.0, False) == (
+        "at this speed 1,317 of 2,250 steps fit into 4 minutes; "  # 30 + 234 * 5.5
+        "going on to the full length, about 7 minutes (--minutes 4 would shorten it)")  # 6 s + 2220 / 5.5 s = 410 s
+    assert pace(30, 2250, 6.0, 5.5, 4.0, True) == (
+        "at this speed 1,317 of 2,250 steps fit into 4 minutes; --minutes 7 would train it fully")
+    assert pace(900, 2250, 241.0, 5.5, 4.0, False) is None  # told before it was resumed
 
 
 def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():
@@ -301,10 +312,34 @@ def test_resume_refuses_another_run(tmp_path):
         train(other, tiny(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
-def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch):
+def test_usual_minutes_change_nothing_but_what_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(training, "PACE_SECONDS", 0.0)
+    one = tiny(epochs=6)
+    plain, told = run(one), run(one, usual_minutes=1e-6)
+    assert_same(weights(told.localizer), weights(plain.localizer))
+    assert told.steps == 30 and not told.shortened and figures(told.history) == figures(plain.history)
+    assert capsys.readouterr().out == ""  # past the minutes when the speed is known
+    clock = iter(x * 0.5 for x in range(10_000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    slow = run(one, usual_minutes=13 / 60)  # 26 of 30 steps
+    assert_same(weights(slow.localizer), weights(plain.localizer))
+    line = capsys.readouterr().out
+    assert line.startswith("at this speed 26 of 30 steps fit into 0.216667 minutes; going on to the full length, about 1 ")
+
+
+def test_parts_of_a_step_are_timed():
+    began = time.perf_counter()
+    done = run(tiny(epochs=1))
+    assert list(done.stages) == ["data", "loss", "nets", "backward"] and min(done.stages.values()) > 0
+    assert sum(done.stages.values()) < time.perf_counter() - began
+
+
+def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     done = run(tiny(epochs=100), minutes=20 / 60)  # each step takes half a second: 40 of 500 steps
+    assert capsys.readouterr().out == ("at this speed 40 of 500 steps fit into 0.333333 minutes; "
+                                       "--minutes 5 would train it fully\n")  # fmt: skip
     assert done.shortened and done.steps == 40 and done.planned_steps == 500 and done.seconds == pytest.approx(20)
     rates = [record["learning_rate"] for record in done.history]
     assert rates[-1] < 0.02 * max(rates)
