@@ -71,7 +71,8 @@ def pace(steps: int, planned: int, seconds: float, speed: float, minutes: float,
         return None
     then = f"--minutes {whole} would train it fully"
     if not shortens:
-        then = f"going on to the full length, about {whole} minutes (--minutes {minutes:g} would shorten it)"
+        about = "a minute" if whole == 1 else f"{whole} minutes"
+        then = f"going on to the full length, about {about} (--minutes {minutes:g} would shorten it)"
     return f"at this speed {fitting:,} of {planned:,} steps fit into {minutes:g} minutes; {then}"
 
 

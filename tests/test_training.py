@@ -324,7 +324,7 @@ def test_usual_minutes_change_nothing_but_what_is_told(monkeypatch, capsys):
     slow = run(one, usual_minutes=13 / 60)  # 26 of 30 steps
     assert_same(weights(slow.localizer), weights(plain.localizer))
     line = capsys.readouterr().out
-    assert line.startswith("at this speed 26 of 30 steps fit into 0.216667 minutes; going on to the full length, about 1 ")
+    assert line.startswith("at this speed 26 of 30 steps fit into 0.216667 minutes; going on to the full length, about a minute")
 
 
 def test_parts_of_a_step_are_timed():

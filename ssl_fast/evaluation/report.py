@@ -349,8 +349,9 @@ def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = N
     sounds, singles = _overlays(overlays or {})
     note = shortened(results)
     banner = f'<p class="warning" role="alert">{_text(note)}</p>' if note else ""
-    parts = [f"<header><h1>{_text(title)}</h1>{banner}</header>", _cards(results), _section("How to read the numbers", READING),
-             sounds, _section("Model and predictors that never hear", *comparisons), _false_positives(results),
+    parts = [f"<header><h1>{_text(title)}</h1>{banner}</header>", _cards(results),
+             _section("How to read the numbers", READING), sounds,
+             _section("Model and predictors that never hear", *comparisons), _false_positives(results),
              _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "",
              _training(history, config.get("chance")) if history else "", singles,
              _footer(results, config)]
