@@ -1,4 +1,6 @@
 // What Python sees. It takes addresses and sizes that ssl_fast/ops has checked; tensors never cross.
+#include <optional>
+
 #include "bindings.h"
 #include "cpu/dispatch.h"
 #ifdef SSL_FAST_CUDA
@@ -41,6 +43,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     int count = 0;
     const char* error = cuda::device_count(&count);
     return py::make_tuple(count, error ? py::object(py::str(error)) : py::object(py::none()));
+  });
+  m.def("cuda_error", [](int device) -> std::optional<std::tuple<std::string, std::string, int, int>> {
+    py::gil_scoped_release release;
+    cuda::LoadError error = cuda::load_error(device);
+    if (!error.name) return std::nullopt;
+    return std::make_tuple(error.name, error.text, error.runtime, error.driver);
   });
   cuda::bind(m.def_submodule("cuda", "The kernels that run on CUDA devices."));
 #else

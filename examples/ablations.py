@@ -169,9 +169,8 @@ def main() -> int:
     if not names:
         parser.error(f"--only {args.only}: expected a part of one of these: {'; '.join(ROWS)}")
     if not args.table:
-        from tqdm import tqdm
-
         from ssl_fast.data import scenes
+        from ssl_fast.progress import progress_bar
 
         for split in ("train", "single", "duo"):
             scenes.load(split)  # made once, before several runs ask for them
@@ -179,7 +178,7 @@ def main() -> int:
         command = [sys.executable, __file__, "--out", str(args.out), "--epochs", str(args.epochs), "--one"]
         with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
             runs = [pool.submit(subprocess.run, [*command, name, str(seed)], check=True) for name, seed in missing]
-            for done in tqdm(concurrent.futures.as_completed(runs), total=len(runs), unit="run"):
+            for done in progress_bar(concurrent.futures.as_completed(runs), total=len(runs), desc="runs", unit="run"):
                 done.result()
     print(table(args.out, names, seeds))
     return 0

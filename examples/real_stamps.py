@@ -41,10 +41,10 @@ import soundfile
 import torch
 import torchaudio
 from PIL import Image, ImageEnhance, ImageFilter
-from tqdm import tqdm
 
 from ssl_fast import cli
 from ssl_fast.data.audio import MediaError, load_audio, resample
+from ssl_fast.progress import progress_bar
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")
 INSTALL = "install the Debian package tuxpaint-stamps-default, or name a folder of its stamps by --stamps"
@@ -240,7 +240,7 @@ def write_split(root: Path, count: int, seed: int, categories: list[Category], s
     for part in ("frames", "audio") if train else ("frames", "audio", "masks"):
         (root / part).mkdir(parents=True)
     annotations, sounds = [], 0
-    for i in tqdm(range(count), desc=f"composing {root.name}", unit="image"):
+    for i in progress_bar(range(count), desc=f"composing {root.name}", unit="image"):
         rng = np.random.default_rng([seed, zlib.crc32(root.name.encode()), i])
         objects = int(rng.choice([1, 2, 3], p=[0.4, 0.4, 0.2] if train else [0, 0.75, 0.25]))
         shown = [categories[k] for k in rng.choice(len(categories), objects, replace=False)]

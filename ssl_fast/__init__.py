@@ -1,12 +1,27 @@
 """Fused kernels, losses, training and evaluation for visual sound source localization."""
 
-from importlib import metadata, util
-
-import torch  # noqa: F401  first: the compiled module then shares torch's OpenMP runtime and thread pool
+import importlib
+from importlib import util
 
 __version__ = "0.1.0"
 
+# Imported when they are first used (`ssl_fast.losses.lvs`), and torch with them: `ssl-fast --help` needs none of them.
+_MODULES = ("data", "distributed", "evaluation", "inference", "losses", "models", "ops", "recipes", "training")
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})
+
+
 if util.find_spec("ssl_fast._C") is None:  # run from a source tree: the compiled module is in the installed package
+    from importlib import metadata
+
     try:
         __path__.append(str(metadata.distribution("ssl_fast").locate_file("ssl_fast")))
     except metadata.PackageNotFoundError:

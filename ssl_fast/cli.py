@@ -9,13 +9,12 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import runs
+from . import evaluation_commands, runs
 from .data import commands as data_commands
 from .data import mining
-from .evaluation import commands as evaluation_commands
 from .inference import commands as use
 
-# Heavy modules (torch, matplotlib ...) are imported by the commands that use them: `ssl-fast --help` answers at once.
+# torch, numpy and what needs them are imported inside the functions that use them: `ssl-fast --help` does without.
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Arguments

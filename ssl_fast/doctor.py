@@ -62,7 +62,19 @@ def _cuda_built(extension) -> tuple[str, str]:
     count, error = extension.cuda_status()
     if error:
         return architectures, f"no: {error}"
-    return architectures, f"yes, {count} device(s)" if count else "no: no device"
+    able = sum(extension.cuda_error(index) is None for index in range(count))
+    return architectures, f"yes, {able} device(s)" if able else f"no: none of {count} device(s)" if count else "no: no device"
+
+
+def _cuda_tensors() -> dict[str, str]:
+    """Of each CUDA device that torch sees, whether its tensors go through the kernels; where it sees none, what would stop
+    them on any."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    reasons = {f"cuda:{index}": checks.why_no_kernels("cuda", index) for index in range(count)}
+    if not count and (reason := checks.why_no_kernels("cuda")):
+        reasons["CUDA tensors"] = reason
+    return {name: "runs the kernels" if reason is None else checks.fallback_sentence("cuda", reason)
+            for name, reason in reasons.items()}  # fmt: skip
 
 
 def _cuda_torch() -> str:
@@ -101,7 +113,8 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": "native: used in training by default" if bfloat16_native() else "not native: training uses float32",
     }
-    cuda = {"built for": architectures, "device usable by the kernels": device, "device usable by torch": _cuda_torch()}
+    cuda = {"built for": architectures, "device usable by the kernels": device, "device usable by torch": _cuda_torch(),
+            **_cuda_tensors()}  # fmt: skip
     return {"software": software, "processor": processor, "kernels": kernels, "cuda": cuda}, usable
 
 

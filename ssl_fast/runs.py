@@ -4,11 +4,11 @@ import argparse
 import json
 from pathlib import Path
 
+from . import evaluation_commands
 from .data import commands as data_commands
-from .evaluation import commands as evaluation_commands
 from .stages import Stages, listed
 
-# Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
+# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
 RUN = "run.json"
 SCENE_TESTS = ("single", "duo", "trio")

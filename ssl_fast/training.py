@@ -25,6 +25,7 @@ from torch import Tensor
 from . import distributed
 from .learner import Learner, derived_seed
 from .models import Localizer, storage
+from .progress import progress_bar
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
@@ -344,8 +345,6 @@ def train(
 
 def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, workers, device, checkpoint_every, progress,
            on_step, validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
-    from tqdm import tqdm
-
     from .data.views import Views
 
     if minutes is not None and not minutes > 0:
@@ -385,7 +384,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, worker
     loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator().manual_seed(0),
                                          pin_memory=learner.device.type == "cuda")  # fmt: skip
-    bar = tqdm(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
+    bar = progress_bar(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     first, start = run.steps + PACE_AFTER, None  # of the steps whose speed is measured
     told = (minutes or usual_minutes) is None or rank > 0

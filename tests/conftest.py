@@ -8,13 +8,50 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: threa
 def pytest_addoption(parser):
     parser.addoption("--require-cuda", action="store_true", help="tests marked `cuda` fail where they would be skipped")
     parser.addoption("--behind", metavar="TEST", help="only what was collected behind this test")
+    parser.addoption("--all", action="store_true", help="run the tests marked `slow` or `sweep` too")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda")
+    for marker in (
+        "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda",
+        "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, or by its name (FILE::TEST)",
+        "grid: of all combinations of the test's parameters, a few that have each value at least once always run; the "
+        "others are marked `sweep`",
+        "sweep: a combination of parameters that is only run with --all, -m, or by its name (FILE::TEST)",
+    ):
+        config.addinivalue_line("markers", marker)
 
 
+def diagonal(cases: list[dict]) -> list[int]:
+    """Indices of a few of the cases ({parameter: value}) in which each value of each parameter occurs: one after the other
+    the case with the most values that have not yet occurred, the first of equals."""
+    values = [{(name, repr(value)) for name, value in case.items()} for case in cases]
+    missing, chosen = set().union(*values), []
+    while missing:
+        chosen.append(max(range(len(cases)), key=lambda i: len(values[i] & missing)))
+        missing -= values[chosen[-1]]
+    return chosen
+
+
+def mark_sweeps(items) -> None:
+    grids = {}
+    for item in items:
+        if item.get_closest_marker("grid"):
+            grids.setdefault((item.path, item.originalname), []).append(item)
+    for grid in grids.values():
+        chosen = set(diagonal([item.callspec.params for item in grid]))
+        for i, item in enumerate(grid):
+            if i not in chosen:
+                item.add_marker("sweep")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at markers
 def pytest_collection_modifyitems(config, items):
+    mark_sweeps(items)
+    if not (config.getoption("--all") or config.option.markexpr or any("::" in name for name in config.args)):
+        long = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("sweep")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in set(long)]
     if last := config.getoption("--behind"):
         names = [item.nodeid for item in items]
         if last not in names:
@@ -53,6 +90,34 @@ def set_threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def use_set():
+    """`use_instruction_set` of the compiled module, for one test."""
+    from ssl_fast.ops import checks
+
+    before = checks.extension.instruction_set()
+    yield checks.extension.use_instruction_set
+    checks.extension.use_instruction_set(before)
+
+
+@pytest.fixture
+def untold(monkeypatch):
+    """As in a new process: no device was asked for kernels yet, and no fallback told. To be set: the compiled module."""
+    from ssl_fast.ops import checks
+
+    def forget():
+        checks._warn_once.cache_clear()
+        checks._why_not_loaded.cache_clear()
+
+    def load(extension):
+        forget()
+        monkeypatch.setattr(checks, "extension", extension)
+
+    forget()
+    yield load
+    forget()
 
 
 @pytest.fixture(scope="session")

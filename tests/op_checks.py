@@ -204,6 +204,7 @@ class Op(NamedTuple):
     truth: Callable
     spaces: int = 1
     paired: bool = False
+    library_product: bool = False  # ends in torch's matrix product, whose bits depend on the number of threads
 
     def features(self, shape: Shape, dtype=torch.float64, layout="contiguous", seed=0) -> list[torch.Tensor]:
         """All visual features, then all audio features: (loc, avc) of each where there are two spaces."""
@@ -211,11 +212,11 @@ class Op(NamedTuple):
         return [LAYOUTS[layout](x.to(dtype)) for kind in zip(*pairs) for x in kind]
 
 
-def _pooling_op(kind, pooling, *options):
+def _pooling_op(kind, pooling, *options, library_product=False):
     def call(visual, audio, extra, backend):
         return (ops.pooled_similarity(visual, audio, pooling(extra), backend=backend),)
 
-    return Op(call, _pooled(kind, *options))
+    return Op(call, _pooled(kind, *options), library_product=library_product)
 
 
 def soft_op(epsilon=EPSILON, beta=BETA):
@@ -235,8 +236,8 @@ def product_op(tau=0.07, reduce="sum", instances="audio"):
 
 
 OPS = {
-    "mean": _pooling_op("mean", lambda extra: ops.Mean()),
-    "masked-mean": _pooling_op("masked", lambda extra: ops.Mean(extra.mask)),
+    "mean": _pooling_op("mean", lambda extra: ops.Mean(), library_product=True),
+    "masked-mean": _pooling_op("masked", lambda extra: ops.Mean(extra.mask), library_product=True),
     "soft-threshold": soft_op(),
     "max": _pooling_op("max", lambda extra: ops.Max()),
     "similarity-and-map": Op(_with_map, _pooled("soft+map")),

@@ -31,6 +31,7 @@ SCHEMA = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_json_rows_and_header(tmp_path, capsys):
     file = tmp_path / "bench.json"
     threads = torch.get_num_threads()
@@ -58,6 +59,7 @@ def test_json_rows_and_header(tmp_path, capsys):
     assert len({len(line) for line in table}) == 1 and table[0].split()[:3] == ["op", "batch", "map"]
 
 
+@pytest.mark.slow
 def test_markdown_table(capsys):
     assert bench.run(parse(*TINY, "--ops", "mean", "--markdown")) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
@@ -237,6 +239,7 @@ def test_wrong_kernel_is_not_timed(monkeypatch, tmp_path, capsys, kind, where):
     assert result["failures"][0] in capsys.readouterr().err
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("op", bench.CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_case_agrees(op, dtype):

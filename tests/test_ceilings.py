@@ -63,6 +63,7 @@ TABLE = [
 ]
 
 
+@pytest.mark.slow
 @published
 @pytest.mark.parametrize("name, file, ids, with_ties, without, auc, centre", TABLE, ids=[
     "vggss", "vggss_heard", "vggss_unheard", "is3", "s4"])  # fmt: skip

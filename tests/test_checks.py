@@ -1,6 +1,8 @@
 """The boundary of the ops: errors name the argument, what was expected and what came; and the choice of a backend."""
 
 import re
+import types
+import warnings
 
 import pytest
 import torch
@@ -190,6 +192,7 @@ def test_unknown_backend():
             call()
 
 
+@pytest.mark.filterwarnings("ignore:ssl_fast")
 @pytest.mark.parametrize("name", OPS)
 def test_without_the_compiled_module(name, monkeypatch):
     """Then "auto" is the reference, and "compiled" says why it cannot be."""
@@ -203,6 +206,130 @@ def test_without_the_compiled_module(name, monkeypatch):
         op.call(*features, extra, "compiled")
     for got, want in zip(op.call(*features, extra, "auto"), op.call(*features, extra, "reference"), strict=True):
         assert torch.equal(got, want)
+
+
+# ---- devices without kernels ----
+
+CARDS = {"GTX": ("NVIDIA GeForce GTX 1080", 6, 1), "B300": ("NVIDIA B300", 10, 3), "H100": ("NVIDIA H100", 9, 0)}
+NO_IMAGE = "cudaErrorNoKernelImageForDevice", "no kernel image is available for execution on the device", 13000, 13000
+INSTALL = "pip install --force-reinstall --no-deps ."
+FOR_B300 = f"`SSL_FAST_CUDA_ARCHS=103 {INSTALL}` in the source folder builds them for it"
+# card, what the module finds, what is told
+UNUSABLE = {
+    "old card": ("GTX", NO_IMAGE, "the kernels need sm_80 or newer, found NVIDIA GeForce GTX 1080 (sm_61)"),
+    "old card, other code": ("GTX", ("cudaErrorInvalidDeviceFunction", "invalid device function", 12080, 13000),
+                             "the kernels need sm_80 or newer, found NVIDIA GeForce GTX 1080 (sm_61)"),
+    "new card": ("B300", NO_IMAGE, f"the kernels were built for 80-real 90a-real, found NVIDIA B300 (sm_103); {FOR_B300}"),
+    "old driver": ("H100", ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 12020),
+                   "driver too old: CUDA 13.0 kernels need driver 580 or newer, found one of CUDA 12.2: update the driver"),
+    "old driver for later PTX": ("B300", ("cudaErrorUnsupportedPtxVersion", "unsupported toolchain", 12090, 12080),
+                                 "the driver, of CUDA 12.8, cannot compile the PTX of CUDA 12.9 for NVIDIA B300 (sm_103): "
+                                 f"update the driver, or {FOR_B300}"),
+    "no driver": ("H100", ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 0),
+                  "no kernel loads on cuda:0: CUDA driver version is insufficient (cudaErrorInsufficientDriver)"),
+    "full card": ("H100", ("cudaErrorMemoryAllocation", "out of memory", 13000, 13000),
+                  "no kernel loads on cuda:0: out of memory (cudaErrorMemoryAllocation)"),
+}  # fmt: skip
+
+
+def on(device):
+    return types.SimpleNamespace(device=torch.device(device))
+
+
+def machine(monkeypatch, *devices, architectures="80-real 90a-real"):
+    """A compiled module on a machine with these (card, error) as CUDA devices, and a list of the devices that it was asked
+    about."""
+
+    def cuda_error(index):
+        asked.append(index)
+        return devices[index][1]
+
+    def properties(index):
+        return types.SimpleNamespace(**dict(zip(("name", "major", "minor"), CARDS[devices[index][0]])))
+
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    return types.SimpleNamespace(cuda_architectures=architectures, cuda_error=cuda_error), asked
+
+
+def told(*devices, backend="auto", calls=100):
+    """What is warned of by so many calls on each of the devices, all of which have to find no kernel."""
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        assert not any([checks.use_compiled(backend, on(device)) for _ in range(calls) for device in devices])
+    assert all(warning.category is RuntimeWarning for warning in found)
+    return [str(warning.message) for warning in found]
+
+
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_a_device_without_kernels(case, untold, monkeypatch):
+    card, error, reason = UNUSABLE[case]
+    extension, asked = machine(monkeypatch, (card, error))
+    untold(extension)
+    assert told("cuda:0", backend="reference") == [] and asked == []
+    assert told("cuda:0") == [f"ssl_fast: CUDA tensors run plain PyTorch: {reason}"]
+    for _ in range(2):
+        with pytest.raises(RuntimeError) as raised:
+            checks.use_compiled("compiled", on("cuda:0"))
+        assert str(raised.value) == f"backend='compiled': {reason}"
+    assert asked == [0]
+
+
+def test_each_reason_is_told_once(untold, monkeypatch):
+    extension, asked = machine(monkeypatch, ("GTX", NO_IMAGE), ("GTX", NO_IMAGE), ("B300", NO_IMAGE), ("H100", None))
+    untold(extension)
+    assert len(told("cuda:0", "cuda:1")) == 1
+    assert len(told("cuda:1", "cuda:2")) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert all(checks.use_compiled(backend, on("cuda:3")) for backend in ("auto", "compiled") for _ in range(50))
+    assert asked == [0, 1, 2, 3]
+
+
+def test_no_cuda_device_is_asked_for_other_tensors(untold, monkeypatch):
+    extension, asked = machine(monkeypatch)
+    untold(extension)
+    assert checks.use_compiled("auto", on("cpu")) and checks.use_compiled("compiled", on("meta"))
+    assert told("mps") == ["ssl_fast: mps tensors run plain PyTorch: there is no compiled kernel for device type 'mps'"]
+    assert asked == []
+
+
+WITHOUT_CUDA = f"the package was built without CUDA kernels; `SSL_FAST_CUDA=ON {INSTALL}` in its source folder builds them"
+
+
+def test_a_build_without_cuda(untold, monkeypatch):
+    extension, asked = machine(monkeypatch, ("H100", None), ("H100", None), architectures="")
+    untold(extension)
+    assert told("cuda:0", "cuda:1") == [f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"] and asked == []
+    with pytest.raises(RuntimeError, match=re.escape(f"backend='compiled': {WITHOUT_CUDA}")):
+        checks.use_compiled("compiled", on("cuda:1"))
+
+
+@needs_compiled
+def test_cuda_tensors_of_this_build(untold):
+    """Without a GPU: either there are no CUDA kernels, or none of them loads."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU: see test_cuda.py")
+    (sentence,) = told("cuda:0")
+    if checks.extension.cuda_architectures:
+        assert re.search(r"no kernel loads on cuda:0: .+ \(cudaError\w+\)|driver too old", sentence)
+    else:
+        assert sentence == f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"
+
+
+def test_the_absent_module_is_told_once(untold, monkeypatch):
+    untold(None)
+    monkeypatch.setattr(checks, "extension_error", "no such file")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        ops.cosine_map(visual(), audio(N, C), backend="reference")
+        assert not found
+        for pooling in (ops.Max(), ops.Mean(), ops.SoftThreshold()):
+            pooled(visual(), audio(), pooling)
+        product(), ops.cosine_map(visual(), audio(N, C))
+    (warning,) = found
+    assert str(warning.message) == ("ssl_fast: all ops run plain PyTorch or numpy: the compiled module did not load "
+                                    f"(no such file); `{INSTALL}` in its source folder builds it")  # fmt: skip
 
 
 @needs_compiled

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import numpy as np
@@ -139,6 +140,7 @@ def start(out, *more):
     return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     out = tmp_path / "run"
     process = start(out)
@@ -169,6 +171,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     assert told in capsys.readouterr().out and told in (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, quick):
     """A run like that in `quick`, killed before step 5, ends in the same weights and figures."""
     out = tmp_path / "run"
@@ -352,6 +355,7 @@ def published(folder, out, *more):
                              "--epochs", 1, "--threads", 1, "--quiet", "--out", out, *more)]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     state = ResNet18().state_dict()
     file = tmp_path / "net.pth"
@@ -369,6 +373,7 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     ids = FolderSet(folder, front_end="ssl_align", size=48).ids
     for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
@@ -412,6 +417,7 @@ def test_views_are_those_asked_for(folder, tmp_path, capsys):
     fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
 
 
+@pytest.mark.slow
 def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
     import shutil
 
@@ -454,9 +460,17 @@ def test_module_runs_as_a_program():
 
 
 def test_help_needs_no_heavy_module():
-    code = (
-        "import sys; from ssl_fast import cli; cli.parser()\n"
-        "heavy = 'matplotlib', 'PIL', 'faiss', 'soundfile', 'torchaudio', 'ssl_fast.losses'\n"
-        "print([module for module in heavy if module in sys.modules])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout == "[]\n"
+    """Of the command line, and of each command but bench, which has its own parser."""
+    code = """
+        import argparse, sys
+        from ssl_fast import cli
+        commands = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
+        for command in ([], ["data", "check"], *([name] for name in commands if name != "bench")):
+            assert cli.main([*command, "--help"]) == 0
+        heavy = {"torch", "numpy", "matplotlib", "PIL", "faiss", "soundfile", "torchaudio", "tqdm", "importlib.metadata"}
+        sys.exit(", ".join(heavy & sys.modules.keys()) or None)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    for usage in ("[-h]", "train [-h]", "evaluate [-h]", "data check [-h]", "demo [-h]", "doctor [-h]"):
+        assert f"usage: ssl-fast {usage}" in done.stdout

@@ -1,4 +1,5 @@
-"""The options for a GPU: a test asked to run on CUDA fails where it cannot; what comes behind a lost context can be run."""
+"""The options for a GPU: a test asked to run on CUDA fails where it cannot; what comes behind a lost context can be run.
+Which tests run when nothing is asked for."""
 
 import subprocess
 import sys
@@ -32,7 +33,7 @@ def run(tmp_path):
     def run(tests, *options):
         (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
         (tmp_path / "test_some.py").write_text(tests)
-        command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider", *options, "."]
+        command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider", *options]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     return run
@@ -80,3 +81,36 @@ def test_tests_behind_one_that_loses_the_context(run, tmp_path):
     assert "1 passed" in done.stdout and "failed" not in done.stdout
     done = run(LOST, "--behind", "test_other.py::test_x")
     assert done.returncode == 4 and "--behind: expected one of the collected tests, got test_other.py::test_x" in done.stderr
+
+
+LONG = """
+import pytest
+
+@pytest.mark.grid
+@pytest.mark.parametrize("a", "xyz")
+@pytest.mark.parametrize("b, c", [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_grid(a, b, c): pass
+
+@pytest.mark.slow
+def test_slow(): pass
+
+def test_quick(): pass
+"""
+
+
+def names(done):
+    return {line.split("::")[1] for line in done.stdout.splitlines() if "::" in line}
+
+
+@pytest.mark.parametrize("option", ["--all", "-m=sweep or slow or not (sweep or slow)"])
+def test_which_tests_run(run, option):
+    some, every = names(run(LONG, "--collect-only", "-q")), names(run(LONG, "--collect-only", "-q", option))
+    assert {"test_quick", "test_slow"} <= every and len(every) == 14
+    grid = [name[10:-1].split("-") for name in some - {"test_quick"}]
+    assert "test_quick" in some and len(grid) == 3 and "test_slow" not in some
+    assert [set(values) for values in zip(*grid, strict=True)] == [{*"12"}, {*"12"}, {*"xyz"}]
+    assert names(run(LONG, "--collect-only", "-q", "-m", "sweep")) == every - some - {"test_slow"}
+
+
+def test_a_test_that_is_named_runs(run):
+    assert "1 passed" in run(LONG, "test_some.py::test_slow").stdout

@@ -27,10 +27,19 @@ def inputs(name, shape, dtype=torch.float32, layout="contiguous"):
     return op, features, Extra(*(x.to(DEVICE) for x in extra_for(shape)))
 
 
+def test_cuda_device_is_asked_without_a_trace():
+    device = torch.cuda.current_device()
+    assert all(checks.extension.cuda_error(index) is None for index in range(torch.cuda.device_count()))
+    assert checks.extension.cuda_error(torch.cuda.device_count())[0] == "cudaErrorInvalidDevice"
+    assert torch.cuda.current_device() == device
+    assert_accurate(*inputs("mean", SHAPES["2x3"]))
+
+
 LARGE = {"many-tiles": Shape(9, 300, 96, 5, 9), "wide": Shape(3, 140, 72, 17, 31), "batch": Shape(64, 64, 512, 7, 7)}
 
 
 # With one channel all cosines are 1 or -1 but for rounding, which so would choose the cell of a maximum.
+@pytest.mark.grid
 @pytest.mark.parametrize("name, shape", [(name, shape) for shape in (*SHAPES, *LARGE) for name in OPS
                                          if (name, shape) != ("max", "one-channel")])  # fmt: skip
 @dtypes(*DTYPES)
@@ -38,6 +47,7 @@ def test_cuda_errs_at_most_twice_the_reference(name, dtype, shape):
     assert_accurate(*inputs(name, (SHAPES | LARGE)[shape], dtype))
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(*DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -45,6 +55,7 @@ def test_cuda_layouts(name, dtype, layout):
     assert_accurate(*inputs(name, Shape(5, 5, 35, 5, 9), dtype, layout))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_chunks(name, dtype, monkeypatch):
@@ -52,6 +63,7 @@ def test_cuda_chunks(name, dtype, monkeypatch):
     assert_accurate(*inputs(name, Shape(19, 150, 20, 5, 9), dtype))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_of_features_that_are_rows_as_they_are(name, dtype, monkeypatch):
@@ -71,6 +83,7 @@ def test_cuda_tf32(name):
     assert 2**-20 < score < 2**-10
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(torch.float32, torch.bfloat16)
 def test_cuda_of_zero_vectors_and_nan(name, dtype):
@@ -86,6 +99,7 @@ def test_cuda_of_zero_vectors_and_nan(name, dtype):
     assert hit[1] == (name != "masked-mean" or extra.mask[1, 0, 0] >= 0) and not hit[[0, 2, 3]].any()
 
 
+@pytest.mark.grid
 @every_op
 @dtypes(torch.float32, torch.bfloat16)
 def test_cuda_gives_the_same_bits_a_thousand_times(name, dtype):

@@ -87,6 +87,7 @@ def test_sounds_of_a_scene(page, server):
     assert duration == 1
 
 
+@pytest.mark.slow
 def test_sounds_of_nothing(page):
     page.click("#scene-1")
     for name in ("silence", "noise", "offscreen"):
@@ -99,6 +100,7 @@ def test_sounds_of_nothing(page):
     assert page.get_attribute("#sound-silence", "aria-pressed") == "true"  # another image under the same sound
 
 
+@pytest.mark.slow
 def test_sliders(page):
     before = shown(page)
     assert page.inner_text("#alpha-value") == "0.40" and page.inner_text("#threshold-value") == "0.548, the model's"
@@ -117,6 +119,7 @@ def test_sliders(page):
     assert shown(page)["area"] == before["area"] and page.inner_text("#threshold-value") == "0.548, the model's"
 
 
+@pytest.mark.slow
 def test_many_movements_end_at_the_last(page):
     asked = []
     page.on("request", lambda made: made.url.endswith("/answer") and asked.append(made))
@@ -126,6 +129,7 @@ def test_many_movements_end_at_the_last(page):
     assert page.inner_text("#title-2") == "mixture, alpha 1" and len(asked) == 2  # the first, and the latest after it
 
 
+@pytest.mark.slow
 def test_own_files(page, tmp_path):
     picture, tone, bad = tmp_path / "mine.png", tmp_path / "tone.wav", tmp_path / "bad<i>.wav"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 120, 3), np.uint8)).save(picture)
@@ -152,6 +156,7 @@ def test_own_files(page, tmp_path):
     assert page.is_hidden("#error") and page.get_attribute("#sound-own", "aria-pressed") == "true"
 
 
+@pytest.mark.slow
 def test_dropped_file(page):
     page.evaluate("""async () => {
         const blob = await new Promise(done => Object.assign(document.createElement("canvas"), {width: 50, height: 50})
@@ -164,6 +169,7 @@ def test_dropped_file(page):
     assert page.get_attribute("#image", "alt") == "dropped.png"
 
 
+@pytest.mark.slow
 def test_too_large_a_file_is_not_sent(page, tmp_path):
     path = tmp_path / "large.png"
     with open(path, "wb") as file:
@@ -208,6 +214,7 @@ def test_keyboard_and_names(page):
     assert page.get_attribute("#error", "role") == "alert"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width, height", [(1200, 900), (375, 800)])
 def test_looks(browser, server, tmp_path, scheme, width, height):

@@ -136,6 +136,7 @@ def test_refused_before_the_body_is_sent(server):
     still_well(server)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [b"POST /ans", b"POST /answer HTTP/1.1\r\nHost: ", None, b"GET"])
 def test_slow_clients(viewer, uploads, part):
     with running(viewer, deadline=0.6) as server:

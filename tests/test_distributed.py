@@ -209,6 +209,7 @@ def assert_joined(layout, shares, expected, rtol):
             assert (got[name] - truth).abs().max() <= rtol * scale, (name, rank)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, layout, backend", PRECISE)
 def test_distributed_loss_equals_one_process(name, layout, backend, processes):
     """Value, gradients of the features (times the number of processes) and of the parameters, after DDP's mean."""
@@ -217,6 +218,7 @@ def test_distributed_loss_equals_one_process(name, layout, backend, processes):
     assert_joined(layouts[layout], [one[name, layout, backend, "float64"] for one in found], expected, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(checks.extension is None, reason=f"the compiled module is absent: {checks.extension_error}")
 @pytest.mark.parametrize("name, layout, backend", FAST)
 def test_distributed_loss_in_float32(name, layout, backend, processes):

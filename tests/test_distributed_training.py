@@ -173,6 +173,7 @@ def assert_same(got, expected):
     assert all(torch.equal(got["weights"][name], value) for name, value in expected["weights"].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", GATHERED)
 def test_distributed_training_with_gathered_negatives_is_that_of_one_process(method, processes):
     expected = summary(run(tiny(method, **GATHERED[method]), exact))
@@ -180,12 +181,14 @@ def test_distributed_training_with_gathered_negatives_is_that_of_one_process(met
         assert_close(one[method], expected)
 
 
+@pytest.mark.slow
 def test_distributed_training_with_local_negatives_is_that_of_a_batch_in_parts(processes):
     expected = summary(run(tiny("ez_vsl", accumulation=PROCESSES), exact))
     for one in processes[1]:
         assert_close(one["local"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [8, 27])
 def test_distributed_validation_loss_is_that_of_one_process(samples, processes):
     expected = summary(run(tiny("ez_vsl"), exact, validation=Others(samples)))
@@ -319,6 +322,7 @@ cli.main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_distributed_command_line(media, tmp_path):
     """A run; and another one, killed in its middle and resumed, which ends in the same bits."""
     options = ["--data", media, "--method", "ez_vsl", "--batch-size", 4, "--epochs", 2, "--gather", "--quiet"]
@@ -339,6 +343,7 @@ def test_distributed_command_line(media, tmp_path):
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in localizer.state_dict().items())
 
 
+@pytest.mark.slow
 def test_distributed_command_line_is_for_training_alone(tmp_path):
     code, err, _ = torchrun("quickstart", "--out", tmp_path / "run")
     assert code != 0 and not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ def extension(**changes):
         "instruction_sets": lambda: ["baseline", "avx2"],
         "cuda_architectures": "80-real 90a-real",
         "cuda_status": lambda: (1, None),
+        "cuda_error": lambda index: None,
     }
     return types.SimpleNamespace(**(fields | changes))
 
@@ -77,6 +78,38 @@ def test_cuda_says_why_not(changes, built, device, monkeypatch):
     monkeypatch.setattr(checks, "extension", extension(**changes))
     found, usable = flat()
     assert (found["cuda: built for"], found["cuda: device usable by the kernels"]) == (built, device) and usable
+
+
+def test_each_device_says_what_a_warning_would(untold, monkeypatch):
+    names, capabilities = ["NVIDIA H100", "NVIDIA GeForce GTX 1080"], [(9, 0), (6, 1)]
+    properties = [types.SimpleNamespace(name=name, major=major, minor=minor)
+                  for name, (major, minor) in zip(names, capabilities)]  # fmt: skip
+    for name, function in {"is_available": lambda: True, "device_count": lambda: 2, "get_device_name": names.__getitem__,
+                           "get_device_capability": capabilities.__getitem__,
+                           "get_device_properties": properties.__getitem__}.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, function)
+    errors = [None, ("cudaErrorNoKernelImageForDevice", "no kernel image is available", 13000, 13000)]
+    untold(extension(cuda_status=lambda: (2, None), cuda_error=errors.__getitem__))
+    found, _ = flat()
+    assert found["cuda: device usable by the kernels"] == "yes, 1 device(s)"
+    assert found["cuda: cuda:0"] == "runs the kernels"
+    with pytest.warns(RuntimeWarning, match="sm_80") as told:
+        checks.use_compiled("auto", types.SimpleNamespace(device=torch.device("cuda:1")))
+    assert str(told[0].message) == f"ssl_fast: {found['cuda: cuda:1']}"
+    untold(extension(cuda_status=lambda: (1, None), cuda_error=lambda index: errors[1]))
+    assert flat()[0]["cuda: device usable by the kernels"] == "no: none of 1 device(s)"
+    untold(extension(cuda_architectures=""))
+    found, _ = flat()
+    assert all("CUDA tensors run plain PyTorch: the package was built without" in found[f"cuda: cuda:{i}"] for i in (0, 1))
+
+
+def test_without_a_device_or_kernels_for_one(untold, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    untold(extension(cuda_architectures=""))
+    sentence = flat()[0]["cuda: CUDA tensors"]
+    assert sentence.startswith("CUDA tensors run plain PyTorch: the package was built without CUDA kernels; `SSL_FAST_CUDA=ON ")
+    untold(extension())
+    assert "cuda: CUDA tensors" not in flat()[0]
 
 
 def test_missing_and_broken_libraries(monkeypatch, capsys):

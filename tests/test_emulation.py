@@ -43,6 +43,7 @@ def features_of(name, shape, dtype, layout="contiguous"):
     return op, [LAYOUTS[layout](x) for x in op.features(shape, dtype)]
 
 
+@pytest.mark.grid
 @emulated_ops
 @dtypes(*DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,6 +55,7 @@ def test_emulation_errs_at_most_twice_the_reference(name, dtype, shape, emulated
     assert_accurate(op, features, extra)
 
 
+@pytest.mark.grid
 @emulated_ops
 @dtypes(torch.float32, torch.float16)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -64,6 +66,7 @@ def test_emulation_of_layouts(name, dtype, layout, emulated):
     assert_accurate(op, features, extra)
 
 
+@pytest.mark.grid
 @emulated_ops
 @pytest.mark.parametrize("wanted", [(0,), (1,)])
 def test_emulation_of_single_gradients(name, wanted, emulated):
@@ -75,6 +78,7 @@ def test_emulation_of_single_gradients(name, wanted, emulated):
         assert torch.equal(one.gradients[i], both.gradients[i])
 
 
+@pytest.mark.grid
 @emulated_ops
 @dtypes(torch.float32, torch.bfloat16)
 def test_emulation_of_zero_vectors_and_nan(name, dtype, emulated):
@@ -114,6 +118,7 @@ def test_emulation_of_tied_cells(emulated):
 pair_ops = pytest.mark.parametrize("name", [name for name in OPS if name not in ("mean", "masked-mean", "cosine-map")])
 
 
+@pytest.mark.grid
 @pair_ops
 @dtypes(*DTYPES)
 def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated):
@@ -123,6 +128,7 @@ def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated)
     assert_accurate(op, features, extra_for(shape))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["soft-threshold", "max", "product-sum-audio"])
 @dtypes(torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("shape", [Shape(2, 150, 512, 14, 14), Shape(9, 70, 512, 7, 7), Shape(2, 200, 256, 14, 15)])
@@ -136,6 +142,7 @@ def test_emulation_of_an_h200(name, dtype, shape, emulated):
         emulated.set_device(3, 99 * 2**10)
 
 
+@pytest.mark.grid
 @pair_ops
 @dtypes(*DTYPES)
 @pytest.mark.parametrize("workspace", [rows.WORKSPACE_BYTES, 40_000])
@@ -162,6 +169,7 @@ def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cel
     assert time_of_an_image(good) < max(map(time_of_an_image, choice))
 
 
+@pytest.mark.grid
 @pair_ops
 @dtypes(*DTYPES)
 def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, monkeypatch):

@@ -14,7 +14,7 @@ from ssl_fast.data.annotations import weight_map
 from ssl_fast.data.images import load_image
 from ssl_fast.evaluation import evaluate as evaluate_model
 from ssl_fast.evaluation import protocols
-from ssl_fast.evaluation.commands import published_set
+from ssl_fast.evaluation_commands import published_set
 from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
@@ -69,6 +69,7 @@ def same(found, wanted):
         assert found == pytest.approx(wanted, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys):
     values, where = maps
     (tmp_path / "train.csv").write_text(f"{IDS[2]}\nother_000001\n")
@@ -97,6 +98,7 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     assert all(f"vgg-ss: protocol {name}" in page for name in names) and "square that looks at nothing" in page
 
 
+@pytest.mark.slow
 def test_draws_of_several_seeds_are_pooled(folder, maps, tmp_path):
     values, where = maps
     rng, draws = np.random.default_rng(2), {}
@@ -116,6 +118,7 @@ def test_draws_of_several_seeds_are_pooled(folder, maps, tmp_path):
          json.loads(json.dumps(want["figures"]["audio_visual"]["false_alarms"])))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_object_prior(folder, maps, tmp_path, capsys):
     values, where = maps
     torch.manual_seed(0)
@@ -211,6 +214,7 @@ def test_bad_maps(folder, maps, tmp_path, capsys):
     fails(f"{file}: expected a map as .npy, got: ")
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_is_evaluated_as_it_was_published(folder, tmp_path):
     """One image net and one audio net in EZ-VSL's layout, with heads that leave features as they are."""
     torch.manual_seed(0)

@@ -34,6 +34,7 @@ def run_alone(program, images, waveforms, folder):
     return out["maps"], json.loads(str(out["about"]))
 
 
+@pytest.mark.slow
 def test_the_embedded_localizer_runs_without_the_package(tmp_path):
     audio._tukey.cache_clear()  # what is cached while tracing must not be used afterwards, nor in the program
     assert cli.main(["export", str(checkpoints.EMBEDDED), str(tmp_path / "a.pt2")]) == 0
@@ -48,6 +49,7 @@ def test_the_embedded_localizer_runs_without_the_package(tmp_path):
                      "channels": "mean", "threshold": viewer.threshold}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method, front_end", [("slavc", "slavc"), ("ssl_tie", "ssl_tie"), ("lvs", "lvs")])
 def test_published_nets_and_front_ends(method, front_end, tmp_path):
     torch.manual_seed(2)

@@ -22,13 +22,6 @@ SETS = checks.extension.instruction_sets() if checks.extension else []
 every_op = pytest.mark.parametrize("name", OPS)
 
 
-@pytest.fixture
-def use_set():
-    before = checks.extension.instruction_set()
-    yield checks.extension.use_instruction_set
-    checks.extension.use_instruction_set(before)
-
-
 # ---- instruction sets ----
 
 
@@ -38,6 +31,7 @@ def test_the_best_set_is_in_use_and_the_baseline_is_there():
     assert ("avx2" in SETS) == ("avx2" in flags) and ("avx512" in SETS) == ("avx512vl" in flags) or not flags
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("instruction_set", SETS)
 @dtypes(*DTYPES)
@@ -58,6 +52,30 @@ def test_the_first_of_equal_cells_wins_in_each_instruction_set(instruction_set, 
     visual = features[0].expand(-1, -1, 1, cells)
     gradient = evaluate(OPS["max"], [visual, features[1]], None).gradients[0]
     assert gradient[..., 0].any() and not gradient[..., 1:].any()
+
+
+@pytest.mark.grid
+@every_op
+@pytest.mark.parametrize("instruction_set", SETS)
+@dtypes(torch.float32, torch.bfloat16)
+def test_same_bits_at_every_repeat(name, instruction_set, dtype, use_set, set_threads):
+    use_set(instruction_set)
+    op, shape = OPS[name], Shape(11, 70, 64, 5, 5)
+    extra, features = extra_for(shape), op.features(shape, dtype)
+    by_threads = {}
+    for threads in (1, 2, 3):
+        set_threads(threads)
+        first = by_threads[threads] = evaluate(op, features, extra)
+        for _ in range(20 if threads < 3 else 3):
+            again = evaluate(op, features, extra)
+            assert all(torch.equal(a, b) for a, b in zip(again.tensors(), first.tensors(), strict=True))
+    for threads in (2, 3):
+        outputs, gradients = (list(zip(getattr(by_threads[threads], part), getattr(by_threads[1], part), strict=True))
+                              for part in ("outputs", "gradients"))  # fmt: skip
+        assert op.library_product or all(torch.equal(got, want) for got, want in outputs)
+        for got, want in outputs + gradients:
+            error = (got.double() - want.double()).norm() / want.double().norm()
+            assert error < 4 * torch.finfo(got.dtype).eps, f"{threads} threads: {error}"
 
 
 def test_unknown_set(use_set):
@@ -125,9 +143,9 @@ def test_one_pool_of_threads():
 FORKED = Shape(4, 35, 33, 3, 5)
 
 
-def every_result(seed=0):
-    return {name: evaluate(op, op.features(FORKED, torch.float32, seed=seed), extra_for(FORKED)).tensors()
-            for name, op in OPS.items()}  # fmt: skip
+def every_result(names=tuple(OPS), seed=0):
+    return {name: evaluate(OPS[name], OPS[name].features(FORKED, torch.float32, seed=seed), extra_for(FORKED)).tensors()
+            for name in names}  # fmt: skip
 
 
 class Scores(torch.utils.data.Dataset):
@@ -154,13 +172,15 @@ def test_data_loader_workers_after_use_in_the_parent(set_threads):
 
 
 def _in_child(connection):
-    connection.send({name: [x.numpy() for x in result] for name, result in every_result().items()})
+    kernels_alone = [name for name, op in OPS.items() if not op.library_product]
+    connection.send({name: [x.numpy() for x in result] for name, result in every_result(kernels_alone).items()})
 
 
 def test_forked_process_that_asks_for_threads(set_threads):
-    """A DataLoader tells its workers to use one thread; a process forked by hand does not."""
+    """A DataLoader tells its workers to use one thread; a process forked by hand does not, and torch's own products may
+    wait there for threads that were not forked."""
     set_threads(2)
-    want = every_result()
+    want = {name: result for name, result in every_result().items() if not OPS[name].library_product}
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_in_child, args=(sender,))
@@ -224,6 +244,7 @@ def run_fenced(instruction_set):
     print("inside the fences")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="pages are fenced by Linux's mprotect")
 @pytest.mark.parametrize("instruction_set", SETS)
 def test_kernels_stay_inside_their_memory(instruction_set):

@@ -51,6 +51,7 @@ def test_files_that_do_not_fit_an_image_net_are_named(tmp_path):
         Learner(recipe("ez_vsl"), init=path)
 
 
+@pytest.mark.slow
 def test_resume_refuses_another_file_of_weights(tmp_path):
     one = recipe("ez_vsl", "published", batch_size=20, epochs=1, image_size=32, augmentation="none", front_end="scenes")
     for seed in (1, 2):

@@ -90,6 +90,7 @@ def test_projections_see_unnormalised_averages():
         assert localizer.audio_features(spectrograms)["audio_projected"].shape == (4, 6)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("similarity", ["auto", "projected", "mean", "max", "pooled"])
 @pytest.mark.parametrize("method", METHODS)
 def test_retrieval_in_chunks_equals_loops(method, similarity):

@@ -47,6 +47,7 @@ def order(positives, rows):
     return list(range(rows)) if positives is None else positives
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", PAIR_LOSSES)
 def test_pair_losses_equal_loops(name, layout, backend):
     loss, loop, options = PAIR_LOSSES[name]
@@ -57,6 +58,7 @@ def test_pair_losses_equal_loops(name, layout, backend):
     assert float(value) == pytest.approx(loop(visual, audio, order(positives, rows), **options), rel=1e-10)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("negatives", ["audio", "image", "both"])
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize("with_momentum", [True, False])
@@ -68,6 +70,7 @@ def test_slavc_equals_loops(negatives, reduce, with_momentum, layout, backend):
     assert float(value) == pytest.approx(loop_slavc(*online, order(positives, rows), **options), rel=1e-10)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("projected", [False, True])
 def test_ssl_align_equals_loops_over_nine_pairs(symmetric, projected, layout, backend):
@@ -327,6 +330,7 @@ def test_alignment_scores_are_not_rounded_under_autocast():
     assert torch.equal(cast, exact)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", SQUARE_LOSSES)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-4), (torch.bfloat16, 0.1), (torch.float16, 0.05)])
 def test_lower_precision_agrees_with_float64(name, dtype, tolerance, backend):

@@ -83,13 +83,7 @@ def test_counts_make_consensus_iou_and_agreement():
 # ---- the kernel ----
 
 
-@pytest.fixture
-def use_set():
-    before = checks.extension.instruction_set()
-    yield checks.extension.use_instruction_set
-    checks.extension.use_instruction_set(before)
-
-
+@pytest.mark.grid
 @needs_compiled
 @pytest.mark.parametrize("levels", [None, 2, 5])
 @pytest.mark.parametrize("cells, pixels", SIZES)
@@ -174,7 +168,7 @@ def test_bad_arguments_say_what_was_expected(backend):
         counts([np.where(np.arange(12)[:, None, None] == 2, np.nan, low[0])], truth, RULES[:1], **options)
 
 
-def test_a_backend_that_cannot_be_had_says_why(monkeypatch):
+def test_a_backend_that_cannot_be_had_says_why(monkeypatch, untold):
     low, truth = draw((3, 3), (8, 8))
     with pytest.raises(ValueError, match="backend: expected 'auto', 'compiled' or 'reference', got 'gpu'"):
         counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3, backend="gpu")
@@ -186,5 +180,6 @@ def test_a_backend_that_cannot_be_had_says_why(monkeypatch):
     monkeypatch.setattr(map_metrics.checks, "extension", None)
     with pytest.raises(RuntimeError, match="backend='compiled': the compiled module did not load"):
         counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3, backend="compiled")
-    found = counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3)
+    with pytest.warns(RuntimeWarning, match="all ops run plain PyTorch or numpy: the compiled module did not load"):
+        found = counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3)
     equal(found, counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3, backend="reference"))

@@ -61,6 +61,7 @@ def search(request, monkeypatch):
     monkeypatch.setattr(neighbors, "_search_in_heaps", getattr(neighbors, request.param))
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("name", FEATURES)
 def test_equals_all_pairs(name, search):
     features = FEATURES[name]
@@ -81,6 +82,7 @@ def test_negative_scores_and_zeros_are_ordered():
     np.testing.assert_array_equal(neighbors._in_order(scores, np.array([[4, 9, 2, 7, 1, 5]])), [[5, 7, 9, 2, 4, 1]])
 
 
+@pytest.mark.slow
 def test_blocks_and_threads_do_not_matter(monkeypatch, set_threads):
     features = np.round(GAUSSIAN * 4)  # products that float32 orders, hence the same in any blocks
     whole = all_of(features, 20)
@@ -172,6 +174,7 @@ neighbors.mine(features, [f"clip {i}" for i in range(2500)], 10, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(tmp_path, monkeypatch):
     out, partial = tmp_path / "visual.npy", tmp_path / "visual.npy.partial"
     np.save(tmp_path / "features.npy", GAUSSIAN)

@@ -1,6 +1,8 @@
 """The ops as citizens of torch: torch.library, torch.compile, autocast, checkpointing, double backward."""
 
 import shutil
+import types
+import warnings
 
 import pytest
 import torch
@@ -189,9 +191,12 @@ def test_compiled_graph_gives_the_same(name):
             torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.grid
 @every_op
-def test_compiled_graph_with_dynamic_batches(name, monkeypatch):
+@pytest.mark.parametrize("instruction_set", checks.extension.instruction_sets() if checks.extension else [])
+def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch, use_set):
     """Few graphs for all batch sizes, where alphas are kept for all images or for some, and of one panel or more."""
+    use_set(instruction_set)
     op = OPS[name]
     monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", 3 * 64 * 6 * 4)  # 64 audios of 3 images
     torch._dynamo.reset()
@@ -210,6 +215,32 @@ def test_compiled_graph_with_dynamic_batches(name, monkeypatch):
     assert counter.frame_count <= 4
 
 
+def test_compiled_graph_without_kernels_warns_once(untold):
+    """The module and the warning filters are asked while the graph is traced, without a break."""
+    op, extra = OPS["max"], extra_for(SHAPE)
+    untold(None)
+    function = compiled(op, backend="aot_eager")
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        for dtype in (torch.float32, torch.bfloat16, torch.float32):
+            features = op.features(SHAPE, dtype)
+            got, want = results(function, features, extra)[0], op.call(*features, extra, "reference")[0]
+            torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+    assert len([x for x in found if "ssl_fast: all ops run plain" in str(x.message)]) == 1
+
+    asked = []
+    untold(types.SimpleNamespace(cuda_architectures="80", cuda_error=lambda index: asked.append(index) or (
+        "cudaErrorDevicesUnavailable", "busy or unavailable", 13000, 13000)))  # fmt: skip
+    function = torch.compile(lambda x: x + checks.has_kernels("auto", "cuda", 1), fullgraph=True, backend="eager")
+    with pytest.warns(RuntimeWarning, match="no kernel loads on cuda:1: busy or unavailable"):
+        assert [function(torch.zeros(n)).sum() for n in (2, 3, 4)] == [0, 0, 0]
+    assert asked == [1]
+    function = torch.compile(lambda x: x + checks.has_kernels("compiled", "cuda", 1), fullgraph=True, backend="eager")
+    with pytest.raises(RuntimeError, match="backend='compiled': no kernel loads on cuda:1"):
+        function(torch.zeros(2))
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch's inductor needs a C++ compiler")
 def test_compiled_by_inductor():
     shape = Shape(4, 6, 16, 3, 3)
@@ -257,6 +288,7 @@ def test_empty_mask_in_a_compiled_graph_gives_nan():
 # ---- autocast ----
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
 def test_autocast_rounds_the_features_and_nothing_else(name, backend):
@@ -298,6 +330,7 @@ def test_autocast_of_a_network():
 # ---- autograd ----
 
 
+@pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("budget", [0, checks.KEPT_ALPHA_BYTES])

@@ -105,6 +105,7 @@ def test_a_large_tau_knows_nothing(reduce, instances, backend):
     torch.testing.assert_close(scores, torch.full((4, 37), want), rtol=0, atol=2e-5)
 
 
+@pytest.mark.grid
 @for_every_option
 @pytest.mark.parametrize("tau", [0.03, 1.0, 1e3])
 @dtypes(torch.float32, torch.bfloat16, torch.float64)

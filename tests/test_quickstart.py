@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from ssl_fast import cli
 
 
+@pytest.mark.slow
 def test_default_quickstart_learns_to_localize(tmp_path, monkeypatch, set_threads):
     monkeypatch.setenv("SSL_FAST_CACHE", str(tmp_path / "cache"))
     assert cli.main(["quickstart", "--out", str(tmp_path / "run"), "--minutes", "60", "--quiet"]) == 0

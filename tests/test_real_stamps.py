@@ -78,6 +78,7 @@ def test_another_tempo_has_the_same_pitch(example):
         assert peak == pytest.approx(500, abs=3)
 
 
+@pytest.mark.slow
 def test_the_whole_way(example, stamps, tmp_path, capsys):
     out = tmp_path / "out"
     example.main(["--out", str(out), "--stamps", str(stamps), "--short", "--scenes", "40", "--test", "6",

@@ -290,6 +290,7 @@ def test_wav_holds_the_samples_clipped():
     np.testing.assert_array_equal(samples, [0, 16384, -32767, 32767, -32767])
 
 
+@pytest.mark.slow
 def test_history_as_records_or_columns():
     columns = {key: [record[key] for record in HISTORY] for key in HISTORY[0]}
     a, b = pictures.history_columns(HISTORY), pictures.history_columns(columns)

@@ -23,6 +23,7 @@ run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9, on_step=on_step)
 """
 
 
+@pytest.mark.slow
 def test_resume_after_sigkill(tmp_path):
     script = KILLED.format(tests=os.path.dirname(__file__), out=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
@@ -54,6 +55,7 @@ run(tiny("ez_vsl"), seed=2, out={out!r}, checkpoint_every=1e-9)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", [10, 11, 12])
 def test_resume_after_sigkill_while_a_checkpoint_is_written(call, tmp_path):
     """Killed before the new file is on disk, before the old one gives up its name, and before the new one takes it."""

@@ -1,6 +1,7 @@
 """Sounds of the embedded data set: level, noise, closed forms of the timbres, and that a sound tells its category."""
 
 import numpy as np
+import pytest
 from scipy.signal import spectrogram
 
 from ssl_fast.data import scene_sounds
@@ -61,6 +62,7 @@ def test_overtones_equal_the_sum_of_sines():
     np.testing.assert_allclose(total, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sound_identifies_the_category():
     """Ridge regression on log spectrograms pooled to 16 bands (mean and maximum over time), unseen clips, all 16
     categories.

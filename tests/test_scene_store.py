@@ -72,6 +72,7 @@ def test_worker_processes_make_the_same_bytes_as_one(tmp_path):
         assert [path.name[:5] for path in (tmp_path / str(workers) / "scenes").iterdir()] == ["train"]
 
 
+@pytest.mark.slow
 def test_script_without_main_guard_can_load(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(

@@ -65,6 +65,7 @@ def test_scenes_of_other_index_split_and_seed_differ():
     assert len({digest(scene(*one)) for one in some}) == len(some)
 
 
+@pytest.mark.slow
 def test_no_split_shares_an_image_or_a_sound_with_another():
     images, waves = Counter(), Counter()
     for split in SPLITS:
@@ -168,6 +169,7 @@ def features_of_colour(split, count):
     return np.stack([colour for colour, _ in pairs]), np.array([CATEGORIES.index(c) for _, c in pairs])
 
 
+@pytest.mark.slow
 def test_colour_does_not_identify():
     colours, categories = features_of_colour("train", 300)
     unseen, truth = features_of_colour("duo", 120)

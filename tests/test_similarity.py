@@ -44,6 +44,7 @@ def with_gradients(function, *inputs):
 # ---- closed forms ----
 
 
+@pytest.mark.grid
 @every_pooling
 @dtypes(*DTYPES)
 def test_identical_orthogonal_and_opposite_vectors(pooling, dtype, backend):
@@ -89,6 +90,7 @@ def test_mean_and_max_of_given_cosines(backend):
     assert score(ops.Max()) == pytest.approx(0.7, rel=1e-12)
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("cell", range(15))
 def test_max_picks_the_planted_cell_and_its_gradient(cell, backend):
     visual, audio = features()
@@ -177,6 +179,7 @@ def test_a_steep_soft_threshold_is_the_mean_above_it(backend):
     torch.testing.assert_close(got[far], want[far], rtol=0, atol=1e-12)
 
 
+@pytest.mark.grid
 @needs_compiled
 @pytest.mark.parametrize("epsilon, beta", [(0.65, 0.03), (0.65, 0.01), (0.9, 0.02), (-0.5, 0.1), (0.2, 5.0)])
 @dtypes(torch.float32, torch.bfloat16, torch.float64)

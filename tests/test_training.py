@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import threading
-import time
 import warnings
 
 import pytest
@@ -16,7 +15,7 @@ from ssl_fast.losses import LOSSES
 from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
-from ssl_fast.training import StepSampler, pace, progress_of, train
+from ssl_fast.training import StepSampler, progress_of, train
 
 
 @pytest.fixture(autouse=True)
@@ -83,16 +82,6 @@ def test_progress_is_that_of_time_where_it_is_short():
     assert progress_of(10, 100, 100.0, 100.0) == 1.0
     assert progress_of(10, 100, 1e6) == 0.1  # no budget
     assert progress_of(120, 100) == 1.0
-
-
-def test_what_is_told_of_a_run_that_does_not_fit():
-    assert pace(30, 2250, 3.2, 9.375, 4.0, False) is None  # 3.2 s and 2220 steps at 9.375: exactly 4 minutes
-    assert pace(30, 2250, 6.0, 5.5, 4.0, False) == (
-        "at this speed 1,317 of 2,250 steps fit into 4 minutes; "  # 30 + 234 * 5.5
-        "going on to the full length, about 7 minutes (--minutes 4 would shorten it)")  # 6 s + 2220 / 5.5 s = 410 s
-    assert pace(30, 2250, 6.0, 5.5, 4.0, True) == (
-        "at this speed 1,317 of 2,250 steps fit into 4 minutes; --minutes 7 would train it fully")
-    assert pace(900, 2250, 241.0, 5.5, 4.0, False) is None  # told before it was resumed
 
 
 def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():
@@ -182,6 +171,7 @@ def test_l1_terms_of_fnac_wait():
     assert late > early * 1.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_the_toys(method):
     changes = {"slavc": {"momentum_decay": 0.5}, "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}}}.get(
@@ -223,6 +213,7 @@ RESUMED = {
 }  # fmt: skip
 
 
+@pytest.mark.grid
 @pytest.mark.parametrize("method", RESUMED)
 def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     one = tiny(method, **RESUMED[method])
@@ -282,6 +273,7 @@ def test_curves_for_tensorboard_are_the_records(tmp_path):
     assert found == pytest.approx({record["step"]: record["loss"] for record in done.history}, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_compiled_nets_start_as_the_others():
     """One step; after it the nets of a few neurons drift apart from rounding."""
     one = tiny("ez_vsl", epochs=1, precision="float32")
@@ -312,28 +304,7 @@ def test_resume_refuses_another_run(tmp_path):
         train(other, tiny(epochs=1), out=tmp_path, resume=True, progress=False)
 
 
-def test_usual_minutes_change_nothing_but_what_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(training, "PACE_SECONDS", 0.0)
-    one = tiny(epochs=6)
-    plain, told = run(one), run(one, usual_minutes=1e-6)
-    assert_same(weights(told.localizer), weights(plain.localizer))
-    assert told.steps == 30 and not told.shortened and figures(told.history) == figures(plain.history)
-    assert capsys.readouterr().out == ""  # past the minutes when the speed is known
-    clock = iter(x * 0.5 for x in range(10_000))
-    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
-    slow = run(one, usual_minutes=13 / 60)  # 26 of 30 steps
-    assert_same(weights(slow.localizer), weights(plain.localizer))
-    line = capsys.readouterr().out
-    assert line.startswith("at this speed 26 of 30 steps fit into 0.216667 minutes; going on to the full length, about a minute")
-
-
-def test_parts_of_a_step_are_timed():
-    began = time.perf_counter()
-    done = run(tiny(epochs=1))
-    assert list(done.stages) == ["data", "loss", "nets", "backward"] and min(done.stages.values()) > 0
-    assert sum(done.stages.values()) < time.perf_counter() - began
-
-
+@pytest.mark.slow
 def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
@@ -347,6 +318,7 @@ def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     assert weight[0] == 1 and weight[-1] == 0
 
 
+@pytest.mark.slow
 def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
@@ -507,4 +479,5 @@ def test_bad_arguments_are_named(tmp_path):
 def test_no_warnings_in_a_step():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "ssl_fast: all ops run plain")  # where there is no compiled module
         run(tiny(epochs=1))

@@ -39,6 +39,7 @@ def test_of_equally_good_epochs_the_first_is_the_best(scores, best):
     assert training.best_record([{"step": 99}]) is None
 
 
+@pytest.mark.slow
 def test_resume_goes_on_with_the_same_best_epoch(tmp_path):
     one, options = tiny(learning_rate=0.05), {"validation": Others(), "seed": 2}
     whole = run(one, out=tmp_path / "whole", **options)

@@ -180,6 +180,7 @@ def test_without_pyav(tmp_path, monkeypatch):
         FRONT_ENDS["ez_vsl"].load(tmp_path / "a.mp4")
 
 
+@pytest.mark.slow
 def test_what_is_left_of_a_frame_does_not_hold_up_forked_processes(tmp_path):
     """Loaders fork: what threads of the parent should do never ends in them."""
     path = film(tmp_path / "a.mp4", greys=range(0, 50, 2), size=(640, 480))

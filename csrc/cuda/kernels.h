@@ -12,6 +12,7 @@ namespace ssl_fast::cuda {
 
 const char* cosine(const CellsParams& p, void* stream);  // backward where p.grad_out is given
 const char* mean(const CellsParams& p, void* stream);
+const void* a_kernel();  // for device.cu, which asks whether it loads
 
 // Features (of shape.images, channels and cells) and the same as rows.
 struct RowsParams {

@@ -39,6 +39,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..progress import progress_bar
 from .audio import FrontEnd, decode_audio, front_end_named
 from .cache import DecodedCache
 from .images import RESAMPLERS, Geometry, decode_image, load_mask
@@ -198,9 +199,7 @@ class FileSet(SampleSet):
         """
         items = self._items
         if progress:
-            from tqdm import tqdm
-
-            items = tqdm(items, unit="sample", desc=f"reading {self.root.name}")
+            items = progress_bar(items, unit="sample", desc=f"reading {self.root.name}")
         for item in items:
             if item.frame not in self._images:
                 self._images[item.frame] = self._image(item.frame)
@@ -294,9 +293,7 @@ def check_files(root: str | os.PathLike, items: Sequence[Item], missing: list[st
                 progress: bool = False) -> FolderReport:  # fmt: skip
     """Decode every file of `items`; the report of it, with what else is missing and noted."""
     if progress:
-        from tqdm import tqdm
-
-        items = tqdm(items, unit="sample", desc="check")
+        items = progress_bar(items, unit="sample", desc="check")
     # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
     errors: dict[tuple, str] = {}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .commands import add_training_set, training_set
 
-# Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
+# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +53,8 @@ def _features(args: argparse.Namespace):
     """(N, C) float32 numpy, ids: of all samples, from one net; kept in --features-out."""
     import numpy as np
     import torch
-    from tqdm import tqdm
 
+    from ..progress import progress_bar
     from .neighbors import check_k, check_name
 
     if args.features_out is not None and args.features_out.exists():
@@ -66,7 +66,7 @@ def _features(args: argparse.Namespace):
     read = samples.image if args.modality == "visual" else samples.spectrogram
     loader = torch.utils.data.DataLoader(_Inputs(read, len(samples)), batch_size=64, num_workers=args.workers)
     with torch.inference_mode():
-        bar = tqdm(loader, unit="batch", desc=f"{args.modality} features", disable=args.quiet)
+        bar = progress_bar(loader, unit="batch", desc=f"{args.modality} features", disable=args.quiet)
         features = torch.cat([net(batch.to(args.device)).cpu() for batch in bar]).numpy()
     if args.features_out is not None:
         temporary = args.features_out.with_name(f".{args.features_out.name}.{os.getpid()}")

@@ -28,6 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..progress import progress_bar
+
 FORMAT = "ssl_fast neighbors 1"
 _QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
 _ROWS = 4096  # of features at a time, where all are read
@@ -91,9 +93,7 @@ def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os
 
 
 def _with_progress(blocks: Iterator[np.ndarray], number: int, done: int, name: str) -> Iterator[np.ndarray]:
-    from tqdm import tqdm
-
-    with tqdm(total=number, initial=done, unit="sample", desc=name) as bar:
+    with progress_bar(total=number, initial=done, unit="sample", desc=name) as bar:
         for block in blocks:
             yield block
             bar.update(len(block))

@@ -213,9 +213,9 @@ def _store(arrays: Arrays, index: int, made: Scene, first_object: int, first_sou
 
 
 def _progress_bar(split: str, total: int, progress: bool):
-    from tqdm import tqdm
+    from ..progress import progress_bar
 
-    return tqdm(total=total, desc=f"generating {split}", unit="scene", disable=not progress)
+    return progress_bar(total=total, desc=f"generating {split}", unit="scene", disable=not progress)
 
 
 def _fill_here(arrays: Arrays, split: str, settings: Settings, progress: bool) -> None:
@@ -234,8 +234,8 @@ def _fill_here(arrays: Arrays, split: str, settings: Settings, progress: bool) -
 # too, and a worker that dies is noticed. Worker w of m makes scenes w, w + m, ... into memory maps of the same files
 # and counts them in a small map that the parent watches.
 
-# The rooms a worker needs import numpy alone; bare packages keep it from importing torch, which would take longer than
-# its work.
+# The modules a worker needs import numpy alone: torch would take longer than its work. Bare packages make it find them in
+# this very folder, wherever sys.path leads.
 _START = """
 import json, sys, types
 job = json.load(sys.stdin)

@@ -47,7 +47,7 @@ def random(images: Tensor, *, seed: int = 0, cells: int = 7) -> Tensor:
 
 
 def _blur(planes: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of (B, 1, H, W), kernel cut at 4 sigma (or the image), borders continued by their last pixel."""
+    """Gaussian blur of (1, 1, H, W), kernel cut at 4 sigma (or the image), borders continued by their last pixel."""
     for dim in (2, 3):
         radius = min(math.ceil(4 * sigma), planes.shape[dim] - 1)
         offsets = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
@@ -63,10 +63,15 @@ def objectness(images: Tensor, *, detail: float = 3., scale: float = .07) -> Ten
 
     Root mean square of the grey image minus its blur (sigma = `detail` pixels at 112 px) in a Gaussian neighbourhood
     of sigma = `scale` image widths. Grey levels in [0, 1]; not normalised per image."""
-    grey = _check(images).float().mean(1, keepdim=True) / 255
-    size = (grey.shape[-2] * grey.shape[-1]) ** .5
-    detailed = grey - _blur(grey, detail * size / 112)
-    return _blur(detailed * detailed, scale * size).clamp_min(0).sqrt()[:, 0]
+    size = (_check(images).shape[-2] * images.shape[-1]) ** .5
+
+    def contrast(image: Tensor) -> Tensor:
+        grey = image.float().mean(0)[None, None] / 255
+        detailed = grey - _blur(grey, detail * size / 112)
+        return _blur(detailed * detailed, scale * size).clamp_min(0).sqrt()[0]
+
+    # One by one: a library's convolution may have other bits in another batch, which decide between equal pixels.
+    return torch.cat([contrast(image) for image in images]) if len(images) else images[:, 0].float()
 
 
 BASELINES: dict[str, Baseline] = {

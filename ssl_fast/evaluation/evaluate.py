@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributed import collect, share
+from ..progress import progress_bar
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
@@ -149,10 +150,9 @@ def batches(sample_set: "SampleSet", batch_size: int, *, workers: int = 0, progr
 
     Leaves torch's random state alone.
     """
-    from tqdm import tqdm
     loader = torch.utils.data.DataLoader(sample_set, batch_size, num_workers=workers, collate_fn=_collate,
                                          generator=torch.Generator())
-    for index, images, spectrograms in tqdm(loader, desc=title, unit="batch", leave=False, disable=not progress):
+    for index, images, spectrograms in progress_bar(loader, desc=title, unit="batch", leave=False, disable=not progress):
         yield index.numpy(), images, spectrograms
 
 

@@ -168,14 +168,12 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
     if (value is None and any(rule.universal for rule in rules)) or (value is not None and not math.isfinite(value)):
         raise ValueError(f"value: expected the universal threshold of the rules, a finite number, got {value}")
     reason = None
-    if checks.extension is None:
-        reason = f"the compiled module did not load ({checks.extension_error})"
-    elif {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
+    if {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
         reason = f"expected exact up-sampling, alike for all but the first map, got {upsampling}"
     elif {(m.dtype, m.shape) for m in maps} != {(np.dtype(np.float32), maps[0].shape)}:
         reason = f"expected float32 maps of one size, got {[(m.dtype.name, m.shape) for m in maps]}"
     if backend == "compiled" and reason:
         raise RuntimeError(f"backend='compiled': {reason}")
-    if backend != "reference" and not reason:
+    if backend != "reference" and not reason and checks.has_kernels(backend, "cpu"):
         return _compiled(maps, truth, rules, value, upsampling)
     return counts_of_pixels([enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)], truth, rules, value)

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..evaluation.commands import WEIGHTS, WEIGHTS_LAYOUT
+from ..evaluation_commands import WEIGHTS, WEIGHTS_LAYOUT
 
-# Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
+# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
 STILLS, FILMS = (".png", ".jpg", ".jpeg", ".webp"), (".mp4", ".gif")
 

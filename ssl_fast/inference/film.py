@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ..data.audio import to_mono
 from ..data.video import frames_of_seconds, write_film
+from ..progress import progress_bar
 from .localize import Answer, Viewer, scale_of
 
 
@@ -20,7 +20,7 @@ def localize(viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: i
     the file."""
     front_end, answers = viewer.front_end, []
     mono = to_mono(path, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
-    for at, frame in tqdm(frames_of_seconds(path), unit="s", disable=not progress):
+    for at, frame in progress_bar(frames_of_seconds(path), desc="maps", unit="s", disable=not progress):
         answers.append(viewer.localize(frame, viewer.heard(mono, at)))
     return answers
 
@@ -28,7 +28,8 @@ def localize(viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: i
 def write(out: Path, answers: list[Answer], sound: np.ndarray, rate: int, alpha: float, progress: bool = False) -> None:
     """The sheets of all seconds on one scale, one after the other: .gif, or .mp4 with the sound."""
     scale = scale_of(answers)
-    pictures = [answer.sheet(alpha, scale) for answer in tqdm(answers, unit="picture", disable=not progress)]
+    bar = progress_bar(answers, desc="pictures", unit="picture", disable=not progress)
+    pictures = [answer.sheet(alpha, scale) for answer in bar]
     if out.suffix.lower() == ".mp4":
         write_film(out, pictures, sound, rate)
         return

@@ -1,38 +1,101 @@
 """The one boundary where arguments of ops are checked, where the backend is chosen, and what a kernel call is given."""
 
 import contextlib
+import functools
+import warnings
 
-import torch
+import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
 try:
     from .. import _C as extension
 
     extension_error = None
-except ImportError as error:  # told by `ssl-fast doctor` and by backend="compiled"
+except ImportError as error:  # told by `ssl-fast doctor` and by the ops
     extension = None
     extension_error = str(error)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of csrc/params.h
 # Alphas of a forward pass that are kept for its backward pass; those beyond are computed again.
 KEPT_ALPHA_BYTES = 32 * 2**20
+OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
+INSTALL = "pip install --force-reinstall --no-deps ."
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
-    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured."""
+    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured. Where "auto" has to
+    do without, a warning says why, once in a process."""
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
-    device = tensor.device.type
-    reason = None
-    if extension is None:
-        reason = f"the compiled module did not load ({extension_error})"
-    elif device == "cuda" and not extension.cuda_architectures:
-        reason = "the compiled module was built without CUDA"
-    elif device not in ("cpu", "meta", "cuda"):
-        reason = f"there is no compiled kernel for device type {device!r}"
-    if backend == "compiled" and reason:
+    if backend == "reference":
+        return False
+    device = tensor.device
+    if extension is not None and device.type in ("cpu", "meta"):
+        return True
+    return has_kernels(backend, device.type, device.index)
+
+
+def has_kernels(backend: str, device: str, index: int | None = None) -> bool:
+    """`use_compiled` of a device; backend "auto" or "compiled"."""
+    reason = why_no_kernels(device, index)
+    if reason is None:
+        return True
+    if backend == "compiled":
         raise RuntimeError(f"backend='compiled': {reason}")
-    return backend != "reference" and reason is None
+    _warn_once(fallback_sentence(device, reason))
+    return False
+
+
+# torch.compiler.assume_constant_result, which would import torch._dynamo: torch.compile calls it, and does not trace it
+has_kernels._dynamo_marked_constant = True
+
+
+@functools.cache  # not left to the warning filters, which may show each
+def _warn_once(sentence: str) -> None:
+    warnings.warn(f"ssl_fast: {sentence}", RuntimeWarning, stacklevel=5)
+
+
+def fallback_sentence(device: str, reason: str) -> str:
+    if extension is None:
+        return f"all ops run plain PyTorch or numpy: {reason}"
+    return f"{'CUDA' if device == 'cuda' else device} tensors run plain PyTorch: {reason}"
+
+
+def why_no_kernels(device: str, index: int | None = None) -> str | None:
+    """Why tensors of this device have no compiled kernels, and the command that mends it; None where they have."""
+    if extension is None:
+        return f"the compiled module did not load ({extension_error}); `{INSTALL}` in its source folder builds it"
+    if device in ("cpu", "meta"):
+        return None
+    if device != "cuda" or torch.version.hip:
+        return f"there is no compiled kernel for device type {device!r}{' of ROCm' if device == 'cuda' else ''}"
+    if not extension.cuda_architectures:
+        return f"the package was built without CUDA kernels; `SSL_FAST_CUDA=ON {INSTALL}` in its source folder builds them"
+    return None if index is None else _why_not_loaded(index)
+
+
+@functools.cache
+def _why_not_loaded(index: int) -> str | None:
+    """Asks the module whether one of its kernels loads on this CUDA device."""
+    error = extension.cuda_error(index)
+    if error is None:
+        return None
+    name, text, built, driver = error
+    release = f"CUDA {built // 1000}.{built % 1000 // 10}"
+    supported = f"CUDA {driver // 1000}.{driver % 1000 // 10}"
+    if name == "cudaErrorInsufficientDriver" and driver:
+        oldest = OLDEST_DRIVER.get(built // 1000, f"of CUDA {built // 1000}")
+        return f"driver too old: {release} kernels need driver {oldest} or newer, found one of {supported}: update the driver"
+    if name not in ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion"):
+        return f"no kernel loads on cuda:{index}: {text} ({name})"
+    properties = torch.cuda.get_device_properties(index)
+    found = f"{properties.name} (sm_{properties.major}{properties.minor})"
+    if properties.major < 8:
+        return f"the kernels need sm_80 or newer, found {found}"
+    build = f"`SSL_FAST_CUDA_ARCHS={properties.major}{properties.minor} {INSTALL}` in the source folder builds them for it"
+    if name == "cudaErrorUnsupportedPtxVersion":
+        return f"the driver, of {supported}, cannot compile the PTX of {release} for {found}: update the driver, or {build}"
+    return f"the kernels were built for {extension.cuda_architectures}, found {found}; {build}"
 
 
 def check_pair(visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual", "audio"), paired: bool = False) -> None:
@@ -122,17 +185,32 @@ def address(tensor: Tensor | None, index: int = 0) -> int:
     return tensor.data_ptr() + (index * tensor.stride(0) * tensor.element_size() if index else 0)
 
 
-def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int, int, int]:
-    """(images, panels, cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
-    kernel's order."""
-    lanes = extension.panel(visual.dtype == torch.float64)
-    panels = (audios + lanes - 1) // lanes
-    cells = visual.shape[2] * visual.shape[3]
-    per_image = maps * max(panels * cells * lanes, 1) * (8 if visual.dtype == torch.float64 else 4)
-    images = min(visual.shape[0], KEPT_ALPHA_BYTES // per_image) if keep else 0
-    return images, panels, cells, lanes
+def padded_audios(audios: int, float64: bool) -> int:
+    """Audios in whole panels of the CPU kernels."""
+    lanes = extension.panel(float64)
+    return (audios + lanes - 1) // lanes * lanes
+
+
+def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int]:
+    """(images * panels * cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
+    kernel's order.
+
+    The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
+    """
+    float64 = visual.dtype == torch.float64
+    lanes = extension.panel(float64)
+    per_image = padded_audios(audios, float64) // lanes * visual.shape[2] * visual.shape[3]
+    bytes_per_image = maps * max(per_image * lanes, 1) * (8 if float64 else 4)
+    images = min(visual.shape[0], KEPT_ALPHA_BYTES // bytes_per_image) if keep else 0
+    return images * per_image, lanes
+
+
+def kept_images(kept: Tensor, visual: Tensor, audios: int) -> int:
+    """How many images the alphas in `kept` belong to."""
+    per_image = padded_audios(audios, visual.dtype == torch.float64) * visual.shape[2] * visual.shape[3]
+    return kept.numel() // max(per_image, 1)
 
 
 def check_kept(kept: Tensor, float64: bool) -> None:
-    if kept.shape[3] != extension.panel(float64):
+    if kept.shape[1] != extension.panel(float64):
         raise RuntimeError("the instruction set was changed between the forward and the backward pass")

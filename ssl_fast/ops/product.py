@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from . import library
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape,
-                     kernels_for, memory_format, on_cuda, use_compiled)
+from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_images, kept_shape, kernel_shape,
+                     kernels_for, memory_format, on_cuda, padded_audios, use_compiled)
 from .reference import accumulate_dtype, similarity_maps
 from .rows import DenseGradients, Pairs, chunks
 
@@ -70,8 +70,9 @@ def _outputs(visual, audio, reduce, instances, keep):
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
     kept = kept_shape(visual, audios, keep, maps=2)
+    softmaxes = images if instances == "audio" else padded_audios(audios, dtype == torch.float64)
     return (visual.new_empty(images, audios, dtype=dtype), visual.new_empty(2, images, audios, dtype=dtype),
-            visual.new_empty(2, images if instances == "audio" else kept[1] * kept[3], cells, dtype=dtype),
+            visual.new_empty(2, softmaxes, cells, dtype=dtype),
             visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
             visual.new_empty(images, cells, dtype=dtype), visual.new_empty(images, cells, dtype=dtype),
             visual.new_empty(kept, dtype=dtype), visual.new_empty(kept, dtype=dtype))
@@ -84,8 +85,8 @@ def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,
         kernel_shape(visual_loc, len(audio_loc)),
         tuple(map(address, (visual_loc, audio_loc, norm_loc, kept_loc, grads[0], grads[2]))),
         tuple(map(address, (visual_avc, audio_avc, norm_avc, kept_avc, grads[1], grads[3]))),
-        tau=tau, reduce=REDUCTIONS.index(reduce), instances=INSTANCES.index(instances), kept=len(kept_loc),
-        scores=address(scores), space_norm=address(space_norm), instance_norm=address(instance_norm),
+        tau=tau, reduce=REDUCTIONS.index(reduce), instances=INSTANCES.index(instances),
+        kept=kept_images(kept_loc, visual_loc, len(audio_loc)), scores=address(scores), space_norm=address(space_norm), instance_norm=address(instance_norm),
         best_cell=address(best_cell), grad_scores=address(grad_scores), threads=torch.get_num_threads())
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import library, rows
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_shape, kernel_shape, kernels_for,
-                     memory_format, on_cuda, use_compiled, without_autocast)
+from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_images, kept_shape, kernel_shape,
+                     kernels_for, memory_format, on_cuda, use_compiled, without_autocast)
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
@@ -75,7 +75,8 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
 
     Returns:
         S (N, M); float32, or float64 for float64 inputs. A zero vector has cosine 0 and gradient 0; NaN in a pair gives NaN
-        for that pair. Same input, number of threads and machine: same bits, forward and backward.
+        for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has the same
+        bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
 
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not match; a mask of wrong shape, or empty for an image.
@@ -186,8 +187,9 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
     else:
         extension.similarity(
             kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
-            pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=len(kept), positives=address(positives),
-            positive_map=address(maps), scores=address(scores), pair=address(pair), threads=torch.get_num_threads())
+            pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=kept_images(kept, visual, len(audio)),
+            positives=address(positives), positive_map=address(maps), scores=address(scores), pair=address(pair),
+            threads=torch.get_num_threads())
     return outputs
 
 
@@ -277,9 +279,9 @@ def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, vi
         kernel_shape(visual, len(audio)),
         (address(visual), address(audio), address(inverse_norm), address(kept),
          address(grads[0]) if need_visual else 0, address(grads[1]) if need_audio else 0),
-        pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=len(kept), positives=address(positives),
-        positive_map=address(maps), scores=address(scores), pair=address(pair), grad_scores=address(grad_scores),
-        grad_map=address(grad_map), threads=torch.get_num_threads())
+        pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=kept_images(kept, visual, len(audio)),
+        positives=address(positives), positive_map=address(maps), scores=address(scores), pair=address(pair),
+        grad_scores=address(grad_scores), grad_map=address(grad_map), threads=torch.get_num_threads())
     return grads
 
 

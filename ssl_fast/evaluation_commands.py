@@ -5,9 +5,10 @@ import importlib
 import sys
 from pathlib import Path
 
-from ..stages import Stages, listed
+from .stages import Stages, listed
 
-# Imports of torch and of what needs it are inside the functions: `ssl-fast --help` answers at once.
+# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without. So this is no
+# module of the package evaluation, which imports them.
 
 WEIGHTS = {"type": Path, "metavar": "FILE", "help": "a checkpoint, ours or a published program's, or a run's folder"}
 WEIGHTS_LAYOUT = {"metavar": "NAME", "help": "of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_of(args: argparse.Namespace) -> tuple:
     """What `evaluate` takes, its recipe's (front end, image size), and the checkpoint (None without one)."""
-    from ..models import checkpoints
+    from .models import checkpoints
 
     if args.weights is not None:
         if args.front_end is not None or args.image_size is not None:
@@ -81,8 +82,8 @@ def _function(name: str):
 
 
 def published_set(args: argparse.Namespace, front_end: str, image_size: int):
-    from ..data.annotations import SIZE, read
-    from ..data.test_sets import ANNOTATIONS, PublishedSet
+    from .data.annotations import SIZE, read
+    from .data.test_sets import ANNOTATIONS, PublishedSet
 
     if image_size != SIZE:
         raise ValueError(f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}")
@@ -93,11 +94,11 @@ def published_set(args: argparse.Namespace, front_end: str, image_size: int):
 
 def options_of(args: argparse.Namespace, tests: dict) -> dict:
     """Keyword arguments of `write` that `ssl-fast evaluate` decides."""
-    from ..data.categories import broad_categories
-    from ..data.datasets import read_ids
-    from ..data.negatives import SEEDS, negatives
-    from ..models.object_prior import ObjectPrior
-    from .protocols import protocol_of
+    from .data.categories import broad_categories
+    from .data.datasets import read_ids
+    from .data.negatives import SEEDS, negatives
+    from .evaluation.protocols import protocol_of
+    from .models.object_prior import ObjectPrior
 
     broad = None
     if args.set_name is not None and "offscreen" in args.negatives and args.set_name != "flickr":  # which has no classes
@@ -130,9 +131,9 @@ def write(model, tests: dict, validation, out: Path, about: dict, history: list,
 
     stages: of the command so far, which those here are added to.
     """
-    from ..training import fingerprint
-    from . import ceilings, evaluate, overlays, report
-    from .results import shortened
+    from .evaluation import ceilings, evaluate, overlays, report
+    from .evaluation.results import shortened
+    from .training import fingerprint
 
     for note in notes:
         print(note)
