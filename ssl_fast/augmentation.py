@@ -165,7 +165,7 @@ def roll(spectrograms: Tensor, generator: Generator) -> Tensor:
     """Spectrograms (B, 1, F, T) shifted circularly in time."""
     batch, _, _, frames = spectrograms.shape
     source = (torch.arange(frames) + torch.randint(frames, (batch, 1), generator=generator)) % frames
-    return torch.stack([spectrogram.index_select(2, index) for spectrogram, index in zip(spectrograms, source)])
+    return spectrograms.gather(3, source[:, None, None].expand_as(spectrograms))
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
         help="parts of a batch that go through the nets one by one, each with its own negatives (default: 1)")  # fmt: skip
     add("--compile", action="store_const", const=True, help="the nets go through torch.compile")
     add("--minutes", type=_positive(float), metavar="X",
-        help="budget of training time: a run that does not fit is shortened (quickstart: 4; train: none)")  # fmt: skip
+        help="budget of training time: a run that does not fit is shortened (default: none, the full length)")  # fmt: skip
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--threads", help="threads of torch (default: 1 for the narrow nets, else as torch chooses)", **_THREADS)
     add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")

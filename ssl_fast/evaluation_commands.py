@@ -5,6 +5,8 @@ import importlib
 import sys
 from pathlib import Path
 
+from .stages import Stages, listed
+
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without. So this is no
 # module of the package evaluation, which imports them.
 
@@ -124,26 +126,37 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
 
 
 def write(model, tests: dict, validation, out: Path, about: dict, history: list, *, quiet: bool, notes: list[str] = [],
-          **options) -> int:
-    """Evaluates, and writes metrics.json, per_sample.csv and report.html; options as in `evaluate`."""
+          stages: Stages | None = None, **options) -> int:
+    """Evaluates, and writes metrics.json, per_sample.csv and report.html; options as in `evaluate`.
+
+    stages: of the command so far, which those here are added to.
+    """
     from .evaluation import ceilings, evaluate, overlays, report
+    from .evaluation.results import shortened
     from .training import fingerprint
 
     for note in notes:
         print(note)
-    results = evaluate(model, tests, validation=validation, progress=not quiet, **options)
-    results["notes"] += notes
-    results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
-    if options.get("published"):
-        results["ceilings"] = {name: {rule: row._asdict() for rule, row in ceilings.ceilings(
-            one.ground_truth(i) for i in range(len(one))).items()} for name, one in tests.items()}
+    stages = stages or Stages()
+    with stages("evaluation"):
+        results = evaluate(model, tests, validation=validation, progress=not quiet, **options)
+        results["notes"] += notes
+        results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
+        if options.get("published"):
+            results["ceilings"] = {name: {rule: row._asdict() for rule, row in ceilings.ceilings(
+                one.ground_truth(i) for i in range(len(one))).items()} for name, one in tests.items()}
+    results["seconds"] = dict(stages.seconds)
     results.write_json(out / "metrics.json")
     results.write_csv(out / "per_sample.csv")
     main = results["interactive_on"]
     drawn = {"draw": options["draw"]} if "draw" in options else {}
-    shown = overlays.collect(model, tests[main], results, main, **drawn)
-    report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
+    with stages("report"):
+        shown = overlays.collect(model, tests[main], results, main, **drawn)
+        report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
     print(summary(results))
+    print(f"time: {listed(stages.seconds)}")
+    if (note := shortened(results)) is not None:
+        print(f"*** {note} ***")
     print(f"report: {(out / 'report.html').resolve()}")
     return 0
 

@@ -19,6 +19,7 @@ from .models import Localizer, Momentum, build
 from .models.storage import load_torchvision
 from .ops.reference import accumulate_dtype
 from .recipes import Recipe
+from .stages import Stages
 
 
 class TrainingError(RuntimeError):
@@ -68,6 +69,7 @@ class Learner:
     In a torch.distributed process group all processes have one each, and step together; their weights are the same.
     gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: so is batch
     norm, on CUDA only.
+    `stages` has the time of the parts of all steps so far; on CUDA that of their launches.
     """
 
     def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False, *,
@@ -75,7 +77,7 @@ class Learner:
                  sync_batch_norm: bool = False):  # fmt: skip
         self.rank, self.processes = distributed.place()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
-        self.precision = precision_of(recipe, device)
+        self.precision, self.stages = precision_of(recipe, device), Stages()
         torch.manual_seed(derived_seed(seed, 0))
         self.front_end = front_end_named(recipe.front_end) if front_end is None else front_end
         self.localizer = build(recipe.model).to(self.device)
@@ -151,13 +153,15 @@ class Learner:
         Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
         recipe, views = self.recipe, len(self.recipe.views)
-        images, spectrograms = self.seen(images, sounds, generator)
+        with self.stages("data"):
+            images, spectrograms = self.seen(images, sounds, generator)
         changes = {"group": None if alone else self.group}
         if recipe.method != "slavc":
             changes["mean_weight"] = recipe.mean_weight_at(progress)
         transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
-        features = self._features(self.features if alone else self.net, images, spectrograms,
-                                  None if transform is None else transform(images))  # fmt: skip
+        with self.stages("nets"):
+            features = self._features(self.features if alone else self.net, images, spectrograms,
+                                      None if transform is None else transform(images))  # fmt: skip
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
@@ -168,7 +172,8 @@ class Learner:
             names = ("visual_loc", "visual_avc", "audio_loc", "audio_avc")
             slow = None
             if self.momentum is not None:
-                slow = self._features(self.momentum, self.localizer, images, spectrograms)
+                with self.stages("nets"):
+                    slow = self._features(self.momentum, self.localizer, images, spectrograms)
                 slow = [slow[name] for name in names]
             return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
@@ -192,8 +197,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         parts, value = self.recipe.accumulation, 0.0
         for part in zip(images.chunk(parts), sounds.chunk(parts)):
-            loss = self.batch_loss(*part, progress, generator) / parts
-            loss.backward()
+            with self.stages("loss"):
+                loss = self.batch_loss(*part, progress, generator) / parts
+            with self.stages("backward"):
+                loss.backward()
             value += loss.item()
         value = distributed.total(value / self.processes, self.device)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])

@@ -25,6 +25,9 @@ class _Lines(tqdm):
         if share >= _SHARE or self._time() - self._told_at >= _SECONDS:
             self._tell()
 
+    def clear(self, nolock: bool = False) -> None:
+        pass  # lines stay
+
     def close(self) -> None:
         if not self.disable:
             super().close()

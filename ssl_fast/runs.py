@@ -6,11 +6,13 @@ from pathlib import Path
 
 from . import evaluation_commands
 from .data import commands as data_commands
+from .stages import Stages, listed
 
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
 RUN = "run.json"
 SCENE_TESTS = ("single", "duo", "trio")
+USUAL_MINUTES = 4.0  # of training in a quickstart
 PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
@@ -114,6 +116,8 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
           f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
+    if run.stages:
+        print(f"time of its steps: {listed(run.stages)}")
     return run
 
 
@@ -126,8 +130,6 @@ def quickstart(args: argparse.Namespace) -> int:
     recipes.check_method(method)
     seed = _DEFAULTS["seed"] if args.seed is None else args.seed
     args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
-    if args.minutes is None:
-        args.minutes = 4.0
     settings = scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
         args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
@@ -136,11 +138,16 @@ def quickstart(args: argparse.Namespace) -> int:
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
     _remember(args)
-    training_set = scenes.load("train", settings, progress=not args.quiet)
-    run = _train(args, training_set, recipe)
-    tests, validation = scene_tests(settings, args.quiet)
+    stages = Stages()
+    with stages("scenes"):
+        training_set = scenes.load("train", settings, progress=not args.quiet)
+    with stages("training"):
+        run = _train(args, training_set, recipe, usual_minutes=USUAL_MINUTES)
+    with stages("scenes"):
+        tests, validation = scene_tests(settings, args.quiet)
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet)
+    return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet,
+                                     stages=stages)
 
 
 def scene_settings(train: int | None, test: int | None):
@@ -183,14 +190,17 @@ def train(args: argparse.Namespace) -> int:
     if args.init is not None:  # here only to see whether it fits
         storage.load_torchvision(build(recipe.model).visual_net, args.init)
     _set_up(args, recipe)
+    stages = Stages()
     with distributed.torchrun(args.device):
         if rank == 0:
             _remember(args)
-        for found in (training_set, validation):
-            if found is not None and not (found is training_set and recipe.policy):  # policies need the files
-                preload(found, args.quiet)
-        run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init, neighbors=neighbors,
-                     **several)
+        with stages("samples"):
+            for found in (training_set, validation):
+                if found is not None and not (found is training_set and recipe.policy):  # policies need the files
+                    preload(found, args.quiet)
+        with stages("training"):
+            run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init,
+                         neighbors=neighbors, **several)
     if rank > 0:
         return 0
     best, notes = training.best_record(run.history), []
@@ -204,7 +214,7 @@ def train(args: argparse.Namespace) -> int:
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
     return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
-                                     workers=args.workers, notes=notes)
+                                     workers=args.workers, notes=notes, stages=stages)
 
 
 def _neighbors(args: argparse.Namespace, training_set, recipe):
@@ -249,4 +259,4 @@ def describe(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
 def _about_run(run) -> dict:
     return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
             "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance,
-            "precision": run.precision}  # fmt: skip
+            "precision": run.precision, "step_seconds": run.stages}  # fmt: skip

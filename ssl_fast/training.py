@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
+import math
 import os
 import signal
 import threading
@@ -34,6 +35,8 @@ if typing.TYPE_CHECKING:
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
 GRACE = 0.1
+# The speed of a run is that of its first steps, without the very first, over so many steps and seconds at least.
+PACE_AFTER, PACE_STEPS, PACE_SECONDS = 5, 20, 3.0
 
 
 class Interrupted(KeyboardInterrupt):
@@ -55,6 +58,23 @@ def progress_of(step: int, steps: int, seconds: float = 0.0, budget: float | Non
         grace = GRACE * budget
         done = max(done, (seconds - grace) / (budget - grace))
     return min(1.0, done)
+
+
+def pace(steps: int, planned: int, seconds: float, speed: float, minutes: float, shortens: bool) -> str | None:
+    """What to tell of a run that does not fit into `minutes`; None of one that does, or of one that is past them.
+
+    seconds: of the `steps` so far. speed: steps a second. shortens: `minutes` end the run, and do not only say how long
+    one takes as a rule.
+    """
+    whole = math.ceil((seconds + (planned - steps) / speed) / 60)
+    fitting = steps + int((60 * minutes - seconds) * speed)
+    if fitting >= planned or seconds >= 60 * minutes:
+        return None
+    then = f"--minutes {whole} would train it fully"
+    if not shortens:
+        about = "a minute" if whole == 1 else f"{whole} minutes"
+        then = f"going on to the full length, about {about} (--minutes {minutes:g} would shorten it)"
+    return f"at this speed {fitting:,} of {planned:,} steps fit into {minutes:g} minutes; {then}"
 
 
 class StepSampler(torch.utils.data.Sampler):
@@ -92,7 +112,8 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
 @dataclass
 class Run:
     """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
-    unused: keys of the file of weights `init` that have no place in the image net."""
+    unused: keys of the file of weights `init` that have no place in the image net. stages: seconds by part of a step, of
+    all steps since it was last resumed; none on CUDA, which works on while the next part begins."""
 
     localizer: Localizer
     recipe: Recipe
@@ -104,6 +125,7 @@ class Run:
     precision: str
     history: list[dict] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    stages: dict[str, float] = field(default_factory=dict)
 
     @property
     def shortened(self) -> bool:
@@ -281,6 +303,7 @@ def train(
     out: str | os.PathLike | None = None,
     resume: bool = False,
     minutes: float | None = None,
+    usual_minutes: float | None = None,
     workers: int = 0,
     device: str = "cpu",
     checkpoint_every: float = 20.0,
@@ -298,7 +321,9 @@ def train(
 
     out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
         (from the start where there is none yet). minutes: budget of training time, all parts of a resumed run together;
-        a run that does not fit is shortened, schedules and all. workers: processes that load samples.
+        a run that does not fit is shortened, schedules and all. usual_minutes: without `minutes`, what the whole run
+        should take. A run whose first steps are too slow for either says so in a line on stdout. workers: processes that
+        load samples.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
@@ -313,13 +338,13 @@ def train(
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
-        return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, workers, device,
-                      checkpoint_every, progress, on_step, validation, compile, board, init, neighbors, gather,
-                      sync_batch_norm)  # fmt: skip
+        return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, usual_minutes,
+                      workers, device, checkpoint_every, progress, on_step, validation, compile, board, init, neighbors,
+                      gather, sync_batch_norm)  # fmt: skip
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, checkpoint_every, progress, on_step,
-           validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
+def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, workers, device, checkpoint_every, progress,
+           on_step, validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
     from .data.views import Views
 
     if minutes is not None and not minutes > 0:
@@ -361,9 +386,11 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                                          pin_memory=learner.device.type == "cuda")  # fmt: skip
     bar = progress_bar(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
+    first, start = run.steps + PACE_AFTER, None  # of the steps whose speed is measured
+    told = (minutes or usual_minutes) is None or rank > 0
     try:
         with _signals() as stopped, contextlib.closing(history), contextlib.closing(bar):
-            for indices, images, sounds in loader:
+            for indices, images, sounds in learner.stages.waiting("data", loader):
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
                     bar.total = run.steps
@@ -374,6 +401,14 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                 run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)
                 run.history.append(record)
+                if run.steps == first:
+                    start = run.seconds
+                elif not told and run.steps >= first + PACE_STEPS and run.seconds >= start + PACE_SECONDS:
+                    told, speed = True, (run.steps - first) / (run.seconds - start)
+                    note = pace(run.steps, planned, run.seconds, speed, minutes or usual_minutes, minutes is not None)
+                    if note:
+                        bar.clear()
+                        print(note, flush=True)
                 if validation is not None and run.steps % per_epoch == 0:
                     record |= _validate(learner, validation, workers)
                     began = time.monotonic() - run.seconds  # validation is no training
@@ -395,5 +430,7 @@ def _train(sample_set, recipe, seed, out, resume, minutes, workers, device, chec
                 raise Interrupted(run.steps, checkpoint())
     finally:
         learner.localizer.eval()
+        if learner.device.type == "cpu":
+            run.stages = learner.stages.seconds
     checkpoint()
     return run

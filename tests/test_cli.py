@@ -75,6 +75,9 @@ def test_quickstart_writes_everything(quick):
         and not results["shortened"]
     )
     assert all(0 <= results[key] <= 1 for key in FLAT[3:]) and results["train_seconds"] > 0
+    assert list(results["seconds"]) == ["scenes", "training", "evaluation"]
+    assert 0 < sum(results["step_seconds"].values()) < results["seconds"]["training"]
+    assert json.loads((quick / "run.json").read_text())["minutes"] is None
     assert results["threads"] == 1 and results["precision"] in ("float32", "bfloat16")
     assert results["recipe"]["epochs"] == 2 and results["recipe"]["batch_size"] == 8
     assert set(results["data"]) == {"single", "duo", "trio"} and len(results["weights_sha256"]) == 64
@@ -98,6 +101,8 @@ def test_summary_and_path_are_printed(tmp_path, capsys):
     assert row[2] == f"{results['duo_ciou_adaptive']:.3f}" and row[-1] == f"{results['interactive_pointing']:.3f}"
     assert re.search(r"trained lvs for 6 steps in \d+ s; loss \d+\.\d{3}, of a collapsed net 2\.197", out)  # log 9
     assert f"retrieval on single, by class: sound to image R@1 {results['retrieval_a2i_r1']:.3f}" in out
+    assert re.search(r"^time: scenes [\d.]+ s, training [\d.]+ s, evaluation [\d.]+ s, report [\d.]+ s$", out, re.MULTILINE)
+    assert "shortened" not in out and 'role="alert"' not in (tmp_path / "run" / "report.html").read_text()
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
 
 
@@ -136,7 +141,7 @@ def start(out, *more):
 
 
 @pytest.mark.slow
-def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
+def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     out = tmp_path / "run"
     process = start(out)
     deadline = time.monotonic() + 90
@@ -162,6 +167,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick):
     )
     results = json.loads((out / "metrics.json").read_text())
     assert results["steps"] == step and results["shortened"] and results["method"] == "ssl_align"
+    told = f"shortened run: --minutes ended the training after {step} of 240 steps"
+    assert told in capsys.readouterr().out and told in (out / "report.html").read_text()
 
 
 @pytest.mark.slow

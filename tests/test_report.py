@@ -161,6 +161,15 @@ def test_every_picture_and_sound_can_be_opened(job, text):
             assert (sound.getframerate(), sound.getnframes(), sound.getnchannels()) == (16000, 160, 1)
 
 
+def test_a_banner_tells_of_a_shortened_run_alone(job):
+    for about in ({}, {"shortened": False, "steps": 2250, "planned_steps": 2250}):
+        assert not [e for e in Page(report.render({**job[2], **about})).elements if e.get("role") == "alert"]
+    page = Page(report.render({**job[2], "shortened": True, "steps": 1317, "planned_steps": 2250}))
+    banner, = [e for e in page.all("p") if e.get("role") == "alert"]
+    assert "after 1,317 of 2,250 steps" in banner["text"]
+    assert page.elements.index(banner) < page.elements.index(page.all("dl")[0])  # above the headline figures
+
+
 def test_the_page_of_metrics_json_is_the_same(job):
     reloaded = json.loads(json.dumps(job[2]))
     assert report.render(reloaded, config={"seed": 1}) == report.render(job[2], config={"seed": 1})

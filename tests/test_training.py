@@ -305,10 +305,12 @@ def test_resume_refuses_another_run(tmp_path):
 
 
 @pytest.mark.slow
-def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch):
+def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     done = run(tiny(epochs=100), minutes=20 / 60)  # each step takes half a second: 40 of 500 steps
+    assert capsys.readouterr().out == ("at this speed 40 of 500 steps fit into 0.333333 minutes; "
+                                       "--minutes 5 would train it fully\n")  # fmt: skip
     assert done.shortened and done.steps == 40 and done.planned_steps == 500 and done.seconds == pytest.approx(20)
     rates = [record["learning_rate"] for record in done.history]
     assert rates[-1] < 0.02 * max(rates)

@@ -74,6 +74,10 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, epoch = key
+        if self.recipe.policy is None and self.neighbors is None:  # all views are the sample's own, and nothing is drawn
+            sample, views = self.sample_set[index], len(self.recipe.views)
+            image, sound = (torch.as_tensor(sample[key]) for key in ("image", "spectrogram"))
+            return {"image": image.expand(views, *image.shape), "sound": sound.expand(views, *sound.shape), "index": index}
         generator = Generator().manual_seed(derived_seed(self.seed, 5, epoch, index))
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once

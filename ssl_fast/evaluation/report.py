@@ -6,7 +6,7 @@ from html import escape
 
 from . import pictures
 from .overlays import Row, Tile
-from .results import replace_file
+from .results import replace_file, shortened
 
 STYLE = """
 :root{--paper:#fff;--ink:#1c2430;--soft:#5b6675;--line:#d5dae2;--card:#f5f7fa;--mark:#0072b2;--other:#d55e00}
@@ -23,6 +23,7 @@ p{margin:.4rem 0;max-width:60rem}.soft,figcaption,caption,small{color:var(--soft
 .card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
 .card small{line-height:1.35;display:block;margin-top:.15rem}.card dt{font-size:.9rem}.card dd{margin:0}.card
 .value{font-size:1.9rem;font-weight:650;line-height:1.2;color:var(--mark)} .card .deaf{color:var(--other)}
+.warning{background:var(--card);border:2px solid var(--other);border-radius:.6rem;padding:.8rem 1rem;font-weight:650}
 .wide{overflow-x:auto;margin:.8rem 0}
 table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:28rem}
 caption{text-align:left;padding:.2rem 0;font-size:.85rem}
@@ -346,8 +347,11 @@ def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = N
     title += "" if about["seed"] is None else f", seed {about['seed']}"
     comparisons = [_comparison(name, one) for name, one in results["sets"].items()]
     sounds, singles = _overlays(overlays or {})
-    parts = [f"<header><h1>{_text(title)}</h1></header>", _cards(results), _section("How to read the numbers", READING),
-             sounds, _section("Model and predictors that never hear", *comparisons), _false_positives(results),
+    note = shortened(results)
+    banner = f'<p class="warning" role="alert">{_text(note)}</p>' if note else ""
+    parts = [f"<header><h1>{_text(title)}</h1>{banner}</header>", _cards(results),
+             _section("How to read the numbers", READING), sounds,
+             _section("Model and predictors that never hear", *comparisons), _false_positives(results),
              _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "",
              _training(history, config.get("chance")) if history else "", singles,
              _footer(results, config)]

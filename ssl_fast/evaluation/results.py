@@ -45,6 +45,14 @@ class Results(dict):
         replace_file(path, text.getvalue())
 
 
+def shortened(results: Mapping) -> str | None:
+    """What to tell where a time budget ended the training of what was evaluated; None of a run of full length."""
+    if not results.get("shortened"):
+        return None
+    return (f"shortened run: --minutes ended the training after {results['steps']:,} of {results['planned_steps']:,} steps; "
+            "expect better figures at full length")  # fmt: skip
+
+
 def _cell(value):
     if value is None or value != value:
         return ""
