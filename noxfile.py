@@ -9,5 +9,6 @@ nox.options.default_venv_backend = "venv"
 @nox.parametrize("torch", ["2.11", "2.12", "2.13", "2.14", "2.15"])
 def tests(session, torch):
     """The README's test command; arguments behind `--` go to pytest."""
-    session.install(f"torch=={torch}.*", ".[test]")
+    audio = ["torchaudio==2.11.0"] if torch in ("2.11", "2.12") else []  # 2.11.1 does not load there
+    session.install(f"torch=={torch}.*", *audio, ".[test]")
     session.run("pytest", "-q", *session.posargs)

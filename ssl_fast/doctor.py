@@ -95,6 +95,8 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         found, text = _library(distribution, module)
         usable &= found
         software[distribution] = text if found else f"{text}; needed for {purpose}"
+        if distribution == "torchaudio" and not found and torch.__version__.startswith(("2.11.", "2.12.")):
+            software[distribution] += "; with this torch, `pip install torchaudio==2.11.0`"
     for distribution, module, purpose in OPTIONAL:
         found, text = _library(distribution, module)
         software[distribution] = text if found else f"not installed (optional, {purpose})"

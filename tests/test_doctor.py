@@ -130,3 +130,16 @@ def test_missing_and_broken_libraries(monkeypatch, capsys):
         == "MISSING (OSError: libgomp.so.1: cannot open shared object file); needed for nearest neighbours"
     )
     assert cli.main(["doctor"]) == 1 and capsys.readouterr().out.endswith("NOT usable: install what is missing above\n")
+
+
+@pytest.mark.parametrize("version, told", [("2.12.1+cu130", True), ("2.13.0", False)])
+def test_torchaudio_that_needs_another_torch(version, told, monkeypatch):
+    def load(name):
+        if name == "torchaudio":
+            raise OSError("Could not load this library")
+        return types.ModuleType(name)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", load)
+    monkeypatch.setattr(torch, "__version__", version)
+    found, usable = flat()
+    assert not usable and ("`pip install torchaudio==2.11.0`" in found["software: torchaudio"]) == told
