@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "packaging" / "ssl_fast_backend.py"
+SOURCE = Path(__file__).resolve().parent.parent / "scripts" / "ssl_fast_backend.py"
 TOOLKIT = ["nvidia-cuda-nvcc==13.0.*", "nvidia-cuda-crt==13.0.*", "nvidia-nvvm==13.0.*", "nvidia-cuda-runtime==13.0.*",
            "nvidia-cuda-cccl==13.0.*"]  # fmt: skip
 NVCC = """case "$1" in
