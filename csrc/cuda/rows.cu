@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(RowsParams p) {
 // out = y - x (x . y) / |x|^2, with rows x and y
 template <bool kLast, class S, class Y, class T>
 __global__ void __launch_bounds__(kThreads) unpack_kernel(RowsParams p, const Y* gradient) {
-  __shared__ S turned[kLast ? 1 : kWarp][kTurned + kApart<S>];
+  [[maybe_unused]] __shared__ S turned[kLast ? 1 : kWarp][kTurned + kApart<S>];
   __shared__ T losses[kWarp];
   const Block block(p.shape);
   const int64_t channels = p.shape.channels, width = p.slabs * 64 / int(sizeof(S));
