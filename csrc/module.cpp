@@ -53,6 +53,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   cuda::bind(m.def_submodule("cuda", "The kernels that run on CUDA devices."));
 #else
   m.attr("cuda_architectures") = "";
+  m.attr("no_cuda") = SSL_FAST_NO_CUDA;
 #endif
 
   m.def(

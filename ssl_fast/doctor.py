@@ -57,8 +57,8 @@ def _cuda_built(extension) -> tuple[str, str]:
         return "unknown: the compiled module did not load", "no"
     architectures = getattr(extension, "cuda_architectures", "")
     if not architectures:
-        built = "none (no nvcc was found when the package was built, or it was switched off)"
-        return built, "no: no CUDA code was built"
+        reason = getattr(extension, "no_cuda", "no nvcc was found when the package was built, or it was switched off")
+        return f"none ({reason})", "no: no CUDA code was built"
     count, error = extension.cuda_status()
     if error:
         return architectures, f"no: {error}"

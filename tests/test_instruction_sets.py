@@ -133,8 +133,7 @@ def test_one_pool_of_threads():
         print(open("/proc/self/maps").read())
     """
     run = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    names = {Path(x).name for x in run.stdout.split()}
-    runtimes = {name for name in names if name.startswith(("libgomp", "libomp", "libiomp"))}
+    runtimes = {x for x in run.stdout.split() if Path(x).name.startswith(("libgomp", "libomp", "libiomp"))}
     assert len(runtimes) == 1, runtimes
 
 

@@ -237,25 +237,27 @@ inline void half_similarities(const Image<T>& image, const Audios<T>& audios, in
 // Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not normalised.
 template <class T, class Epilogue>
 inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
-  constexpr int W = kPanel<T>;
-  if constexpr (sizeof(T) == 4)
-    if (image.by_cell) return half_similarities(image, audios, panel, epilogue, ahead);
-  const T* lanes = audios.lanes + panel * image.channels * W;
-  for_tiles(image.cells, [&](auto height, int64_t cell) {
-    constexpr int R = decltype(height)::value;
-    alignas(64) T tile[R * W];
-    for (int64_t c = 0; c < image.channels; c += kDepth) {
-      ahead.step();
-      int64_t depth = image.channels - c < kDepth ? image.channels - c : kDepth;
-      Rows<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
-                   image.channel_stride, 1, 0};
-      if (image.cell_stride != 1)
-        c ? multiply<0, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<0, false, R>(tile, W, rows, depth, lanes);
-      else
-        c ? multiply<1, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<1, false, R>(tile, W, rows, depth, lanes);
-    }
-    epilogue.template tile<R>(tile, panel, cell);
-  });
+  if constexpr (kHalfProducts) {
+    half_similarities(image, audios, panel, epilogue, ahead);
+  } else {
+    constexpr int W = kPanel<T>;
+    const T* lanes = audios.lanes + panel * image.channels * W;
+    for_tiles(image.cells, [&](auto height, int64_t cell) {
+      constexpr int R = decltype(height)::value;
+      alignas(64) T tile[R * W];
+      for (int64_t c = 0; c < image.channels; c += kDepth) {
+        ahead.step();
+        int64_t depth = image.channels - c < kDepth ? image.channels - c : kDepth;
+        Rows<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
+                     image.channel_stride, 1, 0};
+        if (image.cell_stride != 1)
+          c ? multiply<0, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<0, false, R>(tile, W, rows, depth, lanes);
+        else
+          c ? multiply<1, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<1, false, R>(tile, W, rows, depth, lanes);
+      }
+      epilogue.template tile<R>(tile, panel, cell);
+    });
+  }
 }
 
 // Each panel of channels in turn: D, then done(first channel of the panel).
@@ -268,20 +270,18 @@ inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Aud
   int64_t bytes = audios.channels * cells * int64_t(sizeof(T));
   int64_t steps = audios.padded_channels() / W * ((cells + kTileRows - 1) / kTileRows);
   Ahead read(to_read, bytes, steps), write(to_write, bytes, steps);
-  if constexpr (sizeof(T) == 4)
-    if (audios.half_columns) round_rows(G, stride, cells, audios.panels, audios.inverse_norm, half);
+  if constexpr (kHalfProducts) round_rows(G, stride, cells, audios.panels, audios.inverse_norm, half);
   for (int64_t channel = 0; channel < audios.channels; channel += W) {
     const int64_t depth = audios.padded();
-    bool is_half = false;
-    if constexpr (sizeof(T) == 4)
-      if ((is_half = audios.half_columns))
-        multiply_half(half, depth, round_up(cells, 16), audios.half_columns + channel * depth, depth, D, W, false);
-    for_tiles(is_half ? 0 : cells, [&](auto height, int64_t cell) {
-      read.step();
-      write.template step<true>();
-      multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, stride}, W,
-                                                  audios.columns + channel * depth);
-    });
+    if constexpr (kHalfProducts)
+      multiply_half(half, depth, round_up(cells, 16), audios.half_columns + channel * depth, depth, D, W, false);
+    else
+      for_tiles(cells, [&](auto height, int64_t cell) {
+        read.step();
+        write.template step<true>();
+        multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, stride}, W,
+                                                    audios.columns + channel * depth);
+      });
     done(channel);
   }
 }

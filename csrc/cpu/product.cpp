@@ -376,6 +376,8 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
 
 template <bool kBackward>
 void call(const ProductParams& p, char* workspace, int64_t* bytes) {
+  if (kHalfProducts && p.shape.dtype != DType::bfloat16)
+    return hand_over(kBackward ? plain::product_backward_kernel : plain::product_kernel, p, workspace, bytes);
   with_type(p, [&](auto zero) {
     if constexpr (kBackward)
       backward<decltype(zero)>(p, workspace, bytes);

@@ -184,12 +184,14 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
 
 template <bool kBackward>
 void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
+  if (kHalfProducts && (p.shape.dtype != DType::bfloat16 || (kBackward && p.pooling == Pooling::max)))
+    return hand_over(kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel, p, workspace, bytes);
   with_type(p, [&](auto zero) {
     using T = decltype(zero);
     auto run = [&](auto pool) {
-      if constexpr (kBackward && decltype(pool)::kSparse)
-        gather<T>(p, workspace, bytes);
-      else if constexpr (kBackward)
+      if constexpr (kBackward && decltype(pool)::kSparse) {
+        if constexpr (!kHalfProducts) gather<T>(p, workspace, bytes);
+      } else if constexpr (kBackward)
         backward<T>(p, pool, workspace, bytes);
       else
         forward<T>(p, pool, workspace, bytes);

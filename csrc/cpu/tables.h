@@ -1,18 +1,42 @@
-// The kernels of one instruction set, each defined in the file of its name.
+// The kernels of one instruction set, each defined in the file of its name. A set with bfloat16 products compiles only what
+// uses them, the similarities and products of bfloat16 features; `plain`, the set without them, serves all other calls.
 #pragma once
+#include "half_products.h"
 #include "kernels.h"
 
-namespace ssl_fast::SSL_FAST_ISA {
+#if defined(__AVX512BF16__)
+#define SSL_FAST_PLAIN_ISA avx512
+#else
+#define SSL_FAST_PLAIN_ISA SSL_FAST_ISA
+#endif
+
+namespace ssl_fast::SSL_FAST_PLAIN_ISA {
 
 extern const Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
 extern const Kernel<ProductParams> product_kernel, product_backward_kernel;
 extern const Kernel<CellsParams> cosine_kernel, cosine_backward_kernel, mean_kernel, mean_backward_kernel;
 extern const Kernel<MapParams> map_metrics_kernel;
 
-// f(T()) in the computing type of the call.
+}  // namespace ssl_fast::SSL_FAST_PLAIN_ISA
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+namespace plain = SSL_FAST_PLAIN_ISA;
+extern const Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
+extern const Kernel<ProductParams> product_kernel, product_backward_kernel;
+
+// f(T()) in the computing type of a call that this set serves.
 template <class Params, class F>
 void with_type(const Params& p, F f) {
-  p.shape.dtype == DType::float64 ? f(double()) : f(float());
+  if constexpr (kHalfProducts)
+    f(float());
+  else
+    p.shape.dtype == DType::float64 ? f(double()) : f(float());
+}
+
+template <class Params>
+void hand_over(const Kernel<Params>& kernel, const Params& p, char* workspace, int64_t* bytes) {
+  bytes ? void(*bytes = kernel.bytes(p)) : kernel.run(p, workspace);
 }
 
 // From a function that only lays its workspace out when it is asked for bytes.

@@ -46,9 +46,9 @@ struct Product {
 
 __device__ int64_t thread() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 
-// Instances = audio: a warp takes one row.
+// Instances = audio: a warp takes one row. With bounds of one block, float64 spills no register on sm_120 for more occupancy.
 template <class T, class In>
-__global__ void __launch_bounds__(kThreads) audio_instances(Product<T, In> of) {
+__global__ void __launch_bounds__(kThreads, 1) audio_instances(Product<T, In> of) {
   const int64_t row = thread() / kWarp;
   if (row >= of.p.images * of.p.cells) return;
   const LogSumExp<T, T> pool{of.per_tau};
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads) image_shares(Product<T, In> of, bool
 // d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths; R is the sum of the shares u of
 // all instances. A warp takes one row, and puts the slopes in the place of the cosines.
 template <class T, class In>
-__global__ void __launch_bounds__(kThreads) row_slopes(Product<T, In> of) {
+__global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> of) {
   using Out = std::conditional_t<std::is_same_v<In, Cosine16>, BFloat16, In>;
   static_assert(sizeof(In) == sizeof(Out));
   const int64_t row = thread() / kWarp, stride = stride_of(of.p.audios);

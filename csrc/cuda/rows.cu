@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(RowsParams p) {
 // out = y - x (x . y) / |x|^2, with rows x and y
 template <bool kLast, class S, class Y, class T>
 __global__ void __launch_bounds__(kThreads) unpack_kernel(RowsParams p, const Y* gradient) {
-  __shared__ S turned[kLast ? 1 : kWarp][kTurned + kApart<S>];
+  [[maybe_unused]] __shared__ S turned[kLast ? 1 : kWarp][kTurned + kApart<S>];
   __shared__ T losses[kWarp];
   const Block block(p.shape);
   const int64_t channels = p.shape.channels, width = p.slabs * 64 / int(sizeof(S));
@@ -107,22 +107,22 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(RowsParams p, const Y*
     if (lane == 0) losses[cell] = dot;
   }
   __syncthreads();
-  if (kLast) {
+  if constexpr (kLast) {
     by_row(block.count, 0, channels, [&](int cell, int64_t c) {
       put(to + (block.cell + cell) * channels + c, y(cell, c) - losses[cell] * x(cell, c));
     });
-    return;
-  }
-  for (int64_t first = 0; first < channels; first += kTurned) {
-    const int64_t end = first + kTurned < channels ? first + kTurned : channels;
-    by_row(block.count, first, end, [&](int cell, int64_t c) {
-      put(&turned[cell][c - first], y(cell, c) - losses[cell] * x(cell, c));
-    });
-    __syncthreads();
-    by_channel(block.count, first, end, [&](int cell, int64_t c) {
-      to[c * p.shape.cells + block.cell + cell] = turned[cell][c - first];
-    });
-    __syncthreads();
+  } else {
+    for (int64_t first = 0; first < channels; first += kTurned) {
+      const int64_t end = first + kTurned < channels ? first + kTurned : channels;
+      by_row(block.count, first, end, [&](int cell, int64_t c) {
+        put(&turned[cell][c - first], y(cell, c) - losses[cell] * x(cell, c));
+      });
+      __syncthreads();
+      by_channel(block.count, first, end, [&](int cell, int64_t c) {
+        to[c * p.shape.cells + block.cell + cell] = turned[cell][c - first];
+      });
+      __syncthreads();
+    }
   }
 }
 
