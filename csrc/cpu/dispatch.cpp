@@ -17,20 +17,21 @@
 
 namespace ssl_fast {
 
+// Weak: null where the compiler lacks the instruction set.
 namespace baseline {
 extern const KernelTable table;
 }
 namespace avx2 {
-extern const KernelTable table;
+extern const KernelTable table __attribute__((weak));
 }
 namespace avx512 {
-extern const KernelTable table;
+extern const KernelTable table __attribute__((weak));
 }
 namespace avx512_bf16 {
-extern const KernelTable table;
+extern const KernelTable table __attribute__((weak));
 }
 namespace amx {
-extern const KernelTable table;
+extern const KernelTable table __attribute__((weak));
 }
 
 namespace {
@@ -53,15 +54,18 @@ const std::vector<const KernelTable*>& tables() {
   static const std::vector<const KernelTable*> usable = [] {
     std::vector<const KernelTable*> all{&baseline::table};
 #ifdef SSL_FAST_X86
+    auto add = [&](const KernelTable* table) {
+      if (table) all.push_back(table);
+    };
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) all.push_back(&avx2::table);
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(&avx2::table);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
       // Best last. On Intel processors dot products of pairs are slower than float32, and tiles are far faster.
-      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("intel")) all.push_back(&avx512_bf16::table);
-      all.push_back(&avx512::table);
-      if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) all.push_back(&avx512_bf16::table);
-      if (__builtin_cpu_supports("avx512bf16") && amx_is_usable()) all.push_back(&amx::table);
+      if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("intel")) add(&avx512_bf16::table);
+      add(&avx512::table);
+      if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) add(&avx512_bf16::table);
+      if (__builtin_cpu_supports("avx512bf16") && amx_is_usable()) add(&amx::table);
     }
 #endif
     return all;

@@ -8,6 +8,7 @@
 // is as good as any other. Audios are packed once per call, in panels of kPanel lanes. G is one image's gradient with
 // respect to alpha, scaled by 1 / |v|.
 #pragma once
+#include "../float16.h"
 #include "half_products.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
@@ -27,20 +28,15 @@ SSL_FAST_AI float to_float(uint16_t bits, DType dtype) {
     __builtin_memcpy(&x, &wide, 4);
     return x;
   }
-  _Float16 half;
-  __builtin_memcpy(&half, &bits, 2);
-  return half;
+  return float_of_float16(bits);
 }
 SSL_FAST_AI uint16_t from_float(float x, DType dtype) {
-  uint16_t bits;
   if (dtype == DType::bfloat16) {
     uint32_t wide;
     __builtin_memcpy(&wide, &x, 4);
     return x != x ? 0x7fc0 : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;  // round to nearest even
   }
-  _Float16 half = x;
-  __builtin_memcpy(&bits, &half, 2);
-  return bits;
+  return float16_of_float(x);
 }
 
 // `count` values from element `first` of a tensor, in the computing type: in place where it is stored so, else in `scratch`.

@@ -130,12 +130,10 @@ void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
   }
   if (bytes) return void(*bytes = arena.used);
 
-#pragma omp parallel num_threads(p.threads)
-  {
+  parallel(p.threads, [&] {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Gather<T>& my = scratch[thread];
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, true);
+    parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, true); });
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     auto row_of = [&](const void* pairs, int64_t n) { return static_cast<const T*>(pairs) + n * s.audios; };
     auto cells_of = [&](int64_t n) { return static_cast<const int32_t*>(p.pair) + n * s.audios; };
@@ -164,9 +162,9 @@ void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
            channels_ahead<T>(s, f.visual, next, next_channel), channels_ahead<T>(s, f.grad_visual, next, next_channel));
       if (f.grad_visual) store_channels(s, f, image, my.D, t + n * s.cells, n, channel, my.store);
     }
-#pragma omp barrier
+    GOMP_barrier();
     if (f.grad_audio) finish_audios(s, f, audios, scratch, true);
-  }
+  });
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,8 +1,7 @@
 // What the backward passes share: the scratch of one thread for one space of cosines, and its way back to the features.
 #pragma once
-#include <omp.h>
-
 #include "cells.h"
+#include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
@@ -75,8 +74,7 @@ template <class T, class Scratch>
 void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Scratch* of_thread, bool of_channels) {
   constexpr int W = kPanel<T>;
   int threads = omp_get_num_threads();
-#pragma omp for schedule(static)
-  for (int64_t m = 0; m < s.audios; ++m) {
+  parallel_for(s.audios, [&](int64_t m) {
     T* row = of_thread[omp_get_thread_num()].row;
     for (int64_t c = 0; c < s.channels; ++c) {
       int64_t at = of_channels ? ((c / W) * audios.padded() + m) * W + c % W : ((m / W) * s.channels + c) * W + m % W;
@@ -84,7 +82,7 @@ void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, c
       for (int k = 1; k < threads; ++k) row[c] += of_thread[k].dA[at];
     }
     audios.finish(s, m, row, f.grad_audio, row + audios.padded_channels());
-  }
+  });
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,9 +1,8 @@
 // Evaluation: low-resolution maps to counts of pixels. A thread holds one up-sampled map at a time; predictions and ground
 // truth are sets of bits, 64 pixels a word.
-#include <omp.h>
-
 #include "engine.h"
 #include "tables.h"
+#include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 namespace {
@@ -320,8 +319,9 @@ void run_map_metrics(const MapParams& p, char* workspace, int64_t* bytes) {
   Map sizes;
   for (int i = 0; i < p.threads; ++i) (workspace ? maps[i] : sizes).lay_out(arena, p.shape);
   if (bytes) return void(*bytes = arena.used);
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-  for (int64_t n = 0; n < p.shape.images; ++n) one_image(p, n, maps[omp_get_thread_num()]);
+  parallel(p.threads, [&] {
+    parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); });
+  });
 }
 
 }  // namespace

@@ -72,11 +72,10 @@ struct Product {
   int64_t lanes_in(int64_t panel) const { return s.audios - panel * W < W ? s.audios - panel * W : W; }
 
   void pack(bool with_columns) {
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < loc.panels; ++panel) {
+    parallel_for(loc.panels, [&](int64_t panel) {
       loc.pack(s, p.loc.audio, panel, with_columns);
       avc.pack(s, p.avc.audio, panel, with_columns);
-    }
+    });
   }
   Maps<T> maps_of(int64_t n, T* loc_scratch, T* avc_scratch, bool by_cell, bool by_channel = false) const {
     return {image_at(s, p.loc.visual, n, loc_scratch, by_cell, by_channel),
@@ -145,16 +144,13 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
   if (bytes) return void(*bytes = arena.used);
   const LSE<T> lse{work.per_tau};
 
-#pragma omp parallel num_threads(p.threads)
-  {
+  parallel(p.threads, [&] {
     TileScope tiles;
     Scratch& my = scratch[omp_get_thread_num()];
     work.pack(false);
     if (work.over_images()) {  // threads own panels and see all images, so norms come first
-#pragma omp for schedule(static)
-      for (int64_t n = 0; n < s.images; ++n) work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false));
-#pragma omp for schedule(static)
-      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+      parallel_for(s.images, [&](int64_t n) { work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false)); });
+      parallel_for(work.avc.panels, [&](int64_t panel) {
         for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
           Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
@@ -165,10 +161,9 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
           store(work.instance_top(0, panel) + i * L, my.instance[i].top);
           store(work.instance_log(0, panel) + i * L, logarithm(my.instance[i].sum));
         }
-      }
+      });
     }
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < s.images; ++n) {
+    parallel_for(s.images, [&](int64_t n) {
       Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
       if (!work.over_images()) work.write_norms(n, maps);
       const T* avc = nullptr;
@@ -216,8 +211,8 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
         store_lanes(score, static_cast<T*>(p.scores) + at, count);
         if (p.reduce == Reduce::max) store_lanes(best_cell, static_cast<int32_t*>(p.best_cell) + at, count);
       }
-    }
-  }
+    });
+  });
 }
 
 // u of one panel of one image, by cells: f(cell, v, u, log of the space softmax).
@@ -284,16 +279,14 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
   }
   if (bytes) return void(*bytes = arena.used);
 
-#pragma omp parallel num_threads(p.threads)
-  {
+  parallel(p.threads, [&] {
     TileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Scratch& my = scratch[thread];
     work.pack(visual);
     if (audio) my.of_loc.clear(work.loc), my.of_avc.clear(work.avc);
     if (work.over_images()) {  // R[m,p]: threads own panels and see all images
-#pragma omp for schedule(static)
-      for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
+      parallel_for(work.avc.panels, [&](int64_t panel) {
         T* R = work.R + panel * s.cells * W;
         for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
         for (int64_t n = 0; n < s.images; ++n) {
@@ -307,7 +300,7 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
             store(sum, load(sum) + u);
           });
         }
-      }
+      });
     }
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     const int64_t stride = my.of_loc.panel_stride;
@@ -366,12 +359,12 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
       for (Gradients<T>* of : both)
         if (audio) audio_gradient(of->images, last - first, of->G, stride, work.loc.panels, of->dA, of->half);
     }
-#pragma omp barrier
+    GOMP_barrier();
     if (audio) {
       finish_audios(s, p.loc, work.loc, shares, false);
       finish_audios(s, p.avc, work.avc, shares + p.threads, false);
     }
-  }
+  });
 }
 
 template <bool kBackward>

@@ -68,10 +68,19 @@ struct MakeLanes<0, I...> {
 template <class T>
 using Lanes = typename MakeLanes<kLanes<T>>::type;
 
+// The lanes I of `a` followed by `b`.
+template <class V, int... I>
+SSL_FAST_AI V shuffle(V a, V b, LaneList<I...>) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, I...);
+#else  // GCC 11
+  return __builtin_shuffle(a, b, Index<V>{I...});
+#endif
+}
 // Lanes whose number differs in bit B change places.
 template <int B, class V, int... I>
 SSL_FAST_AI V swap_lanes(V v, LaneList<I...>) {
-  return __builtin_shufflevector(v, v, (I ^ B)...);
+  return shuffle(v, v, LaneList<(I ^ B)...>{});
 }
 template <class T, int B = kLanes<T> / 2>
 SSL_FAST_AI T sum_lanes(Vec<T> v) {
@@ -165,8 +174,8 @@ SSL_FAST_AI V logistic(V x) {
 template <class T, int B, int... I>
 SSL_FAST_AI void exchange(Vec<T>& a, Vec<T>& b, LaneList<I...>) {
   constexpr int n = kLanes<T>;
-  Vec<T> upper = __builtin_shufflevector(a, b, ((I & B) ? n + (I ^ B) : I)...);
-  b = __builtin_shufflevector(a, b, ((I & B) ? n + I : (I | B))...);
+  Vec<T> upper = shuffle(a, b, LaneList<((I & B) ? n + (I ^ B) : I)...>{});
+  b = shuffle(a, b, LaneList<((I & B) ? n + I : (I | B))...>{});
   a = upper;
 }
 template <class T, int B = kLanes<T> / 2>

@@ -42,13 +42,10 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
   T* scratch = arena.take<T>(p.threads * round_up(image_scratch<T>(s), 64));
   if (bytes) return void(*bytes = arena.used);
 
-#pragma omp parallel num_threads(p.threads)
-  {
+  parallel(p.threads, [&] {
     TileScope tiles;
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, false);
-#pragma omp for schedule(static)
-    for (int64_t n = 0; n < s.images; ++n) {
+    parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
+    parallel_for(s.images, [&](int64_t n) {
       Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch<T>(s), 64), true);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
       inverse_norms(image, inverse_norm);
@@ -76,8 +73,8 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
         channel_dots(image, audios.rows + p.positives[n] * audios.padded_channels(), map);
         for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
       }
-    }
-  }
+    });
+  });
 }
 
 // Turns alpha into G = slope * upstream gradient / |v|, and adds up t[p] = sum_m G alpha by lanes.
@@ -139,14 +136,12 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
   }
   if (bytes) return void(*bytes = arena.used);
 
-#pragma omp parallel num_threads(p.threads)
-  {
+  parallel(p.threads, [&] {
     TileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     Gradients<T>& my = scratch[thread];
     if (f.grad_audio) my.clear(audios);
-#pragma omp for schedule(static)
-    for (int64_t panel = 0; panel < audios.panels; ++panel) audios.pack(s, f.audio, panel, f.grad_visual);
+    parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, f.grad_visual); });
 
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     for (int64_t first = begin, group = group_of(s); first < end; first += group) {
@@ -177,9 +172,9 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
       }
       if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.half);
     }
-#pragma omp barrier
+    GOMP_barrier();
     if (f.grad_audio) finish_audios(s, f, audios, scratch, false);
-  }
+  });
 }
 
 template <bool kBackward>

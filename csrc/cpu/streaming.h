@@ -1,9 +1,8 @@
 // Kernels that read each image once and need no other image: what a thread holds for one image, and the loop over images.
 #pragma once
-#include <omp.h>
-
 #include "cells.h"
 #include "tables.h"
+#include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
@@ -50,11 +49,10 @@ void for_images(const CellsParams& p, char* workspace, int64_t* bytes) {
   Row<T> sizes;
   for (int i = 0; i < p.threads; ++i) (workspace ? rows[i] : sizes).lay_out(arena, p.shape);
   if (bytes) return void(*bytes = arena.used);
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-  for (int64_t n = 0; n < p.shape.images; ++n) {
+  parallel(p.threads, [&] {
     Row<T>& row = rows[omp_get_thread_num()];
-    Work::run(p, image_at(p.shape, p.visual, n, row.image), n, row);
-  }
+    parallel_for(p.shape.images, [&](int64_t n) { Work::run(p, image_at(p.shape, p.visual, n, row.image), n, row); });
+  });
 }
 
 template <class Work>

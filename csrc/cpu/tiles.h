@@ -13,7 +13,7 @@ struct Arena {
   int64_t used = 0;
   template <class T>
   T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(base + used);
+    T* piece = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + used);  // null + used would be undefined
     used += round_up(count * sizeof(T), 64);
     return piece;
   }

@@ -1,8 +1,9 @@
-// float16 of the emulation: the compiler's own.
+// float16 of the emulation.
 #pragma once
+#include "../float16.h"
 
 struct __half {
-  _Float16 value;
+  uint16_t bits;
 };
-inline float __half2float(__half x) { return float(x.value); }
-inline __half __float2half_rn(float x) { return {_Float16(x)}; }
+inline float __half2float(__half x) { return ssl_fast::float_of_float16(x.bits); }
+inline __half __float2half_rn(float x) { return {ssl_fast::float16_of_float(x)}; }

@@ -1,0 +1,29 @@
+// Threads of torch's own OpenMP pool, by the functions of libgomp that GCC's OpenMP stands on. Clang's OpenMP would load LLVM's
+// runtime: a second pool beside torch's, whose idle threads spin, and with which a forked process hangs.
+#pragma once
+#include <cstdint>
+
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+void GOMP_barrier();
+int omp_get_thread_num();
+int omp_get_num_threads();
+}
+
+namespace ssl_fast::SSL_FAST_ISA {
+
+// Calls body() on each of `threads` threads.
+template <class Body>
+void parallel(int threads, Body body) {
+  GOMP_parallel([](void* data) { (*static_cast<Body*>(data))(); }, &body, threads, 0);
+}
+
+// Within `parallel`: f(i) for each i < count, a run of them on each thread, and a barrier.
+template <class F>
+void parallel_for(int64_t count, F f) {
+  int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
+  for (int64_t i = count * thread / threads, end = count * (thread + 1) / threads; i < end; ++i) f(i);
+  GOMP_barrier();
+}
+
+}  // namespace ssl_fast::SSL_FAST_ISA
