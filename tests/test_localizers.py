@@ -140,6 +140,7 @@ def test_normalisation_uses_the_constants_of_the_config():
         assert out[0, channel, 1].tolist() == pytest.approx(expected, rel=1e-5)
     spectrograms = torch.tensor([-2.0, 0.0]).view(2, 1, 1, 1)
     assert localizer.normalize_spectrograms(spectrograms).flatten().tolist() == [-2.0, 2.0]
+    assert localizer.double().normalize_images(images).dtype == torch.float64  # the nets' dtype
 
 
 def test_a_checkpoint_carries_the_normalisation():

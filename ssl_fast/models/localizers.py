@@ -157,7 +157,7 @@ class Localizer(nn.Module):
         """RGB uint8 (B, 3, H, W) -> float32, (x / 255 - image_mean) / image_std."""
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"images: expected uint8 (B, 3, H, W), got {images.dtype} {tuple(images.shape)}")
-        planes = (images.contiguous() / 255).sub_(self.image_mean).div_(self.image_std)  # vectorized along rows
+        planes = (images.contiguous() / 255 - self.image_mean).div_(self.image_std)  # vectorized along rows
         return planes.contiguous(memory_format=torch.channels_last)
 
     def normalize_spectrograms(self, spectrograms: Tensor) -> Tensor:
