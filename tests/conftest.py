@@ -3,6 +3,8 @@ import os
 import pytest
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads: threads must not spin on a shared machine
+for cache in ("FX_GRAPH", "AUTOGRAD"):  # of compiled graphs, which does not see that an op has changed
+    os.environ.setdefault(f"TORCHINDUCTOR_{cache}_CACHE", "0")
 
 
 def pytest_addoption(parser):
