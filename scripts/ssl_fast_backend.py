@@ -36,6 +36,7 @@ HOST_LIMITS = {"GCC": 15, "Clang": 20}  # crt/host_config.h of that version
 OLDEST_CUDA = (12, 0)  # knows sm_90a
 OLDEST_GPU = (8, 0)
 SYSTEM_CUDA = "/usr/local/cuda"
+LAUNCHERS = ("ccache", "sccache", "distcc")  # of a compiler, in CXX
 WAY_OUT = "name another compiler in CUDAHOSTCXX, or set SSL_FAST_CUDA=OFF"
 
 
@@ -59,8 +60,8 @@ def host_compiler() -> str | None:
     """The C++ compiler that nvcc is to use: that of the other sources, unless CUDAHOSTCXX names one."""
     if os.environ.get("CUDAHOSTCXX"):
         return os.environ["CUDAHOSTCXX"]
-    words = shlex.split(os.environ.get("CXX", ""))
-    names = words if len(words) == 1 else ("g++", "c++", "clang++")  # not `ccache g++`
+    words = [word for word in shlex.split(os.environ.get("CXX", "")) if Path(word).name not in LAUNCHERS]
+    names = words[:1] or ("g++", "c++", "clang++")  # without options
     return next(filter(None, map(shutil.which, names)), None)
 
 
@@ -151,6 +152,8 @@ def plan(config_settings: dict | None = None) -> tuple[list[str], dict[str, str]
         if not folder:
             faults.append("that of PyPI is not installed")
             return REQUIREMENTS, {"SSL_FAST_NO_CUDA": ", and ".join(faults)}
+        if " " in str(folder):  # which nvcc would take for the end of an option
+            return [], {"SSL_FAST_NO_CUDA": ", and ".join([*faults, f"that of PyPI cannot work in a folder with a space: {folder}"])}
         # its libraries lie in lib, where nvcc does not look
         flags = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} -L{folder / 'lib'}".strip()
         nvcc = str(folder / "bin/nvcc")

@@ -252,8 +252,9 @@ def evaluate(args: argparse.Namespace) -> int:
         about["layout"], history = found.layout, found.state.get("history", [])
         if found.unused:
             options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
-        trained = {"train_seconds": "seconds", "steps": "step"}
+        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
+        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
     args.out.mkdir(parents=True, exist_ok=True)
     return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
                                      workers=args.workers, **options)

@@ -57,8 +57,7 @@ def _cuda_built(extension) -> tuple[str, str]:
         return "unknown: the compiled module did not load", "no"
     architectures = getattr(extension, "cuda_architectures", "")
     if not architectures:
-        reason = getattr(extension, "no_cuda", "no nvcc was found when the package was built, or it was switched off")
-        return f"none ({reason})", "no: no CUDA code was built"
+        return f"none ({extension.no_cuda})", "no: no CUDA code was built"
     count, error = extension.cuda_status()
     if error:
         return architectures, f"no: {error}"

@@ -147,7 +147,7 @@ def quickstart(args: argparse.Namespace) -> int:
         tests, validation = scene_tests(settings, args.quiet)
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet,
-                                     stages=stages)
+                                     notes=run.notes, stages=stages)
 
 
 def scene_settings(train: int | None, test: int | None):
@@ -203,10 +203,10 @@ def train(args: argparse.Namespace) -> int:
                          neighbors=neighbors, **several)
     if rank > 0:
         return 0
-    best, notes = training.best_record(run.history), []
+    best, notes = training.best_record(run.history), list(run.notes)
     if best is not None:
         print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / storage.BEST}")
-        notes = ["the epoch was chosen on the samples that it is evaluated on"]
+        notes.append("the epoch was chosen on the samples that it is evaluated on")
     if validation is None or not validation.has_ground_truth:
         print(f"checkpoint: {checkpoints.file_of(args.out)}")
         return 0

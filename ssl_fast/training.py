@@ -113,7 +113,8 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
 class Run:
     """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
     unused: keys of the file of weights `init` that have no place in the image net. stages: seconds by part of a step, of
-    all steps since it was last resumed; none on CUDA, which works on while the next part begins."""
+    all steps since it was last resumed; none on CUDA, which works on while the next part begins. notes: what the figures of
+    the run do not say."""
 
     localizer: Localizer
     recipe: Recipe
@@ -126,6 +127,7 @@ class Run:
     history: list[dict] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     stages: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     @property
     def shortened(self) -> bool:
@@ -365,16 +367,20 @@ def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, worker
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
+        if state.get("ended") and progress_of(run.steps, planned, run.seconds, budget) < 1:
+            run.notes.append(f"--minutes had ended this run and its schedules after {run.steps:,} of {planned:,} steps; "
+                             "they went on from there with another budget, which is not a run of full length")  # fmt: skip
     if distributed.total(run.steps, learner.device) != processes * run.steps:  # folders of several machines
         raise ValueError(f"{out}: expected the checkpoint that the other processes have, got one of step {run.steps}")
     out = out if rank == 0 else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
 
-    def checkpoint(name: str = storage.LAST) -> Path | None:
+    def checkpoint(name: str = storage.LAST, ended: bool = False) -> Path | None:
         if out is None:
             return None
-        about = {"step": run.steps, "seconds": run.seconds, "history": run.history, "threads": torch.get_num_threads()}
+        about = {"step": run.steps, "planned_steps": planned, "ended": ended, "seconds": run.seconds, "history": run.history,
+                 "threads": torch.get_num_threads()}  # fmt: skip
         storage.save(identity | about | learner.state(), out / name)
         return out / name
 
@@ -432,5 +438,5 @@ def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, worker
         learner.localizer.eval()
         if learner.device.type == "cpu":
             run.stages = learner.stages.seconds
-    checkpoint()
+    checkpoint(ended=True)
     return run

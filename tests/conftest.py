@@ -16,10 +16,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for marker in (
         "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda",
-        "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, or by its name (FILE::TEST)",
+        "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, --lf, or by its name (FILE::TEST)",
         "grid: of all combinations of the test's parameters, a few that have each value at least once always run; the "
         "others are marked `sweep`",
-        "sweep: a combination of parameters that is only run with --all, -m, or by its name (FILE::TEST)",
+        "sweep: a combination of parameters that is only run with --all, -m, --lf, or by its name (FILE::TEST)",
     ):
         config.addinivalue_line("markers", marker)
 
@@ -39,7 +39,7 @@ def mark_sweeps(items) -> None:
     grids = {}
     for item in items:
         if item.get_closest_marker("grid"):
-            grids.setdefault((item.path, item.originalname), []).append(item)
+            grids.setdefault((item.path, item.cls, item.originalname), []).append(item)
     for grid in grids.values():
         chosen = set(diagonal([item.callspec.params for item in grid]))
         for i, item in enumerate(grid):
@@ -50,10 +50,11 @@ def mark_sweeps(items) -> None:
 @pytest.hookimpl(tryfirst=True)  # before -m looks at markers
 def pytest_collection_modifyitems(config, items):
     mark_sweeps(items)
-    if not (config.getoption("--all") or config.option.markexpr or any("::" in name for name in config.args)):
-        long = [item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("sweep")]
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if item not in set(long)]
+    asked = config.getoption("--all") or config.option.markexpr or config.getoption("--lf", False)
+    if not (asked or any("::" in name for name in config.args)):
+        long = {item for item in items if item.get_closest_marker("slow") or item.get_closest_marker("sweep")}
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [item for item in items if item not in long]
     if last := config.getoption("--behind"):
         names = [item.nodeid for item in items]
         if last not in names:
@@ -111,7 +112,7 @@ def untold(monkeypatch):
 
     def forget():
         checks._warn_once.cache_clear()
-        checks._why_not_loaded.cache_clear()
+        checks._load_errors.clear()
 
     def load(extension):
         forget()

@@ -157,6 +157,13 @@ def test_host_compilers_that_are_too_new(macros, reason, machine, backend, monke
     assert backend.plan()[0] == TOOLKIT and (reason or requirements == TOOLKIT)
 
 
+@pytest.mark.parametrize("words", ["my-c++ -O2", "ccache my-c++", "/usr/bin/sccache my-c++ -O2"])
+def test_the_host_compiler_is_that_of_the_other_sources(words, machine, backend, monkeypatch):
+    own = machine.program("bin/my-c++", "echo '#define __GNUC__ 13'")
+    monkeypatch.setenv("CXX", words)
+    assert backend.host_compiler() == str(own)
+
+
 @pytest.mark.parametrize("system, processor", [("darwin", "arm64"), ("linux", "ppc64le")])
 def test_systems_without_a_toolkit_on_pypi(system, processor, backend, monkeypatch):
     monkeypatch.setattr(backend.sys, "platform", system)

@@ -249,7 +249,7 @@ def machine(monkeypatch, *devices, architectures="80-real 90a-real"):
 
     asked = []
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
-    return types.SimpleNamespace(cuda_architectures=architectures, cuda_error=cuda_error), asked
+    return types.SimpleNamespace(cuda_architectures=architectures, cuda_error=cuda_error, no_cuda="no nvcc"), asked
 
 
 def told(*devices, backend="auto", calls=100):
@@ -272,7 +272,16 @@ def test_a_device_without_kernels(case, untold, monkeypatch):
         with pytest.raises(RuntimeError) as raised:
             checks.use_compiled("compiled", on("cuda:0"))
         assert str(raised.value) == f"backend='compiled': {reason}"
-    assert asked == [0]
+    assert set(asked) == {0} and len(asked) == (102 if case == "full card" else 1)
+
+
+def test_a_device_is_used_when_an_error_has_passed(untold, monkeypatch):
+    extension, asked = machine(monkeypatch, ("H100", None))
+    errors = [("cudaErrorMemoryAllocation", "out of memory", 13000, 13000), None]
+    extension.cuda_error = lambda index: errors.pop(0)
+    untold(extension)
+    assert len(told("cuda:0", calls=1)) == 1
+    assert all(checks.use_compiled(backend, on("cuda:0")) for backend in ("auto", "compiled") for _ in range(5))
 
 
 def test_each_reason_is_told_once(untold, monkeypatch):
@@ -294,7 +303,8 @@ def test_no_cuda_device_is_asked_for_other_tensors(untold, monkeypatch):
     assert asked == []
 
 
-WITHOUT_CUDA = f"the package was built without CUDA kernels; `SSL_FAST_CUDA=ON {INSTALL}` in its source folder builds them"
+WITHOUT_CUDA = (f"the package was built without CUDA kernels (no nvcc); `SSL_FAST_CUDA=ON {INSTALL}` in its source folder "
+                "builds them, or says why it cannot")  # fmt: skip
 
 
 def test_a_build_without_cuda(untold, monkeypatch):

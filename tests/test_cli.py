@@ -169,6 +169,8 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     assert results["steps"] == step and results["shortened"] and results["method"] == "ssl_align"
     told = f"shortened run: --minutes ended the training after {step} of 240 steps"
     assert told in capsys.readouterr().out and told in (out / "report.html").read_text()
+    again = ["evaluate", "--scenes", "--test-scenes", "6", "--weights", str(out), "--out", str(tmp_path / "again"), "--quiet"]
+    assert cli.main(again) == 0 and told in capsys.readouterr().out
 
 
 @pytest.mark.slow

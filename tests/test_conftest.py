@@ -33,7 +33,7 @@ def run(tmp_path):
     def run(tests, *options):
         (tmp_path / "conftest.py").write_text(Path(__file__).with_name("conftest.py").read_text())
         (tmp_path / "test_some.py").write_text(tests)
-        command = [sys.executable, "-m", "pytest", "--strict-markers", "-p", "no:cacheprovider", *options]
+        command = [sys.executable, "-m", "pytest", "--strict-markers", *options]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
 
     return run
@@ -110,6 +110,12 @@ def test_which_tests_run(run, option):
     assert "test_quick" in some and len(grid) == 3 and "test_slow" not in some
     assert [set(values) for values in zip(*grid, strict=True)] == [{*"12"}, {*"12"}, {*"xyz"}]
     assert names(run(LONG, "--collect-only", "-q", "-m", "sweep")) == every - some - {"test_slow"}
+
+
+def test_a_slow_test_that_failed_is_run_again(run):
+    tests = LONG.replace("def test_slow(): pass", "def test_slow(): assert False")
+    assert "1 failed" in run(tests, "--all", "-p", "cacheprovider").stdout
+    assert "1 failed" in run(tests, "--lf", "-p", "cacheprovider").stdout
 
 
 def test_a_test_that_is_named_runs(run):

@@ -318,6 +318,19 @@ def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     assert weight[0] == 1 and weight[-1] == 0
 
 
+def test_a_run_that_goes_on_after_its_schedules_have_ended_says_so(tmp_path, monkeypatch):
+    clock = iter(x * 0.5 for x in range(10_000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
+    one = tiny(epochs=6)  # 30 steps, of which the budget allows 20
+    short = run(one, out=tmp_path, minutes=10 / 60)
+    assert short.shortened and short.steps == 20 and short.notes == []
+    assert run(one, out=tmp_path, minutes=10 / 60, resume=True).notes == []
+    whole = run(one, out=tmp_path, resume=True)
+    assert whole.steps == 30 and not whole.shortened
+    assert len(whole.notes) == 1 and "had ended this run and its schedules after 20 of 30 steps" in whole.notes[0]
+    assert run(one, out=tmp_path, resume=True).notes == []
+
+
 @pytest.mark.slow
 def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
     clock = iter(x * 0.5 for x in range(10_000))

@@ -19,6 +19,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the
 # Alphas of a forward pass that are kept for its backward pass; those beyond are computed again.
 KEPT_ALPHA_BYTES = 32 * 2**20
 OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
+NO_CODE = ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion")
 INSTALL = "pip install --force-reinstall --no-deps ."
 
 
@@ -70,14 +71,19 @@ def why_no_kernels(device: str, index: int | None = None) -> str | None:
     if device != "cuda" or torch.version.hip:
         return f"there is no compiled kernel for device type {device!r}{' of ROCm' if device == 'cuda' else ''}"
     if not extension.cuda_architectures:
-        return f"the package was built without CUDA kernels; `SSL_FAST_CUDA=ON {INSTALL}` in its source folder builds them"
+        return (f"the package was built without CUDA kernels ({extension.no_cuda}); `SSL_FAST_CUDA=ON {INSTALL}` in its "
+                "source folder builds them, or says why it cannot")  # fmt: skip
     return None if index is None else _why_not_loaded(index)
 
 
-@functools.cache
+_load_errors: dict[int, tuple[str, str, int, int] | None] = {}  # by device
+
+
 def _why_not_loaded(index: int) -> str | None:
-    """Asks the module whether one of its kernels loads on this CUDA device."""
-    error = extension.cuda_error(index)
+    """Asks the module whether one of its kernels loads on this CUDA device; once, unless the error may pass."""
+    error = _load_errors[index] if index in _load_errors else extension.cuda_error(index)
+    if error is None or error[0] in ("cudaErrorInsufficientDriver", *NO_CODE):
+        _load_errors[index] = error
     if error is None:
         return None
     name, text, built, driver = error
@@ -86,7 +92,7 @@ def _why_not_loaded(index: int) -> str | None:
     if name == "cudaErrorInsufficientDriver" and driver:
         oldest = OLDEST_DRIVER.get(built // 1000, f"of CUDA {built // 1000}")
         return f"driver too old: {release} kernels need driver {oldest} or newer, found one of {supported}: update the driver"
-    if name not in ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion"):
+    if name not in NO_CODE:
         return f"no kernel loads on cuda:{index}: {text} ({name})"
     properties = torch.cuda.get_device_properties(index)
     found = f"{properties.name} (sm_{properties.major}{properties.minor})"
