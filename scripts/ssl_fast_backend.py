@@ -153,7 +153,8 @@ def plan(config_settings: dict | None = None) -> tuple[list[str], dict[str, str]
             faults.append("that of PyPI is not installed")
             return REQUIREMENTS, {"SSL_FAST_NO_CUDA": ", and ".join(faults)}
         if " " in str(folder):  # which nvcc would take for the end of an option
-            return [], {"SSL_FAST_NO_CUDA": ", and ".join([*faults, f"that of PyPI cannot work in a folder with a space: {folder}"])}
+            faults.append(f"that of PyPI cannot work in a folder with a space: {folder}")
+            return [], {"SSL_FAST_NO_CUDA": ", and ".join(faults)}
         # its libraries lie in lib, where nvcc does not look
         flags = f"{os.environ.get('NVCC_APPEND_FLAGS', '')} -L{folder / 'lib'}".strip()
         nvcc = str(folder / "bin/nvcc")

@@ -106,8 +106,8 @@ def use_set():
 
 
 @pytest.fixture
-def untold(monkeypatch):
-    """As in a new process: no device was asked for kernels yet, and no fallback told. To be set: the compiled module."""
+def set_extension(monkeypatch):
+    """Puts another compiled module in place (None: none), as in a new process: no device was probed, nothing was warned of."""
     from ssl_fast.ops import checks
 
     def forget():

@@ -252,7 +252,7 @@ def machine(monkeypatch, *devices, architectures="80-real 90a-real"):
     return types.SimpleNamespace(cuda_architectures=architectures, cuda_error=cuda_error, no_cuda="no nvcc"), asked
 
 
-def told(*devices, backend="auto", calls=100):
+def warnings_of(*devices, backend="auto", calls=100):
     """What is warned of by so many calls on each of the devices, all of which have to find no kernel."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -262,12 +262,12 @@ def told(*devices, backend="auto", calls=100):
 
 
 @pytest.mark.parametrize("case", UNUSABLE)
-def test_a_device_without_kernels(case, untold, monkeypatch):
+def test_a_device_without_kernels(case, set_extension, monkeypatch):
     card, error, reason = UNUSABLE[case]
     extension, asked = machine(monkeypatch, (card, error))
-    untold(extension)
-    assert told("cuda:0", backend="reference") == [] and asked == []
-    assert told("cuda:0") == [f"ssl_fast: CUDA tensors run plain PyTorch: {reason}"]
+    set_extension(extension)
+    assert warnings_of("cuda:0", backend="reference") == [] and asked == []
+    assert warnings_of("cuda:0") == [f"ssl_fast: CUDA tensors run plain PyTorch: {reason}"]
     for _ in range(2):
         with pytest.raises(RuntimeError) as raised:
             checks.use_compiled("compiled", on("cuda:0"))
@@ -275,31 +275,31 @@ def test_a_device_without_kernels(case, untold, monkeypatch):
     assert set(asked) == {0} and len(asked) == (102 if case == "full card" else 1)
 
 
-def test_a_device_is_used_when_an_error_has_passed(untold, monkeypatch):
+def test_a_device_is_used_when_an_error_has_passed(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch, ("H100", None))
     errors = [("cudaErrorMemoryAllocation", "out of memory", 13000, 13000), None]
     extension.cuda_error = lambda index: errors.pop(0)
-    untold(extension)
-    assert len(told("cuda:0", calls=1)) == 1
+    set_extension(extension)
+    assert len(warnings_of("cuda:0", calls=1)) == 1
     assert all(checks.use_compiled(backend, on("cuda:0")) for backend in ("auto", "compiled") for _ in range(5))
 
 
-def test_each_reason_is_told_once(untold, monkeypatch):
+def test_each_reason_is_told_once(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch, ("GTX", NO_IMAGE), ("GTX", NO_IMAGE), ("B300", NO_IMAGE), ("H100", None))
-    untold(extension)
-    assert len(told("cuda:0", "cuda:1")) == 1
-    assert len(told("cuda:1", "cuda:2")) == 1
+    set_extension(extension)
+    assert len(warnings_of("cuda:0", "cuda:1")) == 1
+    assert len(warnings_of("cuda:1", "cuda:2")) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert all(checks.use_compiled(backend, on("cuda:3")) for backend in ("auto", "compiled") for _ in range(50))
     assert asked == [0, 1, 2, 3]
 
 
-def test_no_cuda_device_is_asked_for_other_tensors(untold, monkeypatch):
+def test_no_cuda_device_is_asked_for_other_tensors(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch)
-    untold(extension)
+    set_extension(extension)
     assert checks.use_compiled("auto", on("cpu")) and checks.use_compiled("compiled", on("meta"))
-    assert told("mps") == ["ssl_fast: mps tensors run plain PyTorch: there is no compiled kernel for device type 'mps'"]
+    assert warnings_of("mps") == ["ssl_fast: mps tensors run plain PyTorch: there is no compiled kernel for device type 'mps'"]
     assert asked == []
 
 
@@ -307,28 +307,28 @@ WITHOUT_CUDA = (f"the package was built without CUDA kernels (no nvcc); `SSL_FAS
                 "builds them, or says why it cannot")  # fmt: skip
 
 
-def test_a_build_without_cuda(untold, monkeypatch):
+def test_a_build_without_cuda(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch, ("H100", None), ("H100", None), architectures="")
-    untold(extension)
-    assert told("cuda:0", "cuda:1") == [f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"] and asked == []
+    set_extension(extension)
+    assert warnings_of("cuda:0", "cuda:1") == [f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"] and asked == []
     with pytest.raises(RuntimeError, match=re.escape(f"backend='compiled': {WITHOUT_CUDA}")):
         checks.use_compiled("compiled", on("cuda:1"))
 
 
 @needs_compiled
-def test_cuda_tensors_of_this_build(untold):
+def test_cuda_tensors_of_this_build(set_extension):
     """Without a GPU: either there are no CUDA kernels, or none of them loads."""
     if torch.cuda.is_available():
         pytest.skip("a GPU: see test_cuda.py")
-    (sentence,) = told("cuda:0")
+    (sentence,) = warnings_of("cuda:0")
     if checks.extension.cuda_architectures:
         assert re.search(r"no kernel loads on cuda:0: .+ \(cudaError\w+\)|driver too old", sentence)
     else:
         assert sentence == f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"
 
 
-def test_the_absent_module_is_told_once(untold, monkeypatch):
-    untold(None)
+def test_the_absent_module_is_told_once(set_extension, monkeypatch):
+    set_extension(None)
     monkeypatch.setattr(checks, "extension_error", "no such file")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

@@ -81,7 +81,7 @@ def test_cuda_says_why_not(changes, built, device, monkeypatch):
     assert (found["cuda: built for"], found["cuda: device usable by the kernels"]) == (built, device) and usable
 
 
-def test_each_device_says_what_a_warning_would(untold, monkeypatch):
+def test_each_device_says_what_a_warning_would(set_extension, monkeypatch):
     names, capabilities = ["NVIDIA H100", "NVIDIA GeForce GTX 1080"], [(9, 0), (6, 1)]
     properties = [types.SimpleNamespace(name=name, major=major, minor=minor)
                   for name, (major, minor) in zip(names, capabilities)]  # fmt: skip
@@ -90,26 +90,26 @@ def test_each_device_says_what_a_warning_would(untold, monkeypatch):
                            "get_device_properties": properties.__getitem__}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, function)
     errors = [None, ("cudaErrorNoKernelImageForDevice", "no kernel image is available", 13000, 13000)]
-    untold(extension(cuda_status=lambda: (2, None), cuda_error=errors.__getitem__))
+    set_extension(extension(cuda_status=lambda: (2, None), cuda_error=errors.__getitem__))
     found, _ = flat()
     assert found["cuda: device usable by the kernels"] == "yes, 1 device(s)"
     assert found["cuda: cuda:0"] == "runs the kernels"
     with pytest.warns(RuntimeWarning, match="sm_80") as told:
         checks.use_compiled("auto", types.SimpleNamespace(device=torch.device("cuda:1")))
     assert str(told[0].message) == f"ssl_fast: {found['cuda: cuda:1']}"
-    untold(extension(cuda_status=lambda: (1, None), cuda_error=lambda index: errors[1]))
+    set_extension(extension(cuda_status=lambda: (1, None), cuda_error=lambda index: errors[1]))
     assert flat()[0]["cuda: device usable by the kernels"] == "no: none of 1 device(s)"
-    untold(extension(cuda_architectures=""))
+    set_extension(extension(cuda_architectures=""))
     found, _ = flat()
     assert all("CUDA tensors run plain PyTorch: the package was built without" in found[f"cuda: cuda:{i}"] for i in (0, 1))
 
 
-def test_without_a_device_or_kernels_for_one(untold, monkeypatch):
+def test_without_a_device_or_kernels_for_one(set_extension, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    untold(extension(cuda_architectures=""))
+    set_extension(extension(cuda_architectures=""))
     sentence = flat()[0]["cuda: CUDA tensors"]
     assert sentence.startswith("CUDA tensors run plain PyTorch: the package was built without CUDA kernels (no nvcc); `")
-    untold(extension())
+    set_extension(extension())
     assert "cuda: CUDA tensors" not in flat()[0]
 
 

@@ -168,7 +168,7 @@ def test_bad_arguments_say_what_was_expected(backend):
         counts([np.where(np.arange(12)[:, None, None] == 2, np.nan, low[0])], truth, RULES[:1], **options)
 
 
-def test_a_backend_that_cannot_be_had_says_why(monkeypatch, untold):
+def test_a_backend_that_cannot_be_had_says_why(monkeypatch, set_extension):
     low, truth = draw((3, 3), (8, 8))
     with pytest.raises(ValueError, match="backend: expected 'auto', 'compiled' or 'reference', got 'gpu'"):
         counts(low, truth, RULES[:1], upsampling=[Upsampling()] * 3, backend="gpu")

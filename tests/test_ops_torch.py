@@ -215,10 +215,10 @@ def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch,
     assert counter.frame_count <= 4
 
 
-def test_compiled_graph_without_kernels_warns_once(untold):
+def test_compiled_graph_without_kernels_warns_once(set_extension):
     """The module and the warning filters are asked while the graph is traced, without a break."""
     op, extra = OPS["max"], extra_for(SHAPE)
-    untold(None)
+    set_extension(None)
     function = compiled(op, backend="aot_eager")
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
@@ -229,7 +229,7 @@ def test_compiled_graph_without_kernels_warns_once(untold):
     assert len([x for x in found if "ssl_fast: all ops run plain" in str(x.message)]) == 1
 
     asked = []
-    untold(types.SimpleNamespace(cuda_architectures="80", cuda_error=lambda index: asked.append(index) or (
+    set_extension(types.SimpleNamespace(cuda_architectures="80", cuda_error=lambda index: asked.append(index) or (
         "cudaErrorInsufficientDriver", "busy or unavailable", 13000, 0)))  # fmt: skip
     function = torch.compile(lambda x: x + checks.has_kernels("auto", "cuda", 1), fullgraph=True, backend="eager")
     with pytest.warns(RuntimeWarning, match="no kernel loads on cuda:1: busy or unavailable"):
