@@ -122,6 +122,8 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
 
 
 def quickstart(args: argparse.Namespace) -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
     from . import recipes
     from .data import scenes
     from .models import checkpoints
@@ -141,10 +143,12 @@ def quickstart(args: argparse.Namespace) -> int:
     stages = Stages()
     with stages("scenes"):
         training_set = scenes.load("train", settings, progress=not args.quiet)
-    with stages("training"):
-        run = _train(args, training_set, recipe, usual_minutes=USUAL_MINUTES)
-    with stages("scenes"):
-        tests, validation = scene_tests(settings, args.quiet)
+    with ThreadPoolExecutor(1) as background:  # training of narrow nets leaves a core free
+        loading = background.submit(scene_tests, settings, quiet=True)
+        with stages("training"):
+            run = _train(args, training_set, recipe, usual_minutes=USUAL_MINUTES)
+        with stages("scenes"):
+            tests, validation = loading.result()
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet,
                                      notes=run.notes, stages=stages)
