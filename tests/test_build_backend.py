@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -196,3 +199,14 @@ def test_gpus_that_are_too_old(machine, backend):
     machine.gpus("7.0", "7.5")
     reason = "the GPU here has compute capability 7.5, and 8.0 or newer is needed"
     assert backend.plan() == ([], {"SSL_FAST_NO_CUDA": reason})
+
+
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("g++")), reason="needs cmake and g++")
+def test_older_compiler(tmp_path):
+    """The compiler here, with the macro of another version."""
+    command = ["cmake", "-S", str(SOURCE.parent.parent), "-B", str(tmp_path)]
+    environment = os.environ | {"CXX": "g++", "CXXFLAGS": "-U__GNUC__ -D__GNUC__=10"}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert run.returncode
+    expected = r"ssl_fast needs GCC 11 or newer, or Clang 14 or newer; found GNU 10\.\S+ \(/\S+\)\. Set CXX to a newer one\."
+    assert re.search(expected, " ".join(run.stderr.split())), run.stderr

@@ -10,10 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 
+from ssl_fast import ops
 from ssl_fast.ops import checks
 
 pytestmark = needs_compiled
@@ -76,6 +78,43 @@ def test_same_bits_at_every_repeat(name, instruction_set, dtype, use_set, set_th
         for got, want in outputs + gradients:
             error = (got.double() - want.double()).norm() / want.double().norm()
             assert error < 4 * torch.finfo(got.dtype).eps, f"{threads} threads: {error}"
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+def test_every_float16_is_read_in_each_instruction_set(instruction_set, use_set):
+    """As the first of two channels, of which the cosine with (1, 0) depends on each of its bits."""
+    use_set(instruction_set)
+    bits = np.arange(2**16, dtype=np.uint16)
+    value = bits.view(np.float16).astype(np.float64)
+    value[~np.isfinite(value)] = np.nan  # as inf / inf
+    size = np.abs(np.where(np.isnan(value) | (value == 0), 1, value))
+    other = np.minimum(2 ** np.ceil(np.log2(size)), 2.0**15)
+    visual = torch.from_numpy(np.stack([bits.view(np.float16), other.astype(np.float16)]).reshape(1, 2, 256, 256))
+    maps = ops.cosine_map(visual, torch.tensor([[1, 0]], dtype=torch.float16), backend="compiled")
+    np.testing.assert_allclose(maps.numpy().ravel(), value / np.sqrt(value**2 + other**2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("instruction_set", SETS)
+def test_floats_are_rounded_to_float16_in_each_instruction_set(instruction_set, use_set):
+    """As gradients that arrive at cosines of orthogonal unit vectors, and leave unchanged but for rounding."""
+    use_set(instruction_set)
+    exact = np.append(np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32), np.float32(65536))
+    ties = (exact[1:] + exact[:-1]) / 2  # the last is 65520: from there on, infinity
+    below, above = (np.nextafter(ties, np.float32(edge)) for edge in (0, np.inf))
+    others = np.array([1e-45, 1.1754942e-38, 1e-8, 65519.996, 65536, 1e5, 3.4028235e38, np.nan], dtype=np.float32)
+    values = np.concatenate([exact, ties, below, above, others])
+    values = np.concatenate([values, -values])
+    visual = torch.zeros(1, 2, 1, len(values), dtype=torch.float16)
+    visual[:, 0] = 1
+    visual.requires_grad_()
+    maps = ops.cosine_map(visual, torch.tensor([[0, 1]], dtype=torch.float16), backend="compiled")
+    maps.backward(torch.from_numpy(values).view_as(maps))
+    got = visual.grad[0, 1, 0].numpy()
+    with np.errstate(over="ignore", under="ignore"):
+        want = values.astype(np.float16)
+    np.testing.assert_array_equal(got, want)  # NaN where NaN is wanted
+    signed = np.abs(values) > 0
+    np.testing.assert_array_equal(np.signbit(got[signed]), np.signbit(want[signed]))
 
 
 def test_unknown_set(use_set):
