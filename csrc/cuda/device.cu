@@ -13,6 +13,9 @@ const char* device_count(int* count) {
   cudaError_t error = cudaGetDeviceCount(count);
   if (error == cudaSuccess) return nullptr;
   cudaGetLastError();  // a missing driver must not haunt the next call
+  int driver = 0;
+  if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver)
+    return "there is no CUDA driver";
   return cudaGetErrorString(error);
 }
 
