@@ -86,8 +86,9 @@ def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,
         tuple(map(address, (visual_loc, audio_loc, norm_loc, kept_loc, grads[0], grads[2]))),
         tuple(map(address, (visual_avc, audio_avc, norm_avc, kept_avc, grads[1], grads[3]))),
         tau=tau, reduce=REDUCTIONS.index(reduce), instances=INSTANCES.index(instances),
-        kept=kept_images(kept_loc, visual_loc, len(audio_loc)), scores=address(scores), space_norm=address(space_norm), instance_norm=address(instance_norm),
-        best_cell=address(best_cell), grad_scores=address(grad_scores), threads=torch.get_num_threads())
+        kept=kept_images(kept_loc, visual_loc, len(audio_loc)), scores=address(scores), space_norm=address(space_norm),
+        instance_norm=address(instance_norm), best_cell=address(best_cell), grad_scores=address(grad_scores),
+        threads=torch.get_num_threads())
 
 
 class _Cuda:
