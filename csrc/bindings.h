@@ -25,8 +25,8 @@ template <class Run>
 void bind_cells(py::module_& m, const char* name, Run run) {
   m.def(
       name,
-      [run](std::array<int64_t, 6> shape, Address visual, Address audio, Address weight, Address inverse_norm, Address out,
-            Address grad_out, Address grad_visual, Address grad_audio, int threads, Address stream) {
+      [run](std::array<int64_t, 6> shape, Address visual, Address audio, Address weight, Address inverse_norm,
+            Address out, Address grad_out, Address grad_visual, Address grad_audio, int threads, Address stream) {
         py::gil_scoped_release release;
         run(CellsParams{shape_of(shape), at(visual), at(audio), at(weight), at(inverse_norm), at(out), at(grad_out),
                         at(grad_visual), at(grad_audio), threads},

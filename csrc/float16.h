@@ -41,9 +41,9 @@ static inline __attribute__((always_inline)) uint16_t float16_of_float(float x) 
   magnitude += .5f;  // rounds to a multiple of 2^-24, the smallest subnormal
   __builtin_memcpy(&small, &magnitude, 4);
   int32_t bits = (wide - ((127 - 15) << 23) + 0xfff + (wide >> 13 & 1)) >> 13;
-  bits = wide < 0x38800000 ? small - half : bits;                         // below 2^-14
-  bits = wide < 0x47800000 ? bits : 0x7c00;                               // 2^16 and more
-  bits = wide <= 0x7f800000 ? bits : 0x7e00 | (wide >> 13 & 0x3ff);       // NaN, quiet, with the top of its payload
+  bits = wide < 0x38800000 ? small - half : bits;                    // below 2^-14
+  bits = wide < 0x47800000 ? bits : 0x7c00;                          // 2^16 and more
+  bits = wide <= 0x7f800000 ? bits : 0x7e00 | (wide >> 13 & 0x3ff);  // NaN, quiet, with the top of its payload
   return uint16_t(sign | bits);
 }
 

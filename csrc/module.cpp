@@ -18,7 +18,9 @@ int64_t bytes_of(const Shape& s, int64_t count) {
 int64_t visual_bytes(const Shape& s) { return bytes_of(s, s.images * s.channels * s.cells); }
 
 // (visual, audio, inverse_norm, kept_alpha, grad_visual, grad_audio)
-Features features_of(const std::array<Address, 6>& f) { return {at(f[0]), at(f[1]), at(f[2]), at(f[3]), at(f[4]), at(f[5])}; }
+Features features_of(const std::array<Address, 6>& f) {
+  return {at(f[0]), at(f[1]), at(f[2]), at(f[3]), at(f[4]), at(f[5])};
+}
 
 using AxisArguments = std::tuple<Address, Address, int64_t>;
 using ResizeArguments = std::array<AxisArguments, 2>;
@@ -64,8 +66,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::gil_scoped_release release;
         Shape s = shape_of(shape);
         Features f = features_of(features);
-        SimilarityParams p{s,          f,        Pooling(pooling), epsilon,         beta,         kept,   at<int64_t>(positives),
-                           at(positive_map), at(scores), at(pair), at(grad_scores), at(grad_map), threads};
+        SimilarityParams p{s,          f,        Pooling(pooling),       epsilon,
+                           beta,       kept,     at<int64_t>(positives), at(positive_map),
+                           at(scores), at(pair), at(grad_scores),        at(grad_map),
+                           threads};
         run(*(grad_scores ? kernels().similarity_backward : kernels().similarity), p,
             {{f.grad_visual, visual_bytes(s)}, {grad_scores ? nullptr : f.kept_alpha, kept * s.audios * s.cells * 4}});
       },
@@ -81,8 +85,18 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::gil_scoped_release release;
         Shape s = shape_of(shape);
         Features l = features_of(loc), a = features_of(avc);
-        ProductParams p{s,    l,          a,              tau,               Reduce(reduce), Instances(instances),
-                        kept, at(scores), at(space_norm), at(instance_norm), at(best_cell),  at(grad_scores),
+        ProductParams p{s,
+                        l,
+                        a,
+                        tau,
+                        Reduce(reduce),
+                        Instances(instances),
+                        kept,
+                        at(scores),
+                        at(space_norm),
+                        at(instance_norm),
+                        at(best_cell),
+                        at(grad_scores),
                         threads};
         int64_t kept_bytes = kept * s.audios * s.cells * 4;
         run(*(grad_scores ? kernels().product_backward : kernels().product), p,
@@ -95,8 +109,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       py::arg("instances"), py::arg("kept"), py::arg("scores"), py::arg("space_norm"), py::arg("instance_norm"),
       py::arg("best_cell"), py::arg("grad_scores") = 0, py::arg("threads"));
 
-  auto cells = [&m](const char* name, const Kernel<CellsParams>* KernelTable::*forward,
-                    const Kernel<CellsParams>* KernelTable::*backward) {
+  auto cells = [&m](const char* name, const Kernel<CellsParams>* KernelTable::* forward,
+                    const Kernel<CellsParams>* KernelTable::* backward) {
     bind_cells(m, name, [=](const CellsParams& p, void*) {
       run(*(kernels().*(p.grad_out ? backward : forward)), p, {{p.grad_visual, visual_bytes(p.shape)}});
     });
@@ -114,14 +128,22 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         std::vector<MapRule> all;
         for (auto [kind, comparison, count, edge] : rules)
           all.push_back({RuleKind(kind), Comparison(comparison), count, edge});
-        run(*kernels().map_metrics,
-            MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]}, at<float>(low), at(truth), bytes,
-                      {resize_of(resize[0]), resize_of(resize[1])}, all.data(), int64_t(all.size()), value,
-                      at<double>(hit), at<double>(outside), at<double>(weight), at<int64_t>(objects),
-                      at<int64_t>(shared), threads});
+        run(*kernels().map_metrics, MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]},
+                                              at<float>(low),
+                                              at(truth),
+                                              bytes,
+                                              {resize_of(resize[0]), resize_of(resize[1])},
+                                              all.data(),
+                                              int64_t(all.size()),
+                                              value,
+                                              at<double>(hit),
+                                              at<double>(outside),
+                                              at<double>(weight),
+                                              at<int64_t>(objects),
+                                              at<int64_t>(shared),
+                                              threads});
       },
       py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("bytes"), py::arg("resize"),
-      py::arg("rules"),
-      py::arg("value"), py::arg("hit"), py::arg("outside"), py::arg("weight"), py::arg("objects"), py::arg("shared"),
-      py::arg("threads"));
+      py::arg("rules"), py::arg("value"), py::arg("hit"), py::arg("outside"), py::arg("weight"), py::arg("objects"),
+      py::arg("shared"), py::arg("threads"));
 }

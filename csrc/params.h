@@ -62,12 +62,12 @@ struct CellsParams {
   Shape shape;
   const void* visual;
   const void* audio;
-  const void* weight;   // mean: real (N, cells), the weights, summing to 1 over an image
-  void* inverse_norm;   // real (N, cells)
-  void* out;            // map: real (N, cells); mean: real (N, C)
+  const void* weight;  // mean: real (N, cells), the weights, summing to 1 over an image
+  void* inverse_norm;  // real (N, cells)
+  void* out;           // map: real (N, cells); mean: real (N, C)
   const void* grad_out;
   void* grad_visual;
-  void* grad_audio;     // map only: real (N, C), with respect to the raw audio
+  void* grad_audio;  // map only: real (N, C), with respect to the raw audio
   int threads;
 };
 
@@ -97,18 +97,18 @@ struct MapRule {
 
 struct MapParams {
   MapShape shape;
-  const float* low;     // (images, maps, cell rows, cell columns)
-  const void* truth;    // (images, rows, columns): weights, float32; or bytes 0 and 1
+  const float* low;   // (images, maps, cell rows, cell columns)
+  const void* truth;  // (images, rows, columns): weights, float32; or bytes 0 and 1
   bool bytes;
   Resize resize[2];     // of the first map, and of the others
   const MapRule* rule;  // (rules), for the first map
   int64_t rules;
-  float value;          // of `shared`
-  double* hit;          // (images, rules): weight under the prediction
-  double* outside;      // (images, rules): predicted pixels without ground truth
-  double* weight;       // (images): sum of weights
-  int64_t* objects;     // (images): pixels with ground truth; -1, and nothing else, where a weight is not in [0, 1]
-  int64_t* shared;      // (images, maps, maps) or null: pixels above `value` in both maps
+  float value;       // of `shared`
+  double* hit;       // (images, rules): weight under the prediction
+  double* outside;   // (images, rules): predicted pixels without ground truth
+  double* weight;    // (images): sum of weights
+  int64_t* objects;  // (images): pixels with ground truth; -1, and nothing else, where a weight is not in [0, 1]
+  int64_t* shared;   // (images, maps, maps) or null: pixels above `value` in both maps
   int threads;
 };
 

@@ -1,20 +1,21 @@
 // The poolings of the field, written once for every device.
 //
 // For image n, audio m and cell p, alpha[n,m,p] is the cosine of two feature vectors. A loss needs, for all pairs, one
-// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: an engine computes a tile of alpha
-// and hands it to the pooling while it is still in registers. So a pooling is a monoid with a local derivative:
+// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: an engine computes a tile of
+// alpha and hands it to the pooling while it is still in registers. So a pooling is a monoid with a local derivative:
 //
 //   State                      what must be remembered of the cells seen so far; State{} has seen none
 //   absorb(state, alpha, p)    takes in cell p
 //   merge(state, other)        takes in all that another state has seen
 //   score(state)               S
 //   kept(state)                one number of the pair that the backward pass needs besides S
-//   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`: scale = kept * the incoming gradient
+//   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`; scale = kept * incoming gradient
 //
-// V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). The engine
-// declares logistic, exponential, logarithm, select and Index<V> before it includes this header.
+// V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). The
+// engine declares logistic, exponential, logarithm, select and Index<V> before it includes this header.
 //
-// The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit vector.
+// The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit
+// vector.
 #pragma once
 
 #ifdef __CUDACC__

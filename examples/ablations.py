@@ -21,8 +21,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-FIGURES = {"single": "single: success rate", "duo": "duo: success rate", "iiou": "duo: IIoU",
-           "pointing": "duo: pointing"}  # fmt: skip
+FIGURES = {
+    "single": "single: success rate",
+    "duo": "duo: success rate",
+    "iiou": "duo: IIoU",
+    "pointing": "duo: pointing",
+}
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,18 @@ ROWS = {
     "ssl_tie": Row("ssl_tie"),
     "ssl_align without s_A": Row("ssl_align", model={"projection": None}),
     "ssl_align, s_L by the mean": Row("ssl_align", loss={"pooling": {"name": "mean"}}),
-    "ssl_align, s_L by the mean, without s_A": Row("ssl_align", loss={"pooling": {"name": "mean"}},
-                                                   model={"projection": None}),  # fmt: skip
+    "ssl_align, s_L by the mean, without s_A": Row(
+        "ssl_align", loss={"pooling": {"name": "mean"}}, model={"projection": None}
+    ),
     "ssl_align, two views": Row("ssl_align", changes={"views": ("original", "augmented")}),
     "ssl_align, three views, conceptual by neighbours": Row(
-        "ssl_align", changes={"views": ("original", "augmented", "conceptual")}, neighbors="ssl_align"),
+        "ssl_align", changes={"views": ("original", "augmented", "conceptual")}, neighbors="ssl_align"
+    ),
 } | {
     f"margin_nce, margin {margin:+.1f}, {faulty:.0%} faulty": Row("margin_nce", loss={"margin": margin}, faulty=faulty)
-    for faulty in (0.0, 0.25) for margin in (0.2, 0.0, -0.2, -0.4)
-}  # fmt: skip
+    for faulty in (0.0, 0.25)
+    for margin in (0.2, 0.0, -0.2, -0.4)
+}
 
 
 def faulty_pairs(sample_set, share: float, seed: int):
@@ -112,20 +119,35 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
     torch.set_num_threads(1)
     row, plain = ROWS[name], recipes.quickstart(ROWS[name].method)
     model = LocalizerConfig(**{**vars(plain["model"]), **row.model})
-    recipe = recipes.recipe(row.method, epochs=epochs, vertical_flip=True, model=model,
-                            loss=plain.get("loss", {}) | row.loss, **row.changes)  # fmt: skip
+    recipe = recipes.recipe(
+        row.method, epochs=epochs, vertical_flip=True, model=model, loss=plain.get("loss", {}) | row.loss, **row.changes
+    )
     training_set = faulty_pairs(scenes.load("train", progress=False), row.faulty, seed)
     neighbors = None if row.neighbors is None else mined(training_set, _file(out, row.neighbors, seed).with_suffix(""))
     file = _file(out, name, seed)
-    run = training.train(training_set, recipe, seed=seed, out=file.with_suffix(""), resume=True, neighbors=neighbors,
-                         progress=False)  # fmt: skip
+    run = training.train(
+        training_set, recipe, seed=seed, out=file.with_suffix(""), resume=True, neighbors=neighbors, progress=False
+    )
     tests = {split: scenes.load(split, progress=False) for split in ("single", "duo")}
     results = evaluate(run.localizer, tests, negatives=[], progress=False)
     single, duo = (results["sets"][split]["model"] for split in tests)
-    figures = {"single": single["ciou_adaptive"], "duo": duo["ciou_adaptive"], "iiou": duo["iiou_adaptive"],
-               "pointing": duo["interactive_pointing"]}  # fmt: skip
-    record = {"name": name, "seed": seed, "epochs": epochs, "steps": run.steps, "seconds": run.seconds,
-              "loss": run.final_loss, "chance": run.chance, "versions": results["versions"], "figures": figures}
+    figures = {
+        "single": single["ciou_adaptive"],
+        "duo": duo["ciou_adaptive"],
+        "iiou": duo["iiou_adaptive"],
+        "pointing": duo["interactive_pointing"],
+    }
+    record = {
+        "name": name,
+        "seed": seed,
+        "epochs": epochs,
+        "steps": run.steps,
+        "seconds": run.seconds,
+        "loss": run.final_loss,
+        "chance": run.chance,
+        "versions": results["versions"],
+        "figures": figures,
+    }
     replace_file(file, json.dumps(record, indent=1))
 
 

@@ -18,7 +18,7 @@ import statistics
 import time
 from pathlib import Path
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")     # numpy's idle threads would count as working
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's idle threads would count as working
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 
 def draw_maps(rng: np.random.Generator, *shape: int) -> np.ndarray:
     """Cosines (..., 7, 7)."""
-    return np.tanh(rng.standard_normal((*shape, CELLS, CELLS), np.float32) * .4)
+    return np.tanh(rng.standard_normal((*shape, CELLS, CELLS), np.float32) * 0.4)
 
 
 def draw_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -62,7 +62,7 @@ def published_loop(maps: np.ndarray, truth: np.ndarray, interpolation: str) -> n
         heat = F.interpolate(low, size=(SIDE, SIDE), mode=interpolation, align_corners=False).numpy()[0, 0]
         low, high = heat.min(), heat.max()
         heat = (heat - low) / (high - low)
-        threshold = np.sort(heat.flatten())[int(heat.size * .5)]
+        threshold = np.sort(heat.flatten())[int(heat.size * 0.5)]
         mask = np.zeros((SIDE, SIDE))
         mask[heat >= threshold] = 1
         iou = np.sum(mask * own) / (np.sum(own) + np.sum(mask * (own == 0)))
@@ -73,15 +73,18 @@ def published_loop(maps: np.ndarray, truth: np.ndarray, interpolation: str) -> n
 def by_map(count: int, rounds: int) -> list[dict]:
     rng = np.random.default_rng(0)
     maps, truth = draw_maps(rng, count), paint(draw_boxes(rng, count))
-    doubles, rows = truth.astype(np.float64), []    # the released evaluators' ground truth is of float64
+    doubles, rows = truth.astype(np.float64), []  # the released evaluators' ground truth is of float64
     for interpolation in INTERPOLATIONS:
         upsampling = [Upsampling(interpolation)]
 
         def ours(backend):
-            return counts([maps], truth, [Rule("top50")], upsampling=upsampling, backend=backend).iou(1.)[:, 0]
+            return counts([maps], truth, [Rule("top50")], upsampling=upsampling, backend=backend).iou(1.0)[:, 0]
 
-        jobs = {"published steps": lambda: published_loop(maps, doubles, interpolation),
-                "plain numpy": lambda: ours("reference"), "compiled": lambda: ours("compiled")}
+        jobs = {
+            "published steps": lambda: published_loop(maps, doubles, interpolation),
+            "plain numpy": lambda: ours("reference"),
+            "compiled": lambda: ours("compiled"),
+        }
         values = {name: job() for name, job in jobs.items()}
         assert (values["plain numpy"] == values["compiled"]).all()
         assert np.abs(values["published steps"] - values["compiled"]).max() < 5 / truth.sum((1, 2)).min()
@@ -89,8 +92,10 @@ def by_map(count: int, rounds: int) -> list[dict]:
         for name, clocks in times.items():
             row = {"interpolation": interpolation, "name": name}
             for clock, own, loop in zip(("wall", "cpu"), clocks, times["published steps"]):
-                row |= {f"{clock}_us": 1e6 * statistics.median(own) / count,
-                        f"{clock}_x": statistics.median(a / b for a, b in zip(loop, own))}
+                row |= {
+                    f"{clock}_us": 1e6 * statistics.median(own) / count,
+                    f"{clock}_x": statistics.median(a / b for a, b in zip(loop, own)),
+                }
             rows.append(row)
     return rows
 
@@ -99,7 +104,7 @@ def whole_protocol(images: int, draws: int, batch: int) -> dict:
     rng = np.random.default_rng(1)
     protocol = PROTOCOLS["vssl_eval"].exact()
     maps, boxes = draw_maps(rng, images), draw_boxes(rng, images)
-    negatives = {kind: .8 * draw_maps(rng, draws, images) for kind in KINDS}
+    negatives = {kind: 0.8 * draw_maps(rng, draws, images) for kind in KINDS}
     found: dict = {}
 
     def job():
@@ -116,9 +121,17 @@ def whole_protocol(images: int, draws: int, batch: int) -> dict:
     peak = peak_resident(job)
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     evaluated = images * draws * (1 + len(KINDS))
-    return {"protocol": protocol.name, "images": images, "draws": draws, "maps": evaluated, "wall_s": wall,
-            "cpu_s": cpu, "us_per_map": 1e6 * wall / evaluated, "peak_mib": peak / 2**20,
-            "f_loc": found["false_alarms"]["f_loc"]}
+    return {
+        "protocol": protocol.name,
+        "images": images,
+        "draws": draws,
+        "maps": evaluated,
+        "wall_s": wall,
+        "cpu_s": cpu,
+        "us_per_map": 1e6 * wall / evaluated,
+        "peak_mib": peak / 2**20,
+        "f_loc": found["false_alarms"]["f_loc"],
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -137,15 +150,24 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"| up-sampling | steps | us, wall ({torch.get_num_threads()} threads) | x | us, CPU | x |")
     print("|---|---|---|---|---|---|")
     for row in rows:
-        print(f"| {row['interpolation']} | {row['name']} | {row['wall_us']:.0f} | {row['wall_x']:.1f} | "
-              f"{row['cpu_us']:.0f} | {row['cpu_x']:.1f} |")
+        print(
+            f"| {row['interpolation']} | {row['name']} | {row['wall_us']:.0f} | {row['wall_x']:.1f} | "
+            f"{row['cpu_us']:.0f} | {row['cpu_x']:.1f} |"
+        )
     whole = whole_protocol(options.images, options.draws, options.batch)
-    print(f"\n{whole['protocol']}: {whole['maps']:,} maps of {whole['images']:,} images in {whole['wall_s']:.1f} s on "
-          f"{torch.get_num_threads()} threads ({whole['cpu_s']:.1f} s of CPU time, {whole['us_per_map']:.0f} us per "
-          f"map, {whole['peak_mib']:.0f} MiB)")
+    print(
+        f"\n{whole['protocol']}: {whole['maps']:,} maps of {whole['images']:,} images in {whole['wall_s']:.1f} s on "
+        f"{torch.get_num_threads()} threads ({whole['cpu_s']:.1f} s of CPU time, {whole['us_per_map']:.0f} us per "
+        f"map, {whole['peak_mib']:.0f} MiB)"
+    )
     if options.json:
-        record = {"versions": versions(), "instruction_set": checks.extension.instruction_set(),
-                  "threads": torch.get_num_threads(), "by_map": rows, "whole_protocol": whole}
+        record = {
+            "versions": versions(),
+            "instruction_set": checks.extension.instruction_set(),
+            "threads": torch.get_num_threads(),
+            "by_map": rows,
+            "whole_protocol": whole,
+        }
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

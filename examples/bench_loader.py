@@ -3,8 +3,8 @@
     OMP_WAIT_POLICY=passive python examples/bench_loader.py [--workers 2] [--json FILE]
 
 On files made for the purpose (JPEG of 640 x 480, 10 s of 16 kHz, 16 bits; all in memory after the first round), with
-one thread a process. The loop does to an item what the released EZ-VSL, SLAVC and FNAC do: decode, shorter side to 246 by
-Pillow's bicubic, random crop and flip, to float, normalise; the whole sound read, tiled where it is short, 3 s of it
+one thread a process. The loop does to an item what the released EZ-VSL, SLAVC and FNAC do: decode, shorter side to 246
+by Pillow's bicubic, random crop and flip, to float, normalise; the whole sound read, tiled where it is short, 3 s of it
 through scipy.signal.spectrogram in float64, logarithm. The package decodes and resizes to the square (by Pillow, or by
 torch's kernel of the same filter), reads the 3 s that are heard, computes the spectrogram in float32, and makes floats
 of batches. "cache": from a cache of decoded frames and sounds, filled before.
@@ -110,8 +110,10 @@ def ratio(loop: tuple, own: tuple) -> float:
 
 
 def in_one_process(rows: dict, batch: int, rounds: int) -> list[dict]:
-    jobs = {name: functools.partial(lambda found, collate: collate([found[i] for i in range(batch)]), *row)
-            for name, row in rows.items()}
+    jobs = {
+        name: functools.partial(lambda found, collate: collate([found[i] for i in range(batch)]), *row)
+        for name, row in rows.items()
+    }
     times = time_rounds(jobs, Stopwatch("cpu"), rounds, 0)
     out = []
     for name, clocks in times.items():
@@ -123,33 +125,50 @@ def in_one_process(rows: dict, batch: int, rounds: int) -> list[dict]:
 
 def by_workers(rows: dict, batch: int, rounds: int, workers: int) -> list[dict]:
     """Rates of a DataLoader over the whole set, its processes alive from round to round."""
-    loaders = {name: torch.utils.data.DataLoader(found, batch, num_workers=workers, collate_fn=collate,
-                                                 persistent_workers=True) for name, (found, collate) in rows.items()}
+    loaders = {
+        name: torch.utils.data.DataLoader(
+            found, batch, num_workers=workers, collate_fn=collate, persistent_workers=True
+        )
+        for name, (found, collate) in rows.items()
+    }
     seconds = {name: [] for name in rows}
     for k in range(rounds + 1):
         for name, loader in loaders.items():
             begin = time.perf_counter()
             for _ in loader:
                 pass
-            if k:       # the first round starts the processes
+            if k:  # the first round starts the processes
                 seconds[name].append(time.perf_counter() - begin)
-    return [{"name": name, "samples_per_s": len(rows[name][0]) / statistics.median(own),
-             "wall_x": ratio(seconds["published loop"], own)} for name, own in seconds.items()]
+    return [
+        {
+            "name": name,
+            "samples_per_s": len(rows[name][0]) / statistics.median(own),
+            "wall_x": ratio(seconds["published loop"], own),
+        }
+        for name, own in seconds.items()
+    ]
 
 
 def stages(rows: dict, rounds: int) -> dict[str, float]:
     """Milliseconds of CPU time of the parts of an item, of the published loop and of this package."""
     loop, found, cached = (rows[name][0] for name in ("published loop", "files, torch", "files in the cache, torch"))
     frame, wave = found.frame(0), torch.from_numpy(found.waveform(0))
-    parts = {"loop: image": lambda: loop.image(0), "loop: sound and spectrogram": lambda: loop.spectrogram(0),
-             "JPEG by Pillow, nothing else": lambda: Image.open(loop.folder / "frames/0.jpg").load(),
-             "frame": lambda: found.frame(0), "frame from the cache": lambda: cached.frame(0),
-             "resize by pillow": lambda: Geometry().image(frame, SIZE),
-             "resize by torch": lambda: Geometry().image(frame, SIZE, "torch"),
-             "sound": lambda: found.waveform(0), "sound from the cache": lambda: cached.waveform(0),
-             "spectrogram": lambda: found.front_end.spectrogram(wave)}
-    return {name: 1000 * statistics.median(cpu) for name, (_, cpu) in
-            time_rounds(parts, Stopwatch("cpu"), rounds, 0).items()}
+    parts = {
+        "loop: image": lambda: loop.image(0),
+        "loop: sound and spectrogram": lambda: loop.spectrogram(0),
+        "JPEG by Pillow, nothing else": lambda: Image.open(loop.folder / "frames/0.jpg").load(),
+        "frame": lambda: found.frame(0),
+        "frame from the cache": lambda: cached.frame(0),
+        "resize by pillow": lambda: Geometry().image(frame, SIZE),
+        "resize by torch": lambda: Geometry().image(frame, SIZE, "torch"),
+        "sound": lambda: found.waveform(0),
+        "sound from the cache": lambda: cached.waveform(0),
+        "spectrogram": lambda: found.front_end.spectrogram(wave),
+    }
+    return {
+        name: 1000 * statistics.median(cpu)
+        for name, (_, cpu) in time_rounds(parts, Stopwatch("cpu"), rounds, 0).items()
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -169,16 +188,24 @@ def main(arguments: list[str] | None = None) -> None:
         several = by_workers(rows, options.batch, options.rounds, options.workers)
     print("| one process | ms, wall | x | ms, CPU | x |\n|---|---|---|---|---|")
     for row in single:
-        print(f"| {row['name']} | {row['wall_ms']:.2f} | {row['wall_x']:.2f} | {row['cpu_ms']:.2f} | "
-              f"{row['cpu_x']:.2f} |")
+        print(
+            f"| {row['name']} | {row['wall_ms']:.2f} | {row['wall_x']:.2f} | {row['cpu_ms']:.2f} | {row['cpu_x']:.2f} |"
+        )
     print("\n" + ", ".join(f"{name} {value:.2f} ms" for name, value in parts.items()))
     print(f"\n| {options.workers} processes | samples/s | x |\n|---|---|---|")
     for row in several:
         print(f"| {row['name']} | {row['samples_per_s']:.0f} | {row['wall_x']:.2f} |")
     if options.json:
-        record = {"versions": versions(), "cores": os.cpu_count(), "load": os.getloadavg()[0], "items": options.items,
-                  "batch": options.batch, "one_process": single, "parts_cpu_ms": parts,
-                  "processes": {"workers": options.workers, "rows": several}}
+        record = {
+            "versions": versions(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "items": options.items,
+            "batch": options.batch,
+            "one_process": single,
+            "parts_cpu_ms": parts,
+            "processes": {"workers": options.workers, "rows": several},
+        }
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

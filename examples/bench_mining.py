@@ -66,6 +66,7 @@ def time_blocks(features: np.ndarray, k: int, rounds: int) -> dict:
             result = own(*given)
             parts[name] += time.process_time() - start
             return result
+
         return part
 
     before, calls = {name: getattr(neighbors, name) for name in PARTS}, 0
@@ -108,20 +109,35 @@ def main(arguments: list[str] | None = None) -> None:
     features = draw_features(options.samples, options.dimension)
     peak = peak_resident(lambda: next(neighbors.nearest(features, options.k)))
     row = time_blocks(features, options.k, options.rounds)
-    print(f"{options.samples} x {options.dimension}, k = {options.k}, {torch.get_num_threads()} threads: blocks of "
-          f"{row['queries']} queries")
+    print(
+        f"{options.samples} x {options.dimension}, k = {options.k}, {torch.get_num_threads()} threads: blocks of "
+        f"{row['queries']} queries"
+    )
     print("| | s, wall | GFLOP/s | s, CPU | GFLOP/s |")
     print("|---|---|---|---|---|")
     for name in ("mm", "mining"):
-        print(f"| {name} | " + " | ".join(f"{row[f'{name}_{clock}_s']:.3f} | {row[f'{name}_{clock}_gflops']:.0f}"
-                                          for clock in ("wall", "cpu")) + " |")
-    print(f"share of torch.mm's rate: wall {row['share_wall']:.2f}, CPU {row['share_cpu']:.2f}; of the CPU time: "
-          + ", ".join(f"{title} {seconds:.3f} s" for title, seconds in row["parts_cpu_s"].items()))
+        print(
+            f"| {name} | "
+            + " | ".join(
+                f"{row[f'{name}_{clock}_s']:.3f} | {row[f'{name}_{clock}_gflops']:.0f}" for clock in ("wall", "cpu")
+            )
+            + " |"
+        )
+    print(
+        f"share of torch.mm's rate: wall {row['share_wall']:.2f}, CPU {row['share_cpu']:.2f}; of the CPU time: "
+        + ", ".join(f"{title} {seconds:.3f} s" for title, seconds in row["parts_cpu_s"].items())
+    )
     print(f"all samples in {row['whole_minutes']:.1f} minutes; {peak / 2**20:.0f} MiB beyond the features")
     if options.json:
-        record = {"versions": versions() | {"faiss": faiss.__version__}, "threads": torch.get_num_threads(),
-                  "samples": options.samples, "dimension": options.dimension, "k": options.k,
-                  "peak_mib": peak / 2**20, "blocks": row}
+        record = {
+            "versions": versions() | {"faiss": faiss.__version__},
+            "threads": torch.get_num_threads(),
+            "samples": options.samples,
+            "dimension": options.dimension,
+            "k": options.k,
+            "peak_mib": peak / 2**20,
+            "blocks": row,
+        }
         options.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

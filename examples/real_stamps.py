@@ -54,8 +54,16 @@ SOUNDING = ("animals", "hobbies", "household", "vehicles")  # elsewhere: letters
 SILENT = ("plants", "food", "town", "sports", "clothes")
 SIZES = ((320, 240), (256, 256), (240, 320), (288, 216))  # of frames: width, height
 # Suffix, rate, channels and options of every eighth sound file.
-FILES = (("wav", 16000, 1, {}), ("wav", 16000, 2, {}), ("wav", 44100, 2, {}), ("ogg", 44100, 2, {}),
-         ("wav", 16000, 1, {}), ("flac", 22050, 1, {}), ("ogg", 22050, 1, {}), ("wav", 48000, 1, {"subtype": "PCM_24"}))
+FILES = (
+    ("wav", 16000, 1, {}),
+    ("wav", 16000, 2, {}),
+    ("wav", 44100, 2, {}),
+    ("ogg", 44100, 2, {}),
+    ("wav", 16000, 1, {}),
+    ("flac", 22050, 1, {}),
+    ("ogg", 22050, 1, {}),
+    ("wav", 48000, 1, {"subtype": "PCM_24"}),
+)
 
 
 # Images of train and of test, minutes, epochs, categories.
@@ -112,8 +120,12 @@ def find(root: Path) -> tuple[list[Category], list[Path]]:
             categories.append(Category(path.stem, (path,), sound))
         else:
             categories[same] = replace(categories[same], photographs=(*categories[same].photographs, path))
-    silent = [path for folder in SILENT for path in sorted((root / folder).rglob("*.png"))
-              if not path.with_suffix(".ogg").exists() and is_photograph(path)]  # fmt: skip
+    silent = [
+        path
+        for folder in SILENT
+        for path in sorted((root / folder).rglob("*.png"))
+        if not path.with_suffix(".ogg").exists() and is_photograph(path)
+    ]
     if len(categories) < 4 or not silent:
         raise SystemExit(f"real_stamps: {root}: expected photographs with sounds, found {len(categories)}; {INSTALL}")
     return categories, silent
@@ -259,11 +271,23 @@ def write_split(root: Path, count: int, seed: int, categories: list[Category], s
                 continue
             Image.fromarray(mask.astype(np.uint8) * 255).save(root / "masks" / f"{sound}.png")
             rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-            box = [columns[0] / mask.shape[1], rows[0] / mask.shape[0],
-                   (columns[-1] + 1) / mask.shape[1], (rows[-1] + 1) / mask.shape[0]]  # fmt: skip
-            annotations.append({"file": sound, "image": name, "audio": sound, "class": category.name,
-                                "bbox": [[float(x) for x in box]], "mask": f"masks/{sound}.png",
-                                "visible": [one.name for one in shown]})  # fmt: skip
+            box = [
+                columns[0] / mask.shape[1],
+                rows[0] / mask.shape[0],
+                (columns[-1] + 1) / mask.shape[1],
+                (rows[-1] + 1) / mask.shape[0],
+            ]
+            annotations.append(
+                {
+                    "file": sound,
+                    "image": name,
+                    "audio": sound,
+                    "class": category.name,
+                    "bbox": [[float(x) for x in box]],
+                    "mask": f"masks/{sound}.png",
+                    "visible": [one.name for one in shown],
+                }
+            )
     if annotations:
         (root / "annotations.json").write_text(json.dumps(annotations, indent=1), encoding="utf-8")
 
@@ -291,8 +315,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--short", action="store_true", help="defaults that take a minute in all, and learn little")
     args = parser.parse_args(argv)
     defaults = SHORT if args.short else FULL
-    scenes, test, minutes, epochs, count = (x if x is not None else y for x, y in zip(
-        (args.scenes, args.test, args.minutes, args.epochs, args.categories), defaults))  # fmt: skip
+    scenes, test, minutes, epochs, count = (
+        x if x is not None else y
+        for x, y in zip((args.scenes, args.test, args.minutes, args.epochs, args.categories), defaults)
+    )
     if not args.stamps.is_dir():
         raise SystemExit(f"real_stamps: {args.stamps}: no such folder; {INSTALL}")
     if args.out.exists() and any(args.out.iterdir()):
@@ -304,15 +330,39 @@ def main(argv: list[str] | None = None) -> None:
     count = min(count, len(categories))
     categories = [categories[i * len(categories) // count] for i in range(count)]
     photographs = sum(len(category.photographs) for category in categories)
-    print(f"{len(categories)} categories of {photographs} photographs, {len(silent)} silent photographs: "
-          + ", ".join(category.name for category in categories))  # fmt: skip
+    print(
+        f"{len(categories)} categories of {photographs} photographs, {len(silent)} silent photographs: "
+        + ", ".join(category.name for category in categories)
+    )
     for split, count in {"train": scenes, "val": max(2, test // 2), "test": test}.items():
         write_split(args.out / split, count, args.seed, categories, silent)
         run("data", "check", args.out / split)
-    run("train", "--data", args.out / "train", "--out", args.out / "run", "--method", args.method, "--seed", args.seed,
-        "--epochs", epochs, "--minutes", minutes)  # fmt: skip
-    run("evaluate", "--data", args.out / "test", "--val", args.out / "val", "--weights", args.out / "run",
-        "--out", args.out / "results")  # fmt: skip
+    run(
+        "train",
+        "--data",
+        args.out / "train",
+        "--out",
+        args.out / "run",
+        "--method",
+        args.method,
+        "--seed",
+        args.seed,
+        "--epochs",
+        epochs,
+        "--minutes",
+        minutes,
+    )
+    run(
+        "evaluate",
+        "--data",
+        args.out / "test",
+        "--val",
+        args.out / "val",
+        "--weights",
+        args.out / "run",
+        "--out",
+        args.out / "results",
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,14 @@
 
 Read from the environment, or as `-C cmake.define.NAME=value`:
 
-SSL_FAST_CUDA        AUTO: the CUDA kernels are compiled where that is possible; ON: it fails where it is not; PYPI: like ON,
-                     with the compiler from PyPI whatever the system has; OFF: they are left out, nothing is downloaded.
-SSL_FAST_CUDA_ARCHS  architectures as CMake names them, or `all`; by default those of the GPUs of this machine, `all` where
-                     there are none.
+SSL_FAST_CUDA        AUTO: the CUDA kernels are compiled where that is possible; ON: it fails where it is not; PYPI:
+                     like ON, with the compiler from PyPI whatever the system has; OFF: they are left out, nothing is
+                     downloaded.
+SSL_FAST_CUDA_ARCHS  architectures as CMake names them, or `all`; by default those of the GPUs of this machine, `all`
+                     where there are none.
 
-CMake gets the outcome in variables: CUDACXX, CUDAHOSTCXX, NVCC_APPEND_FLAGS and SSL_FAST_CUDA_ARCHS, or the reason against
-CUDA in SSL_FAST_NO_CUDA.
+CMake gets the outcome in variables: CUDACXX, CUDAHOSTCXX, NVCC_APPEND_FLAGS and SSL_FAST_CUDA_ARCHS, or the reason
+against CUDA in SSL_FAST_NO_CUDA.
 """
 
 import os
@@ -82,11 +83,23 @@ def fault(nvcc: str, host: str, flags: str = "") -> str | None:
     if not release:
         return f"{nvcc} does not work: {text.strip()[-200:]}"
     if tuple(map(int, release.groups())) < OLDEST_CUDA:
-        return f"{nvcc} is of CUDA {'.'.join(release.groups())}, and {'.'.join(map(str, OLDEST_CUDA))} or newer is needed"
+        return (
+            f"{nvcc} is of CUDA {'.'.join(release.groups())}, and {'.'.join(map(str, OLDEST_CUDA))} or newer is needed"
+        )
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "trial.cu")
         source.write_text("#include <cuda_fp16.h>\n__global__ void f() {}\nint main() { f<<<1, 1>>>(); }\n")
-        command = [nvcc, "-std=c++17", "-arch=sm_80", "-ccbin", host, *flags.split(), source, "-o", Path(folder, "trial")]
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-arch=sm_80",
+            "-ccbin",
+            host,
+            *flags.split(),
+            source,
+            "-o",
+            Path(folder, "trial"),
+        ]
         status, text = output_of(*command)
     if status == 0:
         return None
@@ -148,7 +161,9 @@ def plan(config_settings: dict | None = None) -> tuple[list[str], dict[str, str]
     elif reason := too_new(host):
         faults.append(reason)
     else:
-        folder = next((path for path in (Path(p, "nvidia/cu13") for p in sys.path) if (path / "bin/nvcc").exists()), None)
+        folder = next(
+            (path for path in (Path(p, "nvidia/cu13") for p in sys.path) if (path / "bin/nvcc").exists()), None
+        )
         if not folder:
             faults.append("that of PyPI is not installed")
             return REQUIREMENTS, {"SSL_FAST_NO_CUDA": ", and ".join(faults)}

@@ -20,5 +20,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES})
 
 
-if util.find_spec("ssl_fast._C") is None:  # run from a source tree: the compiled module is in the installed package, if any
+# run from a source tree: the compiled module is in the installed package, if any
+if util.find_spec("ssl_fast._C") is None:
     __path__ = pkgutil.extend_path(__path__, __name__)

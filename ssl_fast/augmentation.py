@@ -41,8 +41,13 @@ def _uniform(generator: Generator, shape: tuple[int, ...], low: float, high: flo
     return torch.rand(shape, generator=generator) * (high - low) + low
 
 
-def random_resized_crop(images: Tensor, generator: Generator, *, scale: tuple[float, float] = (0.5, 1.0),
-                        ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Tensor:  # fmt: skip
+def random_resized_crop(
+    images: Tensor,
+    generator: Generator,
+    *,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Tensor:
     """Of every image a random box, resized (bilinear) to the full size.
 
     scale: range of the box's share of the image's area. ratio: range of its width : height relative to the image's own,
@@ -77,8 +82,16 @@ _GREY = torch.tensor([0.299, 0.587, 0.114])  # luma of Rec. 601
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
 
 
-def colour_jitter(images: Tensor, generator: Generator, *, brightness: float = 0.4, contrast: float = 0.4,
-                  saturation: float = 0.4, hue: float = 0.1, p: float = 0.8) -> Tensor:  # fmt: skip
+def colour_jitter(
+    images: Tensor,
+    generator: Generator,
+    *,
+    brightness: float = 0.4,
+    contrast: float = 0.4,
+    saturation: float = 0.4,
+    hue: float = 0.1,
+    p: float = 0.8,
+) -> Tensor:
     """With probability p an image's hue, saturation, contrast and brightness change, in this order; clipped at the end.
 
     brightness, contrast, saturation: factors from U(1 - x, 1 + x), away from black, from the image's mean grey and from
@@ -116,8 +129,9 @@ def greyscale(images: Tensor, generator: Generator, p: float = 0.2) -> Tensor:
     return torch.where(chosen, _as_given(grey, images), images)
 
 
-def gaussian_blur(images: Tensor, generator: Generator, *, sigma: tuple[float, float] = (0.1, 2.0),
-                  p: float = 0.5) -> Tensor:  # fmt: skip
+def gaussian_blur(
+    images: Tensor, generator: Generator, *, sigma: tuple[float, float] = (0.1, 2.0), p: float = 0.5
+) -> Tensor:
     """Every image blurred with probability p by a Gaussian of U(*sigma) pixels, cut off at four times the largest
     sigma; the border's pixels are repeated outwards."""
     pixels = _checked(images)
@@ -139,8 +153,8 @@ def gaussian_blur(images: Tensor, generator: Generator, *, sigma: tuple[float, f
 
 
 def shift_and_flip(images: Tensor, generator: Generator, fraction: float = 1 / 12, vertical: bool = False) -> Tensor:
-    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped left to right by a
-    coin, and with `vertical` upside down by another."""
+    """Images (B, 3, H, W) shifted by up to `fraction` of their sides, mirrored at the border; flipped left to right by
+    a coin, and with `vertical` upside down by another."""
     batch, _, height, width = images.shape
 
     def source(size: int) -> Tensor:
@@ -268,9 +282,13 @@ POLICIES: dict[str, Policy] = {
     "ez_vsl": Policy(zoom=1.1),  # and SLAVC, FNAC, LVS
     "moco_v1": Policy(scale=(0.2, 1.0), jitter=_MOCO_V2 | {"hue": 0.4, "p": 1.0}, grey=0.2),
     "moco_v2": Policy(scale=(0.3, 1.0), jitter=_MOCO_V2, grey=0.2, blur=0.5),  # as SSL-TIE has it; MoCo's own: .2
-    "simclr": Policy(scale=(0.08, 1.0), jitter={"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2,
-                                                "p": 0.8}, grey=0.2, blur=0.5),
-}  # fmt: skip
+    "simclr": Policy(
+        scale=(0.08, 1.0),
+        jitter={"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2, "p": 0.8},
+        grey=0.2,
+        blur=0.5,
+    ),
+}
 
 
 class Equivariance:

@@ -132,10 +132,11 @@ class Inputs:
 
     def __post_init__(self):
         self.online = len(self.visuals) - self.frozen
-        self.wanted = [x.requires_grad_() for x in (*self.visuals[:self.online], *self.audios[:self.online])]
+        self.wanted = [x.requires_grad_() for x in (*self.visuals[: self.online], *self.audios[: self.online])]
 
     def job(self, call: Callable, name: str) -> Callable[[], tuple[Tensor, ...]]:
         """A function that runs one pass of `call` and returns (output,) or (output, *gradients)."""
+
         def forward():
             with torch.no_grad():
                 return (call(self.visuals, self.audios),)
@@ -179,8 +180,10 @@ def verify(case: Case, fast: Callable, inputs: Inputs) -> None:
     for name, *values in zip(names, *(job() for job in jobs), strict=True):
         result, expected, truth = (x.detach() for x in values)
         if result.shape != expected.shape or result.dtype != expected.dtype:
-            raise Disagreement(f"{name}: expected {tuple(expected.shape)} {expected.dtype} as the reference returns, "
-                               f"got {tuple(result.shape)} {result.dtype}")  # fmt: skip
+            raise Disagreement(
+                f"{name}: expected {tuple(expected.shape)} {expected.dtype} as the reference returns, "
+                f"got {tuple(result.shape)} {result.dtype}"
+            )
         scale = truth.norm().clamp_min(torch.finfo(torch.float64).tiny)
         error, own_error = (float((x - truth).norm() / scale) for x in (result, expected))
         allowed = 2 * own_error + max(epsilon, 1e-5 if name == "output" else TIE if case.picks else 1e-4)
@@ -236,11 +239,22 @@ def measure(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, opt
     peaks = [_peaks(name, backend, shape, inputs, device) for backend in (options.backend, "reference")]
     left, right = (torch.randn(rows, channels, device=device).to(dtype) for rows in (batch * height * width, batch))
     mm = partial(torch.mm, left, right.t(), out=left.new_empty(len(left), batch))
-    return [{"op": name, "batch": batch, "height": height, "width": width, "channels": channels,
-             "dtype": str(dtype).removeprefix("torch."), "device": device, "pass": which,
-             **_timings(case, shape, which, inputs, fast, reference, mm, options),
-             "peak_bytes": peak, "reference_peak_bytes": reference_peak}
-            for which, peak, reference_peak in zip(PASSES, *peaks)]  # fmt: skip
+    return [
+        {
+            "op": name,
+            "batch": batch,
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "dtype": str(dtype).removeprefix("torch."),
+            "device": device,
+            "pass": which,
+            **_timings(case, shape, which, inputs, fast, reference, mm, options),
+            "peak_bytes": peak,
+            "reference_peak_bytes": reference_peak,
+        }
+        for which, peak, reference_peak in zip(PASSES, *peaks)
+    ]
 
 
 def _timings(case, shape, which, inputs, fast, reference, mm, options) -> dict:
@@ -273,9 +287,13 @@ def _timings(case, shape, which, inputs, fast, reference, mm, options) -> dict:
     if which == PASSES[1]:
         traffic += read + sum(x.nbytes for x in inputs.wanted)
     of_mm = flops / mm_flops * _ratio(samples["mm"][clock], samples["fast"][clock])
-    return row | {"flops": flops, "gflops": flops / row["ms"] / 1e6, "mm_gflops": mm_flops / row["mm_ms"] / 1e6,
-                  "mm_fraction": None if case.streams else of_mm,
-                  "gbytes_per_s": traffic / row["ms"] / 1e6}  # fmt: skip
+    return row | {
+        "flops": flops,
+        "gflops": flops / row["ms"] / 1e6,
+        "mm_gflops": mm_flops / row["mm_ms"] / 1e6,
+        "mm_fraction": None if case.streams else of_mm,
+        "gbytes_per_s": traffic / row["ms"] / 1e6,
+    }
 
 
 # ---- Report ----
@@ -315,17 +333,32 @@ def header(options: argparse.Namespace) -> dict:
     instruction_set = getattr(checks.extension, "instruction_set", None)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"cpu": _cpu_model(), "cores": os.cpu_count(), "system": platform.platform(),
-                    "gpu": torch.cuda.get_device_name() if cuda else None,
-                    "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None},
-        "versions": {"ssl_fast": __version__, "torch": torch.__version__, "cuda": torch.version.cuda if cuda else None,
-                     "python": platform.python_version()},
-        "commit": _git_commit(), "backend": options.backend, "extension_error": checks.extension_error,
-        "instruction_set": instruction_set() if instruction_set else None, "threads": torch.get_num_threads(),
-        "clock": options.clock, "compile": not options.no_compile, "rounds": options.rounds,
-        "flush_l2": options.flush_l2, "tf32": options.tf32, "copy_gbytes_per_s": copy_gbytes_per_s(options.device),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        },
+        "versions": {
+            "ssl_fast": __version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if cuda else None,
+            "python": platform.python_version(),
+        },
+        "commit": _git_commit(),
+        "backend": options.backend,
+        "extension_error": checks.extension_error,
+        "instruction_set": instruction_set() if instruction_set else None,
+        "threads": torch.get_num_threads(),
+        "clock": options.clock,
+        "compile": not options.no_compile,
+        "rounds": options.rounds,
+        "flush_l2": options.flush_l2,
+        "tf32": options.tf32,
+        "copy_gbytes_per_s": copy_gbytes_per_s(options.device),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
-    }  # fmt: skip
+    }
 
 
 def _number(x: float | None, scale: float = 1) -> str:
@@ -369,10 +402,12 @@ def caption(head: dict, channels: int) -> str:
     kernels = "NO COMPILED KERNELS: the reference against itself"
     if head["backend"] == "compiled":
         kernels = "compiled kernels" if machine["gpu"] else f"compiled kernels, {head['instruction_set']}"
-    return (f"ssl_fast {versions['ssl_fast']} ({kernels}), torch {versions['torch']}, {where}, C = {channels}. "
-            f"ms: median wall time ± half the interquartile range. x, % of mm: medians of ratios of {clock} within "
-            f"interleaved rounds. GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. "
-            f"Peak MiB of the kernels and of the reference: beyond inputs, output and gradients.")  # fmt: skip
+    return (
+        f"ssl_fast {versions['ssl_fast']} ({kernels}), torch {versions['torch']}, {where}, C = {channels}. "
+        f"ms: median wall time ± half the interquartile range. x, % of mm: medians of ratios of {clock} within "
+        f"interleaved rounds. GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. "
+        f"Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
+    )
 
 
 # ---- Command line ----
@@ -413,8 +448,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=_batches, metavar="N,N", help="default: 32,128,256; on CUDA 256,1024; with --quick 64")
     add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
     add("--channels", type=_positive, default=512, metavar="C")
-    add("--dtype", type=partial(_names, DTYPES), metavar="A,B",
-        help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16")
+    add(
+        "--dtype",
+        type=partial(_names, DTYPES),
+        metavar="A,B",
+        help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
+    )
     add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
     add("--threads", type=_positive, metavar="N", help="threads of torch (default: as torch chooses)")
     add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")

@@ -36,7 +36,8 @@ CHUNK = 8  # samples of a round of the stages that go sample by sample
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
-        "training data", "of the other options, --device, --json, --batch, --rounds, --threads and --markdown count")
+        "training data", "of the other options, --device, --json, --batch, --rounds, --threads and --markdown count"
+    )
     group.add_argument("--data", type=Path, metavar="DIR", help="time its way into training instead of the ops")
     group.add_argument("--split", metavar="NAME", help="list of ids in --data")
     data_commands.add_training_set(group)
@@ -59,8 +60,14 @@ def run(options: argparse.Namespace, header: dict) -> int:
     for row in rows:
         print(line.format(row["stage"], f"{row['samples_per_s']:.1f}", f"{1000 / row['samples_per_s']:.3f}"))
     if options.json:
-        about = {"data": str(options.data), "set": options.set_name, "samples": len(found), "recipe": recipe.to_dict(),
-                 "cache": options.cache is not None, "workers": options.workers}  # fmt: skip
+        about = {
+            "data": str(options.data),
+            "set": options.set_name,
+            "samples": len(found),
+            "recipe": recipe.to_dict(),
+            "cache": options.cache is not None,
+            "workers": options.workers,
+        }
         options.json.write_text(json.dumps({"header": header | about, "rows": rows}, indent=1) + "\n")
     return 0
 
@@ -79,8 +86,13 @@ def _views(found, recipe) -> Views:
 
 def _batches(found, recipe, workers: int, device: str) -> torch.utils.data.DataLoader:
     """What training reads from, without an end."""
-    return torch.utils.data.DataLoader(_views(found, recipe), batch_sampler=_order(found, recipe), num_workers=workers,
-                                       collate_fn=_collate, pin_memory=device == "cuda")  # fmt: skip
+    return torch.utils.data.DataLoader(
+        _views(found, recipe),
+        batch_sampler=_order(found, recipe),
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=device == "cuda",
+    )
 
 
 def _loader(found, recipe, options: argparse.Namespace) -> dict:
@@ -118,5 +130,8 @@ def _stages(found, recipe, options: argparse.Namespace, rows: list[dict]) -> lis
     first = time_rounds(single, Stopwatch("cpu"), options.rounds, options.least_seconds)
     torch.set_num_threads(threads)
     last = time_rounds(batched, Stopwatch(options.device), options.rounds, 0)
-    return ([{"stage": name, **_row(CHUNK, wall)} for name, (wall, _) in first.items()] + rows
-            + [{"stage": name, **_row(len(indices), wall)} for name, (wall, _) in last.items()])  # fmt: skip
+    return (
+        [{"stage": name, **_row(CHUNK, wall)} for name, (wall, _) in first.items()]
+        + rows
+        + [{"stage": name, **_row(len(indices), wall)} for name, (wall, _) in last.items()]
+    )

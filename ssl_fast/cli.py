@@ -1,4 +1,5 @@
-"""The command line: `ssl-fast quickstart | train | evaluate | localize | demo | convert | export | mine | data | bench | doctor`.
+"""The command line: `ssl-fast quickstart | train | evaluate | localize | demo | convert | export | mine | data | bench
+| doctor`.
 
 Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C.
 """
@@ -57,18 +58,34 @@ def _run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=_natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=_positive(int), metavar="N", help="default: the recipe's")
     add("--batch-size", type=_positive(int), metavar="N", help="default: the recipe's")
-    add("--precision", choices=("auto", "float32", "bfloat16"),
-        help="of the nets (default: auto, bfloat16 where the hardware has it)")  # fmt: skip
-    add("--accumulation", type=_positive(int), metavar="N",
-        help="parts of a batch that go through the nets one by one, each with its own negatives (default: 1)")  # fmt: skip
+    add(
+        "--precision",
+        choices=("auto", "float32", "bfloat16"),
+        help="of the nets (default: auto, bfloat16 where the hardware has it)",
+    )
+    add(
+        "--accumulation",
+        type=_positive(int),
+        metavar="N",
+        help="parts of a batch that go through the nets one by one, each with its own negatives (default: 1)",
+    )
     add("--compile", action="store_const", const=True, help="the nets go through torch.compile")
-    add("--minutes", type=_positive(float), metavar="X",
-        help="budget of training time: a run that does not fit is shortened (default: none, the full length)")  # fmt: skip
+    add(
+        "--minutes",
+        type=_positive(float),
+        metavar="X",
+        help="budget of training time: a run that does not fit is shortened (default: none, the full length)",
+    )
     add("--resume", action="store_true", help="go on with the run in --out")
     add("--threads", help="threads of torch (default: 1 for the narrow nets, else as torch chooses)", **_THREADS)
     add("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
-    add("--checkpoint-every", type=_positive(float), default=20.0, metavar="S",
-        help="seconds between checkpoints (default: 20)")  # fmt: skip
+    add(
+        "--checkpoint-every",
+        type=_positive(float),
+        default=20.0,
+        metavar="S",
+        help="seconds between checkpoints (default: 20)",
+    )
     add("--quiet", **_QUIET)
 
 
@@ -85,7 +102,9 @@ def parser() -> argparse.ArgumentParser:
         one.set_defaults(run=run)
         return one
 
-    quick = command("quickstart", runs.quickstart, "train a localizer on the embedded scenes, evaluate it, write a report")
+    quick = command(
+        "quickstart", runs.quickstart, "train a localizer on the embedded scenes, evaluate it, write a report"
+    )
     quick.add_argument("--out", type=Path, metavar="DIR", help="default: runs/quickstart-METHOD-seedN")
     quick.add_argument("--scenes", type=_positive(int), metavar="N", help="training images (default: 4000)")
     quick.add_argument("--test-scenes", **_TEST_SCENES)
@@ -95,25 +114,50 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--data", type=Path, required=True, metavar="DIR", help="training samples")
     folder.add_argument("--split", **_SPLIT)
     data_commands.add_training_set(folder)
-    folder.add_argument("--val", type=Path, metavar="DIR", help="samples, none of them trained on, that choose the "
-                        "best epoch: by success rate where they are annotated, else by loss")  # fmt: skip
+    folder.add_argument(
+        "--val",
+        type=Path,
+        metavar="DIR",
+        help="samples, none of them trained on, that choose the "
+        "best epoch: by success rate where they are annotated, else by loss",
+    )
     folder.add_argument("--val-split", metavar="NAME", help="list of ids in --val")
     folder.add_argument("--out", type=Path, required=True, metavar="DIR")
     folder.add_argument("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     folder.add_argument("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     folder.add_argument("--image-size", type=_positive(int), metavar="N", help="pixels a side (default: the recipe's)")
-    folder.add_argument("--views", metavar="NAME,NAME", help="of ssl_align, which compares all pairs of them: original, "
-                        "augmented, conceptual (default: the recipe's)")  # fmt: skip
-    folder.add_argument("--init", type=Path, metavar="FILE", help="ImageNet ResNet-18 of torchvision that the image "
-                        "net starts from (default: from scratch)")  # fmt: skip
+    folder.add_argument(
+        "--views",
+        metavar="NAME,NAME",
+        help="of ssl_align, which compares all pairs of them: original, augmented, conceptual (default: the recipe's)",
+    )
+    folder.add_argument(
+        "--init",
+        type=Path,
+        metavar="FILE",
+        help="ImageNet ResNet-18 of torchvision that the image net starts from (default: from scratch)",
+    )
     for modality, what in (("visual", "images"), ("audio", "sounds")):
-        folder.add_argument(f"--neighbors-{modality}", type=Path, metavar="FILE", help=f"nearest neighbours of {what}, "
-                            "for conceptual views (the published recipe of ssl_align has them)")  # fmt: skip
+        folder.add_argument(
+            f"--neighbors-{modality}",
+            type=Path,
+            metavar="FILE",
+            help=f"nearest neighbours of {what}, for conceptual views (the published recipe of ssl_align has them)",
+        )
     folder.add_argument("--workers", **_WORKERS)
-    folder.add_argument("--gather", action="store_const", const=True, help="of several processes (torchrun): negatives "
-                        "are the samples of the whole batch (default: of the process's own share)")  # fmt: skip
-    folder.add_argument("--sync-batch-norm", action="store_const", const=True,
-                        help="of several processes: batch norm over the whole batch (CUDA only)")  # fmt: skip
+    folder.add_argument(
+        "--gather",
+        action="store_const",
+        const=True,
+        help="of several processes (torchrun): negatives "
+        "are the samples of the whole batch (default: of the process's own share)",
+    )
+    folder.add_argument(
+        "--sync-batch-norm",
+        action="store_const",
+        const=True,
+        help="of several processes: batch norm over the whole batch (CUDA only)",
+    )
     _run_arguments(folder)
 
     test = command("evaluate", evaluate, "evaluate a checkpoint on a folder or on the embedded scenes")
@@ -134,7 +178,9 @@ def parser() -> argparse.ArgumentParser:
 
     use.add_localize(command("localize", use.localize, "show where in an image a sound comes from, or in a video"))
     use.add_demo(command("demo", use.demo, "open a page for the browser that localizes sounds in images"))
-    use.add_convert(command("convert", use.convert, "write a checkpoint, ours or a published one, in the project's format"))
+    use.add_convert(
+        command("convert", use.convert, "write a checkpoint, ours or a published one, in the project's format")
+    )
     use.add_export(command("export", use.export, "write a localizer that runs without this package"))
 
     data_commands.add_arguments(command("data", None, "look after folders of images and sounds, and published sets"))
@@ -220,6 +266,7 @@ def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
 # ---------------------------------------------------------------------------------------------------------------------
 # Commands
 
+
 def evaluate(args: argparse.Namespace) -> int:
     import torch
 
@@ -256,8 +303,9 @@ def evaluate(args: argparse.Namespace) -> int:
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
     args.out.mkdir(parents=True, exist_ok=True)
-    return evaluation_commands.write(model, tests, validation, args.out, about, history, quiet=args.quiet,
-                                     workers=args.workers, **options)
+    return evaluation_commands.write(
+        model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
+    )
 
 
 def mine(args: argparse.Namespace) -> int:

@@ -34,8 +34,10 @@ def join(group, positives: Tensor | None, images: Tensor, **audios: Tensor) -> t
     With a group: ValueError where positives are given.
     """
     if group is not None and positives is not None:
-        raise ValueError("positives: expected none with a group, where audio n of a process is the positive of its "
-                         f"image n, got {tuple(positives.shape)}")  # fmt: skip
+        raise ValueError(
+            "positives: expected none with a group, where audio n of a process is the positive of its "
+            f"image n, got {tuple(positives.shape)}"
+        )
     batch = JoinedBatch(group, images, **audios)
     if group is not None:
         positives = torch.arange(batch.first, batch.first + batch.rows, device=images.device)
@@ -52,8 +54,9 @@ def diagonal(positives: Tensor | None, scores: Tensor) -> Tensor:
     return (torch.arange(len(scores), device=scores.device) if positives is None else positives)[:, None]
 
 
-def cross_entropy(batch: JoinedBatch, scores: Tensor, positives: Tensor | None, tau: float, margin: float = 0.0, *,
-                  down: bool = False) -> Tensor:
+def cross_entropy(
+    batch: JoinedBatch, scores: Tensor, positives: Tensor | None, tau: float, margin: float = 0.0, *, down: bool = False
+) -> Tensor:
     """CE((scores - margin at the positives) / tau, positives), scores (N, K) of this process against its columns.
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
@@ -69,8 +72,9 @@ def cross_entropy(batch: JoinedBatch, scores: Tensor, positives: Tensor | None, 
     return batch.mean(torch.logaddexp(others, torch.zeros_like(others)))
 
 
-def contrast(batch: JoinedBatch, scores: Tensor, positives: Tensor | None, negatives: str, tau: float = 1.0,
-             margin: float = 0.0) -> Tensor:
+def contrast(
+    batch: JoinedBatch, scores: Tensor, positives: Tensor | None, negatives: str, tau: float = 1.0, margin: float = 0.0
+) -> Tensor:
     """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum)."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)

@@ -39,8 +39,10 @@ def torchrun(device: str) -> Iterator[None]:
         return
     if device == "cuda":
         if torch.cuda.device_count() < int(os.environ["LOCAL_WORLD_SIZE"]):
-            raise ValueError(f"device cuda: expected one for each of {os.environ['LOCAL_WORLD_SIZE']} processes, "
-                             f"got {torch.cuda.device_count()}")  # fmt: skip
+            raise ValueError(
+                f"device cuda: expected one for each of {os.environ['LOCAL_WORLD_SIZE']} processes, "
+                f"got {torch.cuda.device_count()}"
+            )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     dist.barrier()
@@ -100,13 +102,16 @@ class JoinedBatch:
         dist.all_gather(headers, header, group=group)
         self.counts, kinds = zip(*(each.tolist() for each in headers))
         if 0 in self.counts or len(set(kinds)) > 1:
-            own = ", ".join(f"{name} {tuple(x.shape)} {x.dtype}{' with gradient' * x.requires_grad}"
-                            for name, x in features.items())  # fmt: skip
+            own = ", ".join(
+                f"{name} {tuple(x.shape)} {x.dtype}{' with gradient' * x.requires_grad}" for name, x in features.items()
+            )
             every = [None] * len(headers)
             dist.all_gather_object(every, own, group=group)
             got = "; ".join(f"on process {rank} {one}" for rank, one in enumerate(every))
-            raise ValueError("group: expected at least one image on every process, as many audios, and the same "
-                             f"channels and dtypes everywhere, got {got}")  # fmt: skip
+            raise ValueError(
+                "group: expected at least one image on every process, as many audios, and the same "
+                f"channels and dtypes everywhere, got {got}"
+            )
 
     @property
     def first(self) -> int:
@@ -165,6 +170,8 @@ def collect(results: Sequence, samples: int, group: dist.ProcessGroup | None = N
         dist.all_gather_object(every, own, group=group)
     for rank, (expected, part) in enumerate(every):
         if len(part) != expected:
-            raise ValueError(f"results: expected {expected} on process {rank}, one for each of its share of {samples} "
-                             f"samples, got {len(part)}")  # fmt: skip
+            raise ValueError(
+                f"results: expected {expected} on process {rank}, one for each of its share of {samples} "
+                f"samples, got {len(part)}"
+            )
     return [result for _, part in every for result in part]

@@ -8,8 +8,8 @@ import platform
 import torch
 
 from . import __version__
-from .ops import checks
 from .learner import bfloat16_native
+from .ops import checks
 
 # (distribution, module, what it is for); torch itself is reported on its own
 LIBRARIES = (
@@ -62,18 +62,23 @@ def _cuda_built(extension) -> tuple[str, str]:
     if error:
         return architectures, f"no: {error}"
     able = sum(extension.cuda_error(index) is None for index in range(count))
-    return architectures, f"yes, {able} device(s)" if able else f"no: none of {count} device(s)" if count else "no: no device"
+    return (
+        architectures,
+        f"yes, {able} device(s)" if able else f"no: none of {count} device(s)" if count else "no: no device",
+    )
 
 
 def _cuda_tensors() -> dict[str, str]:
-    """Of each CUDA device that torch sees, whether its tensors go through the kernels; where it sees none, what would stop
-    them on any."""
+    """Of each CUDA device that torch sees, whether its tensors go through the kernels; where it sees none, what would
+    stop them on any."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     reasons = {f"cuda:{index}": checks.why_no_kernels("cuda", index) for index in range(count)}
     if not count and (reason := checks.why_no_kernels("cuda")):
         reasons["CUDA tensors"] = reason
-    return {name: "runs the kernels" if reason is None else checks.fallback_sentence("cuda", reason)
-            for name, reason in reasons.items()}  # fmt: skip
+    return {
+        name: "runs the kernels" if reason is None else checks.fallback_sentence("cuda", reason)
+        for name, reason in reasons.items()
+    }
 
 
 def _cuda_torch() -> str:
@@ -81,8 +86,10 @@ def _cuda_torch() -> str:
         return "no: torch was built without CUDA"
     if not torch.cuda.is_available():
         return f"no: torch was built for CUDA {torch.version.cuda}, but finds no usable device or driver"
-    names = ", ".join(f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
-                      for i in range(torch.cuda.device_count()))  # fmt: skip
+    names = ", ".join(
+        f"{torch.cuda.get_device_name(i)} (sm_{''.join(map(str, torch.cuda.get_device_capability(i)))})"
+        for i in range(torch.cuda.device_count())
+    )
     return f"yes: {names}"
 
 
@@ -104,8 +111,11 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         reason = f"NOT LOADED ({checks.extension_error}); every op runs its plain-PyTorch reference"
         kernels = {"compiled module": reason}
     else:
-        kernels = {"compiled module": extension.__file__, "instruction set in use": extension.instruction_set(),
-                   "instruction sets available": ", ".join(extension.instruction_sets())}  # fmt: skip
+        kernels = {
+            "compiled module": extension.__file__,
+            "instruction set in use": extension.instruction_set(),
+            "instruction sets available": ", ".join(extension.instruction_sets()),
+        }
     architectures, device = _cuda_built(extension)
     processor = {
         "name": _processor(),
@@ -114,8 +124,12 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
         "bfloat16": "native: used in training by default" if bfloat16_native() else "not native: training uses float32",
     }
-    cuda = {"built for": architectures, "device usable by the kernels": device, "device usable by torch": _cuda_torch(),
-            **_cuda_tensors()}  # fmt: skip
+    cuda = {
+        "built for": architectures,
+        "device usable by the kernels": device,
+        "device usable by torch": _cuda_torch(),
+        **_cuda_tensors(),
+    }
     return {"software": software, "processor": processor, "kernels": kernels, "cuda": cuda}, usable
 
 

@@ -72,9 +72,18 @@ class Learner:
     `stages` has the time of the parts of all steps so far; on CUDA that of their launches.
     """
 
-    def __init__(self, recipe: Recipe, seed: int = 0, device: str = "cpu", compile: bool = False, *,
-                 front_end: FrontEnd | None = None, init: str | os.PathLike | None = None, gather: bool = False,
-                 sync_batch_norm: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        recipe: Recipe,
+        seed: int = 0,
+        device: str = "cpu",
+        compile: bool = False,
+        *,
+        front_end: FrontEnd | None = None,
+        init: str | os.PathLike | None = None,
+        gather: bool = False,
+        sync_batch_norm: bool = False,
+    ):
         self.rank, self.processes = distributed.place()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision, self.stages = precision_of(recipe, device), Stages()
@@ -100,8 +109,11 @@ class Learner:
         self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
     def state(self) -> dict:
-        return {"localizer": self.localizer.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "momentum": None if self.momentum is None else self.momentum.state_dict()}  # fmt: skip
+        return {
+            "localizer": self.localizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "momentum": None if self.momentum is None else self.momentum.state_dict(),
+        }
 
     def load(self, state: dict) -> None:
         self.localizer.load_state_dict(state["localizer"])
@@ -130,8 +142,8 @@ class Learner:
         return self.localizer.normalize_images(images), self.localizer.normalize_spectrograms(sounds)
 
     def seen(self, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the nets see of a batch (see `batch_loss`): images (V B, 3, H, W) and spectrograms (V B, 1, F, T), view by
-        view."""
+        """What the nets see of a batch (see `batch_loss`): images (V B, 3, H, W) and spectrograms (V B, 1, F, T), view
+        by view."""
         views = self.recipe.views
         if not images.shape[1] == sounds.shape[1] == len(views):
             got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
@@ -145,8 +157,9 @@ class Learner:
             features = net(*inputs)
         return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
 
-    def batch_loss(self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator,
-                   alone: bool = False) -> Tensor:  # fmt: skip
+    def batch_loss(
+        self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
+    ) -> Tensor:
         """The recipe's loss at `progress` of the run, of a batch of what `data.views.Views` gives -> scalar.
 
         images: uint8 (B, V, 3, H, W) for V views. sounds: waveforms (B, V, n), or spectrograms (B, V, 1, F, T).
@@ -160,8 +173,12 @@ class Learner:
             changes["mean_weight"] = recipe.mean_weight_at(progress)
         transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
         with self.stages("nets"):
-            features = self._features(self.features if alone else self.net, images, spectrograms,
-                                      None if transform is None else transform(images))  # fmt: skip
+            features = self._features(
+                self.features if alone else self.net,
+                images,
+                spectrograms,
+                None if transform is None else transform(images),
+            )
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
@@ -209,8 +226,12 @@ class Learner:
                 every = distributed.collect(ids, len(ids) * self.processes)
                 raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(every)}")
         self.optimizer.step()
-        return {"loss": value, "gradient_norm": norm, "learning_rate": rate,
-                "mean_weight": self.recipe.mean_weight_at(progress)}  # fmt: skip
+        return {
+            "loss": value,
+            "gradient_norm": norm,
+            "learning_rate": rate,
+            "mean_weight": self.recipe.mean_weight_at(progress),
+        }
 
     def share_buffers(self) -> None:
         """Give all processes the statistics of the first, which its checkpoints hold. Each step begins with that too,

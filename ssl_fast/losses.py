@@ -38,8 +38,23 @@ from .ops.mean import mean_vector
 from .ops.reference import accumulate_dtype, unit
 from .ops.similarity import similarity_and_map
 
-__all__ = ["LOSSES", "EZVSL", "FNAC", "LVS", "MarginNCE", "SLAVC", "SSLAlign", "SSLTIE",
-           "ez_vsl", "fnac", "lvs", "margin_nce", "slavc", "ssl_align", "ssl_tie"]  # fmt: skip
+__all__ = [
+    "EZVSL",
+    "FNAC",
+    "LOSSES",
+    "LVS",
+    "SLAVC",
+    "SSLTIE",
+    "MarginNCE",
+    "SSLAlign",
+    "ez_vsl",
+    "fnac",
+    "lvs",
+    "margin_nce",
+    "slavc",
+    "ssl_align",
+    "ssl_tie",
+]
 
 Pooling = ops.Mean | ops.SoftThreshold | ops.Max
 
@@ -87,11 +102,14 @@ def _views(name: str, views: Sequence[Tensor]) -> list[Tensor]:
     return list(views)
 
 
-def _projections(visuals: list[Tensor], audios: list[Tensor], project_visual, project_audio, projected_visuals,
-                 projected_audios) -> tuple[list[Tensor], list[Tensor]] | None:
+def _projections(
+    visuals: list[Tensor], audios: list[Tensor], project_visual, project_audio, projected_visuals, projected_audios
+) -> tuple[list[Tensor], list[Tensor]] | None:
     """What s_A compares, by either way of handing it over; None without s_A."""
-    ways = {"project_visual, project_audio": (project_visual, project_audio),
-            "projected_visuals, projected_audios": (projected_visuals, projected_audios)}
+    ways = {
+        "project_visual, project_audio": (project_visual, project_audio),
+        "projected_visuals, projected_audios": (projected_visuals, projected_audios),
+    }
     given = [name for name, pair in ways.items() if pair != (None, None)]
     if len(given) > 1:
         raise ValueError("projections: expected callables or projected tensors, got both")
@@ -101,8 +119,10 @@ def _projections(visuals: list[Tensor], audios: list[Tensor], project_visual, pr
         raise ValueError(f"{given[0]}: expected both or neither, got one")
     if projected_visuals is None:
         return [project_visual(v.mean((2, 3))) for v in visuals], [project_audio(a) for a in audios]
-    for name, projected, views in (("projected_visuals", projected_visuals, visuals),
-                                   ("projected_audios", projected_audios, audios)):
+    for name, projected, views in (
+        ("projected_visuals", projected_visuals, visuals),
+        ("projected_audios", projected_audios, audios),
+    ):
         if len(projected) != len(views):
             raise ValueError(f"{name}: expected {len(views)}, one per view, got {len(projected)}")
     return list(projected_visuals), list(projected_audios)
@@ -114,12 +134,23 @@ def _cosines(x: Tensor, y: Tensor) -> Tensor:
         return unit(_accumulate(x)) @ unit(_accumulate(y)).t()
 
 
-def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
-              project_visual: Callable[[Tensor], Tensor] | None = None,
-              project_audio: Callable[[Tensor], Tensor] | None = None, *, pooling: Pooling = ops.Mean(),
-              tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0,
-              projected_visuals: Sequence[Tensor] | None = None, projected_audios: Sequence[Tensor] | None = None,
-              positives: Tensor | None = None, group=None, backend: str = "auto", return_terms: bool = False):
+def ssl_align(
+    visuals: Sequence[Tensor],
+    audios: Sequence[Tensor],
+    project_visual: Callable[[Tensor], Tensor] | None = None,
+    project_audio: Callable[[Tensor], Tensor] | None = None,
+    *,
+    pooling: Pooling = ops.Mean(),
+    tau: float = 0.07,
+    symmetric: bool = False,
+    mean_weight: float = 0.0,
+    projected_visuals: Sequence[Tensor] | None = None,
+    projected_audios: Sequence[Tensor] | None = None,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+    return_terms: bool = False,
+):
     """SSL-Align: localization score s_L plus alignment score s_A, over all pairs of views (ICCV 2023, eq. 1-3).
 
         L = sum over view pairs (v, a) of  CE(s_L(v, a) / tau, positives) + CE(s_A(v, a) / tau, positives)
@@ -159,9 +190,20 @@ def ssl_align(visuals: Sequence[Tensor], audios: Sequence[Tensor],
     return loss
 
 
-def margin_nce(visual: Tensor, audio: Tensor, *, margin: float = -0.2, epsilon: float = 0.65, beta: float = 0.03,
-               tau: float = 0.07, symmetric: bool = False, mean_weight: float = 0.0, positives: Tensor | None = None,
-               group=None, backend: str = "auto") -> Tensor:
+def margin_nce(
+    visual: Tensor,
+    audio: Tensor,
+    *,
+    margin: float = -0.2,
+    epsilon: float = 0.65,
+    beta: float = 0.03,
+    tau: float = 0.07,
+    symmetric: bool = False,
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
     """MarginNCE: a negative margin for faulty positives (eq. 1-3 of its paper).
 
         S = soft-threshold pooling of the cosines (epsilon, beta);  L = CE((S - margin at positives) / tau, positives)
@@ -175,9 +217,22 @@ def margin_nce(visual: Tensor, audio: Tensor, *, margin: float = -0.2, epsilon: 
     return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
 
-def lvs(visual: Tensor, audio: Tensor, *, epsilon: float = 0.65, epsilon_negative: float = 0.4, beta: float = 0.03,
-        tau: float = 0.07, tri_map: bool = True, hard_negative: bool = True, margin: float = 0.0,
-        mean_weight: float = 0.0, positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
+def lvs(
+    visual: Tensor,
+    audio: Tensor,
+    *,
+    epsilon: float = 0.65,
+    epsilon_negative: float = 0.4,
+    beta: float = 0.03,
+    tau: float = 0.07,
+    tri_map: bool = True,
+    hard_negative: bool = True,
+    margin: float = 0.0,
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
     """LVS: soft-threshold pooling, and the background of the image itself as one more negative (CVPR 2021).
 
         S = soft-threshold pooling of the cosines (epsilon, beta)
@@ -190,12 +245,40 @@ def lvs(visual: Tensor, audio: Tensor, *, epsilon: float = 0.65, epsilon_negativ
     positives are left out of the negatives, and the background weights are normalised as logarithms.
     """
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    return _lvs(batch, visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
-                positives, backend, need_map=False)[0]  # fmt: skip
+    return _lvs(
+        batch,
+        visual,
+        audio,
+        epsilon,
+        epsilon_negative,
+        beta,
+        tau,
+        tri_map,
+        hard_negative,
+        margin,
+        mean_weight,
+        positives,
+        backend,
+        need_map=False,
+    )[0]
 
 
-def _lvs(batch, visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, hard_negative, margin, mean_weight,
-         positives, backend, need_map):
+def _lvs(
+    batch,
+    visual,
+    audio,
+    epsilon,
+    epsilon_negative,
+    beta,
+    tau,
+    tri_map,
+    hard_negative,
+    margin,
+    mean_weight,
+    positives,
+    backend,
+    need_map,
+):
     """The loss, and the maps (N, h, w) of the positives where they are needed."""
     check_tau(tau)
     pooling, maps = ops.SoftThreshold(epsilon, beta), None
@@ -215,8 +298,17 @@ def _lvs(batch, visual, audio, epsilon, epsilon_negative, beta, tau, tri_map, ha
     return cross_entropy(batch, torch.cat([scores, background], 1), positives, tau, margin), maps
 
 
-def ez_vsl(visual: Tensor, audio: Tensor, *, tau: float = 0.03, margin: float = 0.0, mean_weight: float = 0.0,
-           positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
+def ez_vsl(
+    visual: Tensor,
+    audio: Tensor,
+    *,
+    tau: float = 0.03,
+    margin: float = 0.0,
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
     """EZ-VSL: multiple-instance contrast of the best cell (ECCV 2022).
 
         S = max over cells of the cosines;  L = CE(S / tau, positives) + CE(S^T / tau, positives)
@@ -241,13 +333,25 @@ def _check_momentum(momentum: Sequence[Tensor], online: Sequence[Tensor]) -> Non
         if copy.shape != feature.shape:
             raise ValueError(f"momentum {name}: expected {tuple(feature.shape)}, got {tuple(copy.shape)}")
         if copy.requires_grad:
-            raise ValueError(f"momentum {name}: expected no gradient (compute it under torch.no_grad()), "
-                             "got requires_grad=True")  # fmt: skip
+            raise ValueError(
+                f"momentum {name}: expected no gradient (compute it under torch.no_grad()), got requires_grad=True"
+            )
 
 
-def slavc(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, *,
-          momentum: Sequence[Tensor] | None, tau: float = 0.03, reduce: str = "sum", negatives: str = "audio",
-          positives: Tensor | None = None, group=None, backend: str = "auto") -> Tensor:
+def slavc(
+    visual_loc: Tensor,
+    visual_avc: Tensor,
+    audio_loc: Tensor,
+    audio_avc: Tensor,
+    *,
+    momentum: Sequence[Tensor] | None,
+    tau: float = 0.03,
+    reduce: str = "sum",
+    negatives: str = "audio",
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
     """SLAVC: localization and audio-visual correspondence in two spaces, against momentum features (NeurIPS 2022).
 
         q(v, a)_ij = `reduce` over cells p of  softmax_j(cos_avc / tau)(p) * softmax_p(cos_loc / tau)(p)
@@ -271,9 +375,16 @@ def slavc(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: 
     if momentum is not None:
         terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
     weight = 0.5 if negatives == "both" else 1.0
-    return sum(contrast(batch, ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio",
-                                                      backend=backend),
-                        positives, negatives) * weight for features in terms)  # fmt: skip
+    return sum(
+        contrast(
+            batch,
+            ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),
+            positives,
+            negatives,
+        )
+        * weight
+        for features in terms
+    )
 
 
 def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor | None) -> Tensor:
@@ -285,9 +396,19 @@ def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor 
     return batch.mean(difference.abs().sum(1) + difference.sum(1).abs()) / p.shape[1]
 
 
-def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float = 0.6,
-         weights: tuple[float, float, float] = (100.0, 100.0, 100.0), mean_weight: float = 0.0,
-         positives: Tensor | None = None, group=None, backend: str = "auto", return_terms: bool = False):
+def fnac(
+    visual: Tensor,
+    audio: Tensor,
+    *,
+    tau: float = 0.03,
+    threshold: float = 0.6,
+    weights: tuple[float, float, float] = (100.0, 100.0, 100.0),
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+    return_terms: bool = False,
+):
     """FNAC: EZ-VSL's loss plus three L1 terms between row-softmaxed similarity matrices (CVPR 2023).
 
         L = ez_vsl + weights . (fns1, tns, fns2);   M = max over cells of the cosines;   R(z) = row softmax of z / tau
@@ -315,18 +436,32 @@ def fnac(visual: Tensor, audio: Tensor, *, tau: float = 0.03, threshold: float =
     with without_autocast(visual):
         sound = unit(_accumulate(audio))
         mean, foreground = (mean_vector(visual, part, backend=backend) for part in (None, weight))
-        audio_audio, mean_mean, front_front = (torch.softmax(x @ batch.gather(x).t() / tau, 1)
-                                               for x in (sound, mean, foreground))  # fmt: skip
+        audio_audio, mean_mean, front_front = (
+            torch.softmax(x @ batch.gather(x).t() / tau, 1) for x in (sound, mean, foreground)
+        )
     visual_audio = torch.softmax(scores / tau, 1)
-    fns1, tns, fns2 = (_row_difference(batch, p, q, positives) for p, q in (
-        (audio_audio, visual_audio), (audio_audio, front_front), (mean_mean, visual_audio)))  # fmt: skip
+    fns1, tns, fns2 = (
+        _row_difference(batch, p, q, positives)
+        for p, q in ((audio_audio, visual_audio), (audio_audio, front_front), (mean_mean, visual_audio))
+    )
     loss = nce + weights[0] * fns1 + weights[1] * tns + weights[2] * fns2
     return (loss, {"nce": nce, "fns1": fns1, "tns": tns, "fns2": fns2}) if return_terms else loss
 
 
-def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform: Callable[[Tensor], Tensor], *,
-            weight: float = 1.0, detach_map: bool = False, positives: Tensor | None = None, group=None,
-            backend: str = "auto", return_terms: bool = False, **lvs_options):
+def ssl_tie(
+    visual: Tensor,
+    audio: Tensor,
+    transformed_visual: Tensor,
+    transform: Callable[[Tensor], Tensor],
+    *,
+    weight: float = 1.0,
+    detach_map: bool = False,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+    return_terms: bool = False,
+    **lvs_options,
+):
     """SSL-TIE: LVS on an image and its transform T, whose maps must agree (ACM MM 2022).
 
         L = (lvs(x, s) + lvs(T x, s)) / 2 + weight * mean (A(T x, s) - T(A(x, s)))^2
@@ -347,8 +482,9 @@ def ssl_tie(visual: Tensor, audio: Tensor, transformed_visual: Tensor, transform
     target = transform((maps.detach() if detach_map else maps)[:, None])
     expected = maps_transformed[:, None]
     if target.shape != expected.shape:
-        raise ValueError(f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, "
-                         f"got {tuple(target.shape)}")  # fmt: skip
+        raise ValueError(
+            f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, got {tuple(target.shape)}"
+        )
     equivariance = batch.mean((expected - target).square().mean((1, 2, 3)))
     loss = 0.5 * (plain + transformed) + weight * equivariance
     if return_terms:
@@ -443,6 +579,11 @@ class SSLTIE(_Loss, function=ssl_tie):
 
 
 LOSSES: dict[str, type[_Loss]] = {
-    "ssl_align": SSLAlign, "margin_nce": MarginNCE, "lvs": LVS, "ez_vsl": EZVSL, "slavc": SLAVC, "fnac": FNAC,
+    "ssl_align": SSLAlign,
+    "margin_nce": MarginNCE,
+    "lvs": LVS,
+    "ez_vsl": EZVSL,
+    "slavc": SLAVC,
+    "fnac": FNAC,
     "ssl_tie": SSLTIE,
-}  # fmt: skip
+}

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LATE_IMPORTS = ["torch._dynamo"]  # by the first backward pass through a custom op
 
+
 class Stopwatch:
     """Seconds of wall time and of CPU time (None on CUDA) that one call of `job` takes."""
 

@@ -8,7 +8,8 @@ _SECONDS, _SHARE = 10, 0.05  # a line after so much time, or when so much more o
 
 
 def progress_bar(iterable=None, *, disable: bool = False, **options) -> tqdm:
-    """As tqdm; where stderr is no terminal, what it gives writes lines, at most one a second and one when it is closed."""
+    """As tqdm; where stderr is no terminal, what it gives writes lines, at most one a second and one when it is
+    closed."""
     return (tqdm if disable or getattr(sys.stderr, "isatty", bool)() else _Lines)(iterable, disable=disable, **options)
 
 

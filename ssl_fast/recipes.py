@@ -89,8 +89,10 @@ class Recipe:
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
         if self.batch_size % self.accumulation or self.batch_size < 2 * self.accumulation:
-            raise ValueError(f"accumulation: expected to cut the batch of {self.batch_size} into equal parts of 2 or "
-                             f"more, got {self.accumulation}")  # fmt: skip
+            raise ValueError(
+                f"accumulation: expected to cut the batch of {self.batch_size} into equal parts of 2 or "
+                f"more, got {self.accumulation}"
+            )
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate: expected > 0, got {self.learning_rate}")
         if not isinstance(self.views, (tuple, list)) or not self.views or not set(self.views) <= set(VIEWS):
@@ -203,17 +205,34 @@ _QUICKSTART: dict[str, dict] = {
 # for its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their
 # image nets from ImageNet, and so may MarginNCE: see `init` of training.train.
 _PUBLISHED: dict[str, dict] = {
-    "ssl_align": {"epochs": 50, "front_end": "ssl_align", "augmentation": "simclr", "time_shift": (0.1, 0.5),
-                  "views": VIEWS},
+    "ssl_align": {
+        "epochs": 50,
+        "front_end": "ssl_align",
+        "augmentation": "simclr",
+        "time_shift": (0.1, 0.5),
+        "views": VIEWS,
+    },
     "margin_nce": {"weight_decay": 1e-4},
     "ez_vsl": {},
     "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs"},
     "slavc": {"front_end": "slavc", "momentum_decay": 0.999},
-    "fnac": {"epochs": 30, "batch_size": 256, "weight_decay": 1e-4, "front_end": "fnac", "masks": "fnac",
-             "nce_only": 5 / 30},
-    "ssl_tie": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "ssl_tie",
-                "augmentation": "moco_v2", "masks": "ssl_tie"},
-}  # fmt: skip
+    "fnac": {
+        "epochs": 30,
+        "batch_size": 256,
+        "weight_decay": 1e-4,
+        "front_end": "fnac",
+        "masks": "fnac",
+        "nce_only": 5 / 30,
+    },
+    "ssl_tie": {
+        "epochs": 100,
+        "batch_size": 32,
+        "weight_decay": 1e-4,
+        "front_end": "ssl_tie",
+        "augmentation": "moco_v2",
+        "masks": "ssl_tie",
+    },
+}
 
 
 def quickstart(method: str) -> dict:
@@ -223,10 +242,21 @@ def quickstart(method: str) -> dict:
 
 def published(method: str) -> dict:
     """Those of EZ-VSL (Adam at a constant rate, no warm-up of any kind), and what differs from them."""
-    ez_vsl = {"model": LocalizerConfig.published(method), "front_end": "ez_vsl", "image_size": 224, "epochs": 20,
-              "batch_size": 128, "optimizer": "adam", "learning_rate": 1e-4, "weight_decay": 0.0, "warm_up_steps": 0,
-              "decay": "constant", "pooling_warm_up": None, "precision": "float32",
-              "augmentation": "ez_vsl"}  # fmt: skip
+    ez_vsl = {
+        "model": LocalizerConfig.published(method),
+        "front_end": "ez_vsl",
+        "image_size": 224,
+        "epochs": 20,
+        "batch_size": 128,
+        "optimizer": "adam",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.0,
+        "warm_up_steps": 0,
+        "decay": "constant",
+        "pooling_warm_up": None,
+        "precision": "float32",
+        "augmentation": "ez_vsl",
+    }
     return ez_vsl | _PUBLISHED[method]
 
 

@@ -17,8 +17,19 @@ PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once,
 # Arguments that a resumed run may have anew, since they change how a run goes and not what it is. Those of _KEPT are
 # kept where they are not given.
 _KEPT = ("minutes", "threads")
-_FREE = {*_KEPT, "out", "resume", "workers", "device", "checkpoint_every", "quiet", "cache", "command", "traceback",
-         "run"}  # fmt: skip
+_FREE = {
+    *_KEPT,
+    "out",
+    "resume",
+    "workers",
+    "device",
+    "checkpoint_every",
+    "quiet",
+    "cache",
+    "command",
+    "traceback",
+    "run",
+}
 
 
 _DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
@@ -107,15 +118,26 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
     from . import training
 
     run = training.train(
-        training_set, recipe, seed=args.seed, out=args.out, resume=args.resume, minutes=args.minutes,
-        workers=getattr(args, "workers", 0), device=args.device, checkpoint_every=args.checkpoint_every,
-        progress=not args.quiet, compile=bool(args.compile), **options,
-    )  # fmt: skip
+        training_set,
+        recipe,
+        seed=args.seed,
+        out=args.out,
+        resume=args.resume,
+        minutes=args.minutes,
+        workers=getattr(args, "workers", 0),
+        device=args.device,
+        checkpoint_every=args.checkpoint_every,
+        progress=not args.quiet,
+        compile=bool(args.compile),
+        **options,
+    )
     if run.unused:
         print(f"{args.init}: not used are {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
-    print(f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
-          f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}")  # fmt: skip
+    print(
+        f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
+        f"loss {run.final_loss:.3f}, of a collapsed net {run.chance:.3f}"
+    )
     if run.stages:
         print(f"time of its steps: {listed(run.stages)}")
     return run
@@ -134,9 +156,13 @@ def quickstart(args: argparse.Namespace) -> int:
     args = _open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
     settings = scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
-        args.method, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        accumulation=args.accumulation, vertical_flip=True,  # scenes look the same upside down
-    )  # fmt: skip
+        args.method,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        accumulation=args.accumulation,
+        vertical_flip=True,  # scenes look the same upside down
+    )
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     _set_up(args, recipe)
     _remember(args)
@@ -150,8 +176,9 @@ def quickstart(args: argparse.Namespace) -> int:
         with stages("scenes"):
             tests, validation = loading.result()
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return evaluation_commands.write(run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet,
-                                     notes=run.notes, stages=stages)
+    return evaluation_commands.write(
+        run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet, notes=run.notes, stages=stages
+    )
 
 
 def scene_settings(train: int | None, test: int | None):
@@ -174,10 +201,16 @@ def train(args: argparse.Namespace) -> int:
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
-        args.method, args.recipe, epochs=args.epochs, batch_size=args.batch_size, precision=args.precision,
-        accumulation=args.accumulation, front_end=args.front_end, image_size=args.image_size,
+        args.method,
+        args.recipe,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        accumulation=args.accumulation,
+        front_end=args.front_end,
+        image_size=args.image_size,
         views=None if args.views is None else tuple(args.views.split(",")),
-    )  # fmt: skip
+    )
     if args.val_split is not None and args.val is None:
         raise ValueError("--val-split: expected with --val")
     how = recipe.front_end, recipe.image_size
@@ -203,8 +236,16 @@ def train(args: argparse.Namespace) -> int:
                 if found is not None and not (found is training_set and recipe.policy):  # policies need the files
                     preload(found, args.quiet)
         with stages("training"):
-            run = _train(args, training_set, recipe, validation=validation, board=True, init=args.init,
-                         neighbors=neighbors, **several)
+            run = _train(
+                args,
+                training_set,
+                recipe,
+                validation=validation,
+                board=True,
+                init=args.init,
+                neighbors=neighbors,
+                **several,
+            )
     if rank > 0:
         return 0
     best, notes = training.best_record(run.history), list(run.notes)
@@ -217,8 +258,18 @@ def train(args: argparse.Namespace) -> int:
     localizer = checkpoints.load(args.out).localizer
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
-    return evaluation_commands.write(localizer, tests, None, args.out, about, run.history, quiet=args.quiet,
-                                     workers=args.workers, notes=notes, stages=stages)
+    return evaluation_commands.write(
+        localizer,
+        tests,
+        None,
+        args.out,
+        about,
+        run.history,
+        quiet=args.quiet,
+        workers=args.workers,
+        notes=notes,
+        stages=stages,
+    )
 
 
 def _neighbors(args: argparse.Namespace, training_set, recipe):
@@ -256,11 +307,24 @@ def describe(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
 
     from .models.storage import digest
 
-    return {"method": method, "seed": seed, "weights": str(checkpoint), "weights_sha256": digest(checkpoint),
-            "recipe": recipe, "threads": torch.get_num_threads()}  # fmt: skip
+    return {
+        "method": method,
+        "seed": seed,
+        "weights": str(checkpoint),
+        "weights_sha256": digest(checkpoint),
+        "recipe": recipe,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _about_run(run) -> dict:
-    return {"train_seconds": run.seconds, "steps": run.steps, "planned_steps": run.planned_steps,
-            "shortened": run.shortened, "final_loss": run.final_loss, "chance": run.chance,
-            "precision": run.precision, "step_seconds": run.stages}  # fmt: skip
+    return {
+        "train_seconds": run.seconds,
+        "steps": run.steps,
+        "planned_steps": run.planned_steps,
+        "shortened": run.shortened,
+        "final_loss": run.final_loss,
+        "chance": run.chance,
+        "precision": run.precision,
+        "step_seconds": run.stages,
+    }

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 class Stages:
     """Seconds by stage, in the order in which stages began. Each moment counts for the innermost stage alone.
 
-        stages = Stages()
-        with stages("training"):
-            for batch in stages.waiting("data", loader):
-                ...
-        stages.seconds                               # {"training": 80.2, "data": 3.1}
+    stages = Stages()
+    with stages("training"):
+        for batch in stages.waiting("data", loader):
+            ...
+    stages.seconds                               # {"training": 80.2, "data": 3.1}
     """
 
     def __init__(self):

@@ -84,8 +84,18 @@ class StepSampler(torch.utils.data.Sampler):
     Of process `rank` of `processes`: its shares of the batch's `parts`, which it must cut into equal ones.
     """
 
-    def __init__(self, samples: int, batch_size: int, steps: int, seed: int, first: int = 0, *, parts: int = 1,
-                 rank: int = 0, processes: int = 1):  # fmt: skip
+    def __init__(
+        self,
+        samples: int,
+        batch_size: int,
+        steps: int,
+        seed: int,
+        first: int = 0,
+        *,
+        parts: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ):
         self.samples, self.batch_size, self.steps, self.seed, self.first = samples, batch_size, steps, seed, first
         self.parts, self.rank, self.processes = parts, rank, processes
 
@@ -112,9 +122,9 @@ def _collate(samples: list[dict]) -> tuple[list[int], Tensor, Tensor]:
 @dataclass
 class Run:
     """What `train` gives back. history: one record a step. chance: see `Learner.chance`. precision: of the nets.
-    unused: keys of the file of weights `init` that have no place in the image net. stages: seconds by part of a step, of
-    all steps since it was last resumed; none on CUDA, which works on while the next part begins. notes: what the figures of
-    the run do not say."""
+    unused: keys of the file of weights `init` that have no place in the image net. stages: seconds by part of a step,
+    of all steps since it was last resumed; none on CUDA, which works on while the next part begins. notes: what the
+    figures of the run do not say."""
 
     localizer: Localizer
     recipe: Recipe
@@ -146,19 +156,34 @@ def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
     return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
 
 
-def _identity(sample_set: "SampleSet", recipe: Recipe, seed: int, validation: "SampleSet | None", compile: bool,
-              init: str | os.PathLike | None, neighbors: "tuple[Neighbors, Neighbors] | None",
-              gather: bool, sync_batch_norm: bool) -> dict:  # fmt: skip
+def _identity(
+    sample_set: "SampleSet",
+    recipe: Recipe,
+    seed: int,
+    validation: "SampleSet | None",
+    compile: bool,
+    init: str | os.PathLike | None,
+    neighbors: "tuple[Neighbors, Neighbors] | None",
+    gather: bool,
+    sync_batch_norm: bool,
+) -> dict:
     """What a run is, and must be again when it is resumed. init: the hash of that file. neighbors: the hash of some."""
     weights = None if init is None else storage.digest(Path(init))[:16]
     drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
     near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
     processes = distributed.place()[1]
     several = {"number": processes, "gather": gather, "sync_batch_norm": sync_batch_norm}
-    return {"seed": seed, "recipe": recipe.to_dict(), "samples": len(sample_set), "data": fingerprint(sample_set),
-            "validation": None if validation is None else fingerprint(validation), "compile": compile,
-            "init": weights, "processes": None if processes == 1 else several,
-            "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16]}  # fmt: skip
+    return {
+        "seed": seed,
+        "recipe": recipe.to_dict(),
+        "samples": len(sample_set),
+        "data": fingerprint(sample_set),
+        "validation": None if validation is None else fingerprint(validation),
+        "compile": compile,
+        "init": weights,
+        "processes": None if processes == 1 else several,
+        "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16],
+    }
 
 
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
@@ -174,9 +199,14 @@ def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[s
     own = distributed.share(len(sample_set) // size)
     keys = [(index, 0) for index in range(own.start * size, own.stop * size)]
     themselves = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
-    loader = torch.utils.data.DataLoader(Views(sample_set, recipe, learner.seed, themselves), size, sampler=keys,
-                                         num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator())  # fmt: skip
+    loader = torch.utils.data.DataLoader(
+        Views(sample_set, recipe, learner.seed, themselves),
+        size,
+        sampler=keys,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),
+    )
     losses = learner.validation_losses((batch[1:] for batch in loader), own.start)
     losses = distributed.collect(losses, len(sample_set) // size)
     return {"validation_loss": sum(losses) / len(losses)}
@@ -184,6 +214,7 @@ def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[s
 
 def best_record(history: list[dict]) -> dict | None:
     """The record of the best validation so far, the first of equals; None without any."""
+
     def merit(record: dict) -> float:
         return record["validation_success"] if "validation_success" in record else -record["validation_loss"]
 
@@ -195,8 +226,10 @@ def check_validation(sample_set: "SampleSet", validation: "SampleSet", recipe: R
     """ValueError for samples that are trained on too, and for too few of them."""
     both = sorted(set(sample_set.ids) & set(validation.ids))
     if both:
-        raise ValueError(f"validation: expected samples that are not trained on, {len(both)} of {len(validation)} are: "
-                         f"{', '.join(both[:3])} ...")  # fmt: skip
+        raise ValueError(
+            f"validation: expected samples that are not trained on, {len(both)} of {len(validation)} are: "
+            f"{', '.join(both[:3])} ..."
+        )
     least = 1 if validation.has_ground_truth else recipe.batch_size // recipe.accumulation
     if len(validation) < least:
         raise ValueError(f"validation: expected {least} samples or more, got {len(validation)}")
@@ -213,8 +246,10 @@ def check_processes(recipe: Recipe, processes: int, device: str, gather: bool, s
     part = recipe.batch_size // recipe.accumulation
     if part % processes or part < least:
         parts = f" in {recipe.accumulation} parts" if recipe.accumulation > 1 else ""
-        raise ValueError(f"batch_size: expected equal shares of {least // processes} or more for {processes} "
-                         f"processes, got {recipe.batch_size}{parts}")  # fmt: skip
+        raise ValueError(
+            f"batch_size: expected equal shares of {least // processes} or more for {processes} "
+            f"processes, got {recipe.batch_size}{parts}"
+        )
 
 
 @contextlib.contextmanager
@@ -261,7 +296,7 @@ class _History:
             temporary = path.with_name(f".{path.name}.{os.getpid()}")
             temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
             os.replace(temporary, path)
-            self.file = open(path, "a", buffering=1)
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115, `close` closes it
 
     def add(self, record: dict) -> None:
         if self.file:
@@ -292,8 +327,9 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
         elif state.get(name) != value:
-            raise ValueError(f"{path}: belongs to a run with {name}={state.get(name)!r}, "
-                             f"asked to go on with {name}={value!r}")  # fmt: skip
+            raise ValueError(
+                f"{path}: belongs to a run with {name}={state.get(name)!r}, asked to go on with {name}={value!r}"
+            )
     return state
 
 
@@ -324,8 +360,8 @@ def train(
     out: folder for `checkpoint.pt` and `metrics.jsonl`; None writes nothing. resume: go on from the checkpoint there
         (from the start where there is none yet). minutes: budget of training time, all parts of a resumed run together;
         a run that does not fit is shortened, schedules and all. usual_minutes: without `minutes`, what the whole run
-        should take. A run whose first steps are too slow for either says so in a line on stdout. workers: processes that
-        load samples.
+        should take. A run whose first steps are too slow for either says so in a line on stdout. workers: processes
+        that load samples.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
     on_step: called with (Learner, record) after every step, before any checkpoint of it.
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
@@ -340,13 +376,50 @@ def train(
     torch's global generator is left as it was found.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
-        return _train(sample_set, recipe, seed, None if out is None else Path(out), resume, minutes, usual_minutes,
-                      workers, device, checkpoint_every, progress, on_step, validation, compile, board, init, neighbors,
-                      gather, sync_batch_norm)  # fmt: skip
+        return _train(
+            sample_set,
+            recipe,
+            seed,
+            None if out is None else Path(out),
+            resume,
+            minutes,
+            usual_minutes,
+            workers,
+            device,
+            checkpoint_every,
+            progress,
+            on_step,
+            validation,
+            compile,
+            board,
+            init,
+            neighbors,
+            gather,
+            sync_batch_norm,
+        )
 
 
-def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, workers, device, checkpoint_every, progress,
-           on_step, validation, compile, board, init, neighbors, gather, sync_batch_norm) -> Run:  # fmt: skip
+def _train(
+    sample_set,
+    recipe,
+    seed,
+    out,
+    resume,
+    minutes,
+    usual_minutes,
+    workers,
+    device,
+    checkpoint_every,
+    progress,
+    on_step,
+    validation,
+    compile,
+    board,
+    init,
+    neighbors,
+    gather,
+    sync_batch_norm,
+) -> Run:
     from .data.views import Views
 
     if minutes is not None and not minutes > 0:
@@ -358,18 +431,37 @@ def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, worker
         check_validation(sample_set, validation, recipe)
     rank, processes = distributed.place()
     check_processes(recipe, processes, device, gather, sync_batch_norm)
-    learner = Learner(recipe, seed, device, compile, front_end=sample_set.front_end, init=init, gather=gather,
-                      sync_batch_norm=sync_batch_norm)  # fmt: skip
-    run = Run(learner.localizer, recipe, seed, steps=0, planned_steps=planned, seconds=0.0, chance=learner.chance(),
-              precision=str(learner.precision).removeprefix("torch."), unused=learner.unused)  # fmt: skip
+    learner = Learner(
+        recipe,
+        seed,
+        device,
+        compile,
+        front_end=sample_set.front_end,
+        init=init,
+        gather=gather,
+        sync_batch_norm=sync_batch_norm,
+    )
+    run = Run(
+        learner.localizer,
+        recipe,
+        seed,
+        steps=0,
+        planned_steps=planned,
+        seconds=0.0,
+        chance=learner.chance(),
+        precision=str(learner.precision).removeprefix("torch."),
+        unused=learner.unused,
+    )
     identity = _identity(sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm)
     state = resume_state(out, identity) if resume and out is not None else None
     if state is not None:
         learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
         if state.get("ended") and progress_of(run.steps, planned, run.seconds, budget) < 1:
-            run.notes.append(f"--minutes had ended this run and its schedules after {run.steps:,} of {planned:,} steps; "
-                             "they went on from there with another budget, which is not a run of full length")  # fmt: skip
+            run.notes.append(
+                f"--minutes had ended this run and its schedules after {run.steps:,} of {planned:,} steps; "
+                "they went on from there with another budget, which is not a run of full length"
+            )
     if distributed.total(run.steps, learner.device) != processes * run.steps:  # folders of several machines
         raise ValueError(f"{out}: expected the checkpoint that the other processes have, got one of step {run.steps}")
     out = out if rank == 0 else None
@@ -379,18 +471,39 @@ def _train(sample_set, recipe, seed, out, resume, minutes, usual_minutes, worker
     def checkpoint(name: str = storage.LAST, ended: bool = False) -> Path | None:
         if out is None:
             return None
-        about = {"step": run.steps, "planned_steps": planned, "ended": ended, "seconds": run.seconds, "history": run.history,
-                 "threads": torch.get_num_threads()}  # fmt: skip
+        about = {
+            "step": run.steps,
+            "planned_steps": planned,
+            "ended": ended,
+            "seconds": run.seconds,
+            "history": run.history,
+            "threads": torch.get_num_threads(),
+        }
         storage.save(identity | about | learner.state(), out / name)
         return out / name
 
     history = _History(None if out is None else out / HISTORY, run.history, board)
-    sampler = StepSampler(len(sample_set), recipe.batch_size, planned, seed, run.steps, parts=recipe.accumulation,
-                          rank=rank, processes=processes)  # fmt: skip
-    loader = torch.utils.data.DataLoader(views, batch_sampler=sampler, num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator().manual_seed(0),
-                                         pin_memory=learner.device.type == "cuda")  # fmt: skip
-    bar = progress_bar(total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0)
+    sampler = StepSampler(
+        len(sample_set),
+        recipe.batch_size,
+        planned,
+        seed,
+        run.steps,
+        parts=recipe.accumulation,
+        rank=rank,
+        processes=processes,
+    )
+    loader = torch.utils.data.DataLoader(
+        views,
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=_collate,
+        generator=torch.Generator().manual_seed(0),
+        pin_memory=learner.device.type == "cuda",
+    )
+    bar = progress_bar(
+        total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0
+    )
     smooth, began, saved = None, time.monotonic() - run.seconds, run.seconds
     first, start = run.steps + PACE_AFTER, None  # of the steps whose speed is measured
     told = (minutes or usual_minutes) is None or rank > 0

@@ -16,7 +16,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for marker in (
         "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda",
-        "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, --lf, or by its name (FILE::TEST)",
+        "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, --lf, or by its name "
+        "(FILE::TEST)",
         "grid: of all combinations of the test's parameters, a few that have each value at least once always run; the "
         "others are marked `sweep`",
         "sweep: a combination of parameters that is only run with --all, -m, --lf, or by its name (FILE::TEST)",
@@ -25,8 +26,8 @@ def pytest_configure(config):
 
 
 def diagonal(cases: list[dict]) -> list[int]:
-    """Indices of a few of the cases ({parameter: value}) in which each value of each parameter occurs: one after the other
-    the case with the most values that have not yet occurred, the first of equals."""
+    """Indices of a few of the cases ({parameter: value}) in which each value of each parameter occurs: one after the
+    other the case with the most values that have not yet occurred, the first of equals."""
     values = [{(name, repr(value)) for name, value in case.items()} for case in cases]
     missing, chosen = set().union(*values), []
     while missing:
@@ -107,7 +108,8 @@ def use_set():
 
 @pytest.fixture
 def set_extension(monkeypatch):
-    """Puts another compiled module in place (None: none), as in a new process: no device was probed, nothing was warned of."""
+    """Puts another compiled module in place (None: none), as in a new process: no device was probed, nothing was warned
+    of."""
     from ssl_fast.ops import checks
 
     def forget():

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-CELLS, SIDE = 4, 16         # 4 x 4 cells of 4 x 4 pixels
+CELLS, SIDE = 4, 16  # 4 x 4 cells of 4 x 4 pixels
 
 
 class FrontEnd(SimpleNamespace):
     shape = (2, 1)
-    name, sample_rate, seconds, samples = "fake", 16000, .01, 160
+    name, sample_rate, seconds, samples = "fake", 16000, 0.01, 160
 
     def spectrogram(self, waveforms):
         waveforms = torch.as_tensor(waveforms)
@@ -47,7 +47,9 @@ class FakeSet(torch.utils.data.Dataset):
         image[2] = torch.arange(SIDE, dtype=torch.uint8) * 5
         for category, row, column, height, width in self.objects[self.samples[sample][0]]:
             scale = SIDE // CELLS
-            image[0, row * scale:(row + height) * scale, column * scale:(column + width) * scale] = 16 * (category + 1)
+            image[0, row * scale : (row + height) * scale, column * scale : (column + width) * scale] = 16 * (
+                category + 1
+            )
         spectrogram = self.front_end.spectrogram(self.waveform(sample))[None]
         return {"image": image, "spectrogram": spectrogram, "index": sample}
 
@@ -64,17 +66,17 @@ class FakeSet(torch.utils.data.Dataset):
         if not self.masks:
             return None
         mask = self.ground_truth(sample) > 0
-        mask[:, ::2] = False            # every other column only
+        mask[:, ::2] = False  # every other column only
         return mask
 
 
 class FakeLocalizer(torch.nn.Module):
     """hears=False: the map shows all objects. alarm: added to the first cell under silence or noise."""
 
-    def __init__(self, hears=True, gain=.9, alarm=0.):
+    def __init__(self, hears=True, gain=0.9, alarm=0.0):
         super().__init__()
         self.hears, self.gain, self.alarm = hears, gain, alarm
-        self.dropout = torch.nn.Dropout(.5)
+        self.dropout = torch.nn.Dropout(0.5)
 
     def normalize_images(self, images):
         assert images.dtype == torch.uint8
@@ -86,7 +88,7 @@ class FakeLocalizer(torch.nn.Module):
 
     def visual_features(self, images):
         assert not torch.is_grad_enabled() and not self.training and not self.dropout.training
-        return {"visual": images[:, 0, 2::4, 2::4] / 16}        # category + 1, or 0
+        return {"visual": images[:, 0, 2::4, 2::4] / 16}  # category + 1, or 0
 
     def audio_features(self, spectrograms):
         mean, deviation = spectrograms[:, 0, 0, 0], spectrograms[:, 0, 1, 0]
@@ -97,7 +99,7 @@ class FakeLocalizer(torch.nn.Module):
         seen = (cells == heard) if self.hears else (cells > 0)
         maps = self.gain * seen.float()
         maps[:, 0, 0] += self.alarm * (audio["audio"] < 0)
-        return maps + .01 * cells / 16
+        return maps + 0.01 * cells / 16
 
     def retrieval(self, visual, audio, similarity="auto"):
         cells = visual["visual"].flatten(1)[:, None]

@@ -74,15 +74,27 @@ def loop_scores(visual, audio, pool, mean_weight=0.0):
     return [[(1 - mean_weight) * pool(c) + mean_weight * mean(c) for c in row] for row in cosine_maps(visual, audio)]
 
 
-def loop_margin_nce(visual, audio, positives, margin=-0.2, epsilon=0.65, beta=0.03, tau=0.07, symmetric=False,
-                    mean_weight=0.0):
+def loop_margin_nce(
+    visual, audio, positives, margin=-0.2, epsilon=0.65, beta=0.03, tau=0.07, symmetric=False, mean_weight=0.0
+):
     scores = loop_scores(visual, audio, lambda c: soft_mean(c, epsilon, beta), mean_weight)
     rows = row_loss(scores, positives, tau, margin)
     return (rows + column_loss(scores, positives, tau, margin)) / 2 if symmetric else rows
 
 
-def loop_lvs(visual, audio, positives, epsilon=0.65, epsilon_negative=0.4, beta=0.03, tau=0.07, tri_map=True,
-             hard_negative=True, margin=0.0, mean_weight=0.0):
+def loop_lvs(
+    visual,
+    audio,
+    positives,
+    epsilon=0.65,
+    epsilon_negative=0.4,
+    beta=0.03,
+    tau=0.07,
+    tri_map=True,
+    hard_negative=True,
+    margin=0.0,
+    mean_weight=0.0,
+):
     scores = loop_scores(visual, audio, lambda c: soft_mean(c, epsilon, beta), mean_weight)
     edge = epsilon_negative if tri_map else epsilon
     own = [row[y] for row, y in zip(cosine_maps(visual, audio), positives)]
@@ -95,8 +107,9 @@ def loop_ez_vsl(visual, audio, positives, tau=0.03, margin=0.0, mean_weight=0.0)
     return row_loss(scores, positives, tau, margin) + column_loss(scores, positives, tau, margin)
 
 
-def loop_ssl_align(visuals, audios, positives, tau=0.07, symmetric=False, pool=mean, project_visual=None,
-                   project_audio=None):
+def loop_ssl_align(
+    visuals, audios, positives, tau=0.07, symmetric=False, pool=mean, project_visual=None, project_audio=None
+):
     total = 0
     for visual in visuals:
         for audio in audios:
@@ -110,8 +123,9 @@ def loop_ssl_align(visuals, audios, positives, tau=0.07, symmetric=False, pool=m
     return total
 
 
-def loop_slavc(visual_loc, visual_avc, audio_loc, audio_avc, positives, momentum, tau=0.03, reduce="sum",
-               negatives="audio"):
+def loop_slavc(
+    visual_loc, visual_avc, audio_loc, audio_avc, positives, momentum, tau=0.03, reduce="sum", negatives="audio"
+):
     def term(visual_loc, visual_avc, audio_loc, audio_avc):
         loc, avc = cosine_maps(visual_loc, audio_loc), cosine_maps(visual_avc, audio_avc)
         cells = range(len(loc[0][0]))

@@ -229,8 +229,18 @@ def _with_map(visual, audio, extra, backend):
 
 def product_op(tau=0.07, reduce="sum", instances="audio"):
     def call(visual_loc, visual_avc, audio_loc, audio_avc, extra, backend):
-        return (ops.product_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau=tau, reduce=reduce,
-                                       instances=instances, backend=backend),)  # fmt: skip
+        return (
+            ops.product_log_scores(
+                visual_loc,
+                visual_avc,
+                audio_loc,
+                audio_avc,
+                tau=tau,
+                reduce=reduce,
+                instances=instances,
+                backend=backend,
+            ),
+        )
 
     return Op(call, _product_truth(tau, reduce, instances), spaces=2)
 
@@ -245,9 +255,10 @@ OPS = {
     "product-max-audio": product_op(reduce="max"),
     "product-sum-image": product_op(instances="image"),
     "product-max-image": product_op(reduce="max", instances="image"),
-    "cosine-map": Op(lambda visual, audio, extra, backend: (ops.cosine_map(visual, audio, backend=backend),),
-                     _map_truth, paired=True),
-}  # fmt: skip
+    "cosine-map": Op(
+        lambda visual, audio, extra, backend: (ops.cosine_map(visual, audio, backend=backend),), _map_truth, paired=True
+    ),
+}
 
 
 # ---- evaluation ----
@@ -289,8 +300,10 @@ def _norm(x):
 
 def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
     """By the equations, in numpy of the given precision, from the values of `features`."""
-    visuals, audios = ([x.detach().double().cpu().numpy().astype(precision) for x in part]
-                       for part in (features[: op.spaces], features[op.spaces :]))  # fmt: skip
+    visuals, audios = (
+        [x.detach().double().cpu().numpy().astype(precision) for x in part]
+        for part in (features[: op.spaces], features[op.spaces :])
+    )
     spaces = []
     for visual, audio in zip(visuals, audios, strict=True):
         visual = visual.reshape(*visual.shape[:2], -1)
@@ -316,16 +329,24 @@ def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
     found = found[::2] + found[1::2]
     gradients = [(g.reshape(x.shape), scale) for (g, scale), x in zip(found, features, strict=True)]
     typical = 1 if op.spaces == 2 else _norm(alphas[0]) / max(alphas[0].size, 1) ** 0.5  # a log probability; a cosine
-    return Truth(list(outputs), [g for g, _ in gradients], [max(_norm(x), typical * x.size**0.5) for x in outputs],
-                 [scale for _, scale in gradients])  # fmt: skip
+    return Truth(
+        list(outputs),
+        [g for g, _ in gradients],
+        [max(_norm(x), typical * x.size**0.5) for x in outputs],
+        [scale for _, scale in gradients],
+    )
 
 
 def relative_errors(result: Result, truth: Truth) -> list[float]:
     """Norm of the error of each output and gradient, relative to the norm of the truth."""
-    pairs = [*zip(result.outputs, truth.outputs, truth.output_scales, strict=True),
-             *zip(result.gradients, truth.gradients, truth.gradient_scales, strict=True)]  # fmt: skip
-    return [_norm(got.double().cpu().numpy() - want) / scale if scale else _norm(got.double().cpu().numpy())
-            for got, want, scale in pairs]  # fmt: skip
+    pairs = [
+        *zip(result.outputs, truth.outputs, truth.output_scales, strict=True),
+        *zip(result.gradients, truth.gradients, truth.gradient_scales, strict=True),
+    ]
+    return [
+        _norm(got.double().cpu().numpy() - want) / scale if scale else _norm(got.double().cpu().numpy())
+        for got, want, scale in pairs
+    ]
 
 
 # Added to the bounds, in units in the last place: the reference may be exact by chance where there are few numbers.
@@ -343,9 +364,13 @@ def assert_accurate(op: Op, features, extra: Extra, factor: float = 2, floor: bo
     errors, eager = (relative_errors(r, truth) for r in (result, evaluate(op, features, extra, "reference")))
     dtypes = [x.dtype for x in result.tensors()]
     units = [torch.finfo(dtype).eps for dtype in dtypes]
-    bounds = [factor * other + floor * FLOOR[dtype] * unit if np.isfinite(other) else 2 * unit
-              for other, dtype, unit in zip(eager, dtypes, units, strict=True)]  # fmt: skip
-    report = "; ".join(f"{error / unit:.3g} ulp (eager {other / unit:.3g}, at most {bound / unit:.3g})"
-                       for error, other, bound, unit in zip(errors, eager, bounds, units, strict=True))  # fmt: skip
+    bounds = [
+        factor * other + floor * FLOOR[dtype] * unit if np.isfinite(other) else 2 * unit
+        for other, dtype, unit in zip(eager, dtypes, units, strict=True)
+    ]
+    report = "; ".join(
+        f"{error / unit:.3g} ulp (eager {other / unit:.3g}, at most {bound / unit:.3g})"
+        for error, other, bound, unit in zip(errors, eager, bounds, units, strict=True)
+    )
     fine = all(error <= bound for error, bound in zip(errors, bounds, strict=True))
     assert fine, f"outputs, then gradients: {report}"

@@ -53,22 +53,35 @@ def test_weight_maps(rule):
 
 def test_vggss_and_its_dirt(tmp_path):
     far = -2.8823037615171176e16
-    path = write(tmp_path / "vggss.json", [
-        {"file": "good_000001", "class": "elk bugling", "bbox": [[0.403125, 0.253125, 0.6, 0.75], [0, 0, 0.01, 1]]},
-        {"file": "far_000002", "class": "eletric blender running", "bbox": [[0.4, 0.4, far, 0.9], [-0.1, 0.5, 0.5, 1]]},
-        {"file": "thin_000003", "class": "owl hooting", "bbox": [[0.001, 0.1, 0.004, 0.9]]},
-        {"file": "full_000004", "class": "owl hooting", "bbox": [[0, 0, 0.5, 1], [0.5, 0, 1.2, 1]]},
-    ])  # fmt: skip
+    path = write(
+        tmp_path / "vggss.json",
+        [
+            {"file": "good_000001", "class": "elk bugling", "bbox": [[0.403125, 0.253125, 0.6, 0.75], [0, 0, 0.01, 1]]},
+            {
+                "file": "far_000002",
+                "class": "eletric blender running",
+                "bbox": [[0.4, 0.4, far, 0.9], [-0.1, 0.5, 0.5, 1]],
+            },
+            {"file": "thin_000003", "class": "owl hooting", "bbox": [[0.001, 0.1, 0.004, 0.9]]},
+            {"file": "full_000004", "class": "owl hooting", "bbox": [[0, 0, 0.5, 1], [0.5, 0, 1.2, 1]]},
+        ],
+    )
     found = read("vgg-ss", path)
     assert found.rule == "union"
     assert [sample.boxes.tolist() for sample in found.samples] == [
-        [[90, 56, 134, 168], [0, 0, 2, 224]], [[0, 112, 112, 224]], [], [[0, 0, 112, 224], [112, 0, 224, 224]]
-    ]  # fmt: skip
+        [[90, 56, 134, 168], [0, 0, 2, 224]],
+        [[0, 112, 112, 224]],
+        [],
+        [[0, 0, 112, 224], [112, 0, 224, 224]],
+    ]
     assert [sample.category for sample in found.samples][1] == "electric blender running"
     assert found.dirt == {
-        "outside": ["far_000002", "far_000002", "full_000004"], "degenerate": ["far_000002", "thin_000003"],
-        "empty": ["thin_000003"], "whole frame": ["full_000004"], "misspelt": ["far_000002"],
-    }  # fmt: skip
+        "outside": ["far_000002", "far_000002", "full_000004"],
+        "degenerate": ["far_000002", "thin_000003"],
+        "empty": ["thin_000003"],
+        "whole frame": ["full_000004"],
+        "misspelt": ["far_000002"],
+    }
     assert found.report()[0] == f"3 x outside ({DIRT['outside']}): 'far_000002', 'full_000004'"
     part = read("vgg-ss", path, ids=write(tmp_path / "some.csv", "full_000004\ngood_000001\n"))
     assert [sample.id for sample in part.samples] == ["full_000004", "good_000001"]
@@ -91,13 +104,22 @@ def test_flickr_consensus(tmp_path):
     assert [weights[50, 20], weights[5, 5], weights[200, 20], weights[200, 200]] == [1, 1, 0.5, 0]
 
 
-@pytest.mark.parametrize("xml, message", [
-    ("<a><one><bbox><l>x</l><s>1</s><s>2</s><s>3</s></bbox></one></a>", r"expected boxes of four numbers up to 256"),
-    ("<a><one><name>x</name></one></a>", r"7.xml: expected bbox elements, got name"),
-    ("<a><one></one></a>", r"7.xml: expected bbox elements, got none"),
-    ("<a><one>", r"7.xml: expected boxes of numbers in XML, got no element found"),
-    ("<a><one><bbox><l>x</l><s>one</s></bbox></one></a>", r"7.xml: expected boxes of numbers in XML, got could not"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "xml, message",
+    [
+        (
+            "<a><one><bbox><l>x</l><s>1</s><s>2</s><s>3</s></bbox></one></a>",
+            r"expected boxes of four numbers up to 256",
+        ),
+        ("<a><one><name>x</name></one></a>", r"7.xml: expected bbox elements, got name"),
+        ("<a><one></one></a>", r"7.xml: expected bbox elements, got none"),
+        ("<a><one>", r"7.xml: expected boxes of numbers in XML, got no element found"),
+        (
+            "<a><one><bbox><l>x</l><s>one</s></bbox></one></a>",
+            r"7.xml: expected boxes of numbers in XML, got could not",
+        ),
+    ],
+)
 def test_bad_xml(tmp_path, xml, message):
     write(tmp_path / "7.xml", xml)
     with pytest.raises(DataError, match=message):
@@ -120,8 +142,10 @@ def test_extended_lists(tmp_path):
     rows = "video,audio,label\na_1,b_2,non-sounding\nc_3,c_3,non-sounding\n"
     found = read("vgg-ss", path, negatives=write(tmp_path / "silent.csv", rows))
     assert [(s.id, s.image, s.audio, s.sounding, len(s.boxes)) for s in found.samples] == [
-        ("a_1", "a_1", "a_1", True, 1), ("a_1+b_2", "a_1", "b_2", False, 0), ("c_3+c_3", "c_3", "c_3", False, 0)
-    ]  # fmt: skip
+        ("a_1", "a_1", "a_1", True, 1),
+        ("a_1+b_2", "a_1", "b_2", False, 0),
+        ("c_3+c_3", "c_3", "c_3", False, 0),
+    ]
     assert not counts(found)  # a negative has no ground truth by nature
     for text, message in (
         ("a_1,b_2,non-sounding\n", "silent.csv: expected the header video,audio,label, got 'a_1,b_2,non-sounding'"),
@@ -134,14 +158,17 @@ def test_extended_lists(tmp_path):
 
 def test_sslalign_jsons(tmp_path):
     entries = [
-        {"image": f"/far/visual_frames/dog_car_12_{name}.jpg", "audio": f"/far/audio_wav/dog_car_12_{name}.wav",
-         "gt_box": [20.9, 1.0, 224.0, 100.5]}
+        {
+            "image": f"/far/visual_frames/dog_car_12_{name}.jpg",
+            "audio": f"/far/audio_wav/dog_car_12_{name}.wav",
+            "gt_box": [20.9, 1.0, 224.0, 100.5],
+        }
         for name in ("dog", "car")
-    ]  # fmt: skip
+    ]
     found = read("is3", write(tmp_path / "is3.json", entries))
     assert [(s.id, s.audio, s.category, s.group) for s in found.samples] == [
         (f"dog_car_12_{name}", f"dog_car_12_{name}", name, "dog_car_12") for name in ("dog", "car")
-    ]  # fmt: skip
+    ]
     assert found.samples[0].boxes.tolist() == [[20, 1, 224, 100]]
 
     def frame(n, box):
@@ -150,7 +177,7 @@ def test_sslalign_jsons(tmp_path):
     boxes = read("s4", write(tmp_path / "s4.json", [frame(1, [1.0, 2.0, 3.0, 4.0]), frame(2, [0.0] * 4)]))
     assert [(s.image, s.audio, s.category, s.group) for s in boxes.samples] == [
         (f"cat_meowing/v_1/v_1_{n}", "cat_meowing/v_1", "cat_meowing", "cat_meowing/v_1") for n in (1, 2)
-    ]  # fmt: skip
+    ]
     assert counts(boxes) == {"degenerate": 1, "empty": 1}
     seg = [frame(n, f"/x/gt_masks/test/cat_meowing/v_1/v_1_{n}.png") | {"offset": 1} for n in (1, 2)]
     masks = read("s4", write(tmp_path / "s4_seg.json", seg))
@@ -162,19 +189,32 @@ def test_sslalign_jsons(tmp_path):
         boxes.with_masks(less)
 
 
-@pytest.mark.parametrize("name, entries, message", [
-    ("vgg-ss", [{"file": "a", "class": "b"}], r"a.json: 'a': expected a class and boxes, got file, class"),
-    ("vgg-ss", [{"file": "a", "class": "b", "bbox": [[0, 0, 3, 1]]}], r"a.json: entry 0, 'a': bbox: expected fraction"),
-    ("is3", {}, r"a.json: expected a JSON list of annotations, got \{\}"),
-    ("is3", "[", r"a.json: expected annotations as a JSON list, got Expecting"),
-    ("is3", [{"image": "a_b.jpg", "gt_box": []}], r"a.json: entry 0: expected image, audio and gt_box, got"),
-    ("is3", [{"image": "a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9]}],
-     r"a.json: 'a_b': expected boxes of four numbers up to 224, got \[\[0, 0, 9\]\]"),
-    ("is3", [{"image": "a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 900]}], "up to 224"),
-    ("is3", [{"image": "x/a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 9]}] * 2,
-     r"a.json: 1 samples annotated twice: 'a_b'"),
-    ("flicker", [], "set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'flicker'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, entries, message",
+    [
+        ("vgg-ss", [{"file": "a", "class": "b"}], r"a.json: 'a': expected a class and boxes, got file, class"),
+        (
+            "vgg-ss",
+            [{"file": "a", "class": "b", "bbox": [[0, 0, 3, 1]]}],
+            r"a.json: entry 0, 'a': bbox: expected fraction",
+        ),
+        ("is3", {}, r"a.json: expected a JSON list of annotations, got \{\}"),
+        ("is3", "[", r"a.json: expected annotations as a JSON list, got Expecting"),
+        ("is3", [{"image": "a_b.jpg", "gt_box": []}], r"a.json: entry 0: expected image, audio and gt_box, got"),
+        (
+            "is3",
+            [{"image": "a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9]}],
+            r"a.json: 'a_b': expected boxes of four numbers up to 224, got \[\[0, 0, 9\]\]",
+        ),
+        ("is3", [{"image": "a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 900]}], "up to 224"),
+        (
+            "is3",
+            [{"image": "x/a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 9]}] * 2,
+            r"a.json: 1 samples annotated twice: 'a_b'",
+        ),
+        ("flicker", [], "set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'flicker'"),
+    ],
+)
 def test_bad_files(tmp_path, name, entries, message):
     path = write(tmp_path / "a.json", entries)
     with pytest.raises(ValueError, match=message):
@@ -186,10 +226,12 @@ def test_bad_lists(tmp_path):
     path = write(tmp_path / "vggss.json", [{"file": name} | entry for name in ("a", "b")])
     for text, message in (
         ("a\nb\na\n", r"list.txt: 1 ids listed more than once: 'a'"),
-        ("a\n" + "".join(f"x{i}\n" for i in range(7)),
-         r"list.txt: 7 ids without annotation in .*vggss.json: 'x0', 'x1', 'x2', 'x3', 'x4' and 2 more"),
+        (
+            "a\n" + "".join(f"x{i}\n" for i in range(7)),
+            r"list.txt: 7 ids without annotation in .*vggss.json: 'x0', 'x1', 'x2', 'x3', 'x4' and 2 more",
+        ),
         ("\n", r"list.txt: expected a list of ids, got none"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(DataError, match=message):
             read("vgg-ss", path, ids=write(tmp_path / "list.txt", text))
 

@@ -21,8 +21,9 @@ GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents
 
 def scipy_log(waveform, front_end):
     """(F, T) float64, before pooling."""
-    power = scipy.signal.spectrogram(waveform, front_end.sample_rate, nperseg=front_end.window,
-                                     noverlap=front_end.window - front_end.hop)[2]  # fmt: skip
+    power = scipy.signal.spectrogram(
+        waveform, front_end.sample_rate, nperseg=front_end.window, noverlap=front_end.window - front_end.hop
+    )[2]
     return np.log(power + front_end.floor) / front_end.scale
 
 
@@ -41,8 +42,15 @@ def test_spectrogram_equals_scipy(name, dtype, tolerance):
     front_end = replace(FRONT_ENDS[name], pool=1)
     n, rng = front_end.samples, np.random.default_rng(1)
     time = np.arange(n) / front_end.sample_rate
-    waves = np.stack([0.9 * scipy.signal.chirp(time, 50, time[-1], 7900), rng.uniform(-1, 1, n),
-                      1e-3 * rng.standard_normal(n), np.full(n, 0.7), np.zeros(n)])  # fmt: skip
+    waves = np.stack(
+        [
+            0.9 * scipy.signal.chirp(time, 50, time[-1], 7900),
+            rng.uniform(-1, 1, n),
+            1e-3 * rng.standard_normal(n),
+            np.full(n, 0.7),
+            np.zeros(n),
+        ]
+    )
     waves = torch.from_numpy(waves).to(dtype)
     got = front_end.spectrogram(waves)
     assert got.dtype == torch.float32 and got.shape == (5, *front_end.shape)
@@ -82,8 +90,10 @@ def test_pooling_averages_blocks_of_the_logarithm(pool):
     wave = np.random.default_rng(2).uniform(-1, 1, front_end.samples)
     log = scipy_log(wave, front_end)
     bands, frames = (n // pool for n in log.shape)
-    expected = [[log[pool * f : pool * f + pool, pool * t : pool * t + pool].mean() for t in range(frames)]
-                for f in range(bands)]  # fmt: skip
+    expected = [
+        [log[pool * f : pool * f + pool, pool * t : pool * t + pool].mean() for t in range(frames)]
+        for f in range(bands)
+    ]
     got = front_end.spectrogram(torch.from_numpy(wave))
     assert got.shape == front_end.shape == (bands, frames)
     np.testing.assert_allclose(got, expected, rtol=1e-5)
@@ -107,27 +117,33 @@ def test_shapes_are_the_published_ones():
     assert shapes == {"ez_vsl": centre, "slavc": centre, "fnac": centre, "lvs": (257, 671), "ssl_align": (257, 299)}
 
 
-@pytest.mark.parametrize("waveforms, error, message", [
-    (np.zeros(1000), TypeError, "waveforms: expected a float32 or float64 tensor, got ndarray"),
-    (torch.zeros(1000, dtype=torch.int16), TypeError, "got torch.int16"),
-    (torch.zeros(4, 511), ValueError, r"waveforms: expected \(..., 512\) or longer, got \(4, 511\)"),
-    (torch.tensor(1.0), ValueError, r"got \(\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "waveforms, error, message",
+    [
+        (np.zeros(1000), TypeError, "waveforms: expected a float32 or float64 tensor, got ndarray"),
+        (torch.zeros(1000, dtype=torch.int16), TypeError, "got torch.int16"),
+        (torch.zeros(4, 511), ValueError, r"waveforms: expected \(..., 512\) or longer, got \(4, 511\)"),
+        (torch.tensor(1.0), ValueError, r"got \(\)"),
+    ],
+)
 def test_bad_waveforms(waveforms, error, message):
     with pytest.raises(error, match=message):
         FRONT_ENDS["ez_vsl"].spectrogram(waveforms)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"hop": 0}, "hop: expected an integer >= 1, got 0"),
-    ({"sample_rate": 16000.0}, "sample_rate: expected an integer >= 1, got 16000.0"),
-    ({"window": 511}, "window: expected an even number of samples, got 511"),
-    ({"seconds": 0.01}, "seconds: expected 1 frames or more, of 512 samples with a hop of 238, got 160 samples"),
-    ({"seconds": float("nan")}, "seconds: expected > 0, got nan"),
-    ({"offset": "end"}, "offset: expected one of centre, start, got 'end'"),
-    ({"channels": "left"}, "channels: expected one of mean, first, got 'left'"),
-    ({"clip_seconds": 2.0}, "clip_seconds: expected at least the 3.0 s heard, got 2.0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hop": 0}, "hop: expected an integer >= 1, got 0"),
+        ({"sample_rate": 16000.0}, "sample_rate: expected an integer >= 1, got 16000.0"),
+        ({"window": 511}, "window: expected an even number of samples, got 511"),
+        ({"seconds": 0.01}, "seconds: expected 1 frames or more, of 512 samples with a hop of 238, got 160 samples"),
+        ({"seconds": float("nan")}, "seconds: expected > 0, got nan"),
+        ({"offset": "end"}, "offset: expected one of centre, start, got 'end'"),
+        ({"channels": "left"}, "channels: expected one of mean, first, got 'left'"),
+        ({"clip_seconds": 2.0}, "clip_seconds: expected at least the 3.0 s heard, got 2.0"),
+    ],
+)
 def test_bad_front_ends(change, message):
     with pytest.raises(ValueError, match=message):
         replace(FRONT_ENDS["ez_vsl"], **change)
@@ -171,18 +187,21 @@ def test_golden_audio(pipeline):
 # Files
 
 
-@pytest.mark.parametrize("name, options, tolerance", [
-    ("8 bit.wav", {"subtype": "PCM_U8"}, 2**-7),
-    ("16 bit.wav", {"subtype": "PCM_16"}, 2**-15),
-    ("24 bit.wav", {"subtype": "PCM_24"}, 2**-22),
-    ("32 bit.wav", {"subtype": "PCM_32"}, 2**-22),
-    ("float.wav", {"subtype": "FLOAT"}, 1e-7),
-    ("double.wav", {"subtype": "DOUBLE"}, 1e-7),
-    ("mu law.wav", {"subtype": "ULAW"}, 0.02),
-    ("größe 音.flac", {"subtype": "PCM_24"}, 2**-22),
-    ("vorbis.ogg", {"subtype": "VORBIS"}, 0.05),
-    ("layer three.mp3", {"subtype": "MPEG_LAYER_III", "format": "MP3"}, 0.05),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, options, tolerance",
+    [
+        ("8 bit.wav", {"subtype": "PCM_U8"}, 2**-7),
+        ("16 bit.wav", {"subtype": "PCM_16"}, 2**-15),
+        ("24 bit.wav", {"subtype": "PCM_24"}, 2**-22),
+        ("32 bit.wav", {"subtype": "PCM_32"}, 2**-22),
+        ("float.wav", {"subtype": "FLOAT"}, 1e-7),
+        ("double.wav", {"subtype": "DOUBLE"}, 1e-7),
+        ("mu law.wav", {"subtype": "ULAW"}, 0.02),
+        ("größe 音.flac", {"subtype": "PCM_24"}, 2**-22),
+        ("vorbis.ogg", {"subtype": "VORBIS"}, 0.05),
+        ("layer three.mp3", {"subtype": "MPEG_LAYER_III", "format": "MP3"}, 0.05),
+    ],
+)
 def test_sample_formats(tmp_path, name, options, tolerance):
     wave = tone(16000, 1)
     soundfile.write(tmp_path / name, wave, 16000, **options)
@@ -316,20 +335,23 @@ def broken(folder: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("missing", "no such file"),
-    ("folder", "not a file"),
-    ("no bytes", r"empty file \(0 bytes\)"),
-    ("no samples", "expected audio, got a file of no samples"),
-    ("text", r"cannot be read as audio \(Format not recognised\)"),
-    ("nan", r"expected finite samples, got nan at 0\.100 s"),
-    ("inf", r"expected finite samples, got inf at 0\.100 s"),
-    ("head only", "cannot be read as audio"),
-    ("cut.wav", "truncated, its header tells of 64044 bytes, the file has 38426"),
-    ("cut.flac", "cannot be read as audio .*lost sync"),
-    ("cut.ogg", "truncated, its last page is incomplete"),
-    ("cut.mp3", "truncated, its header tells of 32000 samples"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "no such file"),
+        ("folder", "not a file"),
+        ("no bytes", r"empty file \(0 bytes\)"),
+        ("no samples", "expected audio, got a file of no samples"),
+        ("text", r"cannot be read as audio \(Format not recognised\)"),
+        ("nan", r"expected finite samples, got nan at 0\.100 s"),
+        ("inf", r"expected finite samples, got inf at 0\.100 s"),
+        ("head only", "cannot be read as audio"),
+        ("cut.wav", "truncated, its header tells of 64044 bytes, the file has 38426"),
+        ("cut.flac", "cannot be read as audio .*lost sync"),
+        ("cut.ogg", "truncated, its last page is incomplete"),
+        ("cut.mp3", "truncated, its header tells of 32000 samples"),
+    ],
+)
 def test_broken_files_are_named(tmp_path, kind, message):
     path = broken(tmp_path, kind)
     with pytest.raises(MediaError, match=message) as caught:

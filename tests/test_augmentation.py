@@ -26,8 +26,9 @@ def test_shifts_are_windows_of_the_mirrored_image_or_their_flip(vertical):
     for image, got in zip(images, out):
         wide = pad(image.float(), (3, 3, 2, 2), mode="reflect").to(torch.uint8)  # a twelfth of 36 and of 24
         windows = {(dy, dx): wide[:, dy : dy + 24, dx : dx + 36] for dy in range(5) for dx in range(7)}
-        found = {(*place, flip) for place, window in windows.items() for flip in flips
-                 if torch.equal(window.flip(flip), got)}  # fmt: skip
+        found = {
+            (*place, flip) for place, window in windows.items() for flip in flips if torch.equal(window.flip(flip), got)
+        }
         assert len(found) == 1
         seen |= found
     assert len(seen) > 20 and {flip for _, _, flip in seen} == set(flips)
@@ -61,8 +62,11 @@ def test_draws_follow_their_generator():
 
     def draw(seed):
         generator = seeded(seed)
-        return (augmentation.shift_and_flip(images, generator), augmentation.roll(sounds, generator),
-                augmentation.Equivariance(8, generator).matrices)  # fmt: skip
+        return (
+            augmentation.shift_and_flip(images, generator),
+            augmentation.roll(sounds, generator),
+            augmentation.Equivariance(8, generator).matrices,
+        )
 
     before = torch.get_rng_state()
     assert all(torch.equal(a, b) for a, b in zip(draw(5), draw(5)))
@@ -147,11 +151,14 @@ def test_a_crop_of_everything_changes_nothing():
     assert torch.equal(random_resized_crop(x, seeded(), scale=(1, 1)), x)
 
 
-@pytest.mark.parametrize("change, message", [
-    ({"scale": (0, 1)}, r"scale: expected 0 < low <= high <= 1, got \(0, 1\)"),
-    ({"scale": (0.5, 1.5)}, r"scale: .* got \(0.5, 1.5\)"),
-    ({"ratio": (2, 1)}, r"ratio: expected 0 < low <= high, got \(2, 1\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scale": (0, 1)}, r"scale: expected 0 < low <= high <= 1, got \(0, 1\)"),
+        ({"scale": (0.5, 1.5)}, r"scale: .* got \(0.5, 1.5\)"),
+        ({"ratio": (2, 1)}, r"ratio: expected 0 < low <= high, got \(2, 1\)"),
+    ],
+)
 def test_bad_crops(change, message):
     with pytest.raises(ValueError, match=message):
         random_resized_crop(batch(), seeded(), **change)
@@ -181,8 +188,11 @@ def test_brightness_contrast_and_saturation_are_blends():
     """Each image is a blend of itself and of black, its mean grey, its own grey, by a factor in [.7, 1.3]."""
     x = batch(torch.float32) * 0.4 + 0.3  # nothing is clipped
     luma = torch.einsum("c,bchw->bhw", augmentation._GREY, x)[:, None]
-    towards = {"brightness": torch.zeros_like(x), "contrast": luma.mean((2, 3), keepdim=True).expand_as(x),
-               "saturation": luma.expand_as(x)}  # fmt: skip
+    towards = {
+        "brightness": torch.zeros_like(x),
+        "contrast": luma.mean((2, 3), keepdim=True).expand_as(x),
+        "saturation": luma.expand_as(x),
+    }
     for name, other in towards.items():
         got = colour_jitter(x, seeded(), **only(**{name: 0.3}))
         factor = ((got - other) * (x - other)).sum((1, 2, 3)) / ((x - other) ** 2).sum((1, 2, 3))
@@ -193,8 +203,12 @@ def test_brightness_contrast_and_saturation_are_blends():
 def test_hue_turns_colours_and_keeps_their_luma():
     x = batch(torch.float32) * 0.2 + 0.4
     got = colour_jitter(x, seeded(), **only(hue=0.5))
-    torch.testing.assert_close(torch.einsum("c,bchw->bhw", augmentation._GREY, got),
-                               torch.einsum("c,bchw->bhw", augmentation._GREY, x), atol=1e-5, rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        torch.einsum("c,bchw->bhw", augmentation._GREY, got),
+        torch.einsum("c,bchw->bhw", augmentation._GREY, x),
+        atol=1e-5,
+        rtol=0,
+    )
     before, after = ([colorsys.rgb_to_hsv(*one[:, 5, 5].tolist())[0] for one in y] for y in (x, got))
     turns = [(b - a) % 1 for a, b in zip(before, after)]
     assert min(turns) < 0.1 and max(turns) > 0.9 and any(0.4 < turn < 0.6 for turn in turns)

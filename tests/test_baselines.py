@@ -15,23 +15,23 @@ def images():
 
 def test_objectness_equals_scipy(images):
     got = baselines.objectness(images)
-    size = (40 * 56) ** .5
-    fine, coarse = 3 * size / 112, .07 * size
+    size = (40 * 56) ** 0.5
+    fine, coarse = 3 * size / 112, 0.07 * size
     for image, plane in zip(images.numpy(), got.numpy()):
         grey = image.astype(np.float64).mean(0) / 255
         detail = grey - ndimage.gaussian_filter(grey, fine, mode="nearest", radius=int(np.ceil(4 * fine)))
-        energy = ndimage.gaussian_filter(detail ** 2, coarse, mode="nearest", radius=int(np.ceil(4 * coarse)))
-        np.testing.assert_allclose(plane, energy ** .5, atol=1e-5)
+        energy = ndimage.gaussian_filter(detail**2, coarse, mode="nearest", radius=int(np.ceil(4 * coarse)))
+        np.testing.assert_allclose(plane, energy**0.5, atol=1e-5)
 
 
 def test_objectness_finds_the_patterned_patch_and_not_the_smooth_one():
     image = torch.full((1, 3, 112, 112), 128, dtype=torch.uint8)
-    image[:, :, 10:40, 10:40] = 200                                     # a smooth patch
-    image[:, :, 60:96:4, 60:96] = 255                                   # stripes
+    image[:, :, 10:40, 10:40] = 200  # a smooth patch
+    image[:, :, 60:96:4, 60:96] = 255  # stripes
     image[:, :, 62:96:4, 60:96] = 0
     y, x = divmod(int(baselines.objectness(image)[0].argmax()), 112)
     assert 60 <= y < 96 and 60 <= x < 96
-    assert baselines.objectness(image[:, :, :9, :9]).max() < 1e-6       # nothing in it: zero, not noise
+    assert baselines.objectness(image[:, :, :9, :9]).max() < 1e-6  # nothing in it: zero, not noise
 
 
 @pytest.mark.parametrize("shape", [(16, 16), (20, 30)])
@@ -41,9 +41,9 @@ def test_centre_box_gives_the_centred_box_of_any_size(shape):
     for a in range(1, 10):
         border = height * a // 20, width * a // 20
         if border[0] * width != border[1] * height:
-            continue        # not the image's aspect
+            continue  # not the image's aspect
         box = np.zeros(shape, bool)
-        box[border[0]:height - border[0], border[1]:width - border[1]] = True
+        box[border[0] : height - border[0], border[1] : width - border[1]] = True
         truth = np.broadcast_to(box, (2, *shape))
         np.testing.assert_array_equal(metrics.adaptive(maps, truth), truth)
 
@@ -67,7 +67,7 @@ def test_random_maps_depend_on_image_and_seed_alone(images):
     assert len({m.numpy().tobytes() for m in maps}) == 5
     many = torch.arange(400, dtype=torch.uint8).view(-1, 1, 1, 1).expand(400, 3, 1, 1).clone()
     many[:, 1] = (torch.arange(400) // 256).view(-1, 1, 1)
-    assert baselines.random(many).mean().item() == pytest.approx(.5, abs=4 * (1 / 12 / 400 / 49) ** .5)
+    assert baselines.random(many).mean().item() == pytest.approx(0.5, abs=4 * (1 / 12 / 400 / 49) ** 0.5)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_fast import bench, measure, ops
 
-TINY = "--batch 4 --maps 3x2 --channels 16 --rounds 2 --threads 1 --no-compile".split()
+TINY = ["--batch", "4", "--maps", "3x2", "--channels", "16", "--rounds", "2", "--threads", "1", "--no-compile"]
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
 
 
@@ -25,10 +25,24 @@ def parse(*arguments):
 
 NUMBER, OPTIONAL = float, (float, type(None))
 SCHEMA = {
-    "op": str, "batch": int, "height": int, "width": int, "channels": int, "dtype": str, "device": str, "pass": str,
-    "ms": NUMBER, "reference_ms": NUMBER, "compiled_ms": OPTIONAL, "speedup": NUMBER, "compiled_speedup": OPTIONAL,
-    "gflops": NUMBER, "mm_gflops": NUMBER, "peak_bytes": (int, type(None)), "reference_peak_bytes": (int, type(None)),
-}  # fmt: skip
+    "op": str,
+    "batch": int,
+    "height": int,
+    "width": int,
+    "channels": int,
+    "dtype": str,
+    "device": str,
+    "pass": str,
+    "ms": NUMBER,
+    "reference_ms": NUMBER,
+    "compiled_ms": OPTIONAL,
+    "speedup": NUMBER,
+    "compiled_speedup": OPTIONAL,
+    "gflops": NUMBER,
+    "mm_gflops": NUMBER,
+    "peak_bytes": (int, type(None)),
+    "reference_peak_bytes": (int, type(None)),
+}
 
 
 @pytest.mark.slow
@@ -42,8 +56,12 @@ def test_json_rows_and_header(tmp_path, capsys):
     rows, head = result["rows"], result["header"]
     assert result["failures"] == [] and head["threads"] == 1 and head["versions"]["torch"] == torch.__version__
     assert head["backend"] in ("compiled", "reference") and isinstance(head["machine"]["cpu"], str)
-    expected = [(op, dtype, which) for op in ("max", "cosine_map") for dtype in ("float32", "bfloat16")
-                for which in ("forward", "forward+backward")]  # fmt: skip
+    expected = [
+        (op, dtype, which)
+        for op in ("max", "cosine_map")
+        for dtype in ("float32", "bfloat16")
+        for which in ("forward", "forward+backward")
+    ]
     assert [(row["op"], row["dtype"], row["pass"]) for row in rows] == expected
     for row in rows:
         for key, kind in SCHEMA.items():
@@ -70,8 +88,9 @@ def test_markdown_table(capsys):
 def test_ratios_are_medians_of_rounds(monkeypatch):
     """A scripted clock: reference/kernel is 10, 2 and 3 in the three rounds, the ratio of medians would be 2.5."""
     seconds = {"fast": [1, 2, 4], "reference": [10, 4, 12], "mm": [1, 1, 1]}
-    scripted = {name: (tuple(wall), tuple((2 if name == "fast" else 1) * x for x in wall))
-                for name, wall in seconds.items()}  # fmt: skip
+    scripted = {
+        name: (tuple(wall), tuple((2 if name == "fast" else 1) * x for x in wall)) for name, wall in seconds.items()
+    }
     monkeypatch.setattr(bench, "time_rounds", lambda *_: scripted)
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
     for clock, speedup in (("wall", 3), ("cpu", 1.5)):
@@ -218,11 +237,15 @@ def wrong(kind, visuals, audios, backend):
     return {"NaN": scores * torch.nan, "dtype": scores.double()}.get(kind, scores)
 
 
-@pytest.mark.parametrize("kind, where", [
-    ("loses the last cell", "output: expected an error of at most"),
-    ("gradient of audio off by a hundredth", "gradient of audio 0: expected an error of at most"),
-    ("NaN", "output: expected an error of at most .*nan"), ("dtype", "output: expected .* as the reference returns"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, where",
+    [
+        ("loses the last cell", "output: expected an error of at most"),
+        ("gradient of audio off by a hundredth", "gradient of audio 0: expected an error of at most"),
+        ("NaN", "output: expected an error of at most .*nan"),
+        ("dtype", "output: expected .* as the reference returns"),
+    ],
+)
 def test_wrong_kernel_is_not_timed(monkeypatch, tmp_path, capsys, kind, where):
     fake = dataclasses.replace(bench.CASES["soft_threshold"], call=partial(wrong, kind))
     monkeypatch.setattr(bench, "CASES", {**bench.CASES, "fake": fake})
@@ -291,13 +314,18 @@ def test_a_process_that_dies_gives_no_peak(capsys):
 # ---- Arguments ----
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--ops", "max,softmax"], "expected soft_threshold, max, .*fnac; got 'softmax'"),
-    (["--device", "tpu"], "invalid choice: 'tpu' .choose from '?cpu'?, '?cuda'?."),
-    (["--dtype", "float8"], "expected float32, bfloat16, float16, float64; got 'float8'"),
-    (["--batch", "32,1"], "expected batches >= 2"), (["--batch", "many"], "expected a whole number >= 1, got 'many'"),
-    (["--maps", "7x7x7"], "expected sizes as 7 or 7x9"), (["--rounds", "0"], "expected a whole number >= 1, got '0'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--ops", "max,softmax"], "expected soft_threshold, max, .*fnac; got 'softmax'"),
+        (["--device", "tpu"], "invalid choice: 'tpu' .choose from '?cpu'?, '?cuda'?."),
+        (["--dtype", "float8"], "expected float32, bfloat16, float16, float64; got 'float8'"),
+        (["--batch", "32,1"], "expected batches >= 2"),
+        (["--batch", "many"], "expected a whole number >= 1, got 'many'"),
+        (["--maps", "7x7x7"], "expected sizes as 7 or 7x9"),
+        (["--rounds", "0"], "expected a whole number >= 1, got '0'"),
+    ],
+)
 def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(*arguments)
@@ -305,11 +333,17 @@ def test_bad_arguments(arguments, message, capsys):
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--device", "cuda"], "--device cuda: expected a usable CUDA device, got none"),
-    (["--tf32"], "--flush-l2, --tf32: expected --device cuda"),
-    (["--json", "there/is/no/such/folder.json"], "--json there/is/no/such/folder.json: expected an existing folder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--device", "cuda"], "--device cuda: expected a usable CUDA device, got none"),
+        (["--tf32"], "--flush-l2, --tf32: expected --device cuda"),
+        (
+            ["--json", "there/is/no/such/folder.json"],
+            "--json there/is/no/such/folder.json: expected an existing folder",
+        ),
+    ],
+)
 def test_what_cannot_run_here(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.run(parse(*arguments)) == 2

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from test_datasets import put
-from test_training_sets import VGGSOUND, fill, write_list
 
 from ssl_fast import bench_data, cli
+from test_datasets import put
+from test_training_sets import VGGSOUND, fill, write_list
 
 STAGES = ["image", "sound", "sample", "loader", "spectrogram", "augmentation", "step"]
 SMALL = ["--recipe", "quickstart", "--method", "ez_vsl", "--rounds", "2", "--threads", "1"]
@@ -29,7 +29,7 @@ def test_rates_are_samples_over_the_median_round(tmp_path, monkeypatch, capsys):
     def rounds(jobs, stopwatch, count, least):
         for job in jobs.values():
             job()
-        return {name: ((1.0, 4.0, 2.0), (None,) * 3) for name in jobs}
+        return dict.fromkeys(jobs, ((1.0, 4.0, 2.0), (None,) * 3))
 
     monkeypatch.setattr(bench_data, "Stopwatch", Watch)
     monkeypatch.setattr(bench_data, "time_rounds", rounds)
@@ -49,22 +49,40 @@ def test_rates_are_samples_over_the_median_round(tmp_path, monkeypatch, capsys):
 def test_training_sets_and_the_cache(tmp_path, capsys):
     root = fill(tmp_path / "data")
     split = write_list(tmp_path / "all.txt", VGGSOUND)
-    argv = ["bench", "--data", str(root), "--set", "vggsound", "--split", str(split), *SMALL, "--batch", "2",
-            "--workers", "0", "--cache", str(tmp_path / "cache"), "--markdown"]  # fmt: skip
+    argv = [
+        "bench",
+        "--data",
+        str(root),
+        "--set",
+        "vggsound",
+        "--split",
+        str(split),
+        *SMALL,
+        "--batch",
+        "2",
+        "--workers",
+        "0",
+        "--cache",
+        str(tmp_path / "cache"),
+        "--markdown",
+    ]
     assert cli.main(argv) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert [line.split()[1] for line in table[2:]] == STAGES and {line.count("|") for line in table} == {4}
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 6
 
 
-@pytest.mark.parametrize("options, message", [
-    (["--batch", "7"], "batch_size: expected at most the 6 samples of the set, got 7"),
-    (["--batch", "2,4"], r"--workers, --batch: expected one number >= 0, got 2 and [2, 4]"),
-    (["--batch", "2", "--workers", "-1"], "--workers, --batch: expected one number >= 0, got -1 and [2]"),
-    (["--batch", "2", "--layout", "fnac"], "--layout, --exclude: expected with --set"),
-    (["--batch", "2", "--set", "vggsound"], "--set vggsound: expected its list of ids, --split"),
-    (["--batch", "2", "--method", "none"], "method: expected one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--batch", "7"], "batch_size: expected at most the 6 samples of the set, got 7"),
+        (["--batch", "2,4"], r"--workers, --batch: expected one number >= 0, got 2 and [2, 4]"),
+        (["--batch", "2", "--workers", "-1"], "--workers, --batch: expected one number >= 0, got -1 and [2]"),
+        (["--batch", "2", "--layout", "fnac"], "--layout, --exclude: expected with --set"),
+        (["--batch", "2", "--set", "vggsound"], "--set vggsound: expected its list of ids, --split"),
+        (["--batch", "2", "--method", "none"], "method: expected one of"),
+    ],
+)
 def test_what_cannot_be_timed(tmp_path, capsys, options, message):
     for i in range(6):
         put(tmp_path, f"{i}")

@@ -6,8 +6,8 @@ import numpy as np
 import soundfile
 import torch
 from PIL import Image
-from programs import example
 
+from programs import example
 from ssl_fast.data.images import load_image
 
 

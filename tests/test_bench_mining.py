@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import torch
-from programs import example
 
+from programs import example
 from ssl_fast.data import neighbors
 
 
@@ -19,8 +19,9 @@ def test_the_tiles_are_all_products(monkeypatch):
 def test_figures_fit_together(tmp_path, capsys):
     search = neighbors._search_in_heaps
     before = torch.get_num_threads()
-    example("bench_mining").main(["--samples", "1500", "--dimension", "16", "--k", "5", "--rounds", "2",
-                 "--json", str(tmp_path / "b.json")])  # fmt: skip
+    example("bench_mining").main(
+        ["--samples", "1500", "--dimension", "16", "--k", "5", "--rounds", "2", "--json", str(tmp_path / "b.json")]
+    )
     assert neighbors._search_in_heaps is search and torch.get_num_threads() == before
     record = json.loads((tmp_path / "b.json").read_text())
     row = record["blocks"]

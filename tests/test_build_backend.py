@@ -12,8 +12,13 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "scripts" / "ssl_fast_backend.py"
-TOOLKIT = ["nvidia-cuda-nvcc==13.0.*", "nvidia-cuda-crt==13.0.*", "nvidia-nvvm==13.0.*", "nvidia-cuda-runtime==13.0.*",
-           "nvidia-cuda-cccl==13.0.*"]  # fmt: skip
+TOOLKIT = [
+    "nvidia-cuda-nvcc==13.0.*",
+    "nvidia-cuda-crt==13.0.*",
+    "nvidia-nvvm==13.0.*",
+    "nvidia-cuda-runtime==13.0.*",
+    "nvidia-cuda-cccl==13.0.*",
+]
 NVCC = """case "$1" in
   --version) echo "Cuda compilation tools, release {release}, V{release}.88" ;;
   --list-gpu-arch) for arch in {archs}; do echo compute_$arch; done ;;
@@ -42,8 +47,17 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    for name in ("CUDACXX", "CUDAHOSTCXX", "CUDA_HOME", "CUDA_PATH", "CXX", "NVCC_APPEND_FLAGS", "SSL_FAST_CUDA",
-                 "SSL_FAST_CUDA_ARCHS", "SSL_FAST_NO_CUDA"):  # fmt: skip
+    for name in (
+        "CUDACXX",
+        "CUDAHOSTCXX",
+        "CUDA_HOME",
+        "CUDA_PATH",
+        "CXX",
+        "NVCC_APPEND_FLAGS",
+        "SSL_FAST_CUDA",
+        "SSL_FAST_CUDA_ARCHS",
+        "SSL_FAST_NO_CUDA",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "nvidia/cu13/bin/nvcc").exists()])
@@ -52,7 +66,8 @@ def machine(tmp_path, monkeypatch):
 
 @pytest.fixture
 def backend(machine, monkeypatch):
-    """The backend on a Linux machine without a toolkit, over a stand-in for scikit-build-core that returns its environment."""
+    """The backend on a Linux machine without a toolkit, over a stand-in for scikit-build-core that returns its
+    environment."""
     base = types.ModuleType("scikit_build_core.build")
     for kind in ("wheel", "editable", "sdist"):
         setattr(base, f"get_requires_for_build_{kind}", lambda settings=None: ["ninja>=1.5"])
@@ -123,10 +138,13 @@ REFUSAL = "echo 'host_config.h:143:2: error: #error -- unsupported GNU version!'
     "trouble, reason",
     [
         ({"release": "11.5"}, "{nvcc} is of CUDA 11.5, and 12.0 or newer is needed"),
-        ({"compile": REFUSAL}, "{nvcc} does not work with {root}/bin/g++: host_config.h:143:2: error: #error -- unsupported "
-         "GNU version!: name another compiler in CUDAHOSTCXX, or set SSL_FAST_CUDA=OFF"),
+        (
+            {"compile": REFUSAL},
+            "{nvcc} does not work with {root}/bin/g++: host_config.h:143:2: error: #error -- unsupported "
+            "GNU version!: name another compiler in CUDAHOSTCXX, or set SSL_FAST_CUDA=OFF",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_toolkit_that_does_not_work(trouble, reason, machine, backend, monkeypatch):
     nvcc = machine.nvcc("bin/nvcc", **trouble)
     reason = reason.format(nvcc=nvcc, root=machine.root)
@@ -208,5 +226,7 @@ def test_older_compiler(tmp_path):
     environment = os.environ | {"CXX": "g++", "CXXFLAGS": "-U__GNUC__ -D__GNUC__=10"}
     run = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert run.returncode
-    expected = r"ssl_fast needs GCC 11 or newer, or Clang 14 or newer; found GNU 10\.\S+ \(/\S+\)\. Set CXX to a newer one\."
+    expected = (
+        r"ssl_fast needs GCC 11 or newer, or Clang 14 or newer; found GNU 10\.\S+ \(/\S+\)\. Set CXX to a newer one\."
+    )
     assert re.search(expected, " ".join(run.stderr.split())), run.stderr

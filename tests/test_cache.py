@@ -11,14 +11,13 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from test_datasets import FRONT_END, folder_set, put
 from torch.utils.data import DataLoader
 
 from ssl_fast.data import cache, datasets
 from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError
 from ssl_fast.data.cache import DecodedCache
 from ssl_fast.data.front_ends import PUBLISHED
-
+from test_datasets import FRONT_END, folder_set, put
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of newer Pythons, about forking with threads
 
@@ -45,7 +44,13 @@ def everything(found):
     out = []
     for i in range(len(found)):
         sample = found[i]
-        out += [found.frame(i), found.clip(i), found.waveform(i), sample["image"].numpy(), sample["spectrogram"].numpy()]
+        out += [
+            found.frame(i),
+            found.clip(i),
+            found.waveform(i),
+            sample["image"].numpy(),
+            sample["spectrogram"].numpy(),
+        ]
     return out
 
 
@@ -121,13 +126,16 @@ def test_a_source_that_is_gone_is_an_error(root):
         found.frame(1)
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda data: b"", "No data left in file"),
-    (lambda data: data[:-1], "mmap length is greater than file size"),
-    (lambda data: data[:100], ""),
-    (lambda data: b"no array" * 100, "pickled"),
-    (lambda data: data.replace(b"|u1", b"|i1"), r"expected values of uint8, got \(30, 40, 3\) of int8"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda data: b"", "No data left in file"),
+        (lambda data: data[:-1], "mmap length is greater than file size"),
+        (lambda data: data[:100], ""),
+        (lambda data: b"no array" * 100, "pickled"),
+        (lambda data: data.replace(b"|u1", b"|i1"), r"expected values of uint8, got \(30, 40, 3\) of int8"),
+    ],
+)
 def test_damage_is_an_error_that_names_the_file(root, damage, message):
     found = folder_set(root, cache=root / "cache")
     found.frame(1)

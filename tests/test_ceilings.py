@@ -4,10 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
-from test_annotations import FOLDER, published
 
 from ssl_fast.data.annotations import read, weight_map
 from ssl_fast.evaluation import ceilings, metrics
+from test_annotations import FOLDER, published
 
 
 def test_best_iou_is_the_best_of_all_predictions():
@@ -65,8 +65,11 @@ TABLE = [
 
 @pytest.mark.slow
 @published
-@pytest.mark.parametrize("name, file, ids, with_ties, without, auc, centre", TABLE, ids=[
-    "vggss", "vggss_heard", "vggss_unheard", "is3", "s4"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, ids, with_ties, without, auc, centre",
+    TABLE,
+    ids=["vggss", "vggss_heard", "vggss_unheard", "is3", "s4"],
+)
 def test_ceilings_of_published_sets(name, file, ids, with_ties, without, auc, centre):
     found = read(name, FOLDER / file, ids=ids and FOLDER / ids)
     got = ceilings.ceilings(weight_map(sample.boxes, found.rule) for sample in found.samples)

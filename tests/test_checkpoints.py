@@ -20,10 +20,14 @@ def run(tmp_path):
     localizer = build(recipe.model)
     folder = tmp_path / "run"
     folder.mkdir()
-    storage.save({"recipe": recipe.to_dict(), "localizer": localizer.state_dict(), "seed": 3, "step": 70},
-                 folder / "checkpoint.pt")  # fmt: skip
-    results = {"weights_sha256": storage.digest(folder / "checkpoint.pt"), "universal_threshold": {
-        "chosen_on": "validation", "by_set": {"validation": {"model": {"value": 0.25}}}}}  # fmt: skip
+    storage.save(
+        {"recipe": recipe.to_dict(), "localizer": localizer.state_dict(), "seed": 3, "step": 70},
+        folder / "checkpoint.pt",
+    )
+    results = {
+        "weights_sha256": storage.digest(folder / "checkpoint.pt"),
+        "universal_threshold": {"chosen_on": "validation", "by_set": {"validation": {"model": {"value": 0.25}}}},
+    }
     (folder / "metrics.json").write_text(json.dumps(results))
     return folder
 
@@ -82,8 +86,13 @@ def test_damaged_and_strange_safetensors_are_named(run, tmp_path):
     checkpoints.write(checkpoints.load(run), tmp_path / "whole.safetensors")
     content = (tmp_path / "whole.safetensors").read_bytes()
     header = json.dumps({"__metadata__": {"ssl_fast": "{"}}).encode()
-    for damaged in (content[:-100], b"", b"{}", struct.pack("<Q", 1 << 40) + content[8:],
-                    struct.pack("<Q", len(header)) + header):  # fmt: skip
+    for damaged in (
+        content[:-100],
+        b"",
+        b"{}",
+        struct.pack("<Q", 1 << 40) + content[8:],
+        struct.pack("<Q", len(header)) + header,
+    ):
         (tmp_path / "part.safetensors").write_bytes(damaged)
         with pytest.raises(storage.CheckpointError, match="part.safetensors: truncated, damaged or not of safetensors"):
             checkpoints.load(tmp_path / "part.safetensors")

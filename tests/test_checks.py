@@ -6,8 +6,8 @@ import warnings
 
 import pytest
 import torch
-from op_checks import OPS, Shape, dtypes, extra_for, needs_compiled
 
+from op_checks import OPS, Shape, dtypes, extra_for, needs_compiled
 from ssl_fast import ops
 from ssl_fast.ops import checks
 from ssl_fast.ops.similarity import similarity_and_map
@@ -39,24 +39,56 @@ PAIRS = {
     "wrong C": (visual(), audio(8, 256), ValueError, "audio: expected (M, 5) to match visual's C=5, got (8, 256)"),
     "3-D audio": (visual(), audio(M, C, 1), ValueError, "audio: expected (M, 5) to match visual's C=5, got (6, 5, 1)"),
     "1-D audio": (visual(), audio(C), ValueError, "audio: expected (M, 5) to match visual's C=5, got (5,)"),
-    "3-D visual": (visual(N, C, H), audio(), ValueError,
-                   "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2)"),
-    "no channels": (visual(N, 0, H, W), audio(M, 0), ValueError,
-                    "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 0, 2, 3)"),
-    "no cells": (visual(N, C, H, 0), audio(), ValueError,
-                 "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2, 0)"),
-    "two dtypes": (visual(), audio(dtype=torch.bfloat16), TypeError,
-                   "audio: expected torch.float32 to match visual, got torch.bfloat16"),
-    "float64 with float32": (visual(dtype=torch.float64), audio(), TypeError,
-                             "audio: expected torch.float64 to match visual, got torch.float32"),
-    "integers": (visual(dtype=torch.int64), audio(dtype=torch.int64), TypeError,
-                 "visual: expected float32, bfloat16, float16 or float64, got torch.int64"),
-    "complex": (visual(dtype=torch.complex64), audio(dtype=torch.complex64), TypeError,
-                "visual: expected float32, bfloat16, float16 or float64, got torch.complex64"),
+    "3-D visual": (
+        visual(N, C, H),
+        audio(),
+        ValueError,
+        "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2)",
+    ),
+    "no channels": (
+        visual(N, 0, H, W),
+        audio(M, 0),
+        ValueError,
+        "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 0, 2, 3)",
+    ),
+    "no cells": (
+        visual(N, C, H, 0),
+        audio(),
+        ValueError,
+        "visual: expected (N, C, h, w) with C, h, w >= 1, got (4, 5, 2, 0)",
+    ),
+    "two dtypes": (
+        visual(),
+        audio(dtype=torch.bfloat16),
+        TypeError,
+        "audio: expected torch.float32 to match visual, got torch.bfloat16",
+    ),
+    "float64 with float32": (
+        visual(dtype=torch.float64),
+        audio(),
+        TypeError,
+        "audio: expected torch.float64 to match visual, got torch.float32",
+    ),
+    "integers": (
+        visual(dtype=torch.int64),
+        audio(dtype=torch.int64),
+        TypeError,
+        "visual: expected float32, bfloat16, float16 or float64, got torch.int64",
+    ),
+    "complex": (
+        visual(dtype=torch.complex64),
+        audio(dtype=torch.complex64),
+        TypeError,
+        "visual: expected float32, bfloat16, float16 or float64, got torch.complex64",
+    ),
     "two devices": (visual(), audio(device="meta"), ValueError, "audio: expected device cpu to match visual, got meta"),
-    "two devices, reversed": (visual(device="meta"), audio(), ValueError,
-                              "audio: expected device meta to match visual, got cpu"),
-}  # fmt: skip
+    "two devices, reversed": (
+        visual(device="meta"),
+        audio(),
+        ValueError,
+        "audio: expected device meta to match visual, got cpu",
+    ),
+}
 
 
 @both_backends
@@ -64,8 +96,10 @@ PAIRS = {
 def test_pairs_that_do_not_match(case, backend):
     v, a, error, message = PAIRS[case]
     positives = torch.zeros(N, dtype=torch.int64)
-    for call in (lambda: pooled(v, a, backend=backend),
-                 lambda: similarity_and_map(v, a, ops.SoftThreshold(), positives, backend=backend)):  # fmt: skip
+    for call in (
+        lambda: pooled(v, a, backend=backend),
+        lambda: similarity_and_map(v, a, ops.SoftThreshold(), positives, backend=backend),
+    ):
         with pytest.raises(error, match=re.escape(message)):
             call()
     with pytest.raises(error, match=re.escape(message.replace("visual", "visual_loc").replace("audio", "audio_loc"))):
@@ -92,8 +126,10 @@ def test_the_two_spaces_of_a_product(backend):
 
     loc = "expected torch.float32 (4, 5, 2, 3) on cpu as in the loc space"
     fails(f"visual_avc: {loc}, got torch.float32 (4, 5, 3, 3) on cpu", visual_avc=visual(N, C, 3, W))
-    fails("audio_avc: expected torch.float32 (6, 5) on cpu as in the loc space, got torch.float32 (7, 5) on cpu",
-          audio_avc=audio(7, C))  # fmt: skip
+    fails(
+        "audio_avc: expected torch.float32 (6, 5) on cpu as in the loc space, got torch.float32 (7, 5) on cpu",
+        audio_avc=audio(7, C),
+    )
     double = {"visual_avc": visual(dtype=torch.float64), "audio_avc": audio(dtype=torch.float64)}
     fails(f"visual_avc: {loc}, got torch.float64 (4, 5, 2, 3) on cpu", **double)
 
@@ -156,14 +192,16 @@ MASKS = {
     "of one image": (lambda: torch.ones(H, W), "mask: expected (N, h, w) = (4, 2, 3), got (2, 3)"),
     "with channels": (lambda: torch.ones(N, 1, H, W), "mask: expected (N, h, w) = (4, 2, 3), got (4, 1, 2, 3)"),
     "transposed": (lambda: torch.ones(N, W, H), "mask: expected (N, h, w) = (4, 2, 3), got (4, 3, 2)"),
-    "with gradient": (lambda: full_mask().requires_grad_(),
-                      "mask: expected a tensor without gradient; there is none with respect to the mask"),
+    "with gradient": (
+        lambda: full_mask().requires_grad_(),
+        "mask: expected a tensor without gradient; there is none with respect to the mask",
+    ),
     "negative": (negative, "mask: expected weights >= 0, got a minimum of -0.5"),
     "empty": (empty_for_one, "mask: expected at least one cell with weight in every image, none in image 2"),
     "elsewhere": (lambda: full_mask().to("meta"), "mask: expected device cpu to match visual, got meta"),
     "not a number": (lambda: full_mask() * float("nan"), "mask: expected"),
     "infinite": (lambda: full_mask() * float("inf"), "mask: expected"),
-}  # fmt: skip
+}
 
 
 @both_backends
@@ -184,9 +222,12 @@ def test_mask_that_is_no_tensor(backend):
 
 
 def test_unknown_backend():
-    calls = [lambda: pooled(visual(), audio(), backend="cuda"), lambda: product(backend="cuda"),
-             lambda: ops.cosine_map(visual(), audio(N, C), backend="cuda"),
-             lambda: pooled(visual(), audio(), ops.Mean(), backend="cuda")]  # fmt: skip
+    calls = [
+        lambda: pooled(visual(), audio(), backend="cuda"),
+        lambda: product(backend="cuda"),
+        lambda: ops.cosine_map(visual(), audio(N, C), backend="cuda"),
+        lambda: pooled(visual(), audio(), ops.Mean(), backend="cuda"),
+    ]
     for call in calls:
         with pytest.raises(ValueError, match="backend: expected 'auto', 'compiled' or 'reference', got 'cuda'"):
             call()
@@ -217,19 +258,38 @@ FOR_B300 = f"`SSL_FAST_CUDA_ARCHS=103 {INSTALL}` in the source folder builds the
 # card, what the module finds, what is told
 UNUSABLE = {
     "old card": ("GTX", NO_IMAGE, "the kernels need sm_80 or newer, found NVIDIA GeForce GTX 1080 (sm_61)"),
-    "old card, other code": ("GTX", ("cudaErrorInvalidDeviceFunction", "invalid device function", 12080, 13000),
-                             "the kernels need sm_80 or newer, found NVIDIA GeForce GTX 1080 (sm_61)"),
-    "new card": ("B300", NO_IMAGE, f"the kernels were built for 80-real 90a-real, found NVIDIA B300 (sm_103); {FOR_B300}"),
-    "old driver": ("H100", ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 12020),
-                   "driver too old: CUDA 13.0 kernels need driver 580 or newer, found one of CUDA 12.2: update the driver"),
-    "old driver for later PTX": ("B300", ("cudaErrorUnsupportedPtxVersion", "unsupported toolchain", 12090, 12080),
-                                 "the driver, of CUDA 12.8, cannot compile the PTX of CUDA 12.9 for NVIDIA B300 (sm_103): "
-                                 f"update the driver, or {FOR_B300}"),
-    "no driver": ("H100", ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 0),
-                  "no kernel loads on cuda:0: CUDA driver version is insufficient (cudaErrorInsufficientDriver)"),
-    "full card": ("H100", ("cudaErrorMemoryAllocation", "out of memory", 13000, 13000),
-                  "no kernel loads on cuda:0: out of memory (cudaErrorMemoryAllocation)"),
-}  # fmt: skip
+    "old card, other code": (
+        "GTX",
+        ("cudaErrorInvalidDeviceFunction", "invalid device function", 12080, 13000),
+        "the kernels need sm_80 or newer, found NVIDIA GeForce GTX 1080 (sm_61)",
+    ),
+    "new card": (
+        "B300",
+        NO_IMAGE,
+        f"the kernels were built for 80-real 90a-real, found NVIDIA B300 (sm_103); {FOR_B300}",
+    ),
+    "old driver": (
+        "H100",
+        ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 12020),
+        "driver too old: CUDA 13.0 kernels need driver 580 or newer, found one of CUDA 12.2: update the driver",
+    ),
+    "old driver for later PTX": (
+        "B300",
+        ("cudaErrorUnsupportedPtxVersion", "unsupported toolchain", 12090, 12080),
+        "the driver, of CUDA 12.8, cannot compile the PTX of CUDA 12.9 for NVIDIA B300 (sm_103): "
+        f"update the driver, or {FOR_B300}",
+    ),
+    "no driver": (
+        "H100",
+        ("cudaErrorInsufficientDriver", "CUDA driver version is insufficient", 13000, 0),
+        "no kernel loads on cuda:0: CUDA driver version is insufficient (cudaErrorInsufficientDriver)",
+    ),
+    "full card": (
+        "H100",
+        ("cudaErrorMemoryAllocation", "out of memory", 13000, 13000),
+        "no kernel loads on cuda:0: out of memory (cudaErrorMemoryAllocation)",
+    ),
+}
 
 
 def on(device):
@@ -237,8 +297,8 @@ def on(device):
 
 
 def machine(monkeypatch, *devices, architectures="80-real 90a-real"):
-    """A compiled module on a machine with these (card, error) as CUDA devices, and a list of the devices that it was asked
-    about."""
+    """A compiled module on a machine with these (card, error) as CUDA devices, and a list of the devices that it was
+    asked about."""
 
     def cuda_error(index):
         asked.append(index)
@@ -256,7 +316,7 @@ def warnings_of(*devices, backend="auto", calls=100):
     """What is warned of by so many calls on each of the devices, all of which have to find no kernel."""
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
-        assert not any([checks.use_compiled(backend, on(device)) for _ in range(calls) for device in devices])
+        assert not any([checks.use_compiled(backend, on(device)) for _ in range(calls) for device in devices])  # noqa: C419, every call
     assert all(warning.category is RuntimeWarning for warning in found)
     return [str(warning.message) for warning in found]
 
@@ -276,7 +336,7 @@ def test_a_device_without_kernels(case, set_extension, monkeypatch):
 
 
 def test_a_device_is_used_when_an_error_has_passed(set_extension, monkeypatch):
-    extension, asked = machine(monkeypatch, ("H100", None))
+    extension, _ = machine(monkeypatch, ("H100", None))
     errors = [("cudaErrorMemoryAllocation", "out of memory", 13000, 13000), None]
     extension.cuda_error = lambda index: errors.pop(0)
     set_extension(extension)
@@ -299,18 +359,24 @@ def test_no_cuda_device_is_asked_for_other_tensors(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch)
     set_extension(extension)
     assert checks.use_compiled("auto", on("cpu")) and checks.use_compiled("compiled", on("meta"))
-    assert warnings_of("mps") == ["ssl_fast: mps tensors run plain PyTorch: there is no compiled kernel for device type 'mps'"]
+    assert warnings_of("mps") == [
+        "ssl_fast: mps tensors run plain PyTorch: there is no compiled kernel for device type 'mps'"
+    ]
     assert asked == []
 
 
-WITHOUT_CUDA = (f"the package was built without CUDA kernels (no nvcc); `SSL_FAST_CUDA=ON {INSTALL}` in its source folder "
-                "builds them, or says why it cannot")  # fmt: skip
+WITHOUT_CUDA = (
+    f"the package was built without CUDA kernels (no nvcc); `SSL_FAST_CUDA=ON {INSTALL}` in its source folder "
+    "builds them, or says why it cannot"
+)
 
 
 def test_a_build_without_cuda(set_extension, monkeypatch):
     extension, asked = machine(monkeypatch, ("H100", None), ("H100", None), architectures="")
     set_extension(extension)
-    assert warnings_of("cuda:0", "cuda:1") == [f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"] and asked == []
+    assert (
+        warnings_of("cuda:0", "cuda:1") == [f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}"] and asked == []
+    )
     with pytest.raises(RuntimeError, match=re.escape(f"backend='compiled': {WITHOUT_CUDA}")):
         checks.use_compiled("compiled", on("cuda:1"))
 
@@ -324,7 +390,9 @@ def test_cuda_tensors_of_this_build(set_extension):
     if checks.extension.cuda_architectures:
         assert re.search(r"no kernel loads on cuda:0: .+ \(cudaError\w+\)|driver too old", sentence)
     else:
-        assert sentence == f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}".replace("no nvcc", checks.extension.no_cuda)
+        assert sentence == f"ssl_fast: CUDA tensors run plain PyTorch: {WITHOUT_CUDA}".replace(
+            "no nvcc", checks.extension.no_cuda
+        )
 
 
 def test_the_absent_module_is_told_once(set_extension, monkeypatch):
@@ -338,8 +406,10 @@ def test_the_absent_module_is_told_once(set_extension, monkeypatch):
             pooled(visual(), audio(), pooling)
         product(), ops.cosine_map(visual(), audio(N, C))
     (warning,) = found
-    assert str(warning.message) == ("ssl_fast: all ops run plain PyTorch or numpy: the compiled module did not load "
-                                    f"(no such file); `{INSTALL}` in its source folder builds it")  # fmt: skip
+    assert str(warning.message) == (
+        "ssl_fast: all ops run plain PyTorch or numpy: the compiled module did not load "
+        f"(no such file); `{INSTALL}` in its source folder builds it"
+    )
 
 
 @needs_compiled

@@ -101,7 +101,9 @@ def test_summary_and_path_are_printed(tmp_path, capsys):
     assert row[2] == f"{results['duo_ciou_adaptive']:.3f}" and row[-1] == f"{results['interactive_pointing']:.3f}"
     assert re.search(r"trained lvs for 6 steps in \d+ s; loss \d+\.\d{3}, of a collapsed net 2\.197", out)  # log 9
     assert f"retrieval on single, by class: sound to image R@1 {results['retrieval_a2i_r1']:.3f}" in out
-    assert re.search(r"^time: scenes [\d.]+ s, training [\d.]+ s, evaluation [\d.]+ s, report [\d.]+ s$", out, re.MULTILINE)
+    assert re.search(
+        r"^time: scenes [\d.]+ s, training [\d.]+ s, evaluation [\d.]+ s, report [\d.]+ s$", out, re.MULTILINE
+    )
     assert "shortened" not in out and 'role="alert"' not in (tmp_path / "run" / "report.html").read_text()
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
 
@@ -153,7 +155,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    _stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130, stderr
     step = storage.load(out / "checkpoint.pt")["step"]
     assert (
@@ -169,7 +171,17 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on(tmp_path, quick, capsys):
     assert results["steps"] == step and results["shortened"] and results["method"] == "ssl_align"
     told = f"shortened run: --minutes ended the training after {step} of 240 steps"
     assert told in capsys.readouterr().out and told in (out / "report.html").read_text()
-    again = ["evaluate", "--scenes", "--test-scenes", "6", "--weights", str(out), "--out", str(tmp_path / "again"), "--quiet"]
+    again = [
+        "evaluate",
+        "--scenes",
+        "--test-scenes",
+        "6",
+        "--weights",
+        str(out),
+        "--out",
+        str(tmp_path / "again"),
+        "--quiet",
+    ]
     assert cli.main(again) == 0 and told in capsys.readouterr().out
 
 
@@ -190,8 +202,13 @@ def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, qui
         "cli.main(sys.argv[1:])\n"
     )
     argv = ["quickstart", "--out", str(out), "--epochs", "2", "--seed", "3", "--checkpoint-every", "1e-6", *TINY]
-    done = subprocess.run([sys.executable, str(crash), *argv], capture_output=True, text=True, timeout=120,
-                          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(crash), *argv],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert storage.load(out / "checkpoint.pt")["step"] == 5
     assert cli.main(["quickstart", "--resume", "--out", str(out), "--threads", "1", "--quiet"]) == 0
@@ -314,8 +331,22 @@ def folder(tmp_path_factory):
 
 def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     common = ["--image-size", "64", "--batch-size", "4", "--threads", "1", "--quiet"]
-    argv = ["train", "--data", folder, "--split", "first", "--val", folder, "--method", "ez_vsl", "--epochs", "2",
-            "--out", tmp_path / "run", *common]  # fmt: skip
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--split",
+        "first",
+        "--val",
+        folder,
+        "--method",
+        "ez_vsl",
+        "--epochs",
+        "2",
+        "--out",
+        tmp_path / "run",
+        *common,
+    ]
     fails(capsys, argv, "validation: expected samples that are not trained on, 8 of 12 are")
     argv += ["--val-split", "last"]
     assert cli.main([str(x) for x in argv]) == 0
@@ -325,8 +356,20 @@ def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     assert "the epoch was chosen on the samples that it is evaluated on" in results["notes"]
     assert results["recipe"]["image_size"] == 64 and (tmp_path / "run" / "report.html").stat().st_size > 10_000
     fails(capsys, argv, "holds another run")
-    argv = ["evaluate", "--data", folder, "--split", "last", "--weights", tmp_path / "run", "--out",
-            tmp_path / "results", "--threads", "1", "--quiet"]  # fmt: skip
+    argv = [
+        "evaluate",
+        "--data",
+        folder,
+        "--split",
+        "last",
+        "--weights",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "results",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
     assert cli.main([str(x) for x in argv]) == 0
     again = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
@@ -353,8 +396,28 @@ def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys
 
 
 def published(folder, out, *more):
-    return [str(x) for x in ("train", "--data", folder, "--recipe", "published", "--image-size", 32, "--batch-size", 6,
-                             "--epochs", 1, "--threads", 1, "--quiet", "--out", out, *more)]  # fmt: skip
+    return [
+        str(x)
+        for x in (
+            "train",
+            "--data",
+            folder,
+            "--recipe",
+            "published",
+            "--image-size",
+            32,
+            "--batch-size",
+            6,
+            "--epochs",
+            1,
+            "--threads",
+            1,
+            "--quiet",
+            "--out",
+            out,
+            *more,
+        )
+    ]
 
 
 @pytest.mark.slow
@@ -370,8 +433,11 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     assert cli.main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
     torch.save(dict(list(state.items())[1:]), file)
     fails(capsys, published(folder, tmp_path / "other", "--method", "ez_vsl", "--init", file), "conv1.weight")
-    fails(capsys, ["train", "--data", folder, "--batch-size", 6, "--init", file, "--out", tmp_path / "other"],
-          "got SmallResNet")  # fmt: skip
+    fails(
+        capsys,
+        ["train", "--data", folder, "--batch-size", 6, "--init", file, "--out", tmp_path / "other"],
+        "got SmallResNet",
+    )
     assert not (tmp_path / "other").exists()
 
 
@@ -412,8 +478,22 @@ def test_bad_folders_are_named(folder, tmp_path, capsys):
 
 
 def test_views_are_those_asked_for(folder, tmp_path, capsys):
-    argv = ["train", "--data", folder, "--views", "original,augmented", "--batch-size", "12", "--epochs", "1",
-            "--image-size", "48", "--quiet", "--out", tmp_path / "run"]  # fmt: skip
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--views",
+        "original,augmented",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "1",
+        "--image-size",
+        "48",
+        "--quiet",
+        "--out",
+        tmp_path / "run",
+    ]
     assert cli.main([str(x) for x in argv]) == 0
     assert storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
     fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
@@ -469,7 +549,8 @@ def test_help_needs_no_heavy_module():
         commands = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
         for command in ([], ["data", "check"], *([name] for name in commands if name != "bench")):
             assert cli.main([*command, "--help"]) == 0
-        heavy = {"torch", "numpy", "matplotlib", "PIL", "faiss", "soundfile", "torchaudio", "tqdm", "importlib.metadata"}
+        heavy = {"torch", "numpy", "matplotlib", "PIL", "faiss", "soundfile", "torchaudio", "tqdm"}
+        heavy.add("importlib.metadata")
         sys.exit(", ".join(heavy & sys.modules.keys()) or None)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)

@@ -1,5 +1,5 @@
-"""The options for a GPU: a test asked to run on CUDA fails where it cannot; what comes behind a lost context can be run.
-Which tests run when nothing is asked for."""
+"""The options for a GPU: a test asked to run on CUDA fails where it cannot; what comes behind a lost context can be
+run. Which tests run when nothing is asked for."""
 
 import subprocess
 import sys
@@ -75,12 +75,17 @@ class cuda:
 def test_tests_behind_one_that_loses_the_context(run, tmp_path):
     (tmp_path / "torch.py").write_text(TORCH)
     done = run(LOST, "--require-cuda")
-    assert "CUDA is lost to this process after test_some.py::test_breaks[True]" in done.stdout, done.stdout + done.stderr
+    assert "CUDA is lost to this process after test_some.py::test_breaks[True]" in done.stdout, (
+        done.stdout + done.stderr
+    )
     assert "2 failed, 1 passed" in done.stdout
     done = run(LOST, "--require-cuda", "--behind", "test_some.py::test_breaks[True]")
     assert "1 passed" in done.stdout and "failed" not in done.stdout
     done = run(LOST, "--behind", "test_other.py::test_x")
-    assert done.returncode == 4 and "--behind: expected one of the collected tests, got test_other.py::test_x" in done.stderr
+    assert (
+        done.returncode == 4
+        and "--behind: expected one of the collected tests, got test_other.py::test_x" in done.stderr
+    )
 
 
 LONG = """

@@ -2,9 +2,22 @@
 
 import pytest
 import torch
-from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Extra, Shape, assert_accurate, dtypes, evaluate, extra_for,
-                       relative_errors, truth_of, upstream)  # fmt: skip
 
+from op_checks import (
+    DTYPES,
+    LAYOUTS,
+    OPS,
+    SHAPES,
+    Extra,
+    Shape,
+    assert_accurate,
+    dtypes,
+    evaluate,
+    extra_for,
+    relative_errors,
+    truth_of,
+    upstream,
+)
 from ssl_fast import ops
 from ssl_fast.measure import peak_cuda
 from ssl_fast.ops import checks, rows
@@ -40,8 +53,10 @@ LARGE = {"many-tiles": Shape(9, 300, 96, 5, 9), "wide": Shape(3, 140, 72, 17, 31
 
 # With one channel all cosines are 1 or -1 but for rounding, which so would choose the cell of a maximum.
 @pytest.mark.grid
-@pytest.mark.parametrize("name, shape", [(name, shape) for shape in (*SHAPES, *LARGE) for name in OPS
-                                         if (name, shape) != ("max", "one-channel")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shape",
+    [(name, shape) for shape in (*SHAPES, *LARGE) for name in OPS if (name, shape) != ("max", "one-channel")],
+)
 @dtypes(*DTYPES)
 def test_cuda_errs_at_most_twice_the_reference(name, dtype, shape):
     assert_accurate(*inputs(name, (SHAPES | LARGE)[shape], dtype))
@@ -125,7 +140,8 @@ def test_cuda_runs_on_the_current_stream(name):
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name in OPS if name != "masked-mean"])  # whose check of the mask synchronises
+# the check of the mask synchronises
+@pytest.mark.parametrize("name", [name for name in OPS if name != "masked-mean"])
 def test_cuda_graph(name):
     op, features, extra = inputs(name, Shape(20, 20, 64, 7, 7), torch.bfloat16)
     static = [torch.randn_like(x).requires_grad_() for x in features]
@@ -186,9 +202,13 @@ def test_cuda_of_more_than_2_31_numbers(name):
         pytest.skip("too little memory")
     generator = torch.Generator(DEVICE).manual_seed(0)
     count = shape.images if op.paired else shape.audios
-    visual = [torch.randn(shape.images, 512, 64, 64, device=DEVICE, dtype=torch.bfloat16, generator=generator)
-              for _ in range(op.spaces)]  # fmt: skip
-    audio = [torch.randn(count, 512, device=DEVICE, dtype=torch.bfloat16, generator=generator) for _ in range(op.spaces)]
+    visual = [
+        torch.randn(shape.images, 512, 64, 64, device=DEVICE, dtype=torch.bfloat16, generator=generator)
+        for _ in range(op.spaces)
+    ]
+    audio = [
+        torch.randn(count, 512, device=DEVICE, dtype=torch.bfloat16, generator=generator) for _ in range(op.spaces)
+    ]
     last = slice(shape.images - 2, None)
 
     def run(visual, audio):

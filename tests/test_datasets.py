@@ -136,7 +136,7 @@ def test_boxes_are_filled_by_the_published_rule(tmp_path):
     expected = np.zeros((32, 32), np.float32)
     for y in range(32):
         for x in range(32):
-            expected[y, x] = 3 <= x < 17 and 6 <= y < 28 or 16 <= x < 32 and 0 <= y < 9
+            expected[y, x] = (3 <= x < 17 and 6 <= y < 28) or (16 <= x < 32 and 0 <= y < 9)
     truth = found.ground_truth(0)
     assert truth.dtype == np.float32 and found.has_ground_truth and found.notes == []
     np.testing.assert_array_equal(truth, expected)
@@ -147,9 +147,14 @@ def test_dirt_in_boxes_is_clipped_dropped_and_counted(tmp_path):
     """As found in VGG-SS: coordinates of -2.9e16, boxes without width."""
     for name in ("a", "b", "c"):
         put(tmp_path, name)
-    annotate(tmp_path, [{"file": "a", "bbox": [[-2.88e16, 0.5, 0.5, 1.2]]},
-                        {"file": "b", "bbox": [[0.4, 0.66, -2.88e16, 0.98], [0.3, 1.0, 0.7, 1.0], [0, 0, 0.5, 0.5]]},
-                        {"file": "c", "bbox": [[0.5, 0.5, 0.4, 0.9]]}])  # fmt: skip
+    annotate(
+        tmp_path,
+        [
+            {"file": "a", "bbox": [[-2.88e16, 0.5, 0.5, 1.2]]},
+            {"file": "b", "bbox": [[0.4, 0.66, -2.88e16, 0.98], [0.3, 1.0, 0.7, 1.0], [0, 0, 0.5, 0.5]]},
+            {"file": "c", "bbox": [[0.5, 0.5, 0.4, 0.9]]},
+        ],
+    )
     found = folder_set(tmp_path)
     expected = np.zeros((3, 16, 16), np.float32)
     expected[0, 8:, :8] = 1
@@ -169,21 +174,42 @@ def test_several_sounds_of_one_image(tmp_path):
     (tmp_path / "masks").mkdir()
     for i, mask in enumerate(masks):
         Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
-    annotate(tmp_path, [
-        {"file": "street dog", "image": "street", "audio": "audio/dog bark.wav", "class": "dog", "mask": "masks/0.png"},
-        {"file": "street bell", "image": "frames/street.png", "audio": "bell", "class": "bell", "mask": "masks/1.png",
-         "bbox": [[0.5, 0.5, 1, 1]], "visible": ["bell", "dog", "car"]},
-        {"file": "other", "class": "cat", "bbox": []},
-        {"file": "street bell 2", "image": "street", "audio": "bell", "class": "bell", "mask": "masks/1.png"},
-    ])  # fmt: skip
+    annotate(
+        tmp_path,
+        [
+            {
+                "file": "street dog",
+                "image": "street",
+                "audio": "audio/dog bark.wav",
+                "class": "dog",
+                "mask": "masks/0.png",
+            },
+            {
+                "file": "street bell",
+                "image": "frames/street.png",
+                "audio": "bell",
+                "class": "bell",
+                "mask": "masks/1.png",
+                "bbox": [[0.5, 0.5, 1, 1]],
+                "visible": ["bell", "dog", "car"],
+            },
+            {"file": "other", "class": "cat", "bbox": []},
+            {"file": "street bell 2", "image": "street", "audio": "bell", "class": "bell", "mask": "masks/1.png"},
+        ],
+    )
     found = folder_set(tmp_path)
     assert found.ids == ["street dog", "street bell", "other", "street bell 2"]
     assert found.image_ids == ["street", "street", "other", "street"]
-    assert found.visible == [frozenset({"dog", "bell"}), frozenset({"bell", "dog", "car"}), frozenset({"cat"}),
-                             frozenset({"dog", "bell"})]  # fmt: skip
+    assert found.visible == [
+        frozenset({"dog", "bell"}),
+        frozenset({"bell", "dog", "car"}),
+        frozenset({"cat"}),
+        frozenset({"dog", "bell"}),
+    ]
     assert torch.equal(found[0]["image"], found[1]["image"])
-    np.testing.assert_array_equal(found.waveform(1), load_audio(tmp_path / "audio/bell.wav", sample_rate=16000,
-                                                                seconds=0.25))  # fmt: skip
+    np.testing.assert_array_equal(
+        found.waveform(1), load_audio(tmp_path / "audio/bell.wav", sample_rate=16000, seconds=0.25)
+    )
     expected = np.zeros((2, 16, 16), bool)
     expected[0, :, :8] = expected[1, 8:, 8:] = True
     np.testing.assert_array_equal([found.mask(0), found.mask(1)], expected)
@@ -191,22 +217,31 @@ def test_several_sounds_of_one_image(tmp_path):
     assert found.mask(2) is None and not found.ground_truth(2).any() and found.has_ground_truth
 
 
-@pytest.mark.parametrize("entries, message", [
-    ("{", "expected annotations as a JSON list, got "),
-    ({"a": 1}, "expected a JSON list of annotations, got dict"),
-    ([], "expected a JSON list of annotations, got an empty one"),
-    ([{"class": "bell"}], "entry 0: expected an object with \"file\": id, got {'class': 'bell'}"),
-    ([{"file": "a"}, {"file": "a"}], "entry 1, 'a': annotated twice"),
-    ([{"file": "a", "boxes": []}], "entry 0, 'a': unknown key 'boxes'"),
-    ([{"file": "a", "class": 3}], "'a': class: expected a string, got 3"),
-    ([{"file": "a", "visible": "bell"}], "'a': visible: expected a list of strings, got 'bell'"),
-    ([{"file": "a", "class": "dog", "visible": ["bell"]}], "visible: expected the sample's own class 'dog' among them"),
-    ([{"file": "a", "bbox": [0.1, 0.1, 0.2, 0.2]}], r"bbox: expected [[xmin, ymin, xmax, ymax], ...], got [0.1, 0.1"),
-    ([{"file": "a", "bbox": [[0.1, 0.1, 0.2]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...], got [[0.1, "),
-    ([{"file": "a", "bbox": [[0.1, 0.1, 0.2, "x"]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
-    ([{"file": "a", "bbox": [[0, 0, 0.5, float("nan")]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
-    ([{"file": "a", "bbox": [[10, 20, 112, 224]]}], "bbox: expected fractions of the frame, got pixels or "),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entries, message",
+    [
+        ("{", "expected annotations as a JSON list, got "),
+        ({"a": 1}, "expected a JSON list of annotations, got dict"),
+        ([], "expected a JSON list of annotations, got an empty one"),
+        ([{"class": "bell"}], "entry 0: expected an object with \"file\": id, got {'class': 'bell'}"),
+        ([{"file": "a"}, {"file": "a"}], "entry 1, 'a': annotated twice"),
+        ([{"file": "a", "boxes": []}], "entry 0, 'a': unknown key 'boxes'"),
+        ([{"file": "a", "class": 3}], "'a': class: expected a string, got 3"),
+        ([{"file": "a", "visible": "bell"}], "'a': visible: expected a list of strings, got 'bell'"),
+        (
+            [{"file": "a", "class": "dog", "visible": ["bell"]}],
+            "visible: expected the sample's own class 'dog' among them",
+        ),
+        (
+            [{"file": "a", "bbox": [0.1, 0.1, 0.2, 0.2]}],
+            r"bbox: expected [[xmin, ymin, xmax, ymax], ...], got [0.1, 0.1",
+        ),
+        ([{"file": "a", "bbox": [[0.1, 0.1, 0.2]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...], got [[0.1, "),
+        ([{"file": "a", "bbox": [[0.1, 0.1, 0.2, "x"]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
+        ([{"file": "a", "bbox": [[0, 0, 0.5, float("nan")]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
+        ([{"file": "a", "bbox": [[10, 20, 112, 224]]}], "bbox: expected fractions of the frame, got pixels or "),
+    ],
+)
 def test_bad_annotations(tmp_path, entries, message):
     put(tmp_path, "a")
     annotate(tmp_path, entries)
@@ -258,14 +293,17 @@ def test_lists_and_annotations(tmp_path):
     assert not mixed.has_ground_truth and mixed.notes == ["1 of 2 samples have boxes or a mask, 'a' has none"]
 
 
-@pytest.mark.parametrize("content, message", [
-    ("a\nb\na\n", "1 problem: id 'a' is listed 2 times"),
-    ("a\nz\n", r"2 problems: .*frames/z: no such file \(.jpg, .jpeg, .png\), id 'z'; .*audio/z: no such file"),
-    ("", r"train.txt: expected a list of ids, got none"),
-    ("\n \n", r"train.txt: expected a list of ids, got none"),
-    (b"a\n\xff\xfe", r"train.txt: expected ids in UTF-8, got .* at byte 2"),
-    (None, r"train.txt or .*train.csv: no such list of ids"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("a\nb\na\n", "1 problem: id 'a' is listed 2 times"),
+        ("a\nz\n", r"2 problems: .*frames/z: no such file \(.jpg, .jpeg, .png\), id 'z'; .*audio/z: no such file"),
+        ("", r"train.txt: expected a list of ids, got none"),
+        ("\n \n", r"train.txt: expected a list of ids, got none"),
+        (b"a\n\xff\xfe", r"train.txt: expected ids in UTF-8, got .* at byte 2"),
+        (None, r"train.txt or .*train.csv: no such list of ids"),
+    ],
+)
 def test_bad_lists(tmp_path, content, message):
     put(tmp_path, "a")
     put(tmp_path, "b")
@@ -279,16 +317,24 @@ def test_bad_lists(tmp_path, content, message):
 # Missing and broken files
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda root: (root / "audio/b.wav").unlink(), r"{root}/audio/b: no such file \(.wav, .flac, .ogg, .mp3\), id 'b'"),
-    (lambda root: (root / "frames/b.png").unlink(), r"{root}/frames/b: no such file \(.jpg, .jpeg, .png\), id 'b'"),
-    (lambda root: (root / "audio/b.wav").write_bytes(b""), r"{root}/audio/b.wav: empty file \(0 bytes\), id 'b'"),
-    (lambda root: put(root, "b", image=".jpg", sound=None),
-     r"id 'b': expected one file, got {root}/frames/b.jpg, {root}/frames/b.png"),
-    (lambda root: annotate(root, [{"file": "b"}, {"file": "d"}]), "{root}/frames/d: no such file .* id 'd'"),
-    (lambda root: annotate(root, [{"file": "b", "image": "a.png"}]), "{root}/a.png: no such file, id 'b'"),
-    (lambda root: annotate(root, [{"file": "b", "mask": "m/b.png"}]), "{root}/m/b.png: no such file, mask of 'b'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (
+            lambda root: (root / "audio/b.wav").unlink(),
+            r"{root}/audio/b: no such file \(.wav, .flac, .ogg, .mp3\), id 'b'",
+        ),
+        (lambda root: (root / "frames/b.png").unlink(), r"{root}/frames/b: no such file \(.jpg, .jpeg, .png\), id 'b'"),
+        (lambda root: (root / "audio/b.wav").write_bytes(b""), r"{root}/audio/b.wav: empty file \(0 bytes\), id 'b'"),
+        (
+            lambda root: put(root, "b", image=".jpg", sound=None),
+            r"id 'b': expected one file, got {root}/frames/b.jpg, {root}/frames/b.png",
+        ),
+        (lambda root: annotate(root, [{"file": "b"}, {"file": "d"}]), "{root}/frames/d: no such file .* id 'd'"),
+        (lambda root: annotate(root, [{"file": "b", "image": "a.png"}]), "{root}/a.png: no such file, id 'b'"),
+        (lambda root: annotate(root, [{"file": "b", "mask": "m/b.png"}]), "{root}/m/b.png: no such file, mask of 'b'"),
+    ],
+)
 def test_missing_files_are_named(tmp_path, damage, message):
     for name in ("a", "b", "c"):
         put(tmp_path, name)
@@ -308,13 +354,18 @@ def test_many_problems_are_counted_not_listed(tmp_path):
     assert "clip5" not in str(caught.value) and len(check(tmp_path).missing) == 9
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda root: None, "expected a folder with frames/ and audio/, got nothing there"),
-    (lambda root: root.write_text(""), "expected a folder with frames/ and audio/, got a file"),
-    (lambda root: root.mkdir(), "frames: expected a folder, got nothing there"),
-    (lambda root: [(root / x).mkdir(parents=True) for x in ("frames", "audio")],
-     "expected samples, got 0 files in frames/ and 0 files in audio/"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda root: None, "expected a folder with frames/ and audio/, got nothing there"),
+        (lambda root: root.write_text(""), "expected a folder with frames/ and audio/, got a file"),
+        (lambda root: root.mkdir(), "frames: expected a folder, got nothing there"),
+        (
+            lambda root: [(root / x).mkdir(parents=True) for x in ("frames", "audio")],
+            "expected samples, got 0 files in frames/ and 0 files in audio/",
+        ),
+    ],
+)
 def test_folders_that_are_none(tmp_path, make, message):
     root = tmp_path / "data"
     make(root)

@@ -16,7 +16,6 @@ from PIL import Image
 
 import demo_clients
 from demo_clients import SCENE, ask, exchange, head, of_data_uri, pixels, question, running
-
 from ssl_fast import cli
 from ssl_fast.data import scenes
 from ssl_fast.inference.localize import Viewer
@@ -138,10 +137,13 @@ def test_front_end_of_another_rate_and_length(viewer):
 def test_command_ends_with_ctrl_c(tmp_path):
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "ssl_fast", "demo", "--port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        text=True, env=environment,
+        [sys.executable, "-m", "ssl_fast", "demo", "--port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
-    )  # fmt: skip
+    )
     try:
         lines = [process.stdout.readline() for _ in range(2)]
         assert "embedded quickstart model" in lines[0]

@@ -197,8 +197,19 @@ def test_keyboard_and_names(page):
     for _ in range(24):
         reached.append(page.evaluate("document.activeElement.id"))
         page.keyboard.press("Tab")
-    wanted = {"scene-7", "image-file", "sound-0", "sound-1", "sound-offscreen", "sound-silence", "sound-noise",
-              "sound-file", "audio", "alpha", "threshold"}  # fmt: skip
+    wanted = {
+        "scene-7",
+        "image-file",
+        "sound-0",
+        "sound-1",
+        "sound-offscreen",
+        "sound-silence",
+        "sound-noise",
+        "sound-file",
+        "audio",
+        "alpha",
+        "threshold",
+    }
     assert wanted <= set(reached), reached
     page.focus("#sound-silence")
     page.keyboard.press("Enter")

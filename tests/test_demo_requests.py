@@ -9,7 +9,6 @@ import pytest
 
 import demo_clients
 from demo_clients import GOOD, ask, exchange, head, question, running, sound_file, still_well, upload
-
 from ssl_fast.inference.localize import Viewer
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
@@ -58,8 +57,12 @@ def test_bad_questions(server, case):
 WHOLE = json.dumps(GOOD).encode()
 LENGTH = {"Content_Length": len(WHOLE)}
 BAD_REQUESTS = {
-    "too large a file": ({"path": "/image", "X_Name": "a.png", "Content_Length": 21_000_000}, b"", 413,
-                         "at most 20000000"),
+    "too large a file": (
+        {"path": "/image", "X_Name": "a.png", "Content_Length": 21_000_000},
+        b"",
+        413,
+        "at most 20000000",
+    ),
     "absurdly large": ({"path": "/image", "X_Name": "a.png", "Content_Length": "9" * 18}, b"", 413, "at most 20000000"),
     "no length": ({}, WHOLE, 411, "Content-Length: missing"),
     "no length of a file": ({"path": "/sound", "X_Name": "a.wav"}, b"x", 411, "Content-Length: missing"),
@@ -90,7 +93,7 @@ BAD_REQUESTS = {
     "many headers": ({f"X_{k}": k for k in range(200)}, b"", 431, "Too many headers"),
     "long path": ({"method": "GET", "path": "/" + "a" * 70_000}, b"", 414, "address is too long"),
     "bad version": ({"path": "/ HTTP/x"}, b"", 400, "bad request"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_REQUESTS)
@@ -123,8 +126,14 @@ def test_same_origin_is_served(server):
 
 def test_hosts_of_a_server_that_listens_everywhere(viewer):
     with running(viewer, host="0.0.0.0") as server:
-        for host, status in ((f"192.0.2.7:{server.port}", 200), (f"localhost:{server.port}", 200), ("192.0.2.7:1", 403),
-                             (f"evil.example:{server.port}", 403), ("192.0.2.7", 403), ("", 403)):  # fmt: skip
+        for host, status in (
+            (f"192.0.2.7:{server.port}", 200),
+            (f"localhost:{server.port}", 200),
+            ("192.0.2.7:1", 403),
+            (f"evil.example:{server.port}", 403),
+            ("192.0.2.7", 403),
+            ("", 403),
+        ):
             assert exchange(server, head(server, "GET", "/about", Host=host))[0] == status
         server.shutdown()
 

@@ -17,6 +17,7 @@ uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
 def png_of(width: int, height: int) -> bytes:
     """A PNG of few bytes that declares a large size."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -73,12 +74,24 @@ def test_large_image_is_kept_small(server):
 TURNED = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 274, 3, 1, 6, 0)
 FRAMES = [Image.new("RGB", (40, 30), colour) for colour in ("red", "lime", "blue")]
 VALID = {
-    "cmyk jpeg": ("image", "a.jpg", lambda: image_file("JPEG", Image.new("CMYK", (40, 30), (0, 255, 255, 0))),
-                  (255, 0, 0)),
-    "animated gif": ("image", "a.gif", lambda: image_file("GIF", FRAMES[0], save_all=True, append_images=FRAMES[1:]),
-                     (255, 0, 0)),
-    "16-bit png": ("image", "a.png", lambda: image_file("PNG", Image.fromarray(np.full((30, 40), 32896, np.uint16))),
-                   (128, 128, 128)),
+    "cmyk jpeg": (
+        "image",
+        "a.jpg",
+        lambda: image_file("JPEG", Image.new("CMYK", (40, 30), (0, 255, 255, 0))),
+        (255, 0, 0),
+    ),
+    "animated gif": (
+        "image",
+        "a.gif",
+        lambda: image_file("GIF", FRAMES[0], save_all=True, append_images=FRAMES[1:]),
+        (255, 0, 0),
+    ),
+    "16-bit png": (
+        "image",
+        "a.png",
+        lambda: image_file("PNG", Image.fromarray(np.full((30, 40), 32896, np.uint16))),
+        (128, 128, 128),
+    ),
     "progressive jpeg": ("image", "a.jpeg", lambda: image_file("JPEG", FRAMES[1], progressive=True), (0, 255, 0)),
     "turned by EXIF": ("image", "a.jpg", lambda: image_file("JPEG", FRAMES[2], exif=TURNED), (0, 0, 255)),
     "bmp": ("image", "a.BMP", lambda: image_file("BMP", FRAMES[1]), (0, 255, 0)),
@@ -91,7 +104,7 @@ VALID = {
     "opus": ("sound", "a.opus", lambda: sound_file(form="OGG", subtype="OPUS", rate=48000), None),
     "mp3": ("sound", "a.mp3", lambda: sound_file(form="MP3"), None),
     "float wav, short, stereo": ("sound", "a.wav", lambda: sound_file(np.full((40, 2), 0.5), subtype="FLOAT"), None),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", VALID)
@@ -133,8 +146,12 @@ BAD_FILES = {
     "not a number": ("sound", "a.wav", lambda: sound_file(np.array([0, np.nan] * 900), subtype="FLOAT"), "got nan"),
     "stream": ("sound", "a.wav", lambda: sound_file(subtype="GSM610"), "only read in a stream"),
     "rare sound": ("sound", "a.wav", lambda: sound_file(form="AIFF"), "got AIFF"),
-    "half an hour": ("sound", "a.flac", lambda: sound_file(np.zeros(8000 * 1800, np.int16), 8000, "FLAC"),
-                     "at most 10 minutes, got 1800 s"),
+    "half an hour": (
+        "sound",
+        "a.flac",
+        lambda: sound_file(np.zeros(8000 * 1800, np.int16), 8000, "FLAC"),
+        "at most 10 minutes, got 1800 s",
+    ),
     "many channels": ("sound", "a.flac", lambda: flac_of(599 * 48000, 8), "at most 60 million samples"),
     "less than told": ("sound", "a.flac", lambda: flac_of(100 * 48000, 1), "cannot be read"),
     "absurd rate": ("sound", "a.wav", lambda: sound_file(rate=2_000_000_000), "got 2000000000"),
@@ -142,10 +159,14 @@ BAD_FILES = {
     "loud": ("sound", "a.wav", lambda: sound_file(np.full(900, 99.0), subtype="FLOAT"), "full scale"),
     "a path for a name": ("image", "../../etc/passwd.png", lambda: b"root", "passwd.png: cannot be read"),
     "windows path": ("image", r"C:\secret\a.png", lambda: b"root", "a.png: cannot be read"),
-    "markup and control characters": ("image", "<b>\r\n\0\x1b[1m\u202eonclick=1.png", lambda: b"x",
-                                      "<b>[1monclick=1.png: cannot be read"),
+    "markup and control characters": (
+        "image",
+        "<b>\r\n\0\x1b[1m\u202eonclick=1.png",
+        lambda: b"x",
+        "<b>[1monclick=1.png: cannot be read",
+    ),
     "huge name": ("image", "x" * 5000 + ".png", lambda: b"x", "xxx.png: cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", BAD_FILES)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from loss_loops import CHANNELS, HEIGHT, WIDTH, features, flip
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from loss_loops import CHANNELS, HEIGHT, WIDTH, features, flip
 from ssl_fast import losses, ops
 from ssl_fast.distributed import collect, share
 from ssl_fast.ops import checks
@@ -41,8 +41,14 @@ def ssl_align(by_callables=True, projected=True, **options):
             return losses.ssl_align(visuals, audios, **options, **more)
         if by_callables:
             return losses.ssl_align(visuals, audios, *project, **options, **more)
-        return losses.ssl_align(visuals, audios, projected_visuals=[project[0](v.mean((2, 3))) for v in visuals],
-                                projected_audios=[project[1](a) for a in audios], **options, **more)  # fmt: skip
+        return losses.ssl_align(
+            visuals,
+            audios,
+            projected_visuals=[project[0](v.mean((2, 3))) for v in visuals],
+            projected_audios=[project[1](a) for a in audios],
+            **options,
+            **more,
+        )
 
     return call
 
@@ -74,7 +80,7 @@ CASES = {
     "fnac-fns2": case(lambda *x, **more: losses.fnac(*x, return_terms=True, **more)[1]["fns2"], tau=0.2, threshold=0.4),
     "ssl_tie": ssl_tie(weight=3.0),
     "ssl_tie-detached": ssl_tie(detach_map=True, hard_negative=False, margin=-0.1),
-}  # fmt: skip
+}
 LAYOUTS = {2: {"even": (3, 3), "uneven": (4, 1)}, 3: {"even": (2, 2, 2), "uneven": (3, 1, 2)}}
 PRECISE = [(name, layout, "reference") for name in CASES for layout in ("even", "uneven")]
 FAST = [(name, "uneven", backend) for name in CASES for backend in ("reference", "compiled")]
@@ -101,8 +107,12 @@ def evaluate(name, rows, count, dtype, wrap=lambda net: net, **more):
         x.retain_grad()
     value = CASES[name](*outputs, slow, **more)
     value.backward()
-    return {"value": value.detach(), "visual": outputs[0].grad, "audio": outputs[1].grad,
-            **{key.removeprefix("module."): p.grad for key, p in net.named_parameters()}}  # fmt: skip
+    return {
+        "value": value.detach(),
+        "visual": outputs[0].grad,
+        "audio": outputs[1].grad,
+        **{key.removeprefix("module."): p.grad for key, p in net.named_parameters()},
+    }
 
 
 def first_rows(layout):
@@ -148,8 +158,15 @@ def outcomes(rank, layouts):
 
     def joined(name, layout, backend, dtype):
         first, end = bounds[layout][rank : rank + 2]
-        return evaluate(name, slice(first, end), bounds[layout][-1], dtype, DistributedDataParallel,
-                        group=dist.group.WORLD, backend=backend)  # fmt: skip
+        return evaluate(
+            name,
+            slice(first, end),
+            bounds[layout][-1],
+            dtype,
+            DistributedDataParallel,
+            group=dist.group.WORLD,
+            backend=backend,
+        )
 
     found = {(*key, "float64"): joined(*key, torch.float64) for key in PRECISE}
     found |= {("again", *key): joined(*key, torch.float64) for key in PRECISE}
@@ -161,8 +178,9 @@ def outcomes(rank, layouts):
     found["errors"] = {name: message(losses.ez_vsl, **arguments) for name, arguments in misuses(rank, alone).items()}
     found["largest"] = largest_message(lambda: joined("slavc-both", "uneven", "reference", torch.float64))
     found["shares"] = {n: list(share(n)) for n in (0, 1, 7, 12)}
-    found["collected"] = {n: list(map(torch.from_numpy, collect([np.arange(i) for i in share(n)], n)))
-                          for n in (0, 1, 7, 12)}  # fmt: skip
+    found["collected"] = {
+        n: list(map(torch.from_numpy, collect([np.arange(i) for i in share(n)], n))) for n in (0, 1, 7, 12)
+    }
     found["too few"] = message(collect, list(share(7))[: -1 if rank == 1 else None], 7)
     return found
 
@@ -178,8 +196,13 @@ def largest_message(function):
 
 def work(rank, size, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size,
-                            timeout=datetime.timedelta(seconds=60))  # fmt: skip
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=size,
+        timeout=datetime.timedelta(seconds=60),
+    )
     torch.save(outcomes(rank, LAYOUTS[size]), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -189,8 +212,9 @@ def processes(request, tmp_path_factory):
     """The layouts, and the outcomes of each process."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(work, (request.param, folder), request.param)
-    return LAYOUTS[request.param], [torch.load(folder / f"{rank}.pt", weights_only=True)
-                                    for rank in range(request.param)]  # fmt: skip
+    return LAYOUTS[request.param], [
+        torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)
+    ]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -248,7 +272,7 @@ def test_distributed_loss_of_some_of_the_processes(processes):
 def test_distributed_loss_sends_no_maps(processes):
     """Audio vectors of all, or one number for each of them: never visual features."""
     layouts, found = processes
-    for rank, one in enumerate(found):
+    for one in found:
         assert one["largest"] == sum(layouts["uneven"]) * CHANNELS
         assert layouts["uneven"][0] * CHANNELS * HEIGHT * WIDTH > one["largest"]
 
@@ -286,7 +310,7 @@ def test_distributed_shares_hold_every_sample_once_in_order(processes):
     _, found = processes
     for samples in (0, 1, 7, 12):
         parts = [one["shares"][samples] for one in found]
-        assert sum(parts, []) == list(range(samples))
+        assert [sample for part in parts for sample in part] == list(range(samples))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
@@ -300,5 +324,6 @@ def test_distributed_results_missing(processes):
     _, found = processes
     for one in found:
         expected = len(found[1]["shares"][7])
-        assert one["too few"] == (f"results: expected {expected} on process 1, one for each of its share of 7 samples, "
-                                  f"got {expected - 1}")  # fmt: skip
+        assert one["too few"] == (
+            f"results: expected {expected} on process 1, one for each of its share of 7 samples, got {expected - 1}"
+        )

@@ -12,16 +12,16 @@ import pytest
 import soundfile
 import torch
 import torch.distributed as dist
-from loss_loops import flip
 from PIL import Image
 from torch import nn
-from training_toys import Others, ToySet, loaded
 
+from loss_loops import flip
 from ssl_fast import augmentation, learner, models, training
 from ssl_fast.evaluation.evaluate import success_rate
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
+from training_toys import Others, ToySet, loaded
 
 PROCESSES = 2
 
@@ -29,8 +29,14 @@ PROCESSES = 2
 def tiny(method, **changes):
     """40 samples make 5 steps of 8 an epoch; 2 epochs. No autocast, and nothing drawn in a step."""
     model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
-    common = {"model": model, "batch_size": 8, "epochs": 2, "warm_up_steps": 2, "precision": "float32",
-              "augmentation": "none"}  # fmt: skip
+    common = {
+        "model": model,
+        "batch_size": 8,
+        "epochs": 2,
+        "warm_up_steps": 2,
+        "precision": "float32",
+        "augmentation": "none",
+    }
     return recipe(method, **(common | changes))
 
 
@@ -59,8 +65,12 @@ GATHERED = {method: {} for method in LOSSES} | {
     "lvs": {"accumulation": 2},
 }
 # what a step draws, statistics of batch norm, and what only the checkpoint can carry over
-RESUMED = tiny("slavc", momentum_decay=0.9, augmentation="shift",
-               model=LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5))  # fmt: skip
+RESUMED = tiny(
+    "slavc",
+    momentum_decay=0.9,
+    augmentation="shift",
+    model=LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5),
+)
 
 
 class Broken(ToySet):
@@ -140,8 +150,13 @@ def outcomes(folder):
 
 def work(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=PROCESSES,
-                            timeout=datetime.timedelta(seconds=60))  # fmt: skip
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=PROCESSES,
+        timeout=datetime.timedelta(seconds=60),
+    )
     torch.save(outcomes(folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -297,8 +312,15 @@ def media(tmp_path_factory):
 
 def torchrun(*argv, program=("-m", "ssl_fast")):
     """Exit code, stderr and stdout of the command line under torchrun."""
-    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES),
-            *map(str, program + argv)]  # fmt: skip
+    argv = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(PROCESSES),
+        *map(str, program + argv),
+    ]
     environment = os.environ | {"OMP_WAIT_POLICY": "passive", "PYTHONPATH": os.pathsep.join(sys.path)}
     with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

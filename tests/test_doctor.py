@@ -62,11 +62,7 @@ def test_absent_module_is_visible_and_usable(monkeypatch, capsys):
 @pytest.mark.parametrize(
     "changes, built, device",
     [
-        (
-            {"cuda_architectures": ""},
-            "none (no nvcc)",
-            "no: no CUDA code was built",
-        ),
+        ({"cuda_architectures": ""}, "none (no nvcc)", "no: no CUDA code was built"),
         (
             {"cuda_status": lambda: (0, "CUDA driver version is insufficient")},
             "80-real 90a-real",
@@ -83,11 +79,16 @@ def test_cuda_says_why_not(changes, built, device, monkeypatch):
 
 def test_each_device_says_what_a_warning_would(set_extension, monkeypatch):
     names, capabilities = ["NVIDIA H100", "NVIDIA GeForce GTX 1080"], [(9, 0), (6, 1)]
-    properties = [types.SimpleNamespace(name=name, major=major, minor=minor)
-                  for name, (major, minor) in zip(names, capabilities)]  # fmt: skip
-    for name, function in {"is_available": lambda: True, "device_count": lambda: 2, "get_device_name": names.__getitem__,
-                           "get_device_capability": capabilities.__getitem__,
-                           "get_device_properties": properties.__getitem__}.items():  # fmt: skip
+    properties = [
+        types.SimpleNamespace(name=name, major=major, minor=minor) for name, (major, minor) in zip(names, capabilities)
+    ]
+    for name, function in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "get_device_name": names.__getitem__,
+        "get_device_capability": capabilities.__getitem__,
+        "get_device_properties": properties.__getitem__,
+    }.items():
         monkeypatch.setattr(torch.cuda, name, function)
     errors = [None, ("cudaErrorNoKernelImageForDevice", "no kernel image is available", 13000, 13000)]
     set_extension(extension(cuda_status=lambda: (2, None), cuda_error=errors.__getitem__))
@@ -101,14 +102,18 @@ def test_each_device_says_what_a_warning_would(set_extension, monkeypatch):
     assert flat()[0]["cuda: device usable by the kernels"] == "no: none of 1 device(s)"
     set_extension(extension(cuda_architectures=""))
     found, _ = flat()
-    assert all("CUDA tensors run plain PyTorch: the package was built without" in found[f"cuda: cuda:{i}"] for i in (0, 1))
+    assert all(
+        "CUDA tensors run plain PyTorch: the package was built without" in found[f"cuda: cuda:{i}"] for i in (0, 1)
+    )
 
 
 def test_without_a_device_or_kernels_for_one(set_extension, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     set_extension(extension(cuda_architectures=""))
     sentence = flat()[0]["cuda: CUDA tensors"]
-    assert sentence.startswith("CUDA tensors run plain PyTorch: the package was built without CUDA kernels (no nvcc); `")
+    assert sentence.startswith(
+        "CUDA tensors run plain PyTorch: the package was built without CUDA kernels (no nvcc); `"
+    )
     set_extension(extension())
     assert "cuda: CUDA tensors" not in flat()[0]
 

@@ -6,10 +6,21 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, dtypes, evaluate, extra_for, relative_errors,
-                       truth_of)  # fmt: skip
-from sanitize_emulation import SOURCES, build, load
 
+from op_checks import (
+    DTYPES,
+    LAYOUTS,
+    OPS,
+    SHAPES,
+    Shape,
+    assert_accurate,
+    dtypes,
+    evaluate,
+    extra_for,
+    relative_errors,
+    truth_of,
+)
+from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
 from ssl_fast.ops import checks, rows
 
@@ -106,7 +117,9 @@ def test_emulation_of_tied_cells(emulated):
             for m in range(4):
                 visual[n, m].view(-1)[[int(first[n, m]), 299 - m, 299]] += 2.0**m
     scores = ops.pooled_similarity(visual, torch.eye(4), ops.Max())
-    expected = torch.einsum("nchw,mc->nmhw", torch.nn.functional.normalize(visual.detach(), dim=1), torch.eye(4)).flatten(2)
+    expected = torch.einsum(
+        "nchw,mc->nmhw", torch.nn.functional.normalize(visual.detach(), dim=1), torch.eye(4)
+    ).flatten(2)
     weights = torch.arange(1.0, 13.0).view(3, 4)
     (scores * weights).sum().backward()
     reference = visual.detach().requires_grad_()
@@ -156,12 +169,16 @@ def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, mo
 
 @pytest.mark.parametrize("audios, cells, most", [(700, 196, 20), (700, 49, 40), (100, 49, 9), (1000, 900, 7)])
 def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cells, most, kernels):
-    """By trial of all numbers of images and of blocks that share them: blocks of 128 audios, 224 columns of whole images."""
+    """By trial of all numbers of images and of blocks that share them: blocks of 128 audios, 224 columns of whole
+    images."""
     processors, tiles = 3, -(-audios // 128)
 
     def time_of_an_image(images):
         groups = -(-images // max(1, 224 // cells))
-        return min(-(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1)) / images
+        return (
+            min(-(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1))
+            / images
+        )
 
     good = kernels.good_chunk(((1, 0, audios, 0, cells, 4), (0, 0, 0, 0)), most)
     choice = range(most // 2 + 1, most + 1)

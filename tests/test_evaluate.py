@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 
+from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 from ssl_fast.data.negatives import negative_spectrograms
 from ssl_fast.evaluation import BASELINES, Protocol, Results, evaluate
 from ssl_fast.evaluation.evaluate import batches, inference, retrieval
@@ -19,9 +19,10 @@ SINGLE = [[(c % 5, c % 3, c % 2, 2, 2)] for c in range(12)]
 DUO = [[(c % 5, 0, 0, 2, 2), ((c + 1) % 5, 2, 1, 2, 3)] for c in range(10)]
 VAL = [[(c % 4, 1, 1, 2, 2)] for c in range(8)]
 KINDS = ("silence", "noise", "offscreen")
-REQUIRED = ("single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing retrieval_a2i_r1 "
-            "retrieval_i2a_r1 pia_silence pia_noise pia_offscreen baseline_objectness_iiou_adaptive "
-            "baseline_objectness_interactive_pointing").split()
+REQUIRED = """
+    single_ciou_adaptive duo_ciou_adaptive iiou_adaptive interactive_pointing retrieval_a2i_r1 retrieval_i2a_r1
+    pia_silence pia_noise pia_offscreen baseline_objectness_iiou_adaptive baseline_objectness_interactive_pointing
+""".split()
 
 
 def sets(**options):
@@ -35,6 +36,7 @@ def run(localizer=None, test_sets=None, **options):
 
 # ------------------------------------------------------------------------------------------------ the slow evaluation
 
+
 def map_of(localizer, sample_set, i, spectrogram):
     with inference(localizer):
         visual = localizer.visual_features(localizer.normalize_images(sample_set[i]["image"][None]))
@@ -42,7 +44,7 @@ def map_of(localizer, sample_set, i, spectrogram):
 
 
 def enlarge(low, align_corners=False):
-    low = low[None].double()    # float64, then rounded: pixels that are equal by symmetry stay equal
+    low = low[None].double()  # float64, then rounded: pixels that are equal by symmetry stay equal
     full = torch.nn.functional.interpolate(low, (SIDE, SIDE), mode="bilinear", align_corners=align_corners)
     return full[0, 0].float().numpy()
 
@@ -61,9 +63,11 @@ def slow(localizer, sample_set, threshold):
     for i in range(len(sample_set)):
         low = map_of(localizer, sample_set, i, sample_set[i]["spectrogram"])
         full, truth, mask = enlarge(low), sample_set.ground_truth(i) > 0, sample_set.mask(i)
-        row = {"iou_adaptive": iou_of_best(full, truth, truth.sum()),
-               "iou_top50": iou_of_best(full, truth, SIDE * SIDE // 2),
-               "iou_universal": ((full > threshold) & truth).sum() / ((full > threshold) | truth).sum()}
+        row = {
+            "iou_adaptive": iou_of_best(full, truth, truth.sum()),
+            "iou_top50": iou_of_best(full, truth, SIDE * SIDE // 2),
+            "iou_universal": ((full > threshold) & truth).sum() / ((full > threshold) | truth).sum(),
+        }
         if mask is not None:
             row["iou_adaptive_mask"] = iou_of_best(full, mask, mask.sum())
         cell = np.unravel_index(low[0].numpy().argmax(), low[0].shape)
@@ -89,7 +93,7 @@ def in_all(values, image_ids):
     return np.mean([all(v for v, image in zip(values, image_ids) if image == one) for one in sorted(set(image_ids))])
 
 
-@pytest.mark.parametrize("localizer", [FakeLocalizer(), FakeLocalizer(hears=False), FakeLocalizer(gain=.2, alarm=.7)])
+@pytest.mark.parametrize("localizer", [FakeLocalizer(), FakeLocalizer(hears=False), FakeLocalizer(gain=0.2, alarm=0.7)])
 def test_every_value_equals_the_slow_evaluation(localizer):
     test_sets, validation = sets(masks=True), FakeSet(VAL, prefix="val")
     results = run(localizer, test_sets, validation=validation, batch_size=5)
@@ -102,11 +106,11 @@ def test_every_value_equals_the_slow_evaluation(localizer):
         model = results["sets"][name]["model"]
         for rule in ("adaptive", "top50", "universal", "adaptive_mask"):
             iou = expected[f"iou_{rule}"]
-            assert model[f"ciou_{rule}"] == pytest.approx(np.mean(iou >= .5))
+            assert model[f"ciou_{rule}"] == pytest.approx(np.mean(iou >= 0.5))
             assert model[f"mean_iou_{rule}"] == pytest.approx(np.mean(iou))
-            assert model[f"auc_{rule}"] - np.mean(iou) <= .025 + 1e-9
-            assert model[f"iiou_{rule}"] == pytest.approx(in_all(iou >= .5, sample_set.image_ids))
-            assert model["counts"][f"ciou_{rule}"] == np.sum(iou >= .5)
+            assert model[f"auc_{rule}"] - np.mean(iou) <= 0.025 + 1e-9
+            assert model[f"iiou_{rule}"] == pytest.approx(in_all(iou >= 0.5, sample_set.image_ids))
+            assert model["counts"][f"ciou_{rule}"] == np.sum(iou >= 0.5)
         assert model["pointing"] == pytest.approx(expected["pointing"].mean())
         assert model["interactive_pointing"] == pytest.approx(in_all(expected["pointing"], sample_set.image_ids))
         for kind in KINDS:
@@ -119,12 +123,12 @@ def test_a_perfect_localizer_and_one_that_never_hears():
     perfect, deaf = run()["sets"], run(FakeLocalizer(hears=False))["sets"]
     for name in perfect:
         assert perfect[name]["model"]["ciou_adaptive"] == perfect[name]["model"]["mean_iou_adaptive"] == 1
-    assert perfect["single"]["model"]["mean_iou_top50"] == .5           # 4 of 16 cells, half of the image predicted
-    assert perfect["duo"]["model"]["mean_iou_top50"] == (.5 + .75) / 2
+    assert perfect["single"]["model"]["mean_iou_top50"] == 0.5  # 4 of 16 cells, half of the image predicted
+    assert perfect["duo"]["model"]["mean_iou_top50"] == (0.5 + 0.75) / 2
     assert perfect["duo"]["model"]["iiou_adaptive"] == perfect["duo"]["model"]["interactive_pointing"] == 1
-    assert deaf["single"]["model"]["ciou_adaptive"] == 1                # one object: hearing is not needed
+    assert deaf["single"]["model"]["ciou_adaptive"] == 1  # one object: hearing is not needed
     assert deaf["duo"]["model"]["iiou_adaptive"] == deaf["duo"]["model"]["interactive_pointing"] == 0
-    assert deaf["duo"]["model"]["pointing"] == .5
+    assert deaf["duo"]["model"]["pointing"] == 0.5
     assert perfect["duo"]["n"] == 20 and perfect["duo"]["images"] == perfect["duo"]["interactive_images"] == 10
     assert perfect["single"]["interactive_images"] == 0 and perfect["single"]["size"] == [SIDE, SIDE]
 
@@ -136,7 +140,7 @@ def test_baselines_never_hear():
         assert row["pia_silence"] == row["pia_noise"] == row["pia_offscreen"], name
     assert set(results["sets"]["duo"]["baselines"]) == set(BASELINES)
     whole = results["sets"]["single"]["baselines"]["whole_image"]
-    assert whole["mean_iou_adaptive"] == .25 and whole["pointing"] == 0 and whole["mean_iou_universal"] == 0
+    assert whole["mean_iou_adaptive"] == 0.25 and whole["pointing"] == 0 and whole["mean_iou_universal"] == 0
 
 
 def test_flat_keys_are_the_nested_figures():
@@ -155,9 +159,9 @@ def test_flat_keys_are_the_nested_figures():
 
 
 def test_batches_do_not_change_the_figures():
-    whole = run(FakeLocalizer(alarm=.5), batch_size=64)
+    whole = run(FakeLocalizer(alarm=0.5), batch_size=64)
     for size in (1, 7):
-        other = run(FakeLocalizer(alarm=.5), batch_size=size)
+        other = run(FakeLocalizer(alarm=0.5), batch_size=size)
         assert other == whole and other.samples == whole.samples
 
 
@@ -167,14 +171,15 @@ def test_worker_processes_do_not_change_the_figures():
 
 # ------------------------------------------------------------------------------------------------ threshold, protocol
 
+
 def test_without_a_validation_set_the_names_say_where_the_threshold_is_from():
-    results = run(FakeLocalizer(alarm=.5), validation=None)
+    results = run(FakeLocalizer(alarm=0.5), validation=None)
     assert results["universal_threshold"]["chosen_on"] == "test"
     assert set(results["universal_threshold"]["by_set"]) == {"single", "duo"}
     for name, sample_set in sets().items():
         threshold = results["universal_threshold"]["by_set"][name]["model"]["value"]
-        assert threshold == pytest.approx(slow_threshold(FakeLocalizer(alarm=.5), sample_set), abs=1e-7)
-        expected = slow(FakeLocalizer(alarm=.5), sample_set, threshold)["iou_universal"]
+        assert threshold == pytest.approx(slow_threshold(FakeLocalizer(alarm=0.5), sample_set), abs=1e-7)
+        expected = slow(FakeLocalizer(alarm=0.5), sample_set, threshold)["iou_universal"]
         assert results["sets"][name]["model"]["mean_iou_test_threshold"] == pytest.approx(expected.mean())
     assert "pia_silence_test_threshold" in results and "duo_ciou_test_threshold" in results
     for key in (*results, *results["sets"]["duo"]["model"], *results.samples["duo"]):
@@ -183,19 +188,23 @@ def test_without_a_validation_set_the_names_say_where_the_threshold_is_from():
 
 
 def test_the_test_sets_do_not_move_the_threshold():
-    alone = run(test_sets={"duo": FakeSet(DUO[:2])}, localizer=FakeLocalizer(alarm=.5))
-    other = run(test_sets={"duo": FakeSet(DUO)}, localizer=FakeLocalizer(alarm=.5))
+    alone = run(test_sets={"duo": FakeSet(DUO[:2])}, localizer=FakeLocalizer(alarm=0.5))
+    other = run(test_sets={"duo": FakeSet(DUO)}, localizer=FakeLocalizer(alarm=0.5))
     assert alone["universal_threshold"] == other["universal_threshold"]
 
 
 def test_a_protocol_is_data():
-    protocol = Protocol("corners", positive=Upsampling(align_corners=True), rules=(Rule("top25", fraction=.25),))
+    protocol = Protocol("corners", positive=Upsampling(align_corners=True), rules=(Rule("top25", fraction=0.25),))
     results = run(protocol=protocol, baselines={})
     record = results["protocol"]
     assert record["name"] == "corners" and record["positive"] == {
-        "interpolation": "bilinear", "align_corners": True, "arithmetic": "exact"}
-    assert record["rules"] == [{"name": "top25", "kind": "fraction", "comparison": "exact", "fraction": .25,
-                                "value": None}]
+        "interpolation": "bilinear",
+        "align_corners": True,
+        "arithmetic": "exact",
+    }
+    assert record["rules"] == [
+        {"name": "top25", "kind": "fraction", "comparison": "exact", "fraction": 0.25, "value": None}
+    ]
     assert results["sets"]["single"]["baselines"] == {}
     sample_set, localizer = FakeSet(SINGLE), FakeLocalizer()
     for i in range(len(sample_set)):
@@ -206,6 +215,7 @@ def test_a_protocol_is_data():
 
 # ------------------------------------------------------------------------------------------------ retrieval
 
+
 def test_retrieval_equals_loops():
     class Scores(FakeLocalizer):
         def retrieval(self, visual, audio, similarity="auto"):
@@ -213,7 +223,7 @@ def test_retrieval_equals_loops():
             table = torch.rand(300, 300)
             return table[visual["visual"].sum((1, 2)).long()][:, audio["audio"].long()] + self.noise(visual, audio)
 
-        def noise(self, visual, audio):     # tells apart images (by what they show) and sounds, without ties
+        def noise(self, visual, audio):  # tells apart images (by what they show) and sounds, without ties
             image = visual["visual"].flatten(1).mul(torch.arange(16)).sum(1)
             return image[:, None].sin() * audio["audio"].add(1).cos()[None]
 
@@ -236,10 +246,12 @@ def test_retrieval_equals_loops():
 
     ids, heard, seen = sample_set.image_ids, sample_set.categories, sample_set.visible
     for k in (1, 5, 10):
-        for way, table, right in (("i2a", scores, lambda i, j: heard[j] in seen[i]),
-                                  ("a2i", scores.T, lambda i, j: heard[i] in seen[j])):
-            assert got["class"][way][f"r{k}"] == pytest.approx(recall(k, right, table))
-            expected = recall(k, lambda i, j: ids[i] == ids[j], table)
+        for way, oriented, right in (
+            ("i2a", scores, lambda i, j: heard[j] in seen[i]),
+            ("a2i", scores.T, lambda i, j: heard[i] in seen[j]),
+        ):
+            assert got["class"][way][f"r{k}"] == pytest.approx(recall(k, right, oriented))
+            expected = recall(k, lambda i, j: ids[i] == ids[j], oriented)
             assert got["instance"][way][f"r{k}"] == pytest.approx(expected)
     assert got["n"] == 20
 
@@ -264,6 +276,7 @@ def test_no_negatives_no_threshold():
 
 # ------------------------------------------------------------------------------------------------ files
 
+
 def test_json_and_csv_hold_what_the_results_hold(tmp_path):
     results = run(test_sets={"single": FakeSet(SINGLE, masks=True), "duo": FakeSet(DUO)})
     results.write_json(tmp_path / "metrics.json")
@@ -278,7 +291,7 @@ def test_json_and_csv_hold_what_the_results_hold(tmp_path):
                 assert row[column] == value
             else:
                 assert float(row[column]) == pytest.approx(float(value), rel=1e-5, abs=1e-9)
-        assert row["iou_adaptive_mask"] == ""       # duo has no masks
+        assert row["iou_adaptive_mask"] == ""  # duo has no masks
     assert rows[0]["iou_adaptive_mask"] != ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "per_sample.csv"]
 
@@ -291,15 +304,27 @@ def test_a_nan_is_never_written(tmp_path):
 
 
 def test_masks_of_some_samples_only():
-    columns = {"iou_adaptive": np.array([.6, .2, .9]), "iou_adaptive_mask": np.array([.7, np.nan, .4]),
-               "pointing": np.ones(3)}
+    columns = {
+        "iou_adaptive": np.array([0.6, 0.2, 0.9]),
+        "iou_adaptive_mask": np.array([0.7, np.nan, 0.4]),
+        "pointing": np.ones(3),
+    }
     row = table(columns, ["a", "a", "b"])
-    assert row["ciou_adaptive"] == 2 / 3 and row["ciou_adaptive_mask"] == .5 and row["iiou_adaptive_mask"] == .5
-    assert row["counts"] == {"ciou_adaptive": 2, "iiou_adaptive": 1, "ciou_adaptive_mask": 1, "iiou_adaptive_mask": 1,
-                             "n_adaptive_mask": 2, "images_adaptive_mask": 2, "pointing": 3, "interactive_pointing": 2}
+    assert row["ciou_adaptive"] == 2 / 3 and row["ciou_adaptive_mask"] == 0.5 and row["iiou_adaptive_mask"] == 0.5
+    assert row["counts"] == {
+        "ciou_adaptive": 2,
+        "iiou_adaptive": 1,
+        "ciou_adaptive_mask": 1,
+        "iiou_adaptive_mask": 1,
+        "n_adaptive_mask": 2,
+        "images_adaptive_mask": 2,
+        "pointing": 3,
+        "interactive_pointing": 2,
+    }
 
 
 # ------------------------------------------------------------------------------------------------ conduct
+
 
 def test_training_flags_and_random_state_come_back():
     localizer = FakeLocalizer()
@@ -350,20 +375,27 @@ def test_bad_arguments_say_what_was_expected():
     blind.has_ground_truth = False
     with pytest.raises(ValueError, match="set 'field': expected ground truth"):
         run(test_sets={"field": blind})
-    run(validation=blind)       # needs none
+    run(validation=blind)  # needs none
     small = FakeSet(SINGLE)
     small.ground_truth = lambda i: np.ones((8, 8), np.float32)
     with pytest.raises(ValueError, match=r"'field', sample 'image0_a': expected ground truth of the image's size"):
         run(test_sets={"field": small})
-    few = SimpleNamespace(**{name: getattr(FakeLocalizer(), name) for name in (
-        "normalize_images", "normalize_spectrograms", "visual_features", "audio_features", "retrieval")},
-        maps=lambda visual, audio: torch.zeros(1, 4, 4))
+    few = SimpleNamespace(
+        **{
+            name: getattr(FakeLocalizer(), name)
+            for name in ("normalize_images", "normalize_spectrograms", "visual_features", "audio_features", "retrieval")
+        },
+        maps=lambda visual, audio: torch.zeros(1, 4, 4),
+    )
     few.visual_features = lambda images: {"visual": images[:, 0]}
     with pytest.raises(ValueError, match=r"maps of model under silence sound: expected 8, got shape \(1, 4, 4\)"):
         run(few)
 
 
 def test_validation_samples_that_are_tested_are_refused():
-    with pytest.raises(ValueError, match="validation: expected samples that are not tested, 8 are in set 'single': "
-                                         "'image0_a', 'image1_b', 'image2_c' ..."):
+    with pytest.raises(
+        ValueError,
+        match="validation: expected samples that are not tested, 8 are in set 'single': "
+        "'image0_a', 'image1_b', 'image2_c' ...",
+    ):
         run(validation=FakeSet(VAL), test_sets={"single": FakeSet(VAL)})

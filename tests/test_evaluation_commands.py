@@ -19,8 +19,14 @@ from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
 CLASSES = ["owl hooting", "playing cello", "train horning", "owl hooting", "machine gun shooting", "playing cello"]
-BOXES = [[[0.1, 0.2, 0.6, 0.8]], [[0.0, 0.0, 1.0, 0.9]], [[0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]], [[0.2, 0.0, 0.7, 0.5]],
-         [[0.3, 0.3, 0.8, 0.9]], [[0.0, 0.4, 0.5, 1.0]]]  # fmt: skip
+BOXES = [
+    [[0.1, 0.2, 0.6, 0.8]],
+    [[0.0, 0.0, 1.0, 0.9]],
+    [[0.5, 0.5, 0.9, 0.9], [0.1, 0.1, 0.3, 0.3]],
+    [[0.2, 0.0, 0.7, 0.5]],
+    [[0.3, 0.3, 0.8, 0.9]],
+    [[0.0, 0.4, 0.5, 1.0]],
+]
 KINDS = ("silence", "noise", "offscreen")
 
 
@@ -74,16 +80,34 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     values, where = maps
     (tmp_path / "train.csv").write_text(f"{IDS[2]}\nother_000001\n")
     names = ["ez_vsl", "lvs", "slavc_extended", "vssl_eval"]
-    assert evaluate(folder, tmp_path / "out", "--maps", where, "--protocol", ",".join(names), "--train-list",
-                    tmp_path / "train.csv") == 0  # fmt: skip
+    assert (
+        evaluate(
+            folder,
+            tmp_path / "out",
+            "--maps",
+            where,
+            "--protocol",
+            ",".join(names),
+            "--train-list",
+            tmp_path / "train.csv",
+        )
+        == 0
+    )
     results = json.loads((tmp_path / "out" / "metrics.json").read_text())
     threshold = max(np.percentile(values[kind].max((1, 2)), 75) for kind in KINDS)
     assert results["universal_threshold"]["by_set"]["vgg-ss"]["model"]["value"] == pytest.approx(threshold, abs=1e-6)
     negatives = {kind: values[kind] for kind in KINDS}
     for name in names:
         universal = threshold if name == "vssl_eval" else None
-        want = protocols.run(name, values["positive"], truths(), negatives=negatives, threshold=universal, image_ids=IDS,
-                             sounding=np.ones(6, bool))  # fmt: skip
+        want = protocols.run(
+            name,
+            values["positive"],
+            truths(),
+            negatives=negatives,
+            threshold=universal,
+            image_ids=IDS,
+            sounding=np.ones(6, bool),
+        )
         found = results["protocols"]["vgg-ss"][name]["model"]
         same(found["figures"], json.loads(json.dumps(want["figures"])))
         assert found["n"] == 6 and found["protocol"]["name"] == name
@@ -114,8 +138,10 @@ def test_draws_of_several_seeds_are_pooled(folder, maps, tmp_path):
     found = results["protocols"]["vgg-ss"]["vssl_eval"]["model"]
     assert found["n"] == 12 and results["protocols"]["vgg-ss"]["lvs"]["model"]["n"] == 6 and results["seeds"] == [7, 11]
     assert found["threshold"] == pytest.approx(want["threshold"], abs=1e-6)
-    same(found["figures"]["audio_visual"]["false_alarms"],
-         json.loads(json.dumps(want["figures"]["audio_visual"]["false_alarms"])))  # fmt: skip
+    same(
+        found["figures"]["audio_visual"]["false_alarms"],
+        json.loads(json.dumps(want["figures"]["audio_visual"]["false_alarms"])),
+    )
 
 
 @pytest.mark.slow
@@ -140,8 +166,10 @@ def test_object_prior(folder, maps, tmp_path, capsys):
         assert found["whole_image"]["figures"].keys() == {"audio_visual"}
         for row in ("prior", "mixed"):
             wanted = want["figures"][row]["localization" if name == "ez_vsl" else "detection"]
-            same(found["model"]["figures"][row]["localization" if name == "ez_vsl" else "detection"],
-                 json.loads(json.dumps(wanted)))  # fmt: skip
+            same(
+                found["model"]["figures"][row]["localization" if name == "ez_vsl" else "detection"],
+                json.loads(json.dumps(wanted)),
+            )
     assert "model mixed with it" in (tmp_path / "out" / "report.html").read_text()
     torch.save({"conv1.weight": torch.zeros(1)}, weights)
     assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2
@@ -156,7 +184,8 @@ def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
     (tmp_path / "my_model.py").write_text(
         "import torch\nNUMBER = 3\ndef maps(images, spectrograms):\n"
         "    light = torch.nn.functional.avg_pool2d(images.float().mean(1), 32) / 255\n"
-        "    return light * spectrograms.std((1, 2, 3))[:, None, None]\n")  # fmt: skip
+        "    return light * spectrograms.std((1, 2, 3))[:, None, None]\n"
+    )
     out, draws = tmp_path / "out", tmp_path / "draws"
     options = "--model", "my_model:maps", "--draws", draws, "--seeds", "1234"
     assert evaluate(folder, out, *options) == 0
@@ -181,10 +210,19 @@ def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
         (["--model", "math:pi"], "--model math:pi: expected a function, got float"),
         (["--model", "math:sin", "--protocol", "best"], "protocol: expected one of \\['default', 'lvs'"),
         (["--model", "math:sin", "--image-size", "96"], "published sets have images of 224 pixels"),
-        (["--model", "math:sin", "--layout", "zip"], "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'"),
+        (
+            ["--model", "math:sin", "--layout", "zip"],
+            "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'",
+        ),
         (["--model", "math:sin", "--train-list", "nowhere.csv"], "nowhere.csv"),
-        (["--model", "math:sin", "--seeds", "1,-2"], "--seeds: expected integers >= 0 with commas between, or published"),
-        (["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""], "threshold: expected the universal one for"),
+        (
+            ["--model", "math:sin", "--seeds", "1,-2"],
+            "--seeds: expected integers >= 0 with commas between, or published",
+        ),
+        (
+            ["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""],
+            "threshold: expected the universal one for",
+        ),
     ],
 )
 def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):

@@ -45,8 +45,14 @@ def test_the_embedded_localizer_runs_without_the_package(tmp_path):
     maps, about = run_alone(tmp_path / "a.pt2", images, waveforms, tmp_path)
     for one, waveform, got in zip(made, waveforms, maps):
         np.testing.assert_allclose(got, viewer.localize(one.image, waveform).audio_visual, rtol=0, atol=1e-4)
-    assert about == {"method": "ssl_align", "image_size": 112, "sample_rate": 16000, "samples": 16000,
-                     "channels": "mean", "threshold": viewer.threshold}  # fmt: skip
+    assert about == {
+        "method": "ssl_align",
+        "image_size": 112,
+        "sample_rate": 16000,
+        "samples": 16000,
+        "channels": "mean",
+        "threshold": viewer.threshold,
+    }
 
 
 @pytest.mark.slow

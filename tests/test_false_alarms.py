@@ -1,5 +1,7 @@
 """Metrics under negative sounds against loops and closed forms."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -7,23 +9,25 @@ from ssl_fast.evaluation import false_alarms, metrics
 
 
 def test_pia_is_the_share_strictly_above():
-    maps = np.array([[[.1, .5], [.5000001, -1]], [[.5, .5], [.5, .5]], [[.6, .6], [.6, .6]]])
-    assert false_alarms.pia(maps, .5).tolist() == [.25, 0, 1]
+    maps = np.array([[[0.1, 0.5], [0.5000001, -1]], [[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.6], [0.6, 0.6]]])
+    assert false_alarms.pia(maps, 0.5).tolist() == [0.25, 0, 1]
     with pytest.raises(ValueError, match="maps: sample 1 holds 1 values that are NaN"):
-        false_alarms.pia(np.array([[[0.]], [[np.nan]]]), .5)
+        false_alarms.pia(np.array([[[0.0]], [[np.nan]]]), 0.5)
 
 
 def test_auc_n_equals_a_loop():
     areas = np.random.default_rng(0).random(50) ** 3
-    rates = [np.mean([a <= .05 * i for a in areas]) for i in range(21)]
-    assert false_alarms.auc_n(areas) == pytest.approx(sum((a + b) / 40 for a, b in zip(rates, rates[1:])), abs=1e-12)
-    assert false_alarms.auc_n(np.zeros(3)) == 1 and false_alarms.auc_n([1e-6]) == pytest.approx(.975)
-    assert false_alarms.auc_n(np.ones(2)) == pytest.approx(.025)
+    rates = [np.mean([a <= 0.05 * i for a in areas]) for i in range(21)]
+    assert false_alarms.auc_n(areas) == pytest.approx(
+        sum((a + b) / 40 for a, b in itertools.pairwise(rates)), abs=1e-12
+    )
+    assert false_alarms.auc_n(np.zeros(3)) == 1 and false_alarms.auc_n([1e-6]) == pytest.approx(0.975)
+    assert false_alarms.auc_n(np.ones(2)) == pytest.approx(0.025)
 
 
 def test_map_iou_and_its_rule_for_nothing():
     rng = np.random.default_rng(0)
-    first, second = rng.random((20, 3, 4)) < .5, rng.random((20, 3, 4)) < .3
+    first, second = rng.random((20, 3, 4)) < 0.5, rng.random((20, 3, 4)) < 0.3
     first[0] = second[0] = first[1] = False
     second[1, 0, 0] = True
     got = false_alarms.map_iou(first, second)
@@ -50,8 +54,8 @@ def test_figures_are_their_definitions():
 
 
 def test_universal_threshold_is_the_highest_third_quartile():
-    maxima = {"silence": np.arange(5.), "noise": np.array([0, 0, 0, 10.]), "offscreen": np.array([2.9, 2.9])}
-    expected = (3., {"silence": 3., "noise": 2.5, "offscreen": pytest.approx(2.9)})
+    maxima = {"silence": np.arange(5.0), "noise": np.array([0, 0, 0, 10.0]), "offscreen": np.array([2.9, 2.9])}
+    expected = (3.0, {"silence": 3.0, "noise": 2.5, "offscreen": pytest.approx(2.9)})
     assert false_alarms.universal_threshold(maxima) == expected
     with pytest.raises(ValueError, match=r"maxima\['noise'\]: sample 1 is NaN"):
         false_alarms.universal_threshold({"noise": [0, np.nan]})

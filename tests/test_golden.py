@@ -105,24 +105,30 @@ def evaluated(protocol, heat, truth, **options):
 
 def localization(found, columns, rule="top50"):
     table = found["localization"]
-    return {"cIoU": table[f"ciou_{rule}"], "AUC": table[f"auc_{rule}"], "mean": table[f"mean_iou_{rule}"],
-            "per_sample": columns[f"iou_{rule}"]}
+    return {
+        "cIoU": table[f"ciou_{rule}"],
+        "AUC": table[f"auc_{rule}"],
+        "mean": table[f"mean_iou_{rule}"],
+        "per_sample": columns[f"iou_{rule}"],
+    }
 
 
 def one_map(protocol, flickr=False):
     def case(golden, record):
-        truth = pasted(record["boxes"], .5 if flickr else 1)
+        truth = pasted(record["boxes"], 0.5 if flickr else 1)
         figures, columns = evaluated(protocol, golden["heat"], truth)
         found = localization(figures["audio_visual"], columns["audio_visual"])
         return {key: found[key] for key in ("cIoU", "AUC", "per_sample")}
+
     return case
 
 
 def three_maps(protocol, flickr=False):
     def case(golden, record):
-        truth = pasted(record["boxes"], .5 if flickr else 1)
+        truth = pasted(record["boxes"], 0.5 if flickr else 1)
         figures, columns = evaluated(protocol, golden["heat"], truth, prior=golden["obj"])
         return {short: localization(figures[name], columns[name]) for short, name in SHORT.items()}
+
     return case
 
 
@@ -135,27 +141,43 @@ def extended(protocol, rule):
         for short, name in SHORT.items():
             found = figures[name]["detection"][rule]
             assert found["n"] == len(sounding) and found["n_sounding"] == sounding.sum()
-            out[short] = {"precision_at_50": found["precision_at_50"], "ap_at_50": found["ap_published"],
-                          "f1_at_50": found["f1_at_half_published"], "maxF1": 100 * found["max_f1_published"],
-                          "LocAcc": found["loc_acc"], "ciou": columns[name][f"iou_{rule}"],
-                          "conf": columns[name]["confidence"]}
+            out[short] = {
+                "precision_at_50": found["precision_at_50"],
+                "ap_at_50": found["ap_published"],
+                "f1_at_50": found["f1_at_half_published"],
+                "maxF1": 100 * found["max_f1_published"],
+                "LocAcc": found["loc_acc"],
+                "ciou": columns[name][f"iou_{rule}"],
+                "conf": columns[name]["confidence"],
+            }
         return out
+
     return case
 
 
 def ssl_align(protocol):
     def case(golden, record):
         ids = [protocols.published_image_id(name) for name in record["names"]]
-        figures, columns = evaluated(protocol, golden["heat"], pasted(record["boxes"], 1), prior=golden["obj"],
-                                     image_ids=ids)
+        figures, columns = evaluated(
+            protocol, golden["heat"], pasted(record["boxes"], 1), prior=golden["obj"], image_ids=ids
+        )
         model, mixed = (figures[name]["localization"] for name in ("audio_visual", "mixed"))
-        out = {"mIoU_per_sample": model["mean_iou_top50"], "per_sample": columns["audio_visual"]["iou_top50"],
-               "per_sample_adap": columns["audio_visual"]["iou_adaptive"]}
+        out = {
+            "mIoU_per_sample": model["mean_iou_top50"],
+            "per_sample": columns["audio_visual"]["iou_top50"],
+            "per_sample_adap": columns["audio_visual"]["iou_adaptive"],
+        }
         for suffix, rule in (("", "top50"), ("_adap", "adaptive")):
-            out |= {f"cIoU{suffix}": model[f"ciou_{rule}"], f"AUC{suffix}": model[f"auc_{rule}"],
-                    f"IIoU{suffix}": model[f"iiou_{rule}"], f"IAUC{suffix}": model[f"iauc_{rule}"],
-                    f"cIoU{suffix}_ogl": mixed[f"ciou_{rule}"], f"AUC{suffix}_ogl": mixed[f"auc_{rule}"]}
+            out |= {
+                f"cIoU{suffix}": model[f"ciou_{rule}"],
+                f"AUC{suffix}": model[f"auc_{rule}"],
+                f"IIoU{suffix}": model[f"iiou_{rule}"],
+                f"IAUC{suffix}": model[f"iauc_{rule}"],
+                f"cIoU{suffix}_ogl": mixed[f"ciou_{rule}"],
+                f"AUC{suffix}_ogl": mixed[f"auc_{rule}"],
+            }
         return out
+
     return case
 
 
@@ -164,40 +186,63 @@ def avsbench(rule):
         figures, _ = evaluated("avsbench", golden["heat"], pasted(record["boxes"], 1))
         found = figures["audio_visual"]["segmentation"][rule]
         return {"mIoU": found["miou_published"], "F": found["f_score_published"]}
+
     return case
 
 
 def universal(golden, record):
-    return protocols.run("vssl_eval", golden["heat"], pasted(record["boxes"], 1),
-                         negatives={kind: golden[kind] for kind in KINDS})["universal_threshold"]["value"]
+    return protocols.run(
+        "vssl_eval", golden["heat"], pasted(record["boxes"], 1), negatives={kind: golden[kind] for kind in KINDS}
+    )["universal_threshold"]["value"]
 
 
 def vssl_eval(protocol):
     def case(golden, record):
-        figures, _ = evaluated(protocol, golden["heat"], pasted(record["boxes"], 1),
-                               threshold=universal(golden, record), negatives={kind: golden[kind] for kind in KINDS})
+        figures, _ = evaluated(
+            protocol,
+            golden["heat"],
+            pasted(record["boxes"], 1),
+            threshold=universal(golden, record),
+            negatives={kind: golden[kind] for kind in KINDS},
+        )
         found = figures["audio_visual"]["false_alarms"]
-        out = {"cIoU_U": found["mean_iou"], "AUC_U": found["auc"], "IoU_neg_neg": found["overlap_negatives"],
-               "F_LOC": found["f_loc"], "F_AUC": found["f_auc"]}
+        out = {
+            "cIoU_U": found["mean_iou"],
+            "AUC_U": found["auc"],
+            "IoU_neg_neg": found["overlap_negatives"],
+            "F_LOC": found["f_loc"],
+            "F_AUC": found["f_auc"],
+        }
         for kind in KINDS:
-            out |= {f"pIA_{kind}": found[f"pia_{kind}"], f"AUC_N_{kind}": found[f"auc_n_{kind}"],
-                    f"IoU_pos_{kind}": found[f"overlap_{kind}"]}
+            out |= {
+                f"pIA_{kind}": found[f"pia_{kind}"],
+                f"AUC_N_{kind}": found[f"auc_n_{kind}"],
+                f"IoU_pos_{kind}": found[f"overlap_{kind}"],
+            }
         return out
+
     return case
 
 
 RECORDED = {
-    "lvs_vggss": one_map("lvs"), "lvs_flickr": one_map("ssl_tie", flickr=True),
-    "ezvsl_vggss": three_maps("ez_vsl"), "ezvsl_flickr": three_maps("fnac", flickr=True),
-    "ezvsl_train_val": one_map("ez_vsl_validation"), "fnac_validate2": three_maps("fnac_second_pass"),
+    "lvs_vggss": one_map("lvs"),
+    "lvs_flickr": one_map("ssl_tie", flickr=True),
+    "ezvsl_vggss": three_maps("ez_vsl"),
+    "ezvsl_flickr": three_maps("fnac", flickr=True),
+    "ezvsl_train_val": one_map("ez_vsl_validation"),
+    "fnac_validate2": three_maps("fnac_second_pass"),
     "slavc_extended_rel1": extended("slavc_extended", "top50"),
     "slavc_extended_rel0": extended("slavc_extended_absolute", "at_half"),
-    "sslalign_lvs_vggss": ssl_align("ssl_align_vggss"), "sslalign_lvs_other": ssl_align("ssl_align"),
+    "sslalign_lvs_vggss": ssl_align("ssl_align_vggss"),
+    "sslalign_lvs_other": ssl_align("ssl_align"),
     "sslalign_validate": ssl_align("ssl_align"),
-    "avs_top50": avsbench("top50"), "avs_adaptive": avsbench("adaptive"), "universal_threshold": universal,
-    "vssl_eval_cv": vssl_eval("vssl_eval"), "vssl_eval_torch": vssl_eval("vssl_eval_corners"),
+    "avs_top50": avsbench("top50"),
+    "avs_adaptive": avsbench("adaptive"),
+    "universal_threshold": universal,
+    "vssl_eval_cv": vssl_eval("vssl_eval"),
+    "vssl_eval_torch": vssl_eval("vssl_eval_corners"),
 }
-PERCENT = ("avs_top50", "avs_adaptive", "vssl_eval_cv", "vssl_eval_torch")     # the others are fractions
+PERCENT = ("avs_top50", "avs_adaptive", "vssl_eval_cv", "vssl_eval_torch")  # the others are fractions
 
 
 @pytest.mark.skipif(not FOLDER.is_dir(), reason=f"no golden folder {FOLDER}")

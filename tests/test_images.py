@@ -82,11 +82,19 @@ def test_transparency_is_laid_over_white(tmp_path, kind):
     np.testing.assert_allclose(decode_image(tmp_path / "a.png"), colours * share + 255 * (1 - share), atol=1.01)
 
 
-@pytest.mark.parametrize("orientation, turned", [
-    (1, lambda x: x), (2, lambda x: x[:, ::-1]), (3, lambda x: x[::-1, ::-1]), (4, lambda x: x[::-1]),
-    (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)),
-    (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)), (8, lambda x: np.rot90(x)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "orientation, turned",
+    [
+        (1, lambda x: x),
+        (2, lambda x: x[:, ::-1]),
+        (3, lambda x: x[::-1, ::-1]),
+        (4, lambda x: x[::-1]),
+        (5, lambda x: x.transpose(1, 0, 2)),
+        (6, lambda x: np.rot90(x, -1)),
+        (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+        (8, lambda x: np.rot90(x)),
+    ],
+)
 def test_the_orientation_of_cameras_is_applied(tmp_path, orientation, turned):
     pixels = picture()
     exif = Image.Exif()
@@ -115,15 +123,18 @@ def broken(folder, kind):
     return path
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("missing", "no such file"),
-    ("no bytes", r"empty file \(0 bytes\)"),
-    ("text", r"cannot be read as an image \(Format not recognised\)"),
-    ("cut.jpg", r"cannot be read as an image \(.*truncated"),
-    ("cut.png", r"cannot be read as an image \("),
-    ("floats", "expected integer pixels, got an image of floats"),
-    ("large integers", "expected grey values of 16 bits, got 70000 to 70000"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("missing", "no such file"),
+        ("no bytes", r"empty file \(0 bytes\)"),
+        ("text", r"cannot be read as an image \(Format not recognised\)"),
+        ("cut.jpg", r"cannot be read as an image \(.*truncated"),
+        ("cut.png", r"cannot be read as an image \("),
+        ("floats", "expected integer pixels, got an image of floats"),
+        ("large integers", "expected grey values of 16 bits, got 70000 to 70000"),
+    ],
+)
 @pytest.mark.parametrize("load", [decode_image, lambda path: load_image(path, 8), lambda path: load_mask(path, 8)])
 def test_broken_files_are_named(tmp_path, kind, message, load):
     path = broken(tmp_path, kind)

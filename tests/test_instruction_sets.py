@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 
+from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 from ssl_fast import ops
 from ssl_fast.ops import checks
 
@@ -30,7 +30,7 @@ every_op = pytest.mark.parametrize("name", OPS)
 def test_the_best_set_is_in_use_and_the_baseline_is_there():
     assert SETS[0] == "baseline" and checks.extension.instruction_set() == SETS[-1]
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
-    assert ("avx2" in SETS) == ("avx2" in flags) and ("avx512" in SETS) == ("avx512vl" in flags) or not flags
+    assert (("avx2" in SETS) == ("avx2" in flags) and ("avx512" in SETS) == ("avx512vl" in flags)) or not flags
 
 
 @pytest.mark.grid
@@ -72,8 +72,10 @@ def test_same_bits_at_every_repeat(name, instruction_set, dtype, use_set, set_th
             again = evaluate(op, features, extra)
             assert all(torch.equal(a, b) for a, b in zip(again.tensors(), first.tensors(), strict=True))
     for threads in (2, 3):
-        outputs, gradients = (list(zip(getattr(by_threads[threads], part), getattr(by_threads[1], part), strict=True))
-                              for part in ("outputs", "gradients"))  # fmt: skip
+        outputs, gradients = (
+            list(zip(getattr(by_threads[threads], part), getattr(by_threads[1], part), strict=True))
+            for part in ("outputs", "gradients")
+        )
         assert op.library_product or all(torch.equal(got, want) for got, want in outputs)
         for got, want in outputs + gradients:
             error = (got.double() - want.double()).norm() / want.double().norm()
@@ -182,8 +184,10 @@ FORKED = Shape(4, 35, 33, 3, 5)
 
 
 def every_result(names=tuple(OPS), seed=0):
-    return {name: evaluate(OPS[name], OPS[name].features(FORKED, torch.float32, seed=seed), extra_for(FORKED)).tensors()
-            for name in names}  # fmt: skip
+    return {
+        name: evaluate(OPS[name], OPS[name].features(FORKED, torch.float32, seed=seed), extra_for(FORKED)).tensors()
+        for name in names
+    }
 
 
 class Scores(torch.utils.data.Dataset):

@@ -2,19 +2,21 @@
 
 import pytest
 import torch
-from training_toys import ToySet
 
 from ssl_fast.learner import Learner
 from ssl_fast.models import ResNet18, storage
 from ssl_fast.recipes import recipe
 from ssl_fast.training import train
+from training_toys import ToySet
 
 
 def imagenet(path, seed=0, **changes):
     """A file such as torchvision's; `changes` replace its entries, None takes one out."""
     torch.manual_seed(seed)
-    state = {name: torch.randn_like(value) if value.is_floating_point() else value
-             for name, value in ResNet18().state_dict().items()}  # fmt: skip
+    state = {
+        name: torch.randn_like(value) if value.is_floating_point() else value
+        for name, value in ResNet18().state_dict().items()
+    }
     state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)} | changes
     torch.save({name: value for name, value in state.items() if value is not None}, path)
     return state
@@ -35,12 +37,18 @@ def test_image_nets_start_from_a_file_and_the_rest_as_ever(method, tmp_path):
 
 def test_files_that_do_not_fit_an_image_net_are_named(tmp_path):
     one, path = recipe("ez_vsl", "published"), tmp_path / "net.pth"
-    imagenet(path, **{"layer2.0.conv1.weight": None, "layer9.weight": torch.zeros(1),
-                      "conv1.weight": torch.zeros(64, 1, 7, 7)})  # fmt: skip
+    imagenet(
+        path,
+        **{"layer2.0.conv1.weight": None, "layer9.weight": torch.zeros(1), "conv1.weight": torch.zeros(64, 1, 7, 7)},
+    )
     with pytest.raises(storage.CheckpointError) as error:
         Learner(one, init=path)
-    for part in (f"{path}: expected the weights of torchvision's ResNet-18", "layer2.0.conv1.weight", "layer9.weight",
-                 "size mismatch for conv1.weight"):  # fmt: skip
+    for part in (
+        f"{path}: expected the weights of torchvision's ResNet-18",
+        "layer2.0.conv1.weight",
+        "layer9.weight",
+        "size mismatch for conv1.weight",
+    ):
         assert part in str(error.value)
     torch.save([1, 2], path)
     with pytest.raises(storage.CheckpointError, match="net.pth: expected the weights of .*, got list"):
@@ -57,8 +65,7 @@ def test_resume_refuses_another_file_of_weights(tmp_path):
     for seed in (1, 2):
         imagenet(tmp_path / f"{seed}.pth", seed)
     options = {"out": tmp_path / "run", "progress": False}
-    first, again = (train(ToySet(), one, init=tmp_path / "1.pth", resume=resume, **options)
-                    for resume in (False, True))  # fmt: skip
+    first, again = (train(ToySet(), one, init=tmp_path / "1.pth", resume=resume, **options) for resume in (False, True))
     assert first.unused == ["fc.weight", "fc.bias"] and again.history == first.history
     for init in (tmp_path / "2.pth", None):
         with pytest.raises(ValueError, match="belongs to a run with init='[0-9a-f]{16}', asked to go on with init="):

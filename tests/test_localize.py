@@ -47,7 +47,7 @@ def test_the_embedded_model_localizes_what_it_hears(monkeypatch, tmp_path):
 
 
 def test_map_is_that_of_the_evaluation(viewer, files):
-    folder, one = files
+    folder, _one = files
     got = viewer.localize(viewer.read_image(folder / "image.png"), viewer.read_sound(folder / "bell.wav"))
     found, (waveform, rate) = viewer.found, soundfile.read(folder / "bell.wav", dtype="float32")
     with torch.inference_mode():
@@ -159,8 +159,15 @@ def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, 
 def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys, viewer):
     folder, _ = files
     checkpoints.write(checkpoints.Checkpoint(**{**vars(viewer.found), "threshold": None}), tmp_path / "mine.pt")
-    command = ["localize", str(folder / "image.png"), str(folder / "phone.wav"), "--weights", str(tmp_path / "mine.pt"),
-               "-o", str(tmp_path / "out.png")]  # fmt: skip
+    command = [
+        "localize",
+        str(folder / "image.png"),
+        str(folder / "phone.wav"),
+        "--weights",
+        str(tmp_path / "mine.pt"),
+        "-o",
+        str(tmp_path / "out.png"),
+    ]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "universal threshold unknown" in said and "embedded" not in said
@@ -189,19 +196,22 @@ def test_images_of_any_format(kind, files, tmp_path, viewer):
     assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["absent.png", "bell.wav"], "absent.png: no such file"),
-    (["image.png", "absent.wav"], "absent.wav: no such file"),
-    (["bell.wav", "bell.wav"], "bell.wav: cannot be read as an image"),
-    (["image.png", "image.png"], "image.png: cannot be read as audio"),
-    (["image.png"], "SOUND: expected with an image"),
-    (["image.png", "bell.wav", "-o", "out.mp4"], "--out out.mp4: expected .png"),
-    (["image.png", "bell.wav", "-o", "no/out.png"], "--out no/out.png: expected an existing folder"),
-    (["image.png", "bell.wav", "--alpha", "1.2"], "--alpha: expected within [0, 1], got 1.2"),
-    (["image.png", "bell.wav", "--weights", "bell.wav"], "bell.wav: truncated, damaged or not a checkpoint"),
-    (["image.png", "bell.wav", "--threshold", "nan"], "threshold: expected a finite cosine, got nan"),
-    (["image.png", "bell.wav", "--weights-layout", "lvs"], "--weights-layout: expected with --weights"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["absent.png", "bell.wav"], "absent.png: no such file"),
+        (["image.png", "absent.wav"], "absent.wav: no such file"),
+        (["bell.wav", "bell.wav"], "bell.wav: cannot be read as an image"),
+        (["image.png", "image.png"], "image.png: cannot be read as audio"),
+        (["image.png"], "SOUND: expected with an image"),
+        (["image.png", "bell.wav", "-o", "out.mp4"], "--out out.mp4: expected .png"),
+        (["image.png", "bell.wav", "-o", "no/out.png"], "--out no/out.png: expected an existing folder"),
+        (["image.png", "bell.wav", "--alpha", "1.2"], "--alpha: expected within [0, 1], got 1.2"),
+        (["image.png", "bell.wav", "--weights", "bell.wav"], "bell.wav: truncated, damaged or not a checkpoint"),
+        (["image.png", "bell.wav", "--threshold", "nan"], "threshold: expected a finite cosine, got nan"),
+        (["image.png", "bell.wav", "--weights-layout", "lvs"], "--weights-layout: expected with --weights"),
+    ],
+)
 def test_bad_input_is_named_and_nothing_is_written(arguments, said, files, monkeypatch, capsys):
     monkeypatch.chdir(files[0])
     before = sorted(files[0].iterdir())
@@ -263,9 +273,13 @@ def test_a_video_as_gif(video, tmp_path):
         assert (image.n_frames, image.info["duration"]) == (2, 1000)
 
 
-@pytest.mark.parametrize("arguments, said", [
-    (["-o", "out.png"], "--out out.png: expected .mp4, .gif"), (["--alpha", "nan"], "--alpha: expected within [0, 1]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["-o", "out.png"], "--out out.png: expected .mp4, .gif"),
+        (["--alpha", "nan"], "--alpha: expected within [0, 1]"),
+    ],
+)
 def test_bad_options_of_videos(video, arguments, said, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["localize", str(video), *arguments]) == 2
@@ -274,7 +288,9 @@ def test_bad_options_of_videos(video, arguments, said, monkeypatch, tmp_path, ca
 
 def test_torch_compiler_is_not_loaded_for_one_answer(files, tmp_path):
     """It would add a second to the start of the command."""
-    code = ("import sys; from ssl_fast import cli; code = cli.main(sys.argv[1:]); "
-            "sys.exit(code or 'torch._dynamo' in sys.modules)")  # fmt: skip
+    code = (
+        "import sys; from ssl_fast import cli; code = cli.main(sys.argv[1:]); "
+        "sys.exit(code or 'torch._dynamo' in sys.modules)"
+    )
     command = ["localize", str(files[0] / "image.png"), str(files[0] / "bell.wav"), "-o", str(tmp_path / "a.png")]
     subprocess.run([sys.executable, "-c", code, *command], check=True)

@@ -35,10 +35,17 @@ def parameters(module):
 UNUSED = 2 * (64 * 6 * 49 + 1000 * 512 + 1000) + 64 * 49 + 64 * 3 * 49
 
 
-@pytest.mark.parametrize("method, count", [
-    ("ez_vsl", 22_872_064), ("margin_nce", 22_872_064), ("fnac", 22_872_064), ("lvs", 23_422_928 - UNUSED),
-    ("ssl_tie", 23_422_928 - UNUSED), ("slavc", 46_794_752 // 2),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "method, count",
+    [
+        ("ez_vsl", 22_872_064),
+        ("margin_nce", 22_872_064),
+        ("fnac", 22_872_064),
+        ("lvs", 23_422_928 - UNUSED),
+        ("ssl_tie", 23_422_928 - UNUSED),
+        ("slavc", 46_794_752 // 2),
+    ],
+)
 def test_parameter_counts_are_the_published(method, count):
     assert parameters(build(LocalizerConfig.published(method))) == count
 
@@ -99,7 +106,9 @@ def test_retrieval_in_chunks_equals_loops(method, similarity):
     with torch.no_grad():
         visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
     if similarity == "projected" and method != "ssl_align":
-        with pytest.raises(ValueError, match=f"expected a localizer with projections for 'projected', {method} has none"):
+        with pytest.raises(
+            ValueError, match=f"expected a localizer with projections for 'projected', {method} has none"
+        ):
             localizer.retrieval(visual, audio, similarity=similarity)
         return
     scores = localizer.retrieval(visual, audio, chunk=2, similarity=similarity)
@@ -113,8 +122,10 @@ def test_retrieval_in_chunks_equals_loops(method, similarity):
             if similarity == "projected" or (similarity == "auto" and method == "ssl_align"):
                 expected[n, m] = F.cosine_similarity(one["visual_projected"], other["audio_projected"])
             if similarity == "pooled":
-                expected[n, m] = sum(F.cosine_similarity(one[f"visual{space}"].mean((2, 3)), other[f"audio{space}"])
-                                     for space in localizer.spaces).item() / len(localizer.spaces)  # fmt: skip
+                expected[n, m] = sum(
+                    F.cosine_similarity(one[f"visual{space}"].mean((2, 3)), other[f"audio{space}"])
+                    for space in localizer.spaces
+                ).item() / len(localizer.spaces)
     torch.testing.assert_close(scores, expected)
 
 
@@ -309,16 +320,19 @@ def test_config_round_trips_through_json(method):
         assert LocalizerConfig(**json.loads(json.dumps(asdict(config)))) == config
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"method": "ezvsl"}, "method: expected one of ssl_align, .*got 'ezvsl'"),
-    ({"backbone": "resnet50"}, "backbone: expected one of resnet18, .*got 'resnet50'"),
-    ({"method": "slavc", "dimension": None}, "dimension: slavc needs heads"),
-    ({"method": "lvs", "projection": 16}, "projection: only ssl_align has projections, got 16 for lvs"),
-    ({"visual_dropout": 1.0}, r"visual_dropout: expected within \[0, 1\), got 1.0"),
-    ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
-    ({"image_mean": (0.5,)}, "image_mean: expected three values"),
-    ({"dimension": 0}, "dimension: expected >= 1, got 0"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "ezvsl"}, "method: expected one of ssl_align, .*got 'ezvsl'"),
+        ({"backbone": "resnet50"}, "backbone: expected one of resnet18, .*got 'resnet50'"),
+        ({"method": "slavc", "dimension": None}, "dimension: slavc needs heads"),
+        ({"method": "lvs", "projection": 16}, "projection: only ssl_align has projections, got 16 for lvs"),
+        ({"visual_dropout": 1.0}, r"visual_dropout: expected within \[0, 1\), got 1.0"),
+        ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
+        ({"image_mean": (0.5,)}, "image_mean: expected three values"),
+        ({"dimension": 0}, "dimension: expected >= 1, got 0"),
+    ],
+)
 def test_bad_configurations_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         LocalizerConfig(**changes)

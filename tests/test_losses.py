@@ -5,9 +5,23 @@ import math
 import numpy as np
 import pytest
 import torch
-from loss_loops import (CHANNELS, HEIGHT, WIDTH, features, flip, loop_ez_vsl, loop_fnac, loop_lvs, loop_margin_nce,
-                        loop_slavc, loop_ssl_align, loop_ssl_tie, slavc_features, soft_mean)  # fmt: skip
 
+from loss_loops import (
+    CHANNELS,
+    HEIGHT,
+    WIDTH,
+    features,
+    flip,
+    loop_ez_vsl,
+    loop_fnac,
+    loop_lvs,
+    loop_margin_nce,
+    loop_slavc,
+    loop_ssl_align,
+    loop_ssl_tie,
+    slavc_features,
+    soft_mean,
+)
 from ssl_fast import losses, ops
 from ssl_fast.ops import checks
 
@@ -21,8 +35,11 @@ def backend(request):
 
 PAIR_LOSSES = {
     "margin_nce": (losses.margin_nce, loop_margin_nce, {}),
-    "margin_nce-symmetric": (losses.margin_nce, loop_margin_nce,
-                             {"symmetric": True, "margin": 0.1, "epsilon": 0.5, "beta": 0.1}),
+    "margin_nce-symmetric": (
+        losses.margin_nce,
+        loop_margin_nce,
+        {"symmetric": True, "margin": 0.1, "epsilon": 0.5, "beta": 0.1},
+    ),
     "margin_nce-warm-up": (losses.margin_nce, loop_margin_nce, {"mean_weight": 0.3}),
     "lvs": (losses.lvs, loop_lvs, {}),
     "lvs-plain": (losses.lvs, loop_lvs, {"tri_map": False, "hard_negative": False}),
@@ -32,7 +49,7 @@ PAIR_LOSSES = {
     "fnac": (losses.fnac, loop_fnac, {}),
     "fnac-nce": (losses.fnac, loop_fnac, {"weights": (0.0, 0.0, 0.0)}),
     "fnac-other": (losses.fnac, loop_fnac, {"weights": (1.0, 20.0, 300.0), "threshold": 0.3, "tau": 0.2}),
-}  # fmt: skip
+}
 # rows, columns, positives
 LAYOUTS = {"square": (4, 4, None), "shuffled": (4, 4, [2, 0, 3, 1]), "gathered": (3, 6, [4, 0, 5])}
 
@@ -90,9 +107,13 @@ def test_ssl_align_equals_loops_over_nine_pairs(symmetric, projected, layout, ba
     assert float(terms["localization"]) == pytest.approx(localization, rel=1e-10)
     assert float(terms["localization"] + terms["alignment"]) == pytest.approx(float(value), rel=1e-12)
     if projected:
-        given = losses.ssl_align(visuals, audios, **options,
-                                 projected_visuals=[projections["project_visual"](v.mean((2, 3))) for v in visuals],
-                                 projected_audios=[projections["project_audio"](a) for a in audios])  # fmt: skip
+        given = losses.ssl_align(
+            visuals,
+            audios,
+            **options,
+            projected_visuals=[projections["project_visual"](v.mean((2, 3))) for v in visuals],
+            projected_audios=[projections["project_audio"](a) for a in audios],
+        )
         assert float(given) == pytest.approx(float(value), rel=1e-12)
 
 
@@ -224,8 +245,11 @@ def test_symmetric_losses_do_not_see_which_side_is_called_visual():
     _, x = features(1, 5, seed=1)
     _, y = features(1, 5, seed=2)
     image, sound = x[:, :, None, None], y[:, :, None, None]
-    for loss in (lambda *p: losses.margin_nce(*p, symmetric=True), losses.ez_vsl,
-                 lambda v, a: losses.ssl_align([v], [a], symmetric=True)):  # fmt: skip
+    for loss in (
+        lambda *p: losses.margin_nce(*p, symmetric=True),
+        losses.ez_vsl,
+        lambda v, a: losses.ssl_align([v], [a], symmetric=True),
+    ):
         torch.testing.assert_close(loss(image, y), loss(sound, x), rtol=1e-12, atol=0)
     halves = (losses.margin_nce(image, y) + losses.margin_nce(sound, x)) / 2
     torch.testing.assert_close(losses.margin_nce(image, y, symmetric=True), halves, rtol=1e-12, atol=0)
@@ -367,11 +391,15 @@ def test_modules_equal_functions():
         (losses.LVS(tri_map=False)(visual, audio), losses.lvs(visual, audio, tri_map=False)),
         (losses.MarginNCE(symmetric=True)(visual, audio), losses.margin_nce(visual, audio, symmetric=True)),
         (losses.FNAC(weights=(1, 2, 3))(visual, audio), losses.fnac(visual, audio, weights=(1, 2, 3))),
-        (losses.SLAVC(reduce="max")(visual, visual, audio, audio, momentum=copies),
-         losses.slavc(visual, visual, audio, audio, momentum=copies, reduce="max")),
-        (losses.SSLTIE(weight=2.0, tau=0.1)(visual, audio, flip(visual), flip),
-         losses.ssl_tie(visual, audio, flip(visual), flip, weight=2.0, tau=0.1)),
-    ]  # fmt: skip
+        (
+            losses.SLAVC(reduce="max")(visual, visual, audio, audio, momentum=copies),
+            losses.slavc(visual, visual, audio, audio, momentum=copies, reduce="max"),
+        ),
+        (
+            losses.SSLTIE(weight=2.0, tau=0.1)(visual, audio, flip(visual), flip),
+            losses.ssl_tie(visual, audio, flip(visual), flip, weight=2.0, tau=0.1),
+        ),
+    ]
     for module, function in pairs:
         assert torch.equal(module, function)
     project = torch.nn.Linear(CHANNELS, 3, dtype=torch.float64), torch.nn.Linear(CHANNELS, 3, dtype=torch.float64)
@@ -399,8 +427,10 @@ VALUE_ERRORS = {
     "one image": (lambda: losses.ez_vsl(V[:1], A, positives=torch.tensor([0])), "visual: expected at least 2 images"),
     "rectangular": (lambda: losses.ez_vsl(V[:3], A), "positives: required where there are 3 images and 4 audios"),
     "rectangular lvs": (lambda: losses.lvs(V[:3], A), "positives: required where there are 3 images and 4 audios"),
-    "positives too high": (lambda: losses.margin_nce(V[:2], A, positives=torch.tensor([0, 4])),
-                           r"expected columns in \[0, 4\), got values in \[0, 4\]"),
+    "positives too high": (
+        lambda: losses.margin_nce(V[:2], A, positives=torch.tensor([0, 4])),
+        r"expected columns in \[0, 4\), got values in \[0, 4\]",
+    ),
     "positives too low": (lambda: losses.fnac(V[:2], A, positives=torch.tensor([-1, 1])), r"got values in \[-1, 1\]"),
     "positives shape": (lambda: losses.lvs(V, A, positives=torch.tensor([0, 1])), r"expected \(4,\) int64, got \(2,\)"),
     "positives dtype": (lambda: losses.ez_vsl(V, A, positives=torch.arange(4.0)), r"got \(4,\) torch.float32"),
@@ -410,20 +440,30 @@ VALUE_ERRORS = {
     "reduce": (lambda: losses.slavc(V, V, A, A, momentum=None, reduce="mean"), "reduce: expected one of .*'mean'"),
     "negatives": (lambda: losses.slavc(V, V, A, A, momentum=None, negatives="all"), "negatives: expected .*'all'"),
     "momentum count": (lambda: losses.slavc(V, V, A, A, momentum=(V, A)), "momentum: expected visual_loc, .* got 2"),
-    "momentum shape": (lambda: losses.slavc(V, V, A, A, momentum=(V, V, A, A[:3])),
-                       r"momentum audio_avc: expected \(4, 5\), got \(3, 5\)"),
-    "momentum gradient": (lambda: losses.slavc(V, V, A, A, momentum=(V, V, GRADIENT, A)),
-                          "momentum audio_loc: expected no gradient"),
+    "momentum shape": (
+        lambda: losses.slavc(V, V, A, A, momentum=(V, V, A, A[:3])),
+        r"momentum audio_avc: expected \(4, 5\), got \(3, 5\)",
+    ),
+    "momentum gradient": (
+        lambda: losses.slavc(V, V, A, A, momentum=(V, V, GRADIENT, A)),
+        "momentum audio_loc: expected no gradient",
+    ),
     "views differ": (lambda: losses.ssl_align([V, V[:3]], [A]), "visuals: expected views of one batch size"),
     "one projection": (lambda: losses.ssl_align([V], [A], torch.nn.Identity()), "expected both or neither, got one"),
-    "two projections": (lambda: losses.ssl_align([V], [A], abs, abs, projected_visuals=[A], projected_audios=[A]),
-                        "got both"),
-    "projected views": (lambda: losses.ssl_align([V, V], [A], projected_visuals=[A], projected_audios=[A]),
-                        "projected_visuals: expected 2, one per view, got 1"),
-    "transform": (lambda: losses.ssl_tie(V, A, V, lambda maps: maps[:, 0]),
-                  r"transform: expected maps \(4, 1, 2, 3\) .* got \(4, 2, 3\)"),
+    "two projections": (
+        lambda: losses.ssl_align([V], [A], abs, abs, projected_visuals=[A], projected_audios=[A]),
+        "got both",
+    ),
+    "projected views": (
+        lambda: losses.ssl_align([V, V], [A], projected_visuals=[A], projected_audios=[A]),
+        "projected_visuals: expected 2, one per view, got 1",
+    ),
+    "transform": (
+        lambda: losses.ssl_tie(V, A, V, lambda maps: maps[:, 0]),
+        r"transform: expected maps \(4, 1, 2, 3\) .* got \(4, 2, 3\)",
+    ),
     "backend": (lambda: losses.ez_vsl(V, A, backend="cuda"), "backend: expected"),
-}  # fmt: skip
+}
 TYPE_ERRORS = {
     "dtypes": (lambda: losses.lvs(V, A.float()), "audio: expected torch.float64"),
     "no list of views": (lambda: losses.ssl_align(V, [A]), "visuals: expected a list .* got a tensor"),

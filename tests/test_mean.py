@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from op_checks import DTYPES, Shape, dtypes, needs_compiled, planted
 
+from op_checks import DTYPES, Shape, dtypes, needs_compiled, planted
 from ssl_fast import ops
 from ssl_fast.ops.mean import mean_direction
 

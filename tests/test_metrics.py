@@ -1,5 +1,7 @@
 """Metrics against closed forms and brute-force loops over pixels."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -14,10 +16,11 @@ def rng():
 
 
 def weights(rng, shape):
-    return rng.choice([0, 0, 0, .5, 1], shape).astype(np.float32)
+    return rng.choice([0, 0, 0, 0.5, 1], shape).astype(np.float32)
 
 
 # ------------------------------------------------------------------------------------------------ up-sampling
+
 
 def test_upsample_equals_a_loop_over_pixels(rng):
     low = rng.standard_normal((2, 3, 5))
@@ -25,12 +28,13 @@ def test_upsample_equals_a_loop_over_pixels(rng):
     for n in range(2):
         for i in range(8):
             for j in range(11):
-                y, x = (i + .5) * 3 / 8 - .5, (j + .5) * 5 / 11 - .5    # cell centres aligned, border cells continued
+                y, x = (i + 0.5) * 3 / 8 - 0.5, (j + 0.5) * 5 / 11 - 0.5  # cell centres aligned, border cells continued
                 y, x = min(max(y, 0), 2), min(max(x, 0), 4)
                 i0, j0 = int(y), int(x)
                 i1, j1, a, b = min(i0 + 1, 2), min(j0 + 1, 4), y - i0, x - j0
-                expected = ((1 - a) * ((1 - b) * low[n, i0, j0] + b * low[n, i0, j1])
-                            + a * ((1 - b) * low[n, i1, j0] + b * low[n, i1, j1]))
+                expected = (1 - a) * ((1 - b) * low[n, i0, j0] + b * low[n, i0, j1]) + a * (
+                    (1 - b) * low[n, i1, j0] + b * low[n, i1, j1]
+                )
                 assert full[n, i, j] == pytest.approx(expected, abs=1e-12)
 
 
@@ -45,8 +49,9 @@ def test_upsample_in_torch_s_own_steps_is_torch(rng):
     low = rng.standard_normal((3, 7, 5)).astype(np.float32)
     for mode, corners in (("bilinear", False), ("bilinear", True), ("bicubic", False), ("bicubic", True)):
         full = metrics.upsample(low, (31, 20), interpolation=mode, align_corners=corners, arithmetic="torch")
-        expected = torch.nn.functional.interpolate(torch.from_numpy(low)[None], (31, 20), mode=mode,
-                                                   align_corners=corners)[0].numpy()
+        expected = torch.nn.functional.interpolate(
+            torch.from_numpy(low)[None], (31, 20), mode=mode, align_corners=corners
+        )[0].numpy()
         np.testing.assert_array_equal(full, expected)
         exact = metrics.upsample(low, (31, 20), interpolation=mode, align_corners=corners)
         np.testing.assert_allclose(exact, expected, atol=1e-5)
@@ -56,8 +61,8 @@ def test_upsample_in_opencv_s_steps_equals_a_loop(rng):
     low = rng.standard_normal((2, 3, 7)).astype(np.float32)
     full = metrics.upsample(low, (10, 23), arithmetic="opencv")
 
-    def between(values, i, pixels):     # a + (b - a) t: difference and weight rounded, product and sum rounded once
-        at = np.float32(min(max((i + .5) * (len(values) / pixels) - .5, 0), len(values) - 1))
+    def between(values, i, pixels):  # a + (b - a) t: difference and weight rounded, product and sum rounded once
+        at = np.float32(min(max((i + 0.5) * (len(values) / pixels) - 0.5, 0), len(values) - 1))
         left = int(at)
         a, b = values[left], values[min(left + 1, len(values) - 1)]
         return np.float32(float(a) + float(b - a) * float(at - np.float32(left)))
@@ -72,11 +77,11 @@ def test_upsample_in_opencv_s_steps_equals_a_loop(rng):
 
 def test_upsample_keeps_the_range_and_constant_maps_to_the_bit(rng):
     low = rng.standard_normal((200, 7, 7)).astype(np.float32)
-    low[0] = np.float32(.1234567)
+    low[0] = np.float32(0.1234567)
     full = metrics.upsample(low, 101)
     assert full.dtype == np.float32
     assert (full.max((1, 2)) <= low.max((1, 2))).all() and (full.min((1, 2)) >= low.min((1, 2))).all()
-    assert np.unique(full[0]).tolist() == [np.float32(.1234567)]
+    assert np.unique(full[0]).tolist() == [np.float32(0.1234567)]
     assert metrics.upsample(low, (7, 7)) is low
     assert metrics.upsample(low[:0], (9, 4)).shape == (0, 9, 4)
 
@@ -88,11 +93,14 @@ def test_torch_and_numpy_inputs_agree(rng):
     full = metrics.upsample(low, 28)
     prediction = metrics.adaptive(torch.from_numpy(full).requires_grad_(), torch.from_numpy(truth))
     np.testing.assert_array_equal(prediction, metrics.adaptive(full, truth))
-    np.testing.assert_array_equal(metrics.consensus_iou(torch.from_numpy(prediction), torch.from_numpy(truth)),
-                                  metrics.consensus_iou(prediction, truth))
+    np.testing.assert_array_equal(
+        metrics.consensus_iou(torch.from_numpy(prediction), torch.from_numpy(truth)),
+        metrics.consensus_iou(prediction, truth),
+    )
 
 
 # ------------------------------------------------------------------------------------------------ predictions
+
 
 def best_pixels(row, k):
     """The k best of a flat map by a stable sort: ties in row-major order; a constant map predicts everything."""
@@ -109,7 +117,7 @@ def test_exact_counts_and_ties_equal_a_stable_sort(rng, levels, shape):
         maps = rng.integers(0, levels, (50, *shape)).astype(np.float32)
     truth = weights(rng, (50, *shape))
     n = shape[0] * shape[1]
-    for fraction in (.01, .25, .5, .9, 1.):
+    for fraction in (0.01, 0.25, 0.5, 0.9, 1.0):
         k = int(np.ceil(fraction * n))
         got = metrics.top_fraction(maps, fraction).reshape(50, -1)
         for row, predicted in zip(maps.reshape(50, -1), got):
@@ -126,10 +134,10 @@ def test_half_of_the_field_s_frame_is_25088_pixels():
 
 
 def test_a_constant_map_predicts_the_whole_image_under_both_rules():
-    maps, truth = np.full((1, 4, 4), .3, np.float32), np.zeros((1, 4, 4))
+    maps, truth = np.full((1, 4, 4), 0.3, np.float32), np.zeros((1, 4, 4))
     truth[0, :2] = 1
     assert metrics.top_fraction(maps).all() and metrics.adaptive(maps, truth).all()
-    assert metrics.consensus_iou(metrics.adaptive(maps, truth), truth) == [.5]
+    assert metrics.consensus_iou(metrics.adaptive(maps, truth), truth) == [0.5]
 
 
 def test_an_empty_ground_truth_wins_nothing_by_the_adaptive_rule(rng):
@@ -160,19 +168,20 @@ def test_published_halves_of_the_field_s_frame():
 
 
 def test_an_absolute_threshold_is_strict():
-    maps = np.array([[[.1, .5], [.5000001, -1]]])
-    np.testing.assert_array_equal(metrics.above(maps, .5), [[[False, False], [True, False]]])
-    np.testing.assert_array_equal(metrics.above(maps, .5, strict=False), [[[False, True], [True, False]]])
-    assert not metrics.above(np.ones((1, 3, 3), np.float32), 1.).any()
-    assert metrics.above(np.ones((1, 3, 3), np.float32), -5.).all()
+    maps = np.array([[[0.1, 0.5], [0.5000001, -1]]])
+    np.testing.assert_array_equal(metrics.above(maps, 0.5), [[[False, False], [True, False]]])
+    np.testing.assert_array_equal(metrics.above(maps, 0.5, strict=False), [[[False, True], [True, False]]])
+    assert not metrics.above(np.ones((1, 3, 3), np.float32), 1.0).any()
+    assert metrics.above(np.ones((1, 3, 3), np.float32), -5.0).all()
 
 
 # ------------------------------------------------------------------------------------------------ IoU
 
+
 def test_consensus_iou_equals_a_double_loop(rng):
-    prediction, truth = rng.random((40, 6, 7)) < .4, weights(rng, (40, 6, 7))
+    prediction, truth = rng.random((40, 6, 7)) < 0.4, weights(rng, (40, 6, 7))
     for b, g, iou in zip(prediction, truth, metrics.consensus_iou(prediction, truth)):
-        hit = false = total = 0.
+        hit = false = total = 0.0
         for i in range(6):
             for j in range(7):
                 total += float(g[i, j])
@@ -182,41 +191,42 @@ def test_consensus_iou_equals_a_double_loop(rng):
 
 
 def test_consensus_iou_of_binary_ground_truth_is_plain_iou(rng):
-    prediction, truth = rng.random((40, 6, 7)) < .4, rng.random((40, 6, 7)) < .3
+    prediction, truth = rng.random((40, 6, 7)) < 0.4, rng.random((40, 6, 7)) < 0.3
     expected = (prediction & truth).sum((1, 2)) / (prediction | truth).sum((1, 2))
     np.testing.assert_allclose(metrics.consensus_iou(prediction, truth), expected, atol=1e-15)
 
 
 def test_half_weights_are_not_plain_iou():
-    truth = np.array([[[.5, .5, 1, 0]]])
+    truth = np.array([[[0.5, 0.5, 1, 0]]])
     prediction = np.array([[[True, False, True, True]]])
-    assert metrics.consensus_iou(prediction, truth) == [1.5 / 3]     # (.5 + 1) / (2 + one false pixel)
+    assert metrics.consensus_iou(prediction, truth) == [1.5 / 3]  # (.5 + 1) / (2 + one false pixel)
 
 
 def test_empty_predictions_and_ground_truths():
     nothing, something = np.zeros((1, 3, 3), bool), np.ones((1, 3, 3), bool)
     assert metrics.consensus_iou(nothing, nothing) == [1]
-    assert metrics.consensus_iou(nothing, nothing, empty=0.) == [0]
+    assert metrics.consensus_iou(nothing, nothing, empty=0.0) == [0]
     assert metrics.consensus_iou(something, nothing) == [0]
     assert metrics.consensus_iou(nothing, something) == [0]
     assert metrics.consensus_iou(something, something) == [1]
 
 
 def test_success_at_exactly_one_half_counts():
-    assert metrics.success_rate([.5, .4999999, .9, 0]) == .5
+    assert metrics.success_rate([0.5, 0.4999999, 0.9, 0]) == 0.5
 
 
 def test_auc_identity_floor_and_ceiling(rng):
-    for x in (rng.random(1000), rng.random(5), .9 * rng.random(64) ** 3):
-        assert metrics.auc(x) - x.mean() == pytest.approx(.025 - np.mod(x, .05).mean(), abs=1e-9)
-    assert metrics.auc(np.zeros(4)) == pytest.approx(.025)
+    for x in (rng.random(1000), rng.random(5), 0.9 * rng.random(64) ** 3):
+        assert metrics.auc(x) - x.mean() == pytest.approx(0.025 - np.mod(x, 0.05).mean(), abs=1e-9)
+    assert metrics.auc(np.zeros(4)) == pytest.approx(0.025)
     assert metrics.auc(np.ones(4)) == 1
     x = rng.random(101)
-    rates = [np.mean([value >= .05 * i for value in x]) for i in range(21)]
-    assert metrics.auc(x) == pytest.approx(sum((a + b) / 2 * .05 for a, b in zip(rates, rates[1:])), abs=1e-12)
+    rates = [np.mean([value >= 0.05 * i for value in x]) for i in range(21)]
+    assert metrics.auc(x) == pytest.approx(sum((a + b) / 2 * 0.05 for a, b in itertools.pairwise(rates)), abs=1e-12)
 
 
 # ------------------------------------------------------------------------------------------------ groups, pointing
+
 
 def test_interactive_equals_a_loop_over_images(rng):
     ids = [f"image {i}" for i in rng.integers(0, 30, 90)]
@@ -228,16 +238,16 @@ def test_interactive_equals_a_loop_over_images(rng):
 
     got = metrics.interactive(iou, ids)
     assert got.groups == len(images)
-    assert got.iiou == pytest.approx(rate(.5), abs=1e-12)
-    rates = [rate(.05 * i) for i in range(21)]
-    assert got.iauc == pytest.approx(sum((a + b) / 40 for a, b in zip(rates, rates[1:])), abs=1e-12)
+    assert got.iiou == pytest.approx(rate(0.5), abs=1e-12)
+    rates = [rate(0.05 * i) for i in range(21)]
+    assert got.iauc == pytest.approx(sum((a + b) / 40 for a, b in itertools.pairwise(rates)), abs=1e-12)
 
 
 def test_interactive_needs_every_sound_of_the_image():
-    assert metrics.interactive([.9, .5, .9, .49], ["a", "a", "b", "b"]) == (.5, metrics.auc([.5, .49]), 2)
+    assert metrics.interactive([0.9, 0.5, 0.9, 0.49], ["a", "a", "b", "b"]) == (0.5, metrics.auc([0.5, 0.49]), 2)
     assert metrics.interactive_pointing(np.array([True, True, True, False, True]), ["a", "b", "a", "b", "c"]) == 2 / 3
     with pytest.raises(ValueError, match="image_ids: expected 2 ids, got 1"):
-        metrics.interactive([.1, .2], ["a"])
+        metrics.interactive([0.1, 0.2], ["a"])
 
 
 @pytest.mark.parametrize("cells, pixels", [((7, 7), (112, 112)), ((5, 3), (5, 3)), ((4, 6), (20, 33))])
@@ -249,7 +259,7 @@ def test_pointing_equals_a_loop_over_cells(rng, cells, pixels):
             for j in range(cells[1]):
                 if best is None or m[i, j] > m[best]:
                     best = i, j
-        y, x = (int((at + .5) / c * p) for at, c, p in zip(best, cells, pixels))
+        y, x = (int((at + 0.5) / c * p) for at, c, p in zip(best, cells, pixels))
         assert hit == (g[y, x] > 0)
 
 
@@ -259,13 +269,14 @@ def test_pointing_of_constant_maps_misses_and_of_ties_takes_the_first():
     maps = np.zeros((1, 2, 2))
     assert not metrics.pointing(maps, np.ones((1, 4, 4)))[0]
     maps[0, 0, 0] = maps[0, 1, 1] = 1
-    assert metrics.pointing(maps, truth)[0]                 # cell (0, 0) has its centre at pixel (1, 1)
-    assert not metrics.pointing(maps * [.5, 1], truth)[0]
+    assert metrics.pointing(maps, truth)[0]  # cell (0, 0) has its centre at pixel (1, 1)
+    assert not metrics.pointing(maps * [0.5, 1], truth)[0]
     with pytest.raises(ValueError, match="expected 1 samples to match maps, got 2"):
         metrics.pointing(maps, np.zeros((2, 4, 4)))
 
 
 # ------------------------------------------------------------------------------------------------ retrieval
+
 
 def test_recall_equals_sorting(rng):
     scores = rng.standard_normal((60, 45))
@@ -308,11 +319,19 @@ def test_recall_errors():
 
 # ------------------------------------------------------------------------------------------------ bad input
 
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("function", [
-    lambda m, g: metrics.upsample(m, 9), lambda m, g: metrics.top_fraction(m), metrics.adaptive,
-    lambda m, g: metrics.above(m, 0.), metrics.pointing,
-    lambda m, g: metrics.at_index(m, 3, strict=True)])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, g: metrics.upsample(m, 9),
+        lambda m, g: metrics.top_fraction(m),
+        metrics.adaptive,
+        lambda m, g: metrics.above(m, 0.0),
+        metrics.pointing,
+        lambda m, g: metrics.at_index(m, 3, strict=True),
+    ],
+)
 def test_a_map_that_is_not_finite_names_its_sample(rng, bad, function):
     maps = rng.random((5, 4, 4))
     maps[3, 1, 2] = bad

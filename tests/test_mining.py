@@ -60,8 +60,9 @@ def fails(capsys, argv, *words):
 
 def nearest(features, k):
     rows = features.astype(np.float64)
-    cosines = [[-2 if i == j else a @ b / np.sqrt((a @ a) * (b @ b)) for j, b in enumerate(rows)]
-               for i, a in enumerate(rows)]  # fmt: skip
+    cosines = [
+        [-2 if i == j else a @ b / np.sqrt((a @ a) * (b @ b)) for j, b in enumerate(rows)] for i, a in enumerate(rows)
+    ]
     return np.argsort(-np.array(cosines), 1, kind="stable")[:, :k]
 
 

@@ -6,7 +6,6 @@ import re
 import numpy as np
 import pytest
 import torch
-from test_annotations import FOLDER, published
 
 from ssl_fast.data.annotations import read
 from ssl_fast.data.audio import FrontEnd
@@ -14,6 +13,7 @@ from ssl_fast.data.categories import BROAD as CATEGORIES
 from ssl_fast.data.categories import broad_categories
 from ssl_fast.data.datasets import DataError, SampleSet
 from ssl_fast.data.negatives import SEEDS, Negatives, negative_spectrograms, negatives
+from test_annotations import FOLDER, published
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.125, hop=256)
 
@@ -102,12 +102,23 @@ def test_spectrograms_in_parts_equal_the_whole(toys, kind, monkeypatch):
     assert drawn.spectrograms([]).shape == (0, 1, *FRONT_END.shape)
 
 
-@pytest.mark.parametrize("categories, visible, message", [
-    (["bell", None], None, "sample 'toy1': expected to know its category, for off-screen sounds"),
-    (["bell", "dog"], [["bell"], []], "sample 'toy1': expected to know what its image shows, for off-screen sounds"),
-    (["bell", "bell"], None, r"sample 'toy0': expected a sound of another category in the set, .*\(bell\)"),
-    (["a", "b", "b"], [["a"], ["a", "b"], ["b"]], r"sample 'toy1': expected a sound of another category .*\(a, b\)"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "categories, visible, message",
+    [
+        (["bell", None], None, "sample 'toy1': expected to know its category, for off-screen sounds"),
+        (
+            ["bell", "dog"],
+            [["bell"], []],
+            "sample 'toy1': expected to know what its image shows, for off-screen sounds",
+        ),
+        (["bell", "bell"], None, r"sample 'toy0': expected a sound of another category in the set, .*\(bell\)"),
+        (
+            ["a", "b", "b"],
+            [["a"], ["a", "b"], ["b"]],
+            r"sample 'toy1': expected a sound of another category .*\(a, b\)",
+        ),
+    ],
+)
 def test_sets_without_offscreen_sounds(categories, visible, message):
     toys = Toys(categories, visible)
     with pytest.raises(ValueError, match=message):
@@ -165,17 +176,25 @@ def test_a_file_decides(toys, tmp_path):
     assert negatives(toys, "offscreen", 7, path=path).sources.tolist() == other
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda r: r.update(kind="noise"), "kind: expected 'offscreen', got 'noise'"),
-    (lambda r: r.update(seed=1), "seed: expected 5, got 1"),
-    (lambda r: r.pop("draws"), "expected kind, seed and draws as JSON, got KeyError('draws')"),
-    (lambda r: r["draws"].pop("toy59"), "expected draws for the 60 samples of the set in their order, got 59 that "
-                                        "differ from 'the end' on"),
-    (lambda r: r.update(draws=dict(sorted(r["draws"].items()))), "got 60 that differ from 'toy10' on"),
-    (lambda r: r["draws"]["toy3"].update(file="dog"), "'toy3': expected the sound of a sample of the set from 0 s on"),
-    (lambda r: r["draws"]["toy3"].update(offset=1.5), "from 1.5"),
-    (lambda r: r["draws"]["toy3"].update(file="toy3"), "1 sounds are not off screen: for 'toy3' that of 'toy3'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda r: r.update(kind="noise"), "kind: expected 'offscreen', got 'noise'"),
+        (lambda r: r.update(seed=1), "seed: expected 5, got 1"),
+        (lambda r: r.pop("draws"), "expected kind, seed and draws as JSON, got KeyError('draws')"),
+        (
+            lambda r: r["draws"].pop("toy59"),
+            "expected draws for the 60 samples of the set in their order, got 59 that differ from 'the end' on",
+        ),
+        (lambda r: r.update(draws=dict(sorted(r["draws"].items()))), "got 60 that differ from 'toy10' on"),
+        (
+            lambda r: r["draws"]["toy3"].update(file="dog"),
+            "'toy3': expected the sound of a sample of the set from 0 s on",
+        ),
+        (lambda r: r["draws"]["toy3"].update(offset=1.5), "from 1.5"),
+        (lambda r: r["draws"]["toy3"].update(file="toy3"), "1 sounds are not off screen: for 'toy3' that of 'toy3'"),
+    ],
+)
 def test_files_that_do_not_fit(toys, tmp_path, change, message):
     path = tmp_path / "draws.json"
     negatives(toys, "offscreen", 5, path=path)

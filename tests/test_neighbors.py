@@ -11,10 +11,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from training_toys import ToySet
 
 from ssl_fast.data import neighbors
 from ssl_fast.data.neighbors import Neighbors, mine, nearest
+from training_toys import ToySet
 
 SEARCHES = "_search_in_heaps", "_search_by_topk"
 RNG = np.random.default_rng(5)
@@ -125,21 +125,37 @@ def test_cuda_equals_all_pairs():
         assert_nearest(all_of(features, k, device="cuda"), features)
 
 
-@pytest.mark.parametrize("features, k, words", [
-    (np.ones(5), 1, "features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got (5,) float64"),
-    (np.ones((0, 4)), 1, "got (0, 4) float64"),
-    (np.ones((1, 4)), 1, "got (1, 4) float64"),
-    (np.ones((5, 0)), 1, "got (5, 0) float64"),
-    (np.ones((5, 2), np.int64), 1, "got (5, 2) int64"),
-    (np.ones((5, 2)), 5, "k: expected 1 to 4, as there are 5 samples, got 5"),
-    (np.ones((5, 2)), 0, "k: expected 1 to 4, as there are 5 samples, got 0"),
-    (np.array([[1, 2], [0, 0], [1, np.nan], [1, 1]]), 1, "features: row 1 (id 'b'): expected finite values, not all "
-     "zero, got a norm of 0; bad rows: 2 of 4"),
-    (np.array([[1, 2], [1, 0], [1, np.nan], [1, 1]]), 1, "features: row 2 (id 'c'): expected finite values, not all "
-     "zero, got a norm of nan; bad rows: 1 of 4"),
-    (np.array([[1, 2], [1, 0], [1, 1], [1, np.inf]], np.float16), 1, "row 3 (id 'd'): expected finite values, not all "
-     "zero, got a norm of inf"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "features, k, words",
+    [
+        (
+            np.ones(5),
+            1,
+            "features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got (5,) float64",
+        ),
+        (np.ones((0, 4)), 1, "got (0, 4) float64"),
+        (np.ones((1, 4)), 1, "got (1, 4) float64"),
+        (np.ones((5, 0)), 1, "got (5, 0) float64"),
+        (np.ones((5, 2), np.int64), 1, "got (5, 2) int64"),
+        (np.ones((5, 2)), 5, "k: expected 1 to 4, as there are 5 samples, got 5"),
+        (np.ones((5, 2)), 0, "k: expected 1 to 4, as there are 5 samples, got 0"),
+        (
+            np.array([[1, 2], [0, 0], [1, np.nan], [1, 1]]),
+            1,
+            "features: row 1 (id 'b'): expected finite values, not all zero, got a norm of 0; bad rows: 2 of 4",
+        ),
+        (
+            np.array([[1, 2], [1, 0], [1, np.nan], [1, 1]]),
+            1,
+            "features: row 2 (id 'c'): expected finite values, not all zero, got a norm of nan; bad rows: 1 of 4",
+        ),
+        (
+            np.array([[1, 2], [1, 0], [1, 1], [1, np.inf]], np.float16),
+            1,
+            "row 3 (id 'd'): expected finite values, not all zero, got a norm of inf",
+        ),
+    ],
+)
 def test_bad_features_are_named(features, k, words, tmp_path):
     with pytest.raises(ValueError, match=re.escape(words)):
         mine(features, list("abcde")[: len(features)], k, tmp_path / "out.npy")
@@ -193,13 +209,17 @@ def test_killed_and_resumed(tmp_path, monkeypatch):
         file.write(b"\x01" * 83)  # of a block that was being written
     done, searched = (partial.stat().st_size - 128) // 40 // 300 * 300, []
     assert 600 <= done < 2500
-    for features, ids, k, words in ((GAUSSIAN + 1, IDS, 10, "features "), (GAUSSIAN, IDS, 11, "k 10; asked for k 11"),
-                                    (GAUSSIAN, IDS[::-1], 10, "ids ")):  # fmt: skip
+    for features, ids, k, words in (
+        (GAUSSIAN + 1, IDS, 10, "features "),
+        (GAUSSIAN, IDS, 11, "k 10; asked for k 11"),
+        (GAUSSIAN, IDS[::-1], 10, "ids "),
+    ):
         with pytest.raises(ValueError, match=re.escape(f"{out}: belongs to {words}")):
             mine(features, ids, k, out)
     search = neighbors._search_in_heaps
-    monkeypatch.setattr(neighbors, "_search_in_heaps", lambda units, rows, n: (searched.append(len(rows)),
-                                                                               search(units, rows, n))[1])  # fmt: skip
+    monkeypatch.setattr(
+        neighbors, "_search_in_heaps", lambda units, rows, n: (searched.append(len(rows)), search(units, rows, n))[1]
+    )
     monkeypatch.setattr(neighbors, "_QUERIES", 300)
     mine(GAUSSIAN, IDS, 10, out)
     assert sum(searched) == 2500 - done and not partial.exists()

@@ -4,10 +4,23 @@ import itertools
 
 import pytest
 import torch
-from op_checks import (DTYPES, LAYOUTS, OPS, SHAPES, Shape, assert_accurate, dtypes, evaluate, extra_for,
-                       needs_compiled, relative_errors, truth_of, upstream)  # fmt: skip
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from op_checks import (
+    DTYPES,
+    LAYOUTS,
+    OPS,
+    SHAPES,
+    Shape,
+    assert_accurate,
+    dtypes,
+    evaluate,
+    extra_for,
+    needs_compiled,
+    relative_errors,
+    truth_of,
+    upstream,
+)
 from ssl_fast import measure
 from ssl_fast.ops import checks
 
@@ -45,8 +58,9 @@ def test_bfloat16_error_at_a_training_shape(name):
     op, extra = OPS[name], extra_for(TRAINING)
     features = op.features(TRAINING, torch.bfloat16)
     truth = truth_of(op, features, extra)
-    errors, eager = (relative_errors(evaluate(op, features, extra, backend), truth)
-                     for backend in ("compiled", "reference"))  # fmt: skip
+    errors, eager = (
+        relative_errors(evaluate(op, features, extra, backend), truth) for backend in ("compiled", "reference")
+    )
     factors = [0.1] * len(truth.outputs) + [0.7] * len(truth.gradients)
     assert all(e <= factor * other for e, other, factor in zip(errors, eager, factors, strict=True)), (errors, eager)
 
@@ -304,8 +318,11 @@ def peak_of(name, images, audios, size, budget):
     torch.set_num_threads(1)
     op, shape = OPS[name], Shape(images, audios, 8, size, size)
     extra, features = extra_for(shape), op.features(shape, torch.float32)
-    evaluate(op, [x[:1].clone() for x in features[: op.spaces]] + features[op.spaces :],
-             type(extra)(extra.mask[:1], extra.positives[:1]))  # fmt: skip
+    evaluate(
+        op,
+        [x[:1].clone() for x in features[: op.spaces]] + features[op.spaces :],
+        type(extra)(extra.mask[:1], extra.positives[:1]),
+    )
     return measure.peak_resident(lambda: tuple(evaluate(op, features, extra).tensors()))
 
 

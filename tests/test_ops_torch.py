@@ -7,11 +7,11 @@ import warnings
 import pytest
 import torch
 import torch._dynamo.testing
-from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
 from ssl_fast import ops
 from ssl_fast.ops import checks
 
@@ -31,16 +31,21 @@ def arguments(dtype, layout):
     def audio(rows=5):
         return torch.randn(rows, 6, dtype=dtype)
 
-    similarity = [("soft_threshold", 0.4, 0.1, positives, keep)
-                  for positives in (None, torch.tensor([1, 0, 4, 4])) for keep in (False, True)]  # fmt: skip
+    similarity = [
+        ("soft_threshold", 0.4, 0.1, positives, keep)
+        for positives in (None, torch.tensor([1, 0, 4, 4]))
+        for keep in (False, True)
+    ]
     weight = torch.rand(4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return {
         "pooled_similarity": [(visual(), audio(), *rest) for rest in [*similarity, ("max", 0.0, 1.0, None, False)]],
-        "product_log_scores": [(visual(), visual(), audio(), audio(), 0.1, *rest)
-                               for rest in (("sum", "audio", True), ("max", "audio", False), ("sum", "image", True))],
+        "product_log_scores": [
+            (visual(), visual(), audio(), audio(), 0.1, *rest)
+            for rest in (("sum", "audio", True), ("max", "audio", False), ("sum", "image", True))
+        ],
         "mean_direction": [(visual(), None), (visual(), weight)],
         "cosine_map": [(visual(), audio(4))],
-    }  # fmt: skip
+    }
 
 
 NAMES = ["pooled_similarity", "product_log_scores", "mean_direction", "cosine_map"]
@@ -229,8 +234,14 @@ def test_compiled_graph_without_kernels_warns_once(set_extension):
     assert len([x for x in found if "ssl_fast: all ops run plain" in str(x.message)]) == 1
 
     asked = []
-    set_extension(types.SimpleNamespace(cuda_architectures="80", cuda_error=lambda index: asked.append(index) or (
-        "cudaErrorInsufficientDriver", "busy or unavailable", 13000, 0)))  # fmt: skip
+    set_extension(
+        types.SimpleNamespace(
+            cuda_architectures="80",
+            cuda_error=lambda index: (
+                asked.append(index) or ("cudaErrorInsufficientDriver", "busy or unavailable", 13000, 0)
+            ),
+        )
+    )
     function = torch.compile(lambda x: x + checks.has_kernels("auto", "cuda", 1), fullgraph=True, backend="eager")
     with pytest.warns(RuntimeWarning, match="no kernel loads on cuda:1: busy or unavailable"):
         assert [function(torch.zeros(n)).sum() for n in (2, 3, 4)] == [0, 0, 0]

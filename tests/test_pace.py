@@ -2,20 +2,21 @@
 
 import time
 
-from test_training import assert_same, figures, one_thread, run, tiny, weights  # noqa: F401
-from training_toys import ToySet
-
 from ssl_fast import training
 from ssl_fast.training import pace, train
+from test_training import assert_same, figures, one_thread, run, tiny, weights  # noqa: F401
+from training_toys import ToySet
 
 
 def test_what_is_told_of_a_run_that_does_not_fit():
     assert pace(30, 2250, 3.2, 9.375, 4.0, False) is None  # 3.2 s and 2220 steps at 9.375: exactly 4 minutes
     assert pace(30, 2250, 6.0, 5.5, 4.0, False) == (
         "at this speed 1,317 of 2,250 steps fit into 4 minutes; "  # 30 + 234 * 5.5
-        "going on to the full length, about 7 minutes (--minutes 4 would shorten it)")  # 6 s + 2220 / 5.5 s = 410 s
+        "going on to the full length, about 7 minutes (--minutes 4 would shorten it)"
+    )  # 6 s + 2220 / 5.5 s = 410 s
     assert pace(30, 2250, 6.0, 5.5, 4.0, True) == (
-        "at this speed 1,317 of 2,250 steps fit into 4 minutes; --minutes 7 would train it fully")
+        "at this speed 1,317 of 2,250 steps fit into 4 minutes; --minutes 7 would train it fully"
+    )
     assert pace(900, 2250, 241.0, 5.5, 4.0, False) is None  # told before it was resumed
 
 
@@ -31,8 +32,9 @@ def test_usual_minutes_change_nothing_but_what_is_told(monkeypatch, capsys):
     slow = train(ToySet(), one, usual_minutes=13 / 60)  # 26 of 30 steps; beside the lines of progress
     assert_same(weights(slow.localizer), weights(plain.localizer))
     line = capsys.readouterr().out
-    assert line.startswith("at this speed 26 of 30 steps fit into 0.216667 minutes; "
-                           "going on to the full length, about a minute (")
+    assert line.startswith(
+        "at this speed 26 of 30 steps fit into 0.216667 minutes; going on to the full length, about a minute ("
+    )
 
 
 def test_parts_of_a_step_are_timed():

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from op_checks import Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled, product_op
 
+from op_checks import Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled, product_op
 from ssl_fast import ops
 from ssl_fast.ops import checks
 from ssl_fast.ops.product import INSTANCES, REDUCTIONS
@@ -82,8 +82,9 @@ def test_one_instance_is_certain(backend):
 @for_every_option
 def test_one_cell_is_a_softmax_over_instances(reduce, instances, backend):
     visual_loc, visual_avc, audio_loc, audio_avc = features(shape=SHAPE._replace(height=1, width=1))
-    scores = ops.product_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau=0.05, reduce=reduce,
-                                    instances=instances, backend=backend)  # fmt: skip
+    scores = ops.product_log_scores(
+        visual_loc, visual_avc, audio_loc, audio_avc, tau=0.05, reduce=reduce, instances=instances, backend=backend
+    )
     maps = ops.pooled_similarity(visual_avc, audio_avc, ops.Max(), backend="reference")
     want = (maps / 0.05).log_softmax(1 if instances == "audio" else 0)
     torch.testing.assert_close(scores, want, rtol=1e-12, atol=1e-12)

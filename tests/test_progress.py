@@ -7,11 +7,11 @@ import struct
 import termios
 
 import pytest
-from training_toys import ToySet
 
 from ssl_fast.progress import progress_bar
 from ssl_fast.recipes import recipe
 from ssl_fast.training import train
+from training_toys import ToySet
 
 
 @pytest.fixture

@@ -21,14 +21,20 @@ def data():
     truth = np.zeros((N, SIDE, SIDE), np.float32)
     for image in truth:
         y, x, h, w = rng.integers(1, 20, 4)
-        image[y:y + h, x:x + w] = 1
+        image[y : y + h, x : x + w] = 1
     truth[4] = 0
 
     def draw():
         return np.tanh(rng.standard_normal((N, 5, 5))).astype(np.float32)
-    return {"maps": draw(), "ground_truth": truth, "prior": np.abs(draw()) * 2,
-            "negatives": [{kind: draw() * .8 for kind in KINDS} for _ in range(2)],
-            "image_ids": [f"image {i // 2}" for i in range(N)], "sounding": truth.any((1, 2))}
+
+    return {
+        "maps": draw(),
+        "ground_truth": truth,
+        "prior": np.abs(draw()) * 2,
+        "negatives": [{kind: draw() * 0.8 for kind in KINDS} for _ in range(2)],
+        "image_ids": [f"image {i // 2}" for i in range(N)],
+        "sounding": truth.any((1, 2)),
+    }
 
 
 def enlarged(low, mode, corners):
@@ -48,14 +54,24 @@ def iou(predicted, truth, empty=1):
 # what is said of each protocol that has no recorded values: from one map (and prior) to one prediction
 LOOPS = {
     "slavc_validation": lambda low, prior: (
-        x := min_max((enlarged(low / np.float32(.03), "bicubic", False) + 1 / .03) / (2 / .03))) >= (
-        np.sort(x.ravel())[SIDE * SIDE // 2]),
-    "fnac": lambda low, prior: (x := min_max(
-        .4 * min_max(enlarged(low, "bilinear", True)) + .6 * min_max(enlarged(prior, "bilinear", True)))) >= (
-        np.sort(x.ravel())[SIDE * SIDE // 2]),
+        (x := min_max((enlarged(low / np.float32(0.03), "bicubic", False) + 1 / 0.03) / (2 / 0.03)))
+        >= (np.sort(x.ravel())[SIDE * SIDE // 2])
+    ),
+    "fnac": lambda low, prior: (
+        (
+            x := min_max(
+                0.4 * min_max(enlarged(low, "bilinear", True)) + 0.6 * min_max(enlarged(prior, "bilinear", True))
+            )
+        )
+        >= (np.sort(x.ravel())[SIDE * SIDE // 2])
+    ),
     "vsl_paper": lambda low, prior: (
-        x := .4 * 2 * enlarged(low.astype(np.float64), "bilinear", False)
-        + .6 * 512 * enlarged(prior.astype(np.float64), "bilinear", False)) >= np.sort(x.ravel())[SIDE * SIDE // 2],
+        (
+            x := 0.4 * 2 * enlarged(low.astype(np.float64), "bilinear", False)
+            + 0.6 * 512 * enlarged(prior.astype(np.float64), "bilinear", False)
+        )
+        >= np.sort(x.ravel())[SIDE * SIDE // 2]
+    ),
 }
 
 
@@ -66,7 +82,7 @@ def test_a_protocol_equals_a_loop_over_images(name, data):
     total.update(data["maps"], data["ground_truth"], prior=prior)
     got = total.columns["audio_visual" if prior is None else "mixed"]["iou_top50"]
     expected = [iou(LOOPS[name](low, own), g) for low, own, g in zip(data["maps"], data["prior"], data["ground_truth"])]
-    np.testing.assert_allclose(got, expected, atol=2e-3 if name == "vsl_paper" else 1e-6)   # float32: a pixel of 1,600
+    np.testing.assert_allclose(got, expected, atol=2e-3 if name == "vsl_paper" else 1e-6)  # float32: a pixel of 1,600
 
 
 def test_universal_rule_and_false_alarms_equal_a_loop(data):
@@ -117,16 +133,16 @@ def test_every_protocol_runs_and_says_what_it_is(name, data):
             assert a.keys() == b.keys()
             for key in a:
                 close(a[key], b[key])
-        else:       # arithmetic in float32 and the order of ties may move a pixel, and that a success
-            assert a == pytest.approx(b, abs=.03)
+        else:  # arithmetic in float32 and the order of ties may move a pixel, and that a success
+            assert a == pytest.approx(b, abs=0.03)
+
     close(result["figures"], other["figures"])
 
 
 def test_constant_maps(data):
     flat, truth = np.zeros((N, 5, 5), np.float32), data["ground_truth"]
     area = truth.mean((1, 2))
-    for name, expected in (("default", area), ("ez_vsl", area), ("lvs", 0 * area),
-                           ("slavc_validation", area)):
+    for name, expected in (("default", area), ("ez_vsl", area), ("lvs", 0 * area), ("slavc_validation", area)):
         total = Accumulator(name)
         total.update(flat, truth)
         np.testing.assert_allclose(total.columns["audio_visual"]["iou_top50"], expected, atol=1e-6, err_msg=name)
@@ -137,18 +153,22 @@ def test_an_exact_variant_differs_by_pixels_at_most(data):
     for name in ("lvs", "ez_vsl", "vssl_eval"):
         exact = PROTOCOLS[name].exact()
         assert exact.positive.arithmetic == exact.prior.arithmetic == "exact" and exact.name == f"{name} (exact)"
-        a, b = (Accumulator(p, threshold=.2) for p in (PROTOCOLS[name], exact))
+        a, b = (Accumulator(p, threshold=0.2) for p in (PROTOCOLS[name], exact))
         for total in (a, b):
             total.update(data["maps"], data["ground_truth"], prior=data["prior"], negatives=data["negatives"][0])
         for predictor, columns in a.columns.items():
             for column, values in columns.items():
-                np.testing.assert_allclose(values, b.columns[predictor][column], atol=.02, err_msg=f"{name} {column}")
+                np.testing.assert_allclose(values, b.columns[predictor][column], atol=0.02, err_msg=f"{name} {column}")
 
 
 def test_the_kernel_changes_no_figure(data):
     data = {key: data[key] for key in ("maps", "ground_truth", "image_ids")} | {"negatives": data["negatives"]}
-    for protocol in (PROTOCOLS["default"], PROTOCOLS["vssl_eval"].exact(), PROTOCOLS["vssl_eval_unit"].exact(),
-                     PROTOCOLS["avsbench"].exact()):
+    for protocol in (
+        PROTOCOLS["default"],
+        PROTOCOLS["vssl_eval"].exact(),
+        PROTOCOLS["vssl_eval_unit"].exact(),
+        PROTOCOLS["avsbench"].exact(),
+    ):
         reference = protocols.run(protocol, **data, backend="reference")
         assert protocols.run(protocol, **data) == reference
         if checks.extension is not None:
@@ -158,7 +178,7 @@ def test_the_kernel_changes_no_figure(data):
 
 
 def test_only_numbers_per_sample_are_kept(data):
-    total = Accumulator("vssl_eval", threshold=.2)
+    total = Accumulator("vssl_eval", threshold=0.2)
     for _ in range(3):
         total.update(data["maps"], data["ground_truth"], negatives=data["negatives"][0])
     kept = [values for columns in total.columns.values() for values in columns.values()]
@@ -169,7 +189,7 @@ def test_rules_without_their_threshold_are_reported(data):
     result = protocols.run("default", data["maps"], data["ground_truth"])
     assert result["left_out"] == ["universal"] and result["threshold"] is None
     assert "ciou_universal" not in result["figures"]["audio_visual"]["localization"]
-    given = protocols.run("default", data["maps"], data["ground_truth"], threshold=.1)
+    given = protocols.run("default", data["maps"], data["ground_truth"], threshold=0.1)
     assert given["left_out"] == [] and "ciou_universal" in given["figures"]["audio_visual"]["localization"]
 
 
@@ -193,7 +213,7 @@ def test_bad_arguments_say_what_was_expected(data):
     with pytest.raises(ValueError, match="maps under noise: sample 'dog' holds 25 values that are NaN"):
         protocols.score(Protocol(), maps[:1], truth[:1], negatives={"noise": maps[:1] * np.nan}, ids=["dog"])
     with pytest.raises(ValueError, match="ground_truth: expected 0 and 1 for segmentation, sample 0 has weights"):
-        protocols.run("avsbench", maps, truth * .5)
+        protocols.run("avsbench", maps, truth * 0.5)
     with pytest.raises(ValueError, match="compute: expected at least one sample, got none"):
         Accumulator("lvs").compute()
     total = Accumulator("default")
@@ -207,7 +227,7 @@ def test_bad_arguments_say_what_was_expected(data):
     with pytest.raises(ValueError, match=r"update: expected the columns \[\] of 'prior' as in the first batch"):
         total.update(maps, truth, image_ids=data["image_ids"], prior=data["prior"])
     with pytest.raises(ValueError, match="negatives: expected maps under at least one kind of negative"):
-        protocols.run("vssl_eval", maps, truth, threshold=.1)
+        protocols.run("vssl_eval", maps, truth, threshold=0.1)
     with pytest.raises(ValueError, match="protocol 'x', after: expected one of .*, got 'max'"):
         Protocol("x", after="max")
     with pytest.raises(ValueError, match=r"protocol 'x', figures: expected some of .*, got \('retrieval',\)"):

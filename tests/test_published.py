@@ -64,11 +64,18 @@ def maps_of(localizer):
         return localizer(torch.from_numpy(images), torch.from_numpy(spectrograms)).numpy()
 
 
-@pytest.mark.parametrize("name, method, unused, heard", [
-    ("ezvsl", "ez_vsl", 0, 3.0), ("fnac", "ez_vsl", 0, 3.0), ("slavc", "slavc", 248, 3.0),
-    ("slavc_momentum", "slavc", 248, 3.0), ("lvs", "lvs", 8, 10.0), ("sslalign", "ssl_align", 8, 3.0),
-    ("ssltie", "ssl_tie", 17, 10.0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, method, unused, heard",
+    [
+        ("ezvsl", "ez_vsl", 0, 3.0),
+        ("fnac", "ez_vsl", 0, 3.0),
+        ("slavc", "slavc", 248, 3.0),
+        ("slavc_momentum", "slavc", 248, 3.0),
+        ("lvs", "lvs", 8, 10.0),
+        ("sslalign", "ssl_align", 8, 3.0),
+        ("ssltie", "ssl_tie", 17, 10.0),
+    ],
+)
 def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path):
     path = write(tmp_path / "best.pth", name, weights(name))
     found = load(path, layout=name if name == "slavc_momentum" else None)
@@ -104,10 +111,17 @@ def test_bare_weights(tmp_path):
     assert load(path, "lvs").layout == "lvs"
 
 
-@pytest.mark.parametrize("state, said", [
-    ({"model": {"weight": torch.ones(2)}}, "expected a checkpoint of this project or of ezvsl, .* got keys as weight"),
-    ({"epoch": 3}, "expected the format .*, got 'none'"), ([1, 2], "expected the format .*, got 'list'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "state, said",
+    [
+        (
+            {"model": {"weight": torch.ones(2)}},
+            "expected a checkpoint of this project or of ezvsl, .* got keys as weight",
+        ),
+        ({"epoch": 3}, "expected the format .*, got 'none'"),
+        ([1, 2], "expected the format .*, got 'list'"),
+    ],
+)
 def test_other_files_are_refused(state, said, tmp_path):
     torch.save(state, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match=f"a.pth: {said}"):

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from programs import example
 
+from programs import example
 from ssl_fast.data.datasets import FolderSet
 
 
@@ -50,8 +50,16 @@ def stamps(tmp_path):
 
 
 def test_what_is_no_photograph_or_no_sound_is_left_out(example, stamps):
-    for i, (name, options) in enumerate({"drawing": {"colours": 8}, "small": {"side": 60}, "flat": {"mode": "RGB"},
-                                         "cartoon/cow": {}, "mute": {}, "quiet": {}}.items()):  # fmt: skip
+    for i, (name, options) in enumerate(
+        {
+            "drawing": {"colours": 8},
+            "small": {"side": 60},
+            "flat": {"mode": "RGB"},
+            "cartoon/cow": {},
+            "mute": {},
+            "quiet": {},
+        }.items()
+    ):
         photograph(stamps / f"animals/{name}.png", 20 + i, **options)
         if name != "mute":
             record(stamps / f"animals/{name}.ogg", 20 + i, level=0.01 if name == "quiet" else 0.5)
@@ -63,7 +71,12 @@ def test_what_is_no_photograph_or_no_sound_is_left_out(example, stamps):
     record(stamps / "vehicles/coach.ogg", 4, level=0.2)  # the bus's recording at another level
     categories, silent = example.find(stamps)
     assert {one.name: [path.stem for path in one.photographs] for one in categories} == {
-        "cat": ["cat"], "dog": ["dog"], "drum": ["drum"], "saw": ["saw"], "bus": ["bus", "coach"]}  # fmt: skip
+        "cat": ["cat"],
+        "dog": ["dog"],
+        "drum": ["drum"],
+        "saw": ["saw"],
+        "bus": ["bus", "coach"],
+    }
     assert [path.stem for path in silent] == ["rose", "pear"]
 
 
@@ -81,8 +94,9 @@ def test_another_tempo_has_the_same_pitch(example):
 @pytest.mark.slow
 def test_the_whole_way(example, stamps, tmp_path, capsys):
     out = tmp_path / "out"
-    example.main(["--out", str(out), "--stamps", str(stamps), "--short", "--scenes", "40", "--test", "6",
-                  "--epochs", "1"])  # fmt: skip
+    example.main(
+        ["--out", str(out), "--stamps", str(stamps), "--short", "--scenes", "40", "--test", "6", "--epochs", "1"]
+    )
     printed = capsys.readouterr().out
     assert "5 categories of 5 photographs, 2 silent photographs" in printed
     assert f"{out / 'train'}: 40 samples complete, 0 missing, 0 files broken" in printed
@@ -115,10 +129,16 @@ def test_composition_is_decided_by_the_seed(example, stamps, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(*waves))
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda root: None, "real_stamps: .*stamps: no such folder; install the Debian package tuxpaint-stamps-default"),
-    (lambda root: root.mkdir(), "expected photographs with sounds, found 0; install the Debian package tuxpaint"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda root: None,
+            "real_stamps: .*stamps: no such folder; install the Debian package tuxpaint-stamps-default",
+        ),
+        (lambda root: root.mkdir(), "expected photographs with sounds, found 0; install the Debian package tuxpaint"),
+    ],
+)
 def test_without_the_package_the_error_names_it(example, tmp_path, make, message):
     make(tmp_path / "stamps")
     with pytest.raises(SystemExit, match=message):

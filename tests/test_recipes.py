@@ -44,11 +44,19 @@ PUBLISHED = {
 def test_published_recipes_are_those_of_the_papers(method):
     one = recipe(method, "published")
     heard = FRONT_ENDS[one.front_end]
-    got = (one.epochs, one.batch_size, one.weight_decay, (heard.seconds, heard.hop, heard.mel), one.augmentation,
-           one.masks, len(one.views))  # fmt: skip
+    got = (
+        one.epochs,
+        one.batch_size,
+        one.weight_decay,
+        (heard.seconds, heard.hop, heard.mel),
+        one.augmentation,
+        one.masks,
+        len(one.views),
+    )
     assert all(g == e for g, e in zip(got, PUBLISHED[method]) if e is not None)
-    assert (one.momentum_decay, one.model.visual_dropout) == {
-        "slavc": (0.999, 0.9), "fnac": (None, 0.9)}.get(method, (None, 0.0))  # fmt: skip
+    assert (one.momentum_decay, one.model.visual_dropout) == {"slavc": (0.999, 0.9), "fnac": (None, 0.9)}.get(
+        method, (None, 0.0)
+    )
     steps = one.steps(10 * one.batch_size)
     assert sum(k / steps < one.nce_only for k in range(steps)) == (50 if method == "fnac" else 0)  # 5 epochs
     assert one.time_shift == ((0.1, 0.5) if method == "ssl_align" else None)

@@ -9,17 +9,19 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 from PIL import Image
 
+from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 from ssl_fast.evaluation import evaluate, overlays, pictures, report
 from ssl_fast.evaluation.overlays import Row, Tile
 
 DUO = [[(c % 4, 0, 0, 2, 2), ((c + 1) % 4, 2, 1, 2, 3)] for c in range(8)]
-HOSTILE = ["<script>alert(1)</script>", '"quoted" & \'co\'', "</figure><b>", "löwe"]
+HOSTILE = ["<script>alert(1)</script>", "\"quoted\" & 'co'", "</figure><b>", "löwe"]
 VOID = {"meta", "img", "br", "source"}
-HISTORY = [{"step": i, "loss": 4. / (1 + i), "learning_rate": 1e-3, "mean_weight": 1 - i / 40, "device": "cpu"}
-           for i in range(40)]
+HISTORY = [
+    {"step": i, "loss": 4.0 / (1 + i), "learning_rate": 1e-3, "mean_weight": 1 - i / 40, "device": "cpu"}
+    for i in range(40)
+]
 
 
 class Page(HTMLParser):
@@ -54,9 +56,11 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def job():
-    sets = {"single": FakeSet([[(c % 4, 1, 1, 2, 2)] for c in range(6)], names=HOSTILE, masks=True),
-            "duo": FakeSet(DUO, names=HOSTILE, masks=True)}
-    localizer = FakeLocalizer(alarm=.5)
+    sets = {
+        "single": FakeSet([[(c % 4, 1, 1, 2, 2)] for c in range(6)], names=HOSTILE, masks=True),
+        "duo": FakeSet(DUO, names=HOSTILE, masks=True),
+    }
+    localizer = FakeLocalizer(alarm=0.5)
     results = evaluate(localizer, sets, validation=FakeSet(DUO, prefix="val"), progress=False)
     return localizer, sets, results, overlays.collect(localizer, sets["duo"], results, "duo", pairs=3, negatives=2)
 
@@ -104,8 +108,13 @@ def test_names_are_escaped_and_still_readable(text):
 def test_the_tables_hold_the_figures(job, text):
     results = job[2]
     rows = [(element["text"]) for element in Page(text).all("tr")]
-    titles = {"model": "model", "whole_image": "whole image", "centre_box": "centre box", "random": "random map",
-              "objectness": "image-only object prior"}
+    titles = {
+        "model": "model",
+        "whole_image": "whole image",
+        "centre_box": "centre box",
+        "random": "random map",
+        "objectness": "image-only object prior",
+    }
     for name, one in results["sets"].items():
         for predictor, row in {"model": one["model"], **one["baselines"]}.items():
             columns = [key for key in report.MAIN if name == "duo" or not key.startswith(report.PER_IMAGE)]
@@ -140,7 +149,7 @@ def test_the_headline_figures_stand_beside_the_best_deaf_one(job, text):
 def decoded(uri, mime):
     prefix = f"data:{mime};base64,"
     assert uri.startswith(prefix)
-    return io.BytesIO(base64.b64decode(uri[len(prefix):], validate=True))
+    return io.BytesIO(base64.b64decode(uri[len(prefix) :], validate=True))
 
 
 def test_every_picture_and_sound_can_be_opened(job, text):
@@ -165,7 +174,7 @@ def test_a_banner_tells_of_a_shortened_run_alone(job):
     for about in ({}, {"shortened": False, "steps": 2250, "planned_steps": 2250}):
         assert not [e for e in Page(report.render({**job[2], **about})).elements if e.get("role") == "alert"]
     page = Page(report.render({**job[2], "shortened": True, "steps": 1317, "planned_steps": 2250}))
-    banner, = [e for e in page.all("p") if e.get("role") == "alert"]
+    (banner,) = [e for e in page.all("p") if e.get("role") == "alert"]
     assert "after 1,317 of 2,250 steps" in banner["text"]
     assert page.elements.index(banner) < page.elements.index(page.all("dl")[0])  # above the headline figures
 
@@ -203,6 +212,7 @@ def test_unknown_sections_are_an_error(job):
 
 
 # ------------------------------------------------------------------------------------------------ overlays
+
 
 def test_what_is_shown_is_chosen_by_numbers_and_seed(job):
     localizer, sets, results, shown = job
@@ -253,21 +263,22 @@ def test_the_overlay_outlines_the_truth_and_rings_the_maximum():
     picture = pictures.overlay(tile(heat, truth), 0, 1).astype(int)
     scale = pictures.SIDE // SIDE
     inside, outside = picture[4 * scale + 1, 10 * scale], picture[4 * scale - 1, 10 * scale]
-    assert inside.tolist() == [120, 255, 170]                       # the outline lies within the region ...
-    assert abs(outside - picture[0, 0]).max() <= 2                  # ... and not around it
-    assert picture[6 * scale, pictures.SIDE - 1].tolist() == [120, 255, 170]    # closed at the frame
+    assert inside.tolist() == [120, 255, 170]  # the outline lies within the region ...
+    assert abs(outside - picture[0, 0]).max() <= 2  # ... and not around it
+    assert picture[6 * scale, pictures.SIDE - 1].tolist() == [120, 255, 170]  # closed at the frame
     centre = np.array([2.5, 1.5]) * pictures.SIDE / 4
     white = np.argwhere((picture == 255).all(2))
-    radius = np.hypot(*(white + .5 - centre).T)
+    radius = np.hypot(*(white + 0.5 - centre).T)
     assert len(white) > 50 and radius.min() > 4 and radius.max() < 8
 
 
 def test_colours_follow_the_scale_of_the_row():
-    low, high = tile(np.linspace(0, .2, 16).reshape(4, 4)), tile(np.linspace(0, 1, 16).reshape(4, 4))
-    own, shared, full = (pictures.overlay(t, 0, top)[-20:, -20:].astype(int).mean((0, 1))
-                         for t, top in ((low, .2), (low, 1), (high, 1)))
+    low, high = tile(np.linspace(0, 0.2, 16).reshape(4, 4)), tile(np.linspace(0, 1, 16).reshape(4, 4))
+    own, shared, full = (
+        pictures.overlay(t, 0, top)[-20:, -20:].astype(int).mean((0, 1)) for t, top in ((low, 0.2), (low, 1), (high, 1))
+    )
     assert abs(own - full).max() < 2 and full[0] - shared[0] > 80
-    flat = pictures.overlay(tile(np.full((4, 4), .3)), .3, .3)      # a constant map: no heat, no ring
+    flat = pictures.overlay(tile(np.full((4, 4), 0.3)), 0.3, 0.3)  # a constant map: no heat, no ring
     assert np.unique(flat.reshape(-1, 3), axis=0).shape == (1, 3)
 
 
@@ -283,7 +294,7 @@ def test_images_keep_their_aspect(job):
 
 
 def test_wav_holds_the_samples_clipped():
-    signal = np.array([0, .5, -1, 1.5, -3], np.float32)
+    signal = np.array([0, 0.5, -1, 1.5, -3], np.float32)
     with wave.open(decoded(pictures.wav(signal, 8000), "audio/wav")) as sound:
         assert sound.getframerate() == 8000
         samples = np.frombuffer(sound.readframes(9), "<i2")
@@ -299,8 +310,8 @@ def test_history_as_records_or_columns():
         np.testing.assert_array_equal(a[key], b[key])
     assert pictures.training_curves(HISTORY) == pictures.training_curves(columns)
     assert pictures.training_curves(HISTORY) != pictures.training_curves(HISTORY, chance=3.5)
-    sparse = pictures.history_columns([{"loss": 1.}, {"loss": None, "accuracy": 2}])
+    sparse = pictures.history_columns([{"loss": 1.0}, {"loss": None, "accuracy": 2}])
     np.testing.assert_array_equal(sparse["step"], [0, 1])
     np.testing.assert_array_equal(sparse["accuracy"], [np.nan, 2])
-    light, dark = pictures.training_curves([{"step": 0, "loss": 1.}])
+    light, dark = pictures.training_curves([{"step": 0, "loss": 1.0}])
     assert light != dark

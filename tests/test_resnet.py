@@ -199,8 +199,11 @@ def receptive_centre(net, size, row, column, monkeypatch):
                 value.zero_()
             else:
                 value.fill_(1)
-    monkeypatch.setattr(F, "max_pool2d", lambda x, kernel, stride, padding=0, ceil_mode=False:
-                        F.avg_pool2d(x, kernel, stride, padding, ceil_mode))  # fmt: skip
+    monkeypatch.setattr(
+        F,
+        "max_pool2d",
+        lambda x, kernel, stride, padding=0, ceil_mode=False: F.avg_pool2d(x, kernel, stride, padding, ceil_mode),
+    )
     x = torch.ones(1, net.in_channels, size, size, dtype=torch.float64, requires_grad=True)
     net.double().eval()(x)[0, :, row, column].sum().backward()
     mass = x.grad[0].sum(0)

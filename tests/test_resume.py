@@ -7,6 +7,7 @@ import sys
 import warnings
 
 import pytest
+
 from test_training import assert_same, one_thread, run, tiny, weights  # noqa: F401
 
 KILLED = """

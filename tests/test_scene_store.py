@@ -142,9 +142,8 @@ def test_damaged_cache_is_an_error_that_says_what_to_delete(tmp_path, damage, fi
     damage(folder / file)
     with pytest.raises(CacheError) as caught:
         read("trio", tmp_path)
-    named = (
-        folder if (file, damage) == ("manifest.json", flip_a_bit) else folder / file
-    )  # a checksum that is off accuses its file
+    # a checksum that is off accuses its file
+    named = folder if (file, damage) == ("manifest.json", flip_a_bit) else folder / file
     assert str(named) in str(caught.value) and f"Delete the folder {folder} " in str(caught.value)
 
 

@@ -98,9 +98,8 @@ def test_masks_are_disjoint_and_boxes_tight(split, count):
 def test_every_object_shows_enough(split, count):
     share = [mask.mean() for one in made(split, count) for mask in one.masks]
     assert min(share) >= scene_generator.VISIBLE_AREA
-    for one in made(
-        split, count
-    ):  # no frame is larger than its place in SIZES; outline, rotation and aspect add at most 60 %
+    # no frame is larger than its place in SIZES; outline, rotation and aspect add at most 60 %
+    for one in made(split, count):
         extent = (one.boxes[:, 2:] - one.boxes[:, :2]).max()
         assert extent <= 1.6 * SIZES[len(one.categories)][1] * DEFAULT.size
 
@@ -250,7 +249,7 @@ def test_enlarge_equals_bilinear_interpolation():
 def test_random_colours_have_uniform_hue_and_bounded_value():
     rng = np.random.default_rng(0)
     colours = np.stack([scene_looks.random_colour(rng, 0.2, 0.9) for _ in range(3000)])
-    assert 0.2 <= colours.max(1).min() and colours.max(1).max() <= 0.9 and colours.min() >= 0
+    assert colours.max(1).min() >= 0.2 and colours.max(1).max() <= 0.9 and colours.min() >= 0
     assert all(abs((colours.argmax(1) == channel).mean() - 1 / 3) < 0.04 for channel in range(3))
 
 

@@ -4,9 +4,20 @@ import math
 
 import pytest
 import torch
-from op_checks import (BETA, DTYPES, EPSILON, Shape, assert_accurate, dtypes, extra_for, needs_compiled, planted,
-                       soft_op, upstream)  # fmt: skip
 
+from op_checks import (
+    BETA,
+    DTYPES,
+    EPSILON,
+    Shape,
+    assert_accurate,
+    dtypes,
+    extra_for,
+    needs_compiled,
+    planted,
+    soft_op,
+    upstream,
+)
 from ssl_fast import ops
 from ssl_fast.ops import checks
 from ssl_fast.ops.similarity import LOWEST_LOGIT, similarity_and_map
@@ -24,8 +35,12 @@ def backend(request):
 def all_poolings():
     mask = torch.zeros(SHAPE.images, SHAPE.height, SHAPE.width)
     mask[:, 1, 2:] = torch.tensor([1.0, 0.5, 2.0])
-    return {"mean": ops.Mean(), "masked mean": ops.Mean(mask), "soft threshold": ops.SoftThreshold(EPSILON, BETA),
-            "max": ops.Max()}  # fmt: skip
+    return {
+        "mean": ops.Mean(),
+        "masked mean": ops.Mean(mask),
+        "soft threshold": ops.SoftThreshold(EPSILON, BETA),
+        "max": ops.Max(),
+    }
 
 
 every_pooling = pytest.mark.parametrize("pooling", all_poolings().values(), ids=all_poolings())
@@ -263,8 +278,10 @@ def test_similarity_and_map_is_both_ops(positives, used, backend):
     visual, audio = (x.requires_grad_() for x in features(torch.float64))
     positives = torch.tensor(positives)
     results = []
-    for scores, maps in (similarity_and_map(visual, audio, POOLING, positives, backend=backend),
-                         both(visual, audio, positives, backend)):  # fmt: skip
+    for scores, maps in (
+        similarity_and_map(visual, audio, POOLING, positives, backend=backend),
+        both(visual, audio, positives, backend),
+    ):
         outputs = [x for x, wanted in zip((scores, maps), used, strict=True) if wanted]
         results.append([scores, maps, *torch.autograd.grad(outputs, (visual, audio), upstream(outputs))])
     for got, want in zip(*results, strict=True):

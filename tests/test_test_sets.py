@@ -9,7 +9,6 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from test_annotations import write
 
 from ssl_fast import cli
 from ssl_fast.data.annotations import read, weight_map
@@ -18,6 +17,7 @@ from ssl_fast.data.datasets import DataError, SampleSet
 from ssl_fast.data.images import load_image
 from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, check
 from ssl_fast.evaluation import evaluate, metrics
+from test_annotations import write
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
@@ -54,8 +54,14 @@ def annotations(name, folder):
             write(folder / f"{k}.xml", f"<r><one><bbox>{sides}</bbox></one></r>")
         return read(name, folder)
     stems = [f"owl_car_7_{k}" for k in ("owl", "car")] if name == "is3" else [f"owl/v-1/v-1_{k}" for k in (1, 2)]
-    entries = [{"image": f"/x/y/{stem}.png", "audio": f"/x/y/{stem if name == 'is3' else 'owl/v-1'}.wav",
-                "gt_box": [10.0, 20.0, 100.0, 200.0]} for stem in stems]  # fmt: skip
+    entries = [
+        {
+            "image": f"/x/y/{stem}.png",
+            "audio": f"/x/y/{stem if name == 'is3' else 'owl/v-1'}.wav",
+            "gt_box": [10.0, 20.0, 100.0, 200.0],
+        }
+        for stem in stems
+    ]
     masks = [entry | {"gt_box": f"/x/y/{stem}.png", "offset": 1} for entry, stem in zip(entries, stems)]
     return read(name, write(folder / "b.json", entries)).with_masks(read(name, write(folder / "m.json", masks)))
 
@@ -63,20 +69,26 @@ def annotations(name, folder):
 VGGSS = {
     "slavc": [(f"frames/abcdefghij{k}_000030.jpg", f"audio/abcdefghij{k}_000030.wav") for k in "-_"],
     "fnac": [(f"frames/abcdefghij{k}_000030.png", f"audio/abcdefghij{k}_000030.wav") for k in "-_"],
-    "ssl-align": [(f"frames/abcdefghij{k}_30000_40000/image_050.jpg", f"audio/abcdefghij{k}_30000_40000.wav")
-                  for k in "-_"],
-}  # fmt: skip
+    "ssl-align": [
+        (f"frames/abcdefghij{k}_30000_40000/image_050.jpg", f"audio/abcdefghij{k}_30000_40000.wav") for k in "-_"
+    ],
+}
 FLICKR = (12, 10000130166)
 IS3 = ("owl_car_7_owl", "owl_car_7_car")
 S4 = [f"owl/v-1/v-1_{k}.png" for k in (1, 2)]
 FILES = {  # written out by hand from the description of each layout
-    "vgg-ss": VGGSS, "vgg-ss-xml": VGGSS,
-    "flickr": {"slavc": [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1],
-               "ssl-align": [(f"frames/{k}.mp4/frame {k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1]},
-    "is3": {layout: [(f"{folder}/{k}.jpg", f"audio_wav/{k}.wav", f"gt_segmentation/{k}.png") for k in IS3]
-            for layout, folder in (("is3", "images"), ("ssl-align", "visual_frames"))},
+    "vgg-ss": VGGSS,
+    "vgg-ss-xml": VGGSS,
+    "flickr": {
+        "slavc": [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1],
+        "ssl-align": [(f"frames/{k}.mp4/frame {k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1],
+    },
+    "is3": {
+        layout: [(f"{folder}/{k}.jpg", f"audio_wav/{k}.wav", f"gt_segmentation/{k}.png") for k in IS3]
+        for layout, folder in (("is3", "images"), ("ssl-align", "visual_frames"))
+    },
     "s4": {"avsbench": [(f"visual_frames/test/{f}", "audio_wav/test/owl/v-1.wav", f"gt_masks/test/{f}") for f in S4]},
-}  # fmt: skip
+}
 CASES = [(name, layout) for name, layouts in FILES.items() for layout in layouts]
 
 
@@ -185,10 +197,17 @@ def test_evaluation_of_a_published_set(tmp_path, workers):
         for file in files:
             put(tmp_path, file)
     negative = "video,audio,label\nowl_car_7_owl,owl_car_7_car,non-sounding\n"
-    sets = {"is3": PublishedSet(tmp_path, "is3", found, front_end=FRONT_END),
-            "boxes": PublishedSet(tmp_path, "is3", replace(found, samples=tuple(
-                replace(sample, mask=None) for sample in found.samples)).extended(
-                    write(tmp_path / "silent.csv", negative)), front_end=FRONT_END)}  # fmt: skip
+    sets = {
+        "is3": PublishedSet(tmp_path, "is3", found, front_end=FRONT_END),
+        "boxes": PublishedSet(
+            tmp_path,
+            "is3",
+            replace(found, samples=tuple(replace(sample, mask=None) for sample in found.samples)).extended(
+                write(tmp_path / "silent.csv", negative)
+            ),
+            front_end=FRONT_END,
+        ),
+    }
     got = evaluate(Grey(), sets, progress=False, workers=workers, negatives=("silence",), baselines={})
     grey = np.stack([sets["is3"][i]["image"].float().mean(0).numpy() for i in (0, 1)])
     low = grey.reshape(2, 7, 32, 7, 32).mean((2, 4)).astype(np.float32)
@@ -218,7 +237,8 @@ def test_names_that_do_not_fit(tmp_path):
     for name in ("a.jpg", "b.jpg"):
         put(tmp_path, f"frames/10000130166.mp4/{name}")
     assert check(tmp_path, "flickr", found, layout="ssl-align").missing[0] == (
-        f"{tmp_path}/frames/10000130166.mp4: expected one file, got 2, id '10000130166'")  # fmt: skip
+        f"{tmp_path}/frames/10000130166.mp4: expected one file, got 2, id '10000130166'"
+    )
     with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
         check(tmp_path / "nowhere", "flickr", found)
 

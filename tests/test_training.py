@@ -8,14 +8,14 @@ import warnings
 
 import pytest
 import torch
-from training_toys import ToySet, loaded
 
 from ssl_fast import recipes, training
-from ssl_fast.losses import LOSSES
 from ssl_fast.learner import Learner, TrainingError, derived_seed
+from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.recipes import recipe
 from ssl_fast.training import StepSampler, progress_of, train
+from training_toys import ToySet, loaded
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,7 @@ def test_progress_is_that_of_time_where_it_is_short():
 def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():
     whole = list(StepSampler(21, 4, 15, seed=3))
     assert len(whole) == 15
-    keys = [sum(whole[k : k + 5], []) for k in (0, 5, 10)]
+    keys = [[key for batch in whole[k : k + 5] for key in batch] for k in (0, 5, 10)]
     assert [[epoch for _, epoch in part] for part in keys] == [[0] * 20, [1] * 20, [2] * 20]
     epochs = [[index for index, _ in part] for part in keys]
     assert all(len(set(epoch)) == 20 and set(epoch) <= set(range(21)) for epoch in epochs)
@@ -116,9 +116,14 @@ def test_global_generator_is_left_alone():
 # Losses in a step
 
 CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entropy that the method sums
-    "ssl_align": 2 * math.log(8), "margin_nce": math.log(1 + 7 * math.exp(-0.2 / 0.07)), "lvs": math.log(9),
-    "ez_vsl": 2 * math.log(8), "slavc": math.log(8), "fnac": 2 * math.log(8), "ssl_tie": math.log(9),
-}  # fmt: skip
+    "ssl_align": 2 * math.log(8),
+    "margin_nce": math.log(1 + 7 * math.exp(-0.2 / 0.07)),
+    "lvs": math.log(9),
+    "ez_vsl": 2 * math.log(8),
+    "slavc": math.log(8),
+    "fnac": 2 * math.log(8),
+    "ssl_tie": math.log(9),
+}
 
 
 @pytest.mark.parametrize("method", LOSSES)
@@ -158,16 +163,11 @@ def test_warm_up_blends_scores(method, pooling, tau):
 def test_l1_terms_of_fnac_wait():
     learner, samples = Learner(tiny("fnac", nce_only=0.5, augmentation="none", precision="float32")), ToySet()
     learner.localizer.eval()
-    early, late = (
-        learner.batch_loss(*first(samples), p, torch.Generator()).item()
-        for p in (0.49, 0.5)
-    )
+    early, late = (learner.batch_loss(*first(samples), p, torch.Generator()).item() for p in (0.49, 0.5))
     plain = Learner(tiny("ez_vsl", augmentation="none", precision="float32"))
     plain.localizer.load_state_dict(learner.localizer.state_dict())
     plain.localizer.eval()
-    assert early == pytest.approx(
-        plain.batch_loss(*first(samples), 0.49, torch.Generator()).item(), rel=1e-6
-    )
+    assert early == pytest.approx(plain.batch_loss(*first(samples), 0.49, torch.Generator()).item(), rel=1e-6)
     assert late > early * 1.01
 
 
@@ -206,11 +206,12 @@ def test_views_of_ssl_align_are_drawn_anew():
 # Resume
 
 RESUMED = {
-    "ssl_align": {}, "lvs": {"precision": "bfloat16"},
+    "ssl_align": {},
+    "lvs": {"precision": "bfloat16"},
     # dropout and momentum nets: what a step draws, and what only the checkpoint can carry over
     "slavc": {"momentum_decay": 0.9, "model": LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5)},
     "ssl_tie": {"augmentation": "crop"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.grid
@@ -253,8 +254,9 @@ def test_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():
     losses = [other.batch_loss(images[k : k + 4], spectrograms[k : k + 4], 1.0, generator) for k in (0, 4)]
     (sum(losses) / 2).backward()
     assert record["loss"] == pytest.approx(sum(losses).item() / 2, rel=1e-6)
-    assert all(torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7)
-               for a, b in zip(learner.parameters, other.parameters))  # fmt: skip
+    assert all(
+        torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-7) for a, b in zip(learner.parameters, other.parameters)
+    )
     assert learner.chance() == pytest.approx(2 * math.log(4), rel=1e-4)  # s_L and s_A
 
 
@@ -309,8 +311,9 @@ def test_budget_shortens_a_run_with_all_its_schedules(monkeypatch, capsys):
     clock = iter(x * 0.5 for x in range(10_000))
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     done = run(tiny(epochs=100), minutes=20 / 60)  # each step takes half a second: 40 of 500 steps
-    assert capsys.readouterr().out == ("at this speed 40 of 500 steps fit into 0.333333 minutes; "
-                                       "--minutes 5 would train it fully\n")  # fmt: skip
+    assert capsys.readouterr().out == (
+        "at this speed 40 of 500 steps fit into 0.333333 minutes; --minutes 5 would train it fully\n"
+    )
     assert done.shortened and done.steps == 40 and done.planned_steps == 500 and done.seconds == pytest.approx(20)
     rates = [record["learning_rate"] for record in done.history]
     assert rates[-1] < 0.02 * max(rates)
@@ -431,9 +434,7 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
     before = weights(learner.localizer)
     parameter = learner.parameters[0]
     parameter.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(
-        TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"
-    ):
+    with pytest.raises(TrainingError, match="step 3: the norm of the gradient is (inf|nan) for the samples a, b"):
         learner.step(3, *first(samples), 0.5, ["a", "b"])
     after = weights(learner.localizer)
     assert all(torch.equal(before[name], after[name]) for name, _ in learner.localizer.named_parameters())

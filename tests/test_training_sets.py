@@ -7,13 +7,13 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
-from test_test_sets import FRONT_END, put
 
 from ssl_fast import cli
 from ssl_fast.data.audio import MediaError, load_audio
 from ssl_fast.data.datasets import DataError, SampleSet
 from ssl_fast.data.images import load_image
 from ssl_fast.data.training_sets import LAYOUTS, TrainingSet, check
+from test_test_sets import FRONT_END, put
 
 VGGSOUND = ["abcdefghij-_000030", "-_cdefghijk_000001", "zzzzzzzzzzz_000120"]
 FLICKR = ["10000130166", "7", "3908875350"]
@@ -118,27 +118,45 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert training_set(tmp_path, "all", exclude="test").notes[0].startswith("0 of the 3 ids in ")
 
 
-@pytest.mark.parametrize("ids, options, message", [
-    ([*VGGSOUND, *VGGSOUND[1:]], {},
-     "{list}: 2 of 3 ids listed more than once: '-_cdefghijk_000001', 'zzzzzzzzzzz_000120'"),
-    ([], {}, "{list}: expected a list of ids, got none"),
-    ([VGGSOUND[0], CLIPS[0], "7"], {},
-     "{list}: expected ids of vggsound, YTID_SECONDS of eleven and six characters, got 2 of 3 in another form: "
-     "'abcdefghij-_30000_40000', '7'"),
-    ([f"{k},202" for k in VGGSOUND], {},
-     "{list}: expected ids of vggsound, .* got 3 of 3 in another form: 'abcdefghij-_"),
-    (["7", "x"], {"name": "flickr"}, "{list}: expected ids of flickr, numbers, got 1 of 2 in another form: 'x'"),
-    ([VGGSOUND[0], "gone_567890_000001", "gone_567891_000001"], {},
-     "{root}: 4 problems: {root}/frames/gone_567890_000001.jpg: no such file, id 'gone_567890_000001' in {list}; "
-     "{root}/audio/gone_567890_000001.wav: no such file, id "),
-    (VGGSOUND, {"exclude": "list"}, "{list}: expected ids that are not in {list}, all 3 are"),
-    (VGGSOUND, {"exclude": "clips"}, "{root}/clips.txt: expected ids of vggsound, .* got 3 of 3 in another form"),
-    (VGGSOUND, {"exclude": "none"}, "{root}/none.txt or {root}/none.csv: no such list of ids"),
-    (VGGSOUND, {"name": "vgg-ss"}, "set: expected one of vggsound, flickr, got 'vgg-ss'"),
-    (VGGSOUND, {"layout": "is3"},
-     "layout: expected one of slavc, fnac, ssl-align, ssl-tie, mp4 for vggsound, got 'is3'"),
-    (VGGSOUND, {"resampler": "box"}, "resampler: expected one of pillow, torch, got 'box'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ids, options, message",
+    [
+        (
+            [*VGGSOUND, *VGGSOUND[1:]],
+            {},
+            "{list}: 2 of 3 ids listed more than once: '-_cdefghijk_000001', 'zzzzzzzzzzz_000120'",
+        ),
+        ([], {}, "{list}: expected a list of ids, got none"),
+        (
+            [VGGSOUND[0], CLIPS[0], "7"],
+            {},
+            "{list}: expected ids of vggsound, YTID_SECONDS of eleven and six characters, got 2 of 3 in another form: "
+            "'abcdefghij-_30000_40000', '7'",
+        ),
+        (
+            [f"{k},202" for k in VGGSOUND],
+            {},
+            "{list}: expected ids of vggsound, .* got 3 of 3 in another form: 'abcdefghij-_",
+        ),
+        (["7", "x"], {"name": "flickr"}, "{list}: expected ids of flickr, numbers, got 1 of 2 in another form: 'x'"),
+        (
+            [VGGSOUND[0], "gone_567890_000001", "gone_567891_000001"],
+            {},
+            "{root}: 4 problems: {root}/frames/gone_567890_000001.jpg: no such file, id 'gone_567890_000001' in {list}"
+            "; {root}/audio/gone_567890_000001.wav: no such file, id ",
+        ),
+        (VGGSOUND, {"exclude": "list"}, "{list}: expected ids that are not in {list}, all 3 are"),
+        (VGGSOUND, {"exclude": "clips"}, "{root}/clips.txt: expected ids of vggsound, .* got 3 of 3 in another form"),
+        (VGGSOUND, {"exclude": "none"}, "{root}/none.txt or {root}/none.csv: no such list of ids"),
+        (VGGSOUND, {"name": "vgg-ss"}, "set: expected one of vggsound, flickr, got 'vgg-ss'"),
+        (
+            VGGSOUND,
+            {"layout": "is3"},
+            "layout: expected one of slavc, fnac, ssl-align, ssl-tie, mp4 for vggsound, got 'is3'",
+        ),
+        (VGGSOUND, {"resampler": "box"}, "resampler: expected one of pillow, torch, got 'box'"),
+    ],
+)
 def test_bad_lists_and_names(tmp_path, ids, options, message):
     fill(tmp_path)
     write_list(tmp_path / "clips.txt", CLIPS)
@@ -161,10 +179,19 @@ RNG = np.random.default_rng(0)
 WAVE = RNG.uniform(-0.5, 0.5, (8000, 8))
 
 
-@pytest.mark.parametrize("channels, rate, subtype", [
-    (1, 16000, "PCM_16"), (2, 16000, "PCM_16"), (8, 16000, "PCM_16"), (1, 16000, "PCM_24"), (2, 16000, "FLOAT"),
-    (1, 16000, "PCM_U8"), (1, 44100, "PCM_16"), (2, 8000, "PCM_24"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "channels, rate, subtype",
+    [
+        (1, 16000, "PCM_16"),
+        (2, 16000, "PCM_16"),
+        (8, 16000, "PCM_16"),
+        (1, 16000, "PCM_24"),
+        (2, 16000, "FLOAT"),
+        (1, 16000, "PCM_U8"),
+        (1, 44100, "PCM_16"),
+        (2, 8000, "PCM_24"),
+    ],
+)
 def test_sounds_of_every_kind(tmp_path, channels, rate, subtype):
     """What is heard is the segment of the whole clip, bit for bit, and the mean of the channels as it was written."""
     fill(tmp_path)
@@ -181,15 +208,18 @@ def test_sounds_of_every_kind(tmp_path, channels, rate, subtype):
     assert check(tmp_path, "vggsound", "list").ok
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("cut", "truncated, its header tells of 16044 bytes, the file has 9626"),
-    ("head", "cannot be read as audio"),
-    ("text", "cannot be read as audio"),
-    ("no samples", "expected audio, got a file of no samples"),
-    ("nan", "expected finite samples, got nan at 0.000 s"),
-    ("integers", r"expected samples within full scale, \[-1, 1\], got a peak of 9"),
-    ("rate", "expected a rate of 1000 to 768000 Hz, got 378420864"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("cut", "truncated, its header tells of 16044 bytes, the file has 9626"),
+        ("head", "cannot be read as audio"),
+        ("text", "cannot be read as audio"),
+        ("no samples", "expected audio, got a file of no samples"),
+        ("nan", "expected finite samples, got nan at 0.000 s"),
+        ("integers", r"expected samples within full scale, \[-1, 1\], got a peak of 9"),
+        ("rate", "expected a rate of 1000 to 768000 Hz, got 378420864"),
+    ],
+)
 def test_broken_sounds(tmp_path, kind, message):
     """Also where the broken part is not heard."""
     path = fill(tmp_path) / SOUND
@@ -207,11 +237,14 @@ def test_broken_sounds(tmp_path, kind, message):
     refused(tmp_path, path, message)
 
 
-@pytest.mark.parametrize("kind, message", [
-    ("cut", r"cannot be read as an image \(.*truncated"),
-    ("text", r"cannot be read as an image \(Format not recognised\)"),
-    ("floats", "expected integer pixels, got an image of floats"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("cut", r"cannot be read as an image \(.*truncated"),
+        ("text", r"cannot be read as an image \(Format not recognised\)"),
+        ("floats", "expected integer pixels, got an image of floats"),
+    ],
+)
 def test_broken_images(tmp_path, kind, message):
     path = fill(tmp_path) / IMAGE
     if kind == "floats":
@@ -284,5 +317,21 @@ def test_train_and_check_by_list(tmp_path, capsys):
         assert message in capsys.readouterr().err
     fill(root, "flickr", "ssl-tie")
     split = write_list(tmp_path / "flickr.txt", FLICKR)
-    assert cli.main(["data", "check", str(root), "--set", "flickr", "--train", "--split", str(split), "--layout",
-                     "ssl-tie", "--quiet"]) == 0  # fmt: skip
+    assert (
+        cli.main(
+            [
+                "data",
+                "check",
+                str(root),
+                "--set",
+                "flickr",
+                "--train",
+                "--split",
+                str(split),
+                "--layout",
+                "ssl-tie",
+                "--quiet",
+            ]
+        )
+        == 0
+    )

@@ -1,12 +1,12 @@
 """Validation while training: the best epoch, by success or by loss, kept and found again."""
 
 import pytest
-from test_training import Crash, assert_same, crash_at, figures, first, one_thread, run, tiny, weights  # noqa: F401
-from training_toys import Others, ToySet, loaded
 
 from ssl_fast import training
 from ssl_fast.evaluation import evaluate
 from ssl_fast.learner import Learner
+from test_training import Crash, assert_same, crash_at, figures, first, one_thread, run, tiny, weights  # noqa: F401
+from training_toys import Others, ToySet, loaded
 
 
 def test_the_epoch_with_the_best_loss_is_kept(tmp_path):

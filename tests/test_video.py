@@ -7,8 +7,8 @@ import sys
 
 import numpy as np
 import pytest
-from films import film, turn
 
+from films import film, turn
 from ssl_fast.data import video
 from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, decode_audio
 from ssl_fast.data.front_ends import PUBLISHED
@@ -41,11 +41,14 @@ def test_the_middle_frame_at_a_constant_rate(tmp_path, count):
     np.testing.assert_allclose(load_image(path, 16), greys(count)[count // 2], atol=4)
 
 
-@pytest.mark.parametrize("stamps, middle", [
-    ([0, 0.1, 0.2, 0.3, 1.0, 2.0, 2.1], 4),  # half of 2.1 s and a last frame of unknown, short length
-    ([0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5], 0),
-    ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 3.0], 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "stamps, middle",
+    [
+        ([0, 0.1, 0.2, 0.3, 1.0, 2.0, 2.1], 4),  # half of 2.1 s and a last frame of unknown, short length
+        ([0, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5], 0),
+        ([0, 0.1, 0.2, 0.3, 0.4, 0.5, 3.0], 5),
+    ],
+)
 def test_the_middle_goes_by_time_stamps(tmp_path, stamps, middle):
     path = film(tmp_path / "a.mp4", greys(7), stamps=stamps)
     np.testing.assert_allclose(decode_image(path), greys(7)[middle], atol=4)
@@ -82,16 +85,19 @@ def test_published_front_ends_hear_mp4(tmp_path):
         PUBLISHED["ezvsl"].load(path)
 
 
-@pytest.mark.parametrize("matrix, turned", [
-    ((1, 0, 0, 1), lambda x: x),
-    ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # x goes down, y to the left: clockwise
-    ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
-    ((0, -1, 1, 0), lambda x: np.rot90(x)),
-    ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
-    ((1, 0, 0, -1), lambda x: x[::-1]),
-    ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
-    ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "matrix, turned",
+    [
+        ((1, 0, 0, 1), lambda x: x),
+        ((0, 1, -1, 0), lambda x: np.rot90(x, -1)),  # x goes down, y to the left: clockwise
+        ((-1, 0, 0, -1), lambda x: np.rot90(x, 2)),
+        ((0, -1, 1, 0), lambda x: np.rot90(x)),
+        ((-1, 0, 0, 1), lambda x: x[:, ::-1]),
+        ((1, 0, 0, -1), lambda x: x[::-1]),
+        ((0, 1, 1, 0), lambda x: x.transpose(1, 0, 2)),
+        ((0, -1, -1, 0), lambda x: np.rot90(x, 2).transpose(1, 0, 2)),
+    ],
+)
 def test_frames_are_turned_upright(tmp_path, matrix, turned):
     pixels = np.zeros((48, 64, 3), np.uint8)
     pixels[:24, :32] = 240  # every corner has a grey of its own
@@ -142,19 +148,34 @@ def broken(folder, kind):
     return path
 
 
-NEITHER = ("missing", "no such file"), ("no bytes", r"empty file \(0 bytes\)"), (
-    "text", r"cannot be read as video \(Invalid data"), ("headless", r"cannot be read as video \(Invalid data")
-BROKEN = [(decode_image, *one) for one in NEITHER] + [(decode_audio, *one) for one in NEITHER] + [
-    (decode_image, "no pictures", "expected pictures and sound, got no video stream"),
-    (decode_image, "no frames", "expected pictures(, got a video stream of no frames| and sound, got no video stream)"),
-    (decode_image, "cut", r"truncated, its head tells of 50 packets of video, \d+ are complete"),
-    (decode_image, "other codec", "its video stream cannot be decoded"),
-    (decode_audio, "no sound", "expected pictures and sound, got no audio stream"),
-    (decode_audio, "cut", r"truncated, its head tells of 3\d packets of audio, \d+ are complete"),
-    (decode_audio, "short sound",
-     "expected sound and pictures of the same time, got sound of 0.00 to 1.00 s and pictures of 0.00 to 2.00 s"),
-    (decode_audio, "late pictures", "expected sound .* got sound of 0.00 to 2.00 s and pictures of 1.00 to 3.00 s"),
-]  # fmt: skip
+NEITHER = (
+    ("missing", "no such file"),
+    ("no bytes", r"empty file \(0 bytes\)"),
+    ("text", r"cannot be read as video \(Invalid data"),
+    ("headless", r"cannot be read as video \(Invalid data"),
+)
+BROKEN = (
+    [(decode_image, *one) for one in NEITHER]
+    + [(decode_audio, *one) for one in NEITHER]
+    + [
+        (decode_image, "no pictures", "expected pictures and sound, got no video stream"),
+        (
+            decode_image,
+            "no frames",
+            "expected pictures(, got a video stream of no frames| and sound, got no video stream)",
+        ),
+        (decode_image, "cut", r"truncated, its head tells of 50 packets of video, \d+ are complete"),
+        (decode_image, "other codec", "its video stream cannot be decoded"),
+        (decode_audio, "no sound", "expected pictures and sound, got no audio stream"),
+        (decode_audio, "cut", r"truncated, its head tells of 3\d packets of audio, \d+ are complete"),
+        (
+            decode_audio,
+            "short sound",
+            "expected sound and pictures of the same time, got sound of 0.00 to 1.00 s and pictures of 0.00 to 2.00 s",
+        ),
+        (decode_audio, "late pictures", "expected sound .* got sound of 0.00 to 2.00 s and pictures of 1.00 to 3.00 s"),
+    ]
+)
 
 
 @pytest.mark.parametrize("read, kind, message", BROKEN)
@@ -220,8 +241,11 @@ def again(path, target):
     import av
 
     with av.open(str(path)) as source, av.open(str(target), "w") as container:
-        streams = {one.index: container.add_stream_from_template(one) for one in source.streams
-                   if not (one.type == "video" and target.suffix in (".m4a", ".mka"))}  # fmt: skip
+        streams = {
+            one.index: container.add_stream_from_template(one)
+            for one in source.streams
+            if not (one.type == "video" and target.suffix in (".m4a", ".mka"))
+        }
         for packet in source.demux():
             if packet.dts is not None and packet.stream.index in streams:
                 packet.stream = streams[packet.stream.index]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from training_toys import HEARD, Nearest, ToySet, folder
 
 from ssl_fast.data.images import load_image
 from ssl_fast.data.views import Views
@@ -13,6 +12,7 @@ from ssl_fast.learner import Learner
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.recipes import recipe
 from ssl_fast.training import StepSampler, train
+from training_toys import HEARD, Nearest, ToySet, folder
 
 ALL = ("original", "augmented", "conceptual")
 
@@ -115,8 +115,11 @@ def test_views_of_arrays():
 
 def test_bad_combinations_are_named(files):
     near = Nearest(files), Nearest(files)
-    with pytest.raises(ValueError, match="neighbors: expected those of images and of sounds with the views original, "
-                                         "augmented, conceptual, got none"):  # fmt: skip
+    with pytest.raises(
+        ValueError,
+        match="neighbors: expected those of images and of sounds with the views original, "
+        "augmented, conceptual, got none",
+    ):
         Views(files, tiny())
     with pytest.raises(ValueError, match="neighbors: expected none with the views augmented, got some"):
         Views(files, tiny(views=("augmented",)), neighbors=near)

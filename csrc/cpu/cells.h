@@ -109,8 +109,8 @@ inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T
   }
 }
 
-// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, kPanel), for up to a panel of channels: the gradient of a cell whose unit
-// vector meets many audios.
+// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, kPanel), for up to a panel of channels: the gradient of a cell whose
+// unit vector meets many audios.
 template <class T>
 inline void store_gradient(const Image<T>& image, const T* D, const T* t, T* out) {
   constexpr int L = kLanes<T>, width = kPanel<T>;

@@ -59,8 +59,8 @@ const std::vector<const KernelTable*>& tables() {
     };
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(&avx2::table);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
       // Best last. On Intel processors dot products of pairs are slower than float32, and tiles are far faster.
       if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("intel")) add(&avx512_bf16::table);
       add(&avx512::table);
@@ -112,7 +112,8 @@ void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void
     }
   params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(params.shape.images, 1)));
   int64_t bytes = kernel.bytes(params);
-  std::unique_ptr<char, decltype(&std::free)> workspace(static_cast<char*>(std::aligned_alloc(64, bytes + 64)), &std::free);
+  std::unique_ptr<char, decltype(&std::free)> workspace(static_cast<char*>(std::aligned_alloc(64, bytes + 64)),
+                                                        &std::free);
   if (!workspace) throw std::bad_alloc();
   kernel.run(params, workspace.get());
 }

@@ -7,9 +7,9 @@
 
 namespace ssl_fast {
 
-const KernelTable& kernels();                   // of the instruction set in use
-std::vector<std::string> instruction_sets();    // built and supported by this processor, best last
-void use_instruction_set(const std::string&);   // for tests; throws std::invalid_argument
+const KernelTable& kernels();                  // of the instruction set in use
+std::vector<std::string> instruction_sets();   // built and supported by this processor, best last
+void use_instruction_set(const std::string&);  // for tests; throws std::invalid_argument
 
 // Runs a kernel with its workspace. `large` are outputs whose pages it is about to touch for the first time.
 template <class Params>

@@ -4,16 +4,16 @@
 //   similarities     alpha[p, m] = sum_c V[c, p] A[m, c]     handed tile by tile to an epilogue, which pools it
 //   visual_gradient  D[p, c]     = sum_m G[p, m] A[m, c]
 //   audio_gradient   dA[c, m]   += sum_p V[c, p] G[p, m]
-// V is read in place by scalar broadcasts (channels first or last), so pooling over cells is lane-wise: any number of cells
-// is as good as any other. Audios are packed once per call, in panels of kPanel lanes. G is one image's gradient with
-// respect to alpha, scaled by 1 / |v|.
+// V is read in place by scalar broadcasts (channels first or last), so pooling over cells is lane-wise: any number of
+// cells is as good as any other. Audios are packed once per call, in panels of kPanel lanes. G is one image's gradient
+// with respect to alpha, scaled by 1 / |v|.
 #pragma once
 #include "../float16.h"
 #include "half_products.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-// ---- one image -------------------------------------------------------------------------------------------------------
+// ---- one image ------------------------------------------------------------------------------------------------------
 template <class T>
 struct Image {
   const T* values;
@@ -39,7 +39,8 @@ SSL_FAST_AI uint16_t from_float(float x, DType dtype) {
   return float16_of_float(x);
 }
 
-// `count` values from element `first` of a tensor, in the computing type: in place where it is stored so, else in `scratch`.
+// `count` values from element `first` of a tensor, in the computing type: in place where it is stored so, else in
+// `scratch`.
 template <class T>
 inline const T* values_of(const void* tensor, DType dtype, int64_t first, int64_t count, T* scratch) {
   if constexpr (sizeof(T) == 4) {
@@ -77,23 +78,30 @@ int64_t image_scratch(const Shape& s) {
   return s.channels * s.cells + (half_products<T>(s) ? half / 2 : 0);
 }
 
-// Image n. Where bfloat16 products are in use, the rows that they need are laid out: by cell for `similarities`, by channel
-// for `audio_gradient`.
+// Image n. Where bfloat16 products are in use, the rows that they need are laid out: by cell for `similarities`, by
+// channel for `audio_gradient`.
 template <class T>
 inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scratch, bool by_cell = false,
                          bool by_channel = false) {
   int64_t size = s.channels * s.cells;
-  Image<T> image{values_of<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells, s.channels_last ? 1 : s.cells,
-                 s.channels_last ? s.channels : 1, nullptr, nullptr};
+  Image<T> image{values_of<T>(visual, s.dtype, n * size, size, scratch),
+                 s.channels,
+                 s.cells,
+                 s.channels_last ? 1 : s.cells,
+                 s.channels_last ? s.channels : 1,
+                 nullptr,
+                 nullptr};
   if (half_products<T>(s)) {
     const Half* raw = static_cast<const Half*>(visual) + n * size;
-    Half *cells = reinterpret_cast<Half*>(scratch + size), *channels = cells + round_up(s.cells, 16) * half_depth(s.channels);
+    Half *cells = reinterpret_cast<Half*>(scratch + size),
+         *channels = cells + round_up(s.cells, 16) * half_depth(s.channels);
     if (by_cell) {
       s.channels_last ? pad_rows(raw, s.cells, s.channels, cells) : transpose_rows(raw, s.cells, s.channels, cells);
       image.by_cell = cells;
     }
     if (by_channel && s.channels % 16 == 0) {  // else in float32: sums of audios are stored without padding
-      s.channels_last ? transpose_rows(raw, s.channels, s.cells, channels) : pad_rows(raw, s.channels, s.cells, channels);
+      s.channels_last ? transpose_rows(raw, s.channels, s.cells, channels)
+                      : pad_rows(raw, s.channels, s.cells, channels);
       image.by_channel = channels;
     }
   }
@@ -104,8 +112,13 @@ inline Image<T> image_at(const Shape& s, const void* visual, int64_t n, T* scrat
 template <class T>
 inline Image<T> panel_of_channels(const Image<T>& image, int64_t channel) {
   int64_t left = image.channels - channel;
-  return {image.values + channel * image.channel_stride, left < kPanel<T> ? left : kPanel<T>, image.cells,
-          image.channel_stride, image.cell_stride, nullptr, nullptr};
+  return {image.values + channel * image.channel_stride,
+          left < kPanel<T> ? left : kPanel<T>,
+          image.cells,
+          image.channel_stride,
+          image.cell_stride,
+          nullptr,
+          nullptr};
 }
 
 // Image n while the one before it is worked on, over `steps` steps.
@@ -120,14 +133,14 @@ SSL_FAST_AI T inverse_length(T sum_of_squares) {
   return length < T(1e-12) ? 0 : 1 / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
 }
 
-// ---- audios ----------------------------------------------------------------------------------------------------------
+// ---- audios ---------------------------------------------------------------------------------------------------------
 template <class T>
 struct Audios {
   int64_t count, channels, panels;
-  T* inverse_norm;  // (padded count)
-  T* rows;          // unit vectors (padded count, padded channels)
-  T* lanes;         // the same, for `similarities`: [panel][channel][lane of audio]
-  T* columns;       // the same, for visual gradients: [panel of channels][audio][lane of channel]
+  T* inverse_norm;                  // (padded count)
+  T* rows;                          // unit vectors (padded count, padded channels)
+  T* lanes;                         // the same, for `similarities`: [panel][channel][lane of audio]
+  T* columns;                       // the same, for visual gradients: [panel of channels][audio][lane of channel]
   Half *half_lanes, *half_columns;  // in pairs, as they came (not unit vectors), for bfloat16 products; or null
 
   int64_t padded() const { return panels * kPanel<T>; }
@@ -147,7 +160,8 @@ struct Audios {
   void pack(const Shape& s, const void* audio, int64_t panel, bool with_columns) {
     pack_exact(s, audio, panel, with_columns);
     if constexpr (sizeof(T) == 4)
-      if (half_lanes) pack_half(static_cast<const Half*>(audio), count, channels, panel, padded(), half_lanes, half_columns);
+      if (half_lanes)
+        pack_half(static_cast<const Half*>(audio), count, channels, panel, padded(), half_lanes, half_columns);
   }
   void pack_exact(const Shape& s, const void* audio, int64_t panel, bool with_columns) {
     constexpr int W = kPanel<T>;
@@ -199,8 +213,9 @@ struct Audios {
   }
 };
 
-// ---- the three products ----------------------------------------------------------------------------------------------
-constexpr int64_t kDepth = 128;  // products are added up in blocks of channels: fewer terms in a row, less rounding error
+// ---- the three products ---------------------------------------------------------------------------------------------
+constexpr int64_t kDepth =
+    128;  // products are added up in blocks of channels: fewer terms in a row, less rounding error
 
 // Steps of a whole image through `similarities`, for what is to be brought in meanwhile.
 template <class T>
@@ -209,7 +224,8 @@ int64_t steps_of(const Image<T>& image, const Audios<T>& audios) {
 }
 
 template <class T, class Epilogue>
-inline void half_similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
+inline void half_similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue,
+                              Ahead& ahead) {
   constexpr int W = kPanel<T>;
   int64_t depth = half_depth(image.channels);
   const T* scale = audios.inverse_norm + panel * W;
@@ -217,8 +233,8 @@ inline void half_similarities(const Image<T>& image, const Audios<T>& audios, in
     alignas(64) T tile[32 * W];
     int64_t rows = image.cells - cell < 32 ? image.cells - cell : 32;
     for (int i = 0; i < 8; ++i) ahead.step();
-    multiply_half(image.by_cell + cell * depth, depth, round_up(rows, 16), audios.half_lanes + panel * W * depth, depth, tile,
-                  W, false);
+    multiply_half(image.by_cell + cell * depth, depth, round_up(rows, 16), audios.half_lanes + panel * W * depth, depth,
+                  tile, W, false);
     for (int64_t r = 0; r < rows; ++r)
       for (int v = 0; v < kVectors; ++v) {
         T* at = tile + r * W + v * kLanes<T>;
@@ -230,9 +246,11 @@ inline void half_similarities(const Image<T>& image, const Audios<T>& audios, in
   }
 }
 
-// Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not normalised.
+// Epilogue: template <int R> void tile(const T* products, int64_t panel, int64_t cell); R rows of kPanel, not
+// normalised.
 template <class T, class Epilogue>
-inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue, Ahead& ahead) {
+inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t panel, Epilogue& epilogue,
+                         Ahead& ahead) {
   if constexpr (kHalfProducts) {
     half_similarities(image, audios, panel, epilogue, ahead);
   } else {
@@ -247,9 +265,11 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
         Rows<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
                      image.channel_stride, 1, 0};
         if (image.cell_stride != 1)
-          c ? multiply<0, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<0, false, R>(tile, W, rows, depth, lanes);
+          c ? multiply<0, true, R>(tile, W, rows, depth, lanes + c * W)
+            : multiply<0, false, R>(tile, W, rows, depth, lanes);
         else
-          c ? multiply<1, true, R>(tile, W, rows, depth, lanes + c * W) : multiply<1, false, R>(tile, W, rows, depth, lanes);
+          c ? multiply<1, true, R>(tile, W, rows, depth, lanes + c * W)
+            : multiply<1, false, R>(tile, W, rows, depth, lanes);
       }
       epilogue.template tile<R>(tile, panel, cell);
     });
@@ -257,8 +277,9 @@ inline void similarities(const Image<T>& image, const Audios<T>& audios, int64_t
 }
 
 // Each panel of channels in turn: D, then done(first channel of the panel).
-// G: [panel][cell][lane], its panels `stride` apart; D: (cells rounded up to 16, kPanel); `to_read`, `to_write`: what `done`
-// needs, all panels in a row, or null; `half`: scratch of bfloat16 products (cells rounded up to 32, padded audios)
+// G: [panel][cell][lane], its panels `stride` apart; D: (cells rounded up to 16, kPanel); `to_read`, `to_write`: what
+// `done` needs, all panels in a row, or null; `half`: scratch of bfloat16 products (cells rounded up to 32, padded
+// audios)
 template <class T, class Done>
 inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Audios<T>& audios, T* D, const T* to_read,
                             const T* to_write, Half* half, Done&& done) {
@@ -275,8 +296,8 @@ inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Aud
       for_tiles(cells, [&](auto height, int64_t cell) {
         read.step();
         write.template step<true>();
-        multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, stride}, W,
-                                                    audios.columns + channel * depth);
+        multiply<W, false, decltype(height)::value>(D + cell * W, W, Rows<T>{G + cell * W, W, 1, audios.panels, stride},
+                                                    W, audios.columns + channel * depth);
       });
     done(channel);
   }
@@ -301,10 +322,10 @@ inline void audio_gradient(const Image<T>* images, int64_t count, const T* G, in
       }
     int64_t distance = count > 1 ? images[1].values - first.values : 0;
     for_tiles(first.channels, [&](auto height, int64_t channel) {
-      multiply<0, true, decltype(height)::value>(
-          dA + channel * W, W,
-          Rows<T>{first.values + channel * first.channel_stride, first.channel_stride, first.cell_stride, count, distance},
-          first.cells, G);
+      multiply<0, true, decltype(height)::value>(dA + channel * W, W,
+                                                 Rows<T>{first.values + channel * first.channel_stride,
+                                                         first.channel_stride, first.cell_stride, count, distance},
+                                                 first.cells, G);
     });
   }
 }

@@ -30,15 +30,21 @@ template <class T>
 Image<T> channels_at(const Shape& s, const void* visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
   int64_t first = n * s.channels * s.cells;
   if (!s.channels_last)
-    return {values_of<T>(visual, s.dtype, first + channel * s.cells, count * s.cells, scratch), count, s.cells, s.cells, 1,
-            nullptr, nullptr};
+    return {values_of<T>(visual, s.dtype, first + channel * s.cells, count * s.cells, scratch),
+            count,
+            s.cells,
+            s.cells,
+            1,
+            nullptr,
+            nullptr};
   const T* values = nullptr;
   for (int64_t cell = s.cells - 1; cell >= 0; --cell)
     values = values_of<T>(visual, s.dtype, first + cell * s.channels + channel, count, scratch + cell * count);
   return {values, count, s.cells, 1, values == scratch ? count : s.channels, nullptr, nullptr};
 }
 
-// What is worked on next, brought in meanwhile: a panel of channels, or with channels last an image, a share at each panel.
+// What is worked on next, brought in meanwhile: a panel of channels, or with channels last an image, a share at each
+// panel.
 template <class T>
 Ahead channels_ahead(const Shape& s, const void* visual, int64_t n, int64_t channel) {
   int64_t count = s.channels - channel < kPanel<T> ? s.channels - channel : kPanel<T>;
@@ -91,7 +97,8 @@ void store_channels(const Shape& s, const Features& f, const Image<T>& image, co
   T* out = destination<T>(f.grad_visual, s.dtype, first + channel, store);
   store_gradient(image, D, t, out);
   for (int64_t cell = 0; cell < s.cells; ++cell)
-    publish(out + cell * image.cell_stride, f.grad_visual, s.dtype, first + cell * s.channels + channel, image.channels);
+    publish(out + cell * image.cell_stride, f.grad_visual, s.dtype, first + cell * s.channels + channel,
+            image.channels);
 }
 
 // D[cell of m] += g[m] A[m],  dA[m] += g[m] V[cell of m],  g[m] = grad[m] / |v|

@@ -28,8 +28,8 @@ struct Gradients {
   T *image, *store;  // the images, and a gradient, in the computing type, where they are stored in 16 bits
   int64_t image_size, panel_stride;
   T *G, *D, *dA, *t, *row;
-  Half* half;        // G as an operand of bfloat16 products
-  Vec<T>* t_lanes;   // (cells): by lanes, the sum over audios of G alpha
+  Half* half;       // G as an operand of bfloat16 products
+  Vec<T>* t_lanes;  // (cells): by lanes, the sum over audios of G alpha
 
   void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios) {
     image_size = round_up(image_scratch<T>(s), 64), panel_stride = group_of(s) * s.cells * kPanel<T>;
@@ -71,7 +71,8 @@ struct Gradients {
 // grad_audio from the sums of all threads, added in the order of the threads. dA lies in panels of audios,
 // [panel][channel][lane], or of channels, [panel][audio][lane].
 template <class T, class Scratch>
-void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Scratch* of_thread, bool of_channels) {
+void finish_audios(const Shape& s, const Features& f, const Audios<T>& audios, const Scratch* of_thread,
+                   bool of_channels) {
   constexpr int W = kPanel<T>;
   int threads = omp_get_num_threads();
   parallel_for(s.audios, [&](int64_t m) {

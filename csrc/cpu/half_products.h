@@ -4,8 +4,8 @@
 // Features enter unchanged: 1 / |v| and 1 / |a| scale the float32 sums, so a similarity is as exact as with float32
 // operands. Only G is rounded to bfloat16, as the gradients are at the end.
 //
-// Rows hold consecutive depths: rows[r][k]. Panels hold pairs of depths: panel[k / 2][lane][k % 2]. Depths are padded with
-// zeros to a multiple of 32.
+// Rows hold consecutive depths: rows[r][k]. Panels hold pairs of depths: panel[k / 2][lane][k % 2]. Depths are padded
+// with zeros to a multiple of 32.
 #pragma once
 #include "tiles.h"
 
@@ -132,8 +132,8 @@ struct TileScope {
 };
 
 // out[r, lane] (+)= sum_k rows[r, k] panel[k, lane], in blocks of 16 rows: rows and out must hold whole blocks.
-inline void multiply_half(const Half* rows, int64_t row_stride, int64_t count, const Half* panel, int64_t depth, float* out,
-                          int64_t out_stride, bool add) {
+inline void multiply_half(const Half* rows, int64_t row_stride, int64_t count, const Half* panel, int64_t depth,
+                          float* out, int64_t out_stride, bool add) {
   const int64_t row_bytes = row_stride * sizeof(Half), out_bytes = out_stride * sizeof(float);
   for (int64_t r = 0; r < count; r += 32, rows += 32 * row_stride, out += 32 * out_stride) {
     bool second = r + 16 < count;
@@ -173,8 +173,8 @@ struct TileScope {
 };
 
 template <int R>
-__attribute__((noinline)) void multiply_half_rows(const Half* rows, int64_t row_stride, const Half* panel, int64_t depth,
-                                                  float* out, int64_t out_stride, bool add) {
+__attribute__((noinline)) void multiply_half_rows(const Half* rows, int64_t row_stride, const Half* panel,
+                                                  int64_t depth, float* out, int64_t out_stride, bool add) {
   __m512 sums[R][kVectors] = {};
   for (int64_t k = 0; k < depth; k += 2, panel += 64) {
     __m512bh q[kVectors] = {(__m512bh)_mm512_loadu_si512(panel), (__m512bh)_mm512_loadu_si512(panel + 32)};
@@ -195,8 +195,8 @@ __attribute__((noinline)) void multiply_half_rows(const Half* rows, int64_t row_
       store(at, add ? load(at) + (Vec<float>)sums[r][v] : (Vec<float>)sums[r][v]);
     }
 }
-inline void multiply_half(const Half* rows, int64_t row_stride, int64_t count, const Half* panel, int64_t depth, float* out,
-                          int64_t out_stride, bool add) {
+inline void multiply_half(const Half* rows, int64_t row_stride, int64_t count, const Half* panel, int64_t depth,
+                          float* out, int64_t out_stride, bool add) {
   for_tiles(count, [&](auto height, int64_t r) {
     multiply_half_rows<decltype(height)::value>(rows + r * row_stride, row_stride, panel, depth, out + r * out_stride,
                                                 out_stride, add);

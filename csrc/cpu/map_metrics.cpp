@@ -1,5 +1,5 @@
-// Evaluation: low-resolution maps to counts of pixels. A thread holds one up-sampled map at a time; predictions and ground
-// truth are sets of bits, 64 pixels a word.
+// Evaluation: low-resolution maps to counts of pixels. A thread holds one up-sampled map at a time; predictions and
+// ground truth are sets of bits, 64 pixels a word.
 #include "engine.h"
 #include "tables.h"
 #include "threads.h"
@@ -141,8 +141,8 @@ float smallest_from(const float* values, int64_t padded, float edge) {
   return -max_lanes<float>(-least);
 }
 
-// Sorted pixels from all over the map, which bracket any order statistic. Each goes where the number of lower ones says,
-// without a branch to mispredict; of equal ones the first slot is filled, and the others after it.
+// Sorted pixels from all over the map, which bracket any order statistic. Each goes where the number of lower ones
+// says, without a branch to mispredict; of equal ones the first slot is filled, and the others after it.
 void draw_samples(const MapShape& s, const Map& map) {
   constexpr int L = kLanes<float>;
   float drawn[kSamples + L] = {};
@@ -160,7 +160,8 @@ void draw_samples(const MapShape& s, const Map& map) {
     map.samples[i] = map.samples[i] > map.samples[i - 1] ? map.samples[i] : map.samples[i - 1];
 }
 
-// The `rank`-th largest pixel, 1 <= rank <= pixels: pixels between two samples are collected, then their values bisected.
+// The `rank`-th largest pixel, 1 <= rank <= pixels: pixels between two samples are collected, then their values
+// bisected.
 float largest(const Map& map, int64_t pixels, int64_t rank) {
   constexpr int L = kLanes<float>;
   int64_t centre = (pixels - rank) * kSamples / pixels;
@@ -319,9 +320,8 @@ void run_map_metrics(const MapParams& p, char* workspace, int64_t* bytes) {
   Map sizes;
   for (int i = 0; i < p.threads; ++i) (workspace ? maps[i] : sizes).lay_out(arena, p.shape);
   if (bytes) return void(*bytes = arena.used);
-  parallel(p.threads, [&] {
-    parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); });
-  });
+  parallel(p.threads,
+           [&] { parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); }); });
 }
 
 }  // namespace

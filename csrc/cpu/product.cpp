@@ -3,7 +3,8 @@
 //   a[n,m,p] = avc / tau - log-sum-exp of avc / tau over audios m (or over images n): log of the instance softmax
 //   y[n,m,p] = (loc - the largest loc of the pair) / tau,   L[n,m] = log sum_p exp(y)
 //   S[n,m]   = log-sum-exp (or max) over p of a + y,  minus L
-// With u = grad[n,m] dS/da (grad times the share of cell p in S, or grad at the best cell), R = sum of u over instances:
+// With u = grad[n,m] dS/da (grad times the share of cell p in S, or grad at the best cell), R = sum of u over
+// instances:
 //   d avc = (u - exp(a) R) / tau,   d loc = (u - grad exp(y - L)) / tau
 // Every exponent is a difference from a largest value, taken in units of alpha: nothing large cancels.
 #include "gradients.h"
@@ -32,7 +33,8 @@ struct KeepAlpha {
   }
 };
 template <class T>
-void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out, Ahead& ahead) {
+void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out,
+            Ahead& ahead) {
   KeepAlpha<T> epilogue{inverse_norm, out};
   similarities(image, audios, panel, epilogue, ahead);
 }
@@ -136,9 +138,8 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
   };
   auto* scratch = arena.take<Scratch>(p.threads);
   for (int i = 0; i < p.threads; ++i) {
-    Scratch mine{arena.take<T>(image_scratch<T>(s)), arena.take<T>(image_scratch<T>(s)),
-                 arena.take<T>(s.cells * W), arena.take<T>(work.map_size()),
-                 arena.take<typename LSE<T>::State>(s.cells * kVectors)};
+    Scratch mine{arena.take<T>(image_scratch<T>(s)), arena.take<T>(image_scratch<T>(s)), arena.take<T>(s.cells * W),
+                 arena.take<T>(work.map_size()), arena.take<typename LSE<T>::State>(s.cells * kVectors)};
     if (workspace) scratch[i] = mine;
   }
   if (bytes) return void(*bytes = arena.used);
@@ -149,7 +150,8 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
     Scratch& my = scratch[omp_get_thread_num()];
     work.pack(false);
     if (work.over_images()) {  // threads own panels and see all images, so norms come first
-      parallel_for(s.images, [&](int64_t n) { work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false)); });
+      parallel_for(s.images,
+                   [&](int64_t n) { work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false)); });
       parallel_for(work.avc.panels, [&](int64_t panel) {
         for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
@@ -337,7 +339,8 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
           for (int64_t m = 0; m < s.audios; m += L) {
             int64_t at = ((m / W) * s.cells + cell) * W + m % W;
             Vec<T> alpha = load(avc + at);
-            Vec<T> a = work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
+            Vec<T> a =
+                work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
             Vec<T> sum = work.over_images() ? load(work.R + at) : broadcast(R);
             T* place = G_avc + (m / W) * stride + cell * W + m % W;
             Vec<T> g = (load(place) - exponential(a) * sum) * scale;

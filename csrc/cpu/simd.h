@@ -1,5 +1,6 @@
-// SIMD vectors of this instruction set, by GCC/Clang vector extensions. Included only by the files that are compiled once
-// per instruction set; everything lives in a namespace of that name, so that no copy can be linked into another's place.
+// SIMD vectors of this instruction set, by GCC/Clang vector extensions. Included only by the files that are compiled
+// once per instruction set; everything lives in a namespace of that name, so that no copy can be linked into another's
+// place.
 #pragma once
 #include <cstdint>
 #if defined(__AVX2__)
@@ -126,7 +127,8 @@ SSL_FAST_AI Vec<double> exponential(Vec<double> x) {
   return x;
 }
 
-// Natural logarithm of normal numbers, to about 1 ulp: x = m 2^n, a polynomial in m - 1 for m within [sqrt 1/2, sqrt 2].
+// Natural logarithm of normal numbers, to about 1 ulp: x = m 2^n, a polynomial in m - 1 for m within [sqrt 1/2, sqrt
+// 2].
 SSL_FAST_AI Vec<float> logarithm(Vec<float> x) {
   using V = Vec<float>;
   using I = Vec<int32_t>;
@@ -170,7 +172,8 @@ SSL_FAST_AI V logistic(V x) {
   return reciprocal(1 + exponential(-x));
 }
 
-// Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal blocks.
+// Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal
+// blocks.
 template <class T, int B, int... I>
 SSL_FAST_AI void exchange(Vec<T>& a, Vec<T>& b, LaneList<I...>) {
   constexpr int n = kLanes<T>;

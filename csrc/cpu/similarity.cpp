@@ -46,7 +46,8 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
     TileScope tiles;
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
     parallel_for(s.images, [&](int64_t n) {
-      Image<T> image = image_at(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch<T>(s), 64), true);
+      Image<T> image =
+          image_at(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch<T>(s), 64), true);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
       inverse_norms(image, inverse_norm);
       Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
@@ -115,7 +116,7 @@ void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_nor
   int64_t cells = p.shape.cells, m = p.positives[n];
   for (int64_t c = 0; c < cells; ++c) {
     T g = inverse_norm[c] * static_cast<const T*>(p.grad_map)[n * cells + c];
-    G[(m / kPanel<T>) * stride + c * kPanel<T> + m % kPanel<T>] += g;
+    G[(m / kPanel<T>)*stride + c * kPanel<T> + m % kPanel<T>] += g;
     t[c] += g * static_cast<const T*>(p.positive_map)[n * cells + c];
   }
 }

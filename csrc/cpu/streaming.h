@@ -1,4 +1,5 @@
-// Kernels that read each image once and need no other image: what a thread holds for one image, and the loop over images.
+// Kernels that read each image once and need no other image: what a thread holds for one image, and the loop over
+// images.
 #pragma once
 #include "cells.h"
 #include "tables.h"
@@ -9,7 +10,7 @@ namespace ssl_fast::SSL_FAST_ISA {
 template <class T>
 struct Row {
   T *image, *store, *unit, *other, *sums;  // (channels * cells) twice, (channels) twice, (4, channels)
-  T *gain, *loss;                   // (cells): dv = gain x - loss v, where x is `unit`
+  T *gain, *loss;                          // (cells): dv = gain x - loss v, where x is `unit`
 
   void lay_out(Arena& arena, const Shape& s) {
     image = arena.take<T>(s.channels * s.cells);

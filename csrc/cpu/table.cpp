@@ -7,9 +7,17 @@
 namespace ssl_fast::SSL_FAST_ISA {
 
 extern const KernelTable table;
-const KernelTable table{SSL_FAST_STRING(SSL_FAST_ISA), kPanel<float>,   kPanel<double>,  &similarity_kernel,
-                        &similarity_backward_kernel,   &product_kernel, &product_backward_kernel,
-                        &plain::cosine_kernel,         &plain::cosine_backward_kernel, &plain::mean_kernel,
-                        &plain::mean_backward_kernel,  &plain::map_metrics_kernel};
+const KernelTable table{SSL_FAST_STRING(SSL_FAST_ISA),
+                        kPanel<float>,
+                        kPanel<double>,
+                        &similarity_kernel,
+                        &similarity_backward_kernel,
+                        &product_kernel,
+                        &product_backward_kernel,
+                        &plain::cosine_kernel,
+                        &plain::cosine_backward_kernel,
+                        &plain::mean_kernel,
+                        &plain::mean_backward_kernel,
+                        &plain::map_metrics_kernel};
 
 }  // namespace ssl_fast::SSL_FAST_ISA

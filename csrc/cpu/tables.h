@@ -1,5 +1,6 @@
-// The kernels of one instruction set, each defined in the file of its name. A set with bfloat16 products compiles only what
-// uses them, the similarities and products of bfloat16 features; `plain`, the set without them, serves all other calls.
+// The kernels of one instruction set, each defined in the file of its name. A set with bfloat16 products compiles only
+// what uses them, the similarities and products of bfloat16 features; `plain`, the set without them, serves all other
+// calls.
 #pragma once
 #include "half_products.h"
 #include "kernels.h"

@@ -1,5 +1,6 @@
-// Threads of torch's own OpenMP pool, by the functions of libgomp that GCC's OpenMP stands on. Clang's OpenMP would load LLVM's
-// runtime: a second pool beside torch's, and while a region of the one runs, idle threads of the other spin.
+// Threads of torch's own OpenMP pool, by the functions of libgomp that GCC's OpenMP stands on. Clang's OpenMP would
+// load LLVM's runtime: a second pool beside torch's, and while a region of the one runs, idle threads of the other
+// spin.
 #pragma once
 #include <cstdint>
 

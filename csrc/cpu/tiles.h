@@ -19,7 +19,8 @@ struct Arena {
   }
 };
 
-// Brings memory that is needed next into the second-level cache, a little at each of `steps` steps of a running product.
+// Brings memory that is needed next into the second-level cache, a little at each of `steps` steps of a running
+// product.
 struct Ahead {
   const char* at;
   int64_t lines, per_step;
@@ -27,11 +28,12 @@ struct Ahead {
       : at(static_cast<const char*>(memory)), lines(memory ? bytes / 64 : 0), per_step(lines / steps + 1) {}
   template <bool kToWrite = false>
   SSL_FAST_AI void step() {
-    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64) __builtin_prefetch(at, kToWrite, 2);
+    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64)
+      __builtin_prefetch(at, kToWrite, 2);
   }
 };
 
-// ---- the micro-kernel ------------------------------------------------------------------------------------------------
+// ---- the micro-kernel -----------------------------------------------------------------------------------------------
 // Where a product finds its rows: rows[block * block_stride + r * row_stride + k * depth_stride].
 template <class T>
 struct Rows {
@@ -42,7 +44,8 @@ struct Rows {
 // tile[r, lane] (+)= sum over blocks and k < depth of rows[block, r, k] panel[block, k, lane].
 // Out of line, so that all accumulators stay in registers. kRowStride = 0: the stride is given at run time.
 template <int kRowStride, bool kAdd, int R, class T>
-__attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows<T>& from, int64_t depth, const T* panel) {
+__attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows<T>& from, int64_t depth,
+                                        const T* panel) {
   const int64_t row_stride = kRowStride ? kRowStride : from.row_stride, depth_stride = from.depth_stride;
   Vec<T> sums[R][kVectors] = {};
   for (int64_t block = 0; block < from.blocks; ++block) {

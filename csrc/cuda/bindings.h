@@ -12,8 +12,8 @@ namespace ssl_fast::cuda {
 using Pairs = std::pair<std::array<int64_t, 6>, std::array<Address, 4>>;
 inline PairsParams params_of(const Pairs& pairs) {
   const auto& [sizes, rows] = pairs;
-  return {DType(sizes[0]), sizes[1] != 0, sizes[2],    sizes[3],    sizes[4],   sizes[5],
-          at(rows[0]),     at(rows[1]),   at(rows[2]), at(rows[3])};
+  return {DType(sizes[0]), sizes[1] != 0, sizes[2],    sizes[3],    sizes[4],
+          sizes[5],        at(rows[0]),   at(rows[1]), at(rows[2]), at(rows[3])};
 }
 
 inline void bind(py::module_ m) {
@@ -31,7 +31,8 @@ inline void bind(py::module_ m) {
       "similarity",
       [check](Pairs pairs, int pooling, double epsilon, double beta, Address scores, Address kept, Address grad_scores,
               Address slopes, Address stream) {
-        PoolParams p{params_of(pairs), Pooling(pooling), epsilon, beta, at(scores), at(kept), at(grad_scores), at(slopes)};
+        PoolParams p{params_of(pairs), Pooling(pooling), epsilon,         beta,
+                     at(scores),       at(kept),         at(grad_scores), at(slopes)};
         check("similarity", (slopes ? cuda::slopes : cuda::scores)(p, at(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("epsilon"), py::arg("beta"), py::arg("scores"),
@@ -58,8 +59,8 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("sums"), py::arg("stream") = 0);
   m.def(
       "pack",
-      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm, bool tf32,
-              Address stream) {
+      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
+              bool tf32, Address stream) {
         check("pack", pack({shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), tf32}, at(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows") = 0,
@@ -78,14 +79,29 @@ inline void bind(py::module_ m) {
   m.def(
       "product",
       [check](const std::string& stage, std::array<int64_t, 6> sizes, double tau, std::array<Address, 2> cosines,
-              std::array<Address, 2> instance_norm, std::array<Address, 2> space_norm, Address scores, Address best_cell,
-              Address grad_scores, Address shares, std::array<Address, 4> norms, bool first, bool last,
-              Address stream) {
-        ProductChunk p{DType(sizes[0]),       Reduce(sizes[1]),     Instances(sizes[2]),  tau,
-                       sizes[3],              sizes[4],             sizes[5],             at(cosines[0]),
-                       at(cosines[1]),        at(instance_norm[0]), at(instance_norm[1]), at(space_norm[0]),
-                       at(space_norm[1]),     at(scores),           at<int32_t>(best_cell), at(grad_scores),
-                       at(shares),            at(norms[0]),         at(norms[1]),         at(norms[2]),
+              std::array<Address, 2> instance_norm, std::array<Address, 2> space_norm, Address scores,
+              Address best_cell, Address grad_scores, Address shares, std::array<Address, 4> norms, bool first,
+              bool last, Address stream) {
+        ProductChunk p{DType(sizes[0]),
+                       Reduce(sizes[1]),
+                       Instances(sizes[2]),
+                       tau,
+                       sizes[3],
+                       sizes[4],
+                       sizes[5],
+                       at(cosines[0]),
+                       at(cosines[1]),
+                       at(instance_norm[0]),
+                       at(instance_norm[1]),
+                       at(space_norm[0]),
+                       at(space_norm[1]),
+                       at(scores),
+                       at<int32_t>(best_cell),
+                       at(grad_scores),
+                       at(shares),
+                       at(norms[0]),
+                       at(norms[1]),
+                       at(norms[2]),
                        at(norms[3])};
         check("product", stage == "instances" ? product_instances(p, first, last, at(stream))
                          : stage == "scores"  ? product_scores(p, at(stream))
@@ -94,7 +110,8 @@ inline void bind(py::module_ m) {
       },
       py::arg("stage"), py::arg("sizes"), py::kw_only(), py::arg("tau"), py::arg("cosines"), py::arg("instance_norm"),
       py::arg("space_norm"), py::arg("scores"), py::arg("best_cell"), py::arg("grad_scores") = 0, py::arg("shares") = 0,
-      py::arg("norms") = std::array<Address, 4>{}, py::arg("first") = true, py::arg("last") = true, py::arg("stream") = 0);
+      py::arg("norms") = std::array<Address, 4>{}, py::arg("first") = true, py::arg("last") = true,
+      py::arg("stream") = 0);
 }
 
 }  // namespace ssl_fast::cuda

@@ -1,10 +1,10 @@
-// Operations that read each image once or twice and need no other: the cosine map of each image with its own audio, and the
-// mean of the unit vectors of each image. A block takes kWarp cells of one image with all channels; the formulas are those
-// of csrc/cpu/cosine.cpp and csrc/cpu/mean.cpp.
+// Operations that read each image once or twice and need no other: the cosine map of each image with its own audio, and
+// the mean of the unit vectors of each image. A block takes kWarp cells of one image with all channels; the formulas
+// are those of csrc/cpu/cosine.cpp and csrc/cpu/mean.cpp.
 //
-// Where channels come first, lanes run over cells and warps over channels; where they come last, the other way round. So
-// neighbouring threads always read neighbouring memory. Blocks are few and large, so that what is read twice comes from a
-// cache the second time.
+// Where channels come first, lanes run over cells and warps over channels; where they come last, the other way round.
+// So neighbouring threads always read neighbouring memory. Blocks are few and large, so that what is read twice comes
+// from a cache the second time.
 #include "device_code.h"
 #include "kernels.h"
 

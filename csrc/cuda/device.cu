@@ -1,9 +1,8 @@
-#include "device.h"
-
 #include <cuda_runtime.h>
 
 #include <thread>
 
+#include "device.h"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {

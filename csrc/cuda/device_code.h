@@ -1,5 +1,5 @@
-// What device code stands on: launches, storage types, sums over a block. The same files are compiled by nvcc for GPUs and,
-// against csrc/emulation, by a C++ compiler for tests.
+// What device code stands on: launches, storage types, sums over a block. The same files are compiled by nvcc for GPUs
+// and, against csrc/emulation, by a C++ compiler for tests.
 #pragma once
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -15,9 +15,9 @@
 #define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
 // The attribute is the kernel's and not the launch's: all there is, so that no other thread's launch can be in its way.
-#define SSL_FAST_LAUNCH_SHARED(kernel, ...)                                                                            \
-  (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,           \
-                        this_device().shared),                                                                         \
+#define SSL_FAST_LAUNCH_SHARED(kernel, ...)                                                                  \
+  (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, \
+                        this_device().shared),                                                               \
    SSL_FAST_LAUNCH_BYTES(kernel, __VA_ARGS__))
 #define SSL_FAST_SHARED_BYTES(name) extern __shared__ __align__(128) char name[]
 #endif
@@ -66,7 +66,8 @@ struct alignas(16) Numbers {
 template <class T>
 __device__ T inverse_length(T sum_of_squares) {
   T length = sqrt(sum_of_squares);
-  return length < T(1e-12) ? T(0) : T(1) / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
+  return length < T(1e-12) ? T(0)
+                           : T(1) / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
 }
 
 // ---- sums, in an order that does not depend on timing ----

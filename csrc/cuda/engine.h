@@ -1,10 +1,10 @@
 // The tile engine: products of all audios with all cells, handed on while they are in registers.
 //
-// A block has the cells of some images: as many whole images as fit a tile of kColumns, or one wider image, part by part.
-// Their features stay in shared memory, and its two teams of four warps take turns with tiles of audios, which stream through
-// shared memory in slabs of 64 bytes a row: while one team pools its tile, the other multiplies. Where the cells do not fit,
-// they stream as well, and all warps are one team with tiles twice as tall. A warp has kTall x 16 audios, and of the cells
-// every fourth group of 8. What multiplies:
+// A block has the cells of some images: as many whole images as fit a tile of kColumns, or one wider image, part by
+// part. Their features stay in shared memory, and its two teams of four warps take turns with tiles of audios, which
+// stream through shared memory in slabs of 64 bytes a row: while one team pools its tile, the other multiplies. Where
+// the cells do not fit, they stream as well, and all warps are one team with tiles twice as tall. A warp has kTall x 16
+// audios, and of the cells every fourth group of 8. What multiplies:
 //
 //   TensorCore<S>   bfloat16, float16: mma m16n8k16; float, rounded to tf32: mma m16n8k8. Sums in float.
 //   Exact<T>        float or double: multiply-adds of that type.
@@ -30,7 +30,8 @@ struct TensorCore {
   using T = float;
   static constexpr int kTallTiles = 4, kWideTiles = 7;
 
-  // sums += products with kGroups times 8 columns, of which `cells` are the first and the next ones come 4 times 8 later.
+  // sums += products with kGroups times 8 columns, of which `cells` are the first and the next ones come 4 times 8
+  // later.
   template <int kGroups>
   static __device__ void multiply(const char* audios, const char* cells, float (&sums)[kTallTiles][kWideTiles][4]) {
     const int lane = threadIdx.x % kWarp;
@@ -59,7 +60,8 @@ struct Exact {
     const int group = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
     for (int c = 0; c < kSlab / 16; ++c) {
       Chunk a[2 * kTallTiles];
-      for (int r = 0; r < 2 * kTallTiles; ++r) a[r] = *reinterpret_cast<const Chunk*>(audios + place_of(r * 8 + group, c));
+      for (int r = 0; r < 2 * kTallTiles; ++r)
+        a[r] = *reinterpret_cast<const Chunk*>(audios + place_of(r * 8 + group, c));
       for (int ni = 0; ni < kGroups; ++ni)
         for (int j = 0; j < 2; ++j) {
           Chunk b = *reinterpret_cast<const Chunk*>(cells + place_of(ni * kTeamWarps * 8 + 2 * quad + j, c));
@@ -108,11 +110,13 @@ struct Engine {
   }
 
   const PairsParams& p;
-  char *audios, *cells, *parts;  // in shared memory: stages of this team, stages or slabs of all cells, what f has to share
+  char *audios, *cells,
+      *parts;  // in shared memory: stages of this team, stages or slabs of all cells, what f has to share
   bool resident;
   int64_t splits;
-  int threads, team, mine, warp_row, warp_column;  // threads of a team; of this thread: team, number in it, place of its warp
-  int slabs, audios_of_all, first_audio;           // the latter of the tile
+  int threads, team, mine, warp_row,
+      warp_column;                        // threads of a team; of this thread: team, number in it, place of its warp
+  int slabs, audios_of_all, first_audio;  // the latter of the tile
   T sums[kTall][kWide][4];
 
   __device__ Engine(const PairsParams& p, const Plan& plan, char* shared)
@@ -138,19 +142,20 @@ struct Engine {
   __device__ T at(int r, int ni, int j) const { return sums[r / 2][ni][r % 2 * 2 + j]; }
   __device__ void wait_for_team() const { ssl_fast::cuda::wait_for_team(team, threads); }
 
-  // A slab of a tile of audios and, unless they are resident, of a tile of cells, counted from the block's first one; and the
-  // stage that they go to.
+  // A slab of a tile of audios and, unless they are resident, of a tile of cells, counted from the block's first one;
+  // and the stage that they go to.
   struct Step {
     int audio, cell, slab, stage;
   };
-  // What a thread copies of each slab of audios: kLoads times 16 bytes, of rows so far apart. Row r * 8 + g of a warp's part
-  // of a stage holds audio g * kAudios + r.
+  // What a thread copies of each slab of audios: kLoads times 16 bytes, of rows so far apart. Row r * 8 + g of a warp's
+  // part of a stage holds audio g * kAudios + r.
   struct Share {
     int place, audio, audios_apart;
   };
   __device__ Share share() const {
     const int row = mine / 4, in_warp = row % kWarpRows;
-    return {place_of(row, mine % 4), row - in_warp + in_warp % 8 * kAudios + in_warp / 8, resident ? threads / 32 : kWarpRows};
+    return {place_of(row, mine % 4), row - in_warp + in_warp % 8 * kAudios + in_warp / 8,
+            resident ? threads / 32 : kWarpRows};
   }
   __device__ void load(Step& s, const Share& share, int64_t first_cell, int cells_of_block, int next_audio) const {
     if (s.audio < audios_of_all) {
@@ -192,8 +197,8 @@ struct Engine {
       multiply<kGroups - 1>(groups, of_audios, of_cells);
   }
 
-  // After the products of each tile, calls f(image, first cell, low, high, last) for each image in it: its cells from the
-  // first one on are in columns [low, high), `last` if no cells of the image follow in another tile.
+  // After the products of each tile, calls f(image, first cell, low, high, last) for each image in it: its cells from
+  // the first one on are in columns [low, high), `last` if no cells of the image follow in another tile.
   template <class F>
   __device__ void run(F f) {
     const int64_t group = images_per_tile(p.cells), first_image = blockIdx.x / splits * group;

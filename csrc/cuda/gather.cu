@@ -1,5 +1,5 @@
-// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere: of each row, a sum of other rows. A warp
-// adds up 512 bytes of a row, rows in order.
+// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere: of each row, a sum of other rows. A
+// warp adds up 512 bytes of a row, rows in order.
 #include "device_code.h"
 #include "kernels.h"
 
@@ -43,8 +43,8 @@ struct Share {
 
 // Of each cell, over the audios whose best cell it is.
 template <class S, class Y, class T>
-__global__ void __launch_bounds__(kThreads) gather_visual_kernel(PairsParams p, const T* grad_scores, const int32_t* best,
-                                                                 Y* gradient) {
+__global__ void __launch_bounds__(kThreads)
+    gather_visual_kernel(PairsParams p, const T* grad_scores, const int32_t* best, Y* gradient) {
   Share<S, T> share(p.slabs);
   if (share.row >= p.images * p.cells) return;
   const int64_t n = unsigned(share.row) / unsigned(p.cells), cell = share.row - n * p.cells;
@@ -68,8 +68,8 @@ __global__ void __launch_bounds__(kThreads) gather_visual_kernel(PairsParams p, 
 
 // Of each audio, over the images.
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads) gather_audio_kernel(PairsParams p, const T* grad_scores, const int32_t* best,
-                                                                T* sums) {
+__global__ void __launch_bounds__(kThreads)
+    gather_audio_kernel(PairsParams p, const T* grad_scores, const int32_t* best, T* sums) {
   Share<S, T> share(p.slabs);
   if (share.row >= p.audios) return;
   const T norm = static_cast<const T*>(p.audio_norm)[share.row];
@@ -102,9 +102,11 @@ const char* gather_visual(const PairsParams& p, const void* grad_scores, const i
     const auto* grad = static_cast<const T*>(grad_scores);
     const int64_t count = blocks(p.images * p.cells, p.slabs);
     if (real_gradient)
-      SSL_FAST_LAUNCH((gather_visual_kernel<S, T, T>), count, kThreads, stream, p, grad, best, static_cast<T*>(gradient));
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, T, T>), count, kThreads, stream, p, grad, best,
+                      static_cast<T*>(gradient));
     else
-      SSL_FAST_LAUNCH((gather_visual_kernel<S, S, T>), count, kThreads, stream, p, grad, best, static_cast<S*>(gradient));
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, S, T>), count, kThreads, stream, p, grad, best,
+                      static_cast<S*>(gradient));
     return last_error();
   });
 }

@@ -1,10 +1,10 @@
 // The CUDA kernels, as the module calls them: on the current device, in order on `stream` (a cudaStream_t). They return
 // null, or what went wrong at the launch. Pointers are to device memory; `threads` of CellsParams means nothing here.
 //
-// "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64 bytes,
-// aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell, one column
-// an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16 rows it has 16 bits
-// a number: bfloat16 slopes, Cosine16 (device_code.h).
+// "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64
+// bytes, aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell,
+// one column an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16
+// rows it has 16 bits a number: bfloat16 slopes, Cosine16 (device_code.h).
 #pragma once
 #include "../params.h"
 
@@ -65,13 +65,13 @@ struct ProductChunk {
   Instances instances;
   double tau;
   int64_t images, audios, cells;
-  void *loc, *avc;                     // matrices of cosines; product_slopes puts the slopes in their place
-  void *instance_top, *instance_log;   // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
-  void *space_top, *space_log;         // (N, M): the same of loc
-  void* scores;                        // (N, M)
-  int32_t* best;                       // (N, M), reduce = max only
-  const void* grad_scores;             // (N, M)
-  void* shares;                        // like instance_top, instances = image only
+  void *loc, *avc;                    // matrices of cosines; product_slopes puts the slopes in their place
+  void *instance_top, *instance_log;  // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
+  void *space_top, *space_log;        // (N, M): the same of loc
+  void* scores;                       // (N, M)
+  int32_t* best;                      // (N, M), reduce = max only
+  const void* grad_scores;            // (N, M)
+  void* shares;                       // like instance_top, instances = image only
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.

@@ -1,5 +1,5 @@
-// SLAVC's product of two softmaxes, from the cosines of a chunk of images (formulas: csrc/cpu/product.cpp). Each sum is taken
-// by one warp or one thread, in order.
+// SLAVC's product of two softmaxes, from the cosines of a chunk of images (formulas: csrc/cpu/product.cpp). Each sum is
+// taken by one warp or one thread, in order.
 #include "kernels.h"
 #include "scalar.h"
 
@@ -29,13 +29,17 @@ struct Product {
   }
   __device__ T log_instance(const Row& r, int64_t m) const {
     const int64_t at = instance(r, m);
-    return (avc(r.row, m) - static_cast<const T*>(p.instance_top)[at]) * per_tau - static_cast<const T*>(p.instance_log)[at];
+    return (avc(r.row, m) - static_cast<const T*>(p.instance_top)[at]) * per_tau -
+           static_cast<const T*>(p.instance_log)[at];
   }
   __device__ T log_space(const Row& r, int64_t m) const {
     const int64_t pair = r.image * p.audios + m;
-    return (loc(r.row, m) - static_cast<const T*>(p.space_top)[pair]) * per_tau - static_cast<const T*>(p.space_log)[pair];
+    return (loc(r.row, m) - static_cast<const T*>(p.space_top)[pair]) * per_tau -
+           static_cast<const T*>(p.space_log)[pair];
   }
-  __device__ T grad(const Row& r, int64_t m) const { return static_cast<const T*>(p.grad_scores)[r.image * p.audios + m]; }
+  __device__ T grad(const Row& r, int64_t m) const {
+    return static_cast<const T*>(p.grad_scores)[r.image * p.audios + m];
+  }
   // grad dS/da of a cell and a pair
   __device__ T share(const Row& r, int64_t m) const {
     const int64_t pair = r.image * p.audios + m;
@@ -46,7 +50,8 @@ struct Product {
 
 __device__ int64_t thread() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
 
-// Instances = audio: a warp takes one row. With bounds of one block, float64 spills no register on sm_120 for more occupancy.
+// Instances = audio: a warp takes one row. With bounds of one block, float64 spills no register on sm_120 for more
+// occupancy.
 template <class T, class In>
 __global__ void __launch_bounds__(kThreads, 1) audio_instances(Product<T, In> of) {
   const int64_t row = thread() / kWarp;
@@ -116,8 +121,8 @@ __global__ void __launch_bounds__(kThreads) image_shares(Product<T, In> of, bool
   *sum = all;
 }
 
-// d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths; R is the sum of the shares u of
-// all instances. A warp takes one row, and puts the slopes in the place of the cosines.
+// d avc = (u - exp(a) R) / tau, d loc = (u - grad exp(log space)) / tau, over the lengths; R is the sum of the shares u
+// of all instances. A warp takes one row, and puts the slopes in the place of the cosines.
 template <class T, class In>
 __global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> of) {
   using Out = std::conditional_t<std::is_same_v<In, Cosine16>, BFloat16, In>;
@@ -137,7 +142,8 @@ __global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> of) {
   };
   for (int64_t m = threadIdx.x % kWarp; m < of.p.audios; m += kWarp) {
     const T u = of.share(r, m), all = of_audio ? sum : static_cast<const T*>(of.p.shares)[of.instance(r, m)];
-    const T loc = u - of.grad(r, m) * exponential(of.log_space(r, m)), avc = u - exponential(of.log_instance(r, m)) * all;
+    const T loc = u - of.grad(r, m) * exponential(of.log_space(r, m)),
+            avc = u - exponential(of.log_instance(r, m)) * all;
     put_slope(of.p.loc, m, loc, of.p.loc_cell_norm, of.p.loc_audio_norm);
     put_slope(of.p.avc, m, avc, of.p.avc_cell_norm, of.p.avc_audio_norm);
   }
@@ -184,8 +190,8 @@ const char* product_shares(const ProductChunk& p, bool first, void* stream) {
 
 const char* product_slopes(const ProductChunk& p, void* stream) {
   return with_product(p, [&](auto real, auto cosine, auto of, auto blocks) {
-    SSL_FAST_LAUNCH((row_slopes<decltype(real), decltype(cosine)>), blocks(p.images * p.cells * kWarp), kThreads, stream,
-                    of);
+    SSL_FAST_LAUNCH((row_slopes<decltype(real), decltype(cosine)>), blocks(p.images * p.cells * kWarp), kThreads,
+                    stream, of);
   });
 }
 

@@ -1,6 +1,6 @@
-// Features as rows for the tile engine and for products of matrices, and gradients of rows as gradients of features. A block
-// takes kWarp cells; where channels come first it turns 64 channels at a time in shared memory, so that neighbouring threads
-// read and write neighbouring memory.
+// Features as rows for the tile engine and for products of matrices, and gradients of rows as gradients of features. A
+// block takes kWarp cells; where channels come first it turns 64 channels at a time in shared memory, so that
+// neighbouring threads read and write neighbouring memory.
 #include "kernels.h"
 #include "tensor_core.h"
 
@@ -114,13 +114,11 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(RowsParams p, const Y*
   } else {
     for (int64_t first = 0; first < channels; first += kTurned) {
       const int64_t end = first + kTurned < channels ? first + kTurned : channels;
-      by_row(block.count, first, end, [&](int cell, int64_t c) {
-        put(&turned[cell][c - first], y(cell, c) - losses[cell] * x(cell, c));
-      });
+      by_row(block.count, first, end,
+             [&](int cell, int64_t c) { put(&turned[cell][c - first], y(cell, c) - losses[cell] * x(cell, c)); });
       __syncthreads();
-      by_channel(block.count, first, end, [&](int cell, int64_t c) {
-        to[c * p.shape.cells + block.cell + cell] = turned[cell][c - first];
-      });
+      by_channel(block.count, first, end,
+                 [&](int cell, int64_t c) { to[c * p.shape.cells + block.cell + cell] = turned[cell][c - first]; });
       __syncthreads();
     }
   }
@@ -140,7 +138,8 @@ const char* pack(const RowsParams& params, void* stream) {
   const RowsParams p = joined(params);
   return with_layout(p.shape, [&](auto last, auto stored, auto computed) {
     using S = decltype(stored);
-    SSL_FAST_LAUNCH((pack_kernel<decltype(last)::value, S, decltype(computed)>), blocks_of(p.shape), kThreads, stream, p);
+    SSL_FAST_LAUNCH((pack_kernel<decltype(last)::value, S, decltype(computed)>), blocks_of(p.shape), kThreads, stream,
+                    p);
     return last_error();
   });
 }

@@ -17,8 +17,8 @@ __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
-// 1 / (1 + exp(-x)). For floats by the instructions of the GPU, to about 2^-22 but for the rounding of the exponent in base 2,
-// which is no more than that of the x that comes here.
+// 1 / (1 + exp(-x)). For floats by the instructions of the GPU, to about 2^-22 but for the rounding of the exponent in
+// base 2, which is no more than that of the x that comes here.
 __device__ inline float logistic(float x) {
   float power = x * -1.44269504f;
 #ifdef SSL_FAST_EMULATION

@@ -22,7 +22,8 @@ __device__ X shuffle_xor(X x, int apart) {
 }
 
 template <class Math, class Pool>
-__global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* kept) {
+__global__ void __launch_bounds__(kThreads, 1)
+    pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* kept) {
   using E = Engine<Math>;
   using T = typename E::T;
   using State = typename Pool::State;
@@ -136,11 +137,11 @@ const char* scores(const PoolParams& p, void* stream) {
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
     if (p.pooling == Pooling::max) {
       Max<T, T> pool;
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, pool,
-                             p.scores, p.kept);
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan,
+                             pool, p.scores, p.kept);
     } else {
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs,
-                             plan, soft_threshold<T>(p), p.scores, p.kept);
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), plan.blocks, kThreads, plan.shared, stream,
+                             p.pairs, plan, soft_threshold<T>(p), p.scores, p.kept);
     }
     return last_error();
   });
@@ -167,8 +168,8 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
     using T = typename Math::T;
     using Out = InMatrix<Math, Cosine16>;
     const Plan plan = Engine<Math>::plan(p, this_device());
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan, Alpha<T>{},
-                           static_cast<Out*>(out));
+    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan,
+                           Alpha<T>{}, static_cast<Out*>(out));
     return last_error();
   });
 }

@@ -1,6 +1,6 @@
-// The instructions that C++ has no words for: matrix fragments, products on tensor cores, copies in the background, barriers
-// of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers between the same
-// lanes.
+// The instructions that C++ has no words for: matrix fragments, products on tensor cores, copies in the background,
+// barriers of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers
+// between the same lanes.
 #pragma once
 #include "device_code.h"
 
@@ -29,8 +29,8 @@ inline float element(uint32_t x, int, float) {
 
 #endif
 
-// Four matrices of 8 rows x 16 bytes; lane i gives the address of row i % 8 of matrix i / 8. Register i of lane l gets bytes
-// 4 (l % 4) of row l / 4 of matrix i.
+// Four matrices of 8 rows x 16 bytes; lane i gives the address of row i % 8 of matrix i / 8. Register i of lane l gets
+// bytes 4 (l % 4) of row l / 4 of matrix i.
 __device__ inline void load_matrices(uint32_t (&to)[4], const void* row) {
 #ifdef SSL_FAST_EMULATION
   if (reinterpret_cast<uintptr_t>(row) % 16) emulation::fail("a matrix row that is not aligned to 16 bytes");
@@ -53,8 +53,8 @@ __device__ inline float round_to_tf32(float x) {
 #endif
 }
 
-// sums (16 x 8) += a (16 x K) b (K x 8), K = 16, for tf32 8. With g = lane / 4, q = lane % 4: sums holds rows g and g + 8 of
-// columns 2 q and 2 q + 1; a and b hold what load_matrices gives, floats as round_to_tf32 leaves them.
+// sums (16 x 8) += a (16 x K) b (K x 8), K = 16, for tf32 8. With g = lane / 4, q = lane % 4: sums holds rows g and g +
+// 8 of columns 2 q and 2 q + 1; a and b hold what load_matrices gives, floats as round_to_tf32 leaves them.
 #ifdef SSL_FAST_EMULATION
 template <class S>
 void multiply_tile(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b, S) {
@@ -73,12 +73,13 @@ void multiply_tile(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b, 
                                  element(lanes[(2 * q + j) * 4 + k].b[upper], half, S());
 }
 #else
-#define SSL_FAST_MMA(shape, type, Storage)                                                                             \
-  __device__ inline void multiply_tile(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b, Storage) {         \
-    asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "   \
-                 "{%8, %9}, {%0, %1, %2, %3};"                                                                         \
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                          \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                  \
+#define SSL_FAST_MMA(shape, type, Storage)                                                                     \
+  __device__ inline void multiply_tile(float (&sums)[4], const uint32_t (&a)[4], const uint32_t* b, Storage) { \
+    asm volatile("mma.sync.aligned." shape ".row.col.f32." type "." type                                       \
+                 ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "                                                   \
+                 "{%8, %9}, {%0, %1, %2, %3};"                                                                 \
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                  \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                          \
   }
 SSL_FAST_MMA("m16n8k16", "bf16", BFloat16)
 SSL_FAST_MMA("m16n8k16", "f16", __half)
@@ -113,7 +114,6 @@ __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 #endif
 }
-
 
 // Until all `threads` of a team, whole warps, have come here.
 __device__ inline void wait_for_team(int team, int threads) {

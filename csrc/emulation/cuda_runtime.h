@@ -1,7 +1,7 @@
-// CUDA on the CPU, for tests: the kernels of csrc/cuda compiled as C++ against this header instead of the toolkit's. Each
-// thread of a block is a fiber, and blocks run one after the other. What a GPU forbids is reported: threads of a block that
-// wait at different barriers, a warp exchange outside its mask, more threads than a block may have. Not seen: races between
-// blocks, and time.
+// CUDA on the CPU, for tests: the kernels of csrc/cuda compiled as C++ against this header instead of the toolkit's.
+// Each thread of a block is a fiber, and blocks run one after the other. What a GPU forbids is reported: threads of a
+// block that wait at different barriers, a warp exchange outside its mask, more threads than a block may have. Not
+// seen: races between blocks, and time.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -44,8 +44,8 @@ void wait_for_some(int barrier, int threads);
 [[noreturn]] void fail(const char* what);
 int lane();
 
-// Every lane of `mask` hands over `bytes` <= kHanded; returns what all lanes handed over, kHanded bytes apart, to be read
-// before the next exchange.
+// Every lane of `mask` hands over `bytes` <= kHanded; returns what all lanes handed over, kHanded bytes apart, to be
+// read before the next exchange.
 constexpr int kHanded = 32;
 const unsigned char* exchange(unsigned mask, const void* mine, int bytes);
 

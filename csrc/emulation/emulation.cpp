@@ -60,7 +60,8 @@ struct Thread {
   Context context;
 };
 struct Warp {
-  alignas(16) unsigned char values[2][kWarp][kHanded];  // two, so that a fast lane cannot overwrite what a slow one still reads
+  alignas(16) unsigned char values[2][kWarp]
+                                  [kHanded];  // two, so that a fast lane cannot overwrite what a slow one still reads
   unsigned arrived;
 };
 
@@ -130,7 +131,8 @@ void start(int i) {
   Thread& thread = threads[i];
   begin(thread.context, stacks[i].get(), kStack);
   auto top = (reinterpret_cast<uintptr_t>(stacks[i].get()) + kStack) / 16 * 16;
-  void** frame = reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
+  void** frame =
+      reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
   *frame = reinterpret_cast<void*>(thread_main);
   thread.state = State::ready, thread.stack_pointer = frame - 6, thread.odd = false;
   thread.open.clear(), thread.closed.clear();

@@ -1,5 +1,6 @@
-// What AddressSanitizer and ThreadSanitizer must be told about fibers. For the latter each CUDA thread is a thread, ordered
-// with others by barriers alone, so that a missing __syncthreads() is reported; the emulation itself is compiled without it.
+// What AddressSanitizer and ThreadSanitizer must be told about fibers. For the latter each CUDA thread is a thread,
+// ordered with others by barriers alone, so that a missing __syncthreads() is reported; the emulation itself is
+// compiled without it.
 #pragma once
 #include <cstddef>
 #if defined(__SANITIZE_ADDRESS__)
@@ -28,13 +29,17 @@ inline void adopt(Context&) {}
 inline void leave(Context& from, const Context& to, bool last) {
   __sanitizer_start_switch_fiber(last ? nullptr : &from.fake, to.stack, to.size);
 }
-inline void arrive(Context& here, Context& from) { __sanitizer_finish_switch_fiber(here.fake, &from.stack, &from.size); }
+inline void arrive(Context& here, Context& from) {
+  __sanitizer_finish_switch_fiber(here.fake, &from.stack, &from.size);
+}
 #elif defined(SSL_FAST_THREAD_SANITIZER)
 inline void begin(Context& fiber, const void*, size_t) {
   if (!fiber.fiber) fiber.fiber = __tsan_create_fiber(0);  // or the one that ended there: making them is slow
 }
 inline void adopt(Context& running) { running.fiber = __tsan_get_current_fiber(); }
-inline void leave(Context&, const Context& to, bool) { __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync); }
+inline void leave(Context&, const Context& to, bool) {
+  __tsan_switch_to_fiber(to.fiber, __tsan_switch_to_fiber_no_sync);
+}
 inline void arrive(Context&, Context&) {}
 #else
 inline void begin(Context&, const void*, size_t) {}

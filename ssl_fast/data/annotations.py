@@ -112,8 +112,11 @@ class Annotations:
 
     def report(self) -> list[str]:
         """A line for every kind of dirt that was met: how often, the rule, and where."""
-        return [f"{len(cases)} x {kind} ({DIRT[kind]}): {some(list(dict.fromkeys(cases)))}"
-                for kind, cases in self.dirt.items() if cases]  # fmt: skip
+        return [
+            f"{len(cases)} x {kind} ({DIRT[kind]}): {some(list(dict.fromkeys(cases)))}"
+            for kind, cases in self.dirt.items()
+            if cases
+        ]
 
 
 def weight_map(boxes: np.ndarray, rule: str = "union") -> np.ndarray:
@@ -130,8 +133,13 @@ def weight_map(boxes: np.ndarray, rule: str = "union") -> np.ndarray:
     return np.minimum(covers / 2 if rule == "consensus" else covers, 1)
 
 
-def read(name: str, path: str | os.PathLike, *, ids: str | os.PathLike | None = None,
-         negatives: str | os.PathLike | None = None) -> Annotations:
+def read(
+    name: str,
+    path: str | os.PathLike,
+    *,
+    ids: str | os.PathLike | None = None,
+    negatives: str | os.PathLike | None = None,
+) -> Annotations:
     """The annotations of a set (a key of READERS) in a file or folder; ids: a list of them (default: all there are);
     negatives: an Extended list, appended."""
     if name not in READERS:
@@ -196,15 +204,24 @@ def _s4(path: Path) -> Annotations:
 
 def _flickr(path: Path) -> Annotations:
     """root > annotator > bbox > five children: something, then xmin, ymin, xmax, ymax of 256 x 256."""
-    return _xml(path, "consensus", 256, lambda root: [
-        (box.tag, [float(side.text) for side in list(box)[1:]])
-        for annotator in root for box in annotator])  # fmt: skip
+    return _xml(
+        path,
+        "consensus",
+        256,
+        lambda root: [
+            (box.tag, [float(side.text) for side in list(box)[1:]]) for annotator in root for box in annotator
+        ],
+    )
 
 
 def _ssl_tie(path: Path) -> Annotations:
     """root > bbox > box > xmin, ymin, xmax, ymax as fractions of the frame."""
-    return _xml(path, "union", 1, lambda root: [
-        (boxes.tag, [float(side.text) for side in box]) for boxes in root for box in boxes])  # fmt: skip
+    return _xml(
+        path,
+        "union",
+        1,
+        lambda root: [(boxes.tag, [float(side.text) for side in box]) for boxes in root for box in boxes],
+    )
 
 
 def _xml(folder: Path, rule: str, unit: float, boxes_of: Callable) -> Annotations:
@@ -269,4 +286,9 @@ def some(names: Sequence[str]) -> str:
 
 
 READERS: dict[str, Callable[[Path], Annotations]] = {
-    "vgg-ss": _vggss, "vgg-ss-xml": _ssl_tie, "flickr": _flickr, "is3": _is3, "s4": _s4}  # fmt: skip
+    "vgg-ss": _vggss,
+    "vgg-ss-xml": _ssl_tie,
+    "flickr": _flickr,
+    "is3": _is3,
+    "s4": _s4,
+}

@@ -6,9 +6,9 @@
     spectrogram = front_end.spectrogram(torch.from_numpy(waveform))         # (257, 200) float32
     whole = load_audio("audio/clip.wav", sample_rate=16000)                 # the whole file, mono
 
-Files are read by libsndfile (wav of every width, flac, ogg, mp3), m4a and the sound of videos by PyAV (see video.py), mixed to
-mono by the mean over channels, resampled. The published programs never resample; their segments and readers are fields
-of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
+Files are read by libsndfile (wav of every width, flac, ogg, mp3), m4a and the sound of videos by PyAV (see video.py),
+mixed to mono by the mean over channels, resampled. The published programs never resample; their segments and readers
+are fields of `FrontEnd`. A file that cannot be used raises MediaError, which names it.
 """
 
 from __future__ import annotations
@@ -81,8 +81,10 @@ class FrontEnd:
         if self.window % 2:
             raise ValueError(f"window: expected an even number of samples, got {self.window}")
         if min(self.shape) < 1:
-            raise ValueError(f"seconds: expected {self.pool} frames or more, of {self.window} samples with a hop of "
-                             f"{self.hop}, got {self.samples} samples")  # fmt: skip
+            raise ValueError(
+                f"seconds: expected {self.pool} frames or more, of {self.window} samples with a hop of "
+                f"{self.hop}, got {self.samples} samples"
+            )
 
     @property
     def samples(self) -> int:
@@ -145,7 +147,8 @@ class FrontEnd:
         return self.sample_rate, self.clip_seconds, self.channels, self.reader
 
     def segment(self, clip: np.ndarray, shift: int = 0) -> np.ndarray:
-        """What is heard of a clip: (samples,), from `shift` samples later (below 0: earlier) as far as the clip goes."""
+        """What is heard of a clip: (samples,), from `shift` samples later (below 0: earlier) as far as the clip
+        goes."""
         return np.ascontiguousarray(cut(clip, self.samples, self.offset, shift))
 
     def load(self, path: str | os.PathLike) -> np.ndarray:
@@ -225,8 +228,15 @@ def front_end_named(front_end: str | FrontEnd) -> FrontEnd:
     return FRONT_ENDS[front_end]
 
 
-def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | None = None, offset: str = "centre",
-               channels: str = "mean", reader: str = "float") -> np.ndarray:
+def load_audio(
+    path: str | os.PathLike,
+    *,
+    sample_rate: int,
+    seconds: float | None = None,
+    offset: str = "centre",
+    channels: str = "mean",
+    reader: str = "float",
+) -> np.ndarray:
     """A sound file as mono float32 (samples,) in [-1, 1] at `sample_rate` Hz.
 
     seconds: None for the whole file, else round(seconds * sample_rate) samples of its "centre" or "start" (`offset`); a
@@ -242,8 +252,14 @@ def load_audio(path: str | os.PathLike, *, sample_rate: int, seconds: float | No
     return mono if seconds is None else np.ascontiguousarray(cut(mono, round(seconds * sample_rate), offset))
 
 
-def to_mono(path: str | os.PathLike, sound: np.ndarray, rate: int, sample_rate: int, channels: str = "mean",
-            reader: str = "float") -> np.ndarray:  # fmt: skip
+def to_mono(
+    path: str | os.PathLike,
+    sound: np.ndarray,
+    rate: int,
+    sample_rate: int,
+    channels: str = "mean",
+    reader: str = "float",
+) -> np.ndarray:
     """Samples (n, channels) of a file at `rate` Hz, float32 -> mono (samples,) at `sample_rate`: mixed, resampled,
     clipped to [-1, 1]. MediaError, which names the file, where no sample is left."""
     if reader == "int16":
@@ -326,7 +342,8 @@ def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def cut(mono: np.ndarray, samples: int, offset: str = "centre", shift: int = 0) -> np.ndarray:
-    """`samples` from the "centre" or the "start" of (n,) samples, `shift` later within them; tiled where n is smaller."""
+    """`samples` from the "centre" or the "start" of (n,) samples, `shift` later within them; tiled where n is
+    smaller."""
     if len(mono) < samples:
         mono = np.tile(mono, -(-samples // len(mono)))[:samples]
     start = ((len(mono) - samples) // 2 if offset == "centre" else 0) + shift

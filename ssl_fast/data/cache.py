@@ -50,8 +50,9 @@ class DecodedCache:
         except FileNotFoundError:
             pass
         except (ValueError, EOFError, OSError) as error:
-            raise MediaError(f"{path}: damaged file of the cache, of {source} ({error}); delete it, and it is made "
-                             "again") from error  # fmt: skip
+            raise MediaError(
+                f"{path}: damaged file of the cache, of {source} ({error}); delete it, and it is made again"
+            ) from error
         made = decode(source)
         path.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:

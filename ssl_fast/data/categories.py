@@ -10,8 +10,16 @@ from another broad category are the off-screen negatives of a test set (`negativ
 import json
 from importlib import resources
 
-BROAD = ("music/instruments", "human voice", "vehicles", "devices/machines", "animals", "weapons", "nature ambient",
-         "others")  # fmt: skip
+BROAD = (
+    "music/instruments",
+    "human voice",
+    "vehicles",
+    "devices/machines",
+    "animals",
+    "weapons",
+    "nature ambient",
+    "others",
+)
 
 
 def broad_categories(name: str) -> dict[str, str]:

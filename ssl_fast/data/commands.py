@@ -23,24 +23,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_training_set(parser: argparse.ArgumentParser) -> None:
     """What `training_set` takes, beside --data and --split."""
-    parser.add_argument("--set", dest="set_name", metavar="NAME",
-                        help="vggsound or flickr, in --data (default: a folder of frames/ and audio/)")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="vggsound or flickr, in --data (default: a folder of frames/ and audio/)",
+    )
     add_layout(parser)
-    parser.add_argument("--cache", type=Path, metavar="DIR",
-                        help="keep decoded frames and sounds there, to be read instead of the files")  # fmt: skip
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep decoded frames and sounds there, to be read instead of the files",
+    )
 
 
 def add_layout(parser: argparse.ArgumentParser) -> None:
     """Where the files of a set lie, and what of it is left out."""
-    parser.add_argument("--layout", metavar="NAME",
-                        help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench")  # fmt: skip
+    parser.add_argument(
+        "--layout", metavar="NAME", help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench"
+    )
     parser.add_argument("--exclude", metavar="NAME", help="list of ids to leave out, as those of the test set")
 
 
 def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     parser.add_argument("--set", dest="name", metavar="NAME", required=required, help=help)
-    parser.add_argument("--annotations", type=Path, metavar="FILE", required=required,
-                        help="as published; of XML the folder")  # fmt: skip
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", required=required, help="as published; of XML the folder"
+    )
 
 
 def check(args: argparse.Namespace) -> int:
@@ -55,8 +65,9 @@ def check(args: argparse.Namespace) -> int:
     elif args.train or args.name in training_sets.LAYOUTS.keys() - test_sets.LAYOUTS.keys():
         if args.annotations or args.negatives or not args.split:
             raise ValueError(f"--set {args.name}: expected --split, and no --annotations and --negatives, to train on")
-        found = training_sets.check(args.folder, args.name, args.split, layout=args.layout, exclude=args.exclude,
-                                    progress=progress)  # fmt: skip
+        found = training_sets.check(
+            args.folder, args.name, args.split, layout=args.layout, exclude=args.exclude, progress=progress
+        )
     else:
         if args.exclude:
             raise ValueError(f"--exclude: expected with a training set, got the test set {args.name}")

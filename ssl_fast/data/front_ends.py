@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .audio import FrontEnd, MediaError
 
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedFrontEnd(FrontEnd):
     """A FrontEnd (`seconds` from the start or the centre of the clip) with what only single programs do.

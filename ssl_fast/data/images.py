@@ -52,8 +52,9 @@ class Geometry:
             raise ValueError(f"box: expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1, got {self.box}")
 
     @classmethod
-    def of_pixels(cls, left: float, top: float, right: float, bottom: float, width: int, height: int,
-                  flip: bool = False) -> Geometry:  # fmt: skip
+    def of_pixels(
+        cls, left: float, top: float, right: float, bottom: float, width: int, height: int, flip: bool = False
+    ) -> Geometry:
         """The box in pixels of a frame of width x height."""
         return cls((left / width, top / height, right / width, bottom / height), flip)
 
@@ -71,8 +72,10 @@ class Geometry:
         differs by 1 of 255 at the most and takes a quarter of the time; for whole frames only.
         """
         if resampler not in RESAMPLERS or (resampler == "torch" and self != Geometry()):
-            raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, torch for whole frames only, "
-                             f"got {resampler!r} for {self}")  # fmt: skip
+            raise ValueError(
+                f"resampler: expected one of {', '.join(RESAMPLERS)}, torch for whole frames only, "
+                f"got {resampler!r} for {self}"
+            )
         if resampler == "torch":
             pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
             return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0].contiguous()

@@ -13,18 +13,28 @@ from .commands import add_training_set, training_set
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--features", type=Path, metavar="FILE", help="an .npy (samples, dimensions) of floats, from "
-                      "any net")
-    what.add_argument("--weights", type=Path, metavar="FILE", help="a checkpoint or a run's folder; for images also "
-                      "torchvision's ResNet-18 of ImageNet")
+    what.add_argument(
+        "--features", type=Path, metavar="FILE", help="an .npy (samples, dimensions) of floats, from any net"
+    )
+    what.add_argument(
+        "--weights",
+        type=Path,
+        metavar="FILE",
+        help="a checkpoint or a run's folder; for images also torchvision's ResNet-18 of ImageNet",
+    )
     add("--list", type=Path, metavar="FILE", help="ids of the rows of --features, one a line (default: row numbers)")
     add("--data", type=Path, metavar="DIR", help="of --weights: samples (frames/, audio/)")
     add("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
     add_training_set(parser)
     add("--modality", choices=("visual", "audio"), help="of --weights: which of the two nets")
     add("--k", type=int, default=1000, metavar="N", help="neighbours of each sample (default: 1000)")
-    add("--out", type=Path, required=True, metavar="FILE", help="an .npy; after an interruption the same command goes "
-        "on")  # fmt: skip
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="an .npy; after an interruption the same command goes on",
+    )
     add("--features-out", type=Path, metavar="FILE", help="keep the features of --weights (.npy)")
 
 

@@ -49,8 +49,15 @@ class Negatives(Sequence):
     file that is of another kind, seed or set, or holds sounds that are not off screen.
     """
 
-    def __init__(self, sample_set: SampleSet, kind: str, seed: int = 0, *, broad: Mapping[str, str] | None = None,
-                 path: str | os.PathLike | None = None):  # fmt: skip
+    def __init__(
+        self,
+        sample_set: SampleSet,
+        kind: str,
+        seed: int = 0,
+        *,
+        broad: Mapping[str, str] | None = None,
+        path: str | os.PathLike | None = None,
+    ):
         if kind not in KINDS:
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
         self.set, self.kind, self.seed, self.sources = sample_set, kind, seed, None
@@ -98,8 +105,14 @@ class Negatives(Sequence):
             return self.set.front_end.spectrogram(waveforms)[:, None]
 
 
-def negatives(sample_set: SampleSet, kind: str, seed: int = 0, *, broad: Mapping[str, str] | None = None,
-              path: str | os.PathLike | None = None) -> Negatives:  # fmt: skip
+def negatives(
+    sample_set: SampleSet,
+    kind: str,
+    seed: int = 0,
+    *,
+    broad: Mapping[str, str] | None = None,
+    path: str | os.PathLike | None = None,
+) -> Negatives:
     """The negative waveform of every sample of a set; kind: "silence" | "noise" | "offscreen"; see Negatives."""
     return Negatives(sample_set, kind, seed, broad=broad, path=path)
 
@@ -122,11 +135,13 @@ def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[lis
     if broad is None:
         return sample_set.categories, sample_set.visible
     return [broad[one] for one in sample_set.categories], [
-        frozenset(broad[one] for one in shown) for shown in sample_set.visible]  # fmt: skip
+        frozenset(broad[one] for one in shown) for shown in sample_set.visible
+    ]
 
 
-def _draw(sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozenset[str]],
-          group_first: bool) -> np.ndarray:  # fmt: skip
+def _draw(
+    sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozenset[str]], group_first: bool
+) -> np.ndarray:
     """For every sample the index of one that sounds like nothing seen there, int64 (n,).
 
     Uniform among these samples or, `group_first`, among what they sound like, then among those that sound like it."""
@@ -137,8 +152,10 @@ def _draw(sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozens
         if shown not in candidates:
             allowed = np.flatnonzero(~np.isin(groups, list(shown)))
             if not len(allowed):
-                raise ValueError(f"sample {sample_set.ids[i]!r}: expected a sound of another category in the set, but "
-                                 f"all are of what it shows ({', '.join(sorted(shown))})")  # fmt: skip
+                raise ValueError(
+                    f"sample {sample_set.ids[i]!r}: expected a sound of another category in the set, but "
+                    f"all are of what it shows ({', '.join(sorted(shown))})"
+                )
             parts = [allowed[groups[allowed] == one] for one in np.unique(groups[allowed])]
             candidates[shown] = parts if group_first else [allowed]
         rng, parts = np.random.default_rng([seed, i]), candidates[shown]
@@ -160,11 +177,15 @@ def _read(path: Path, wanted: Negatives) -> np.ndarray | None:
     ids = wanted.set.ids
     if list(draws) != ids:
         first = next((a for a, b in zip(draws, ids) if a != b), "the end")
-        raise DataError(f"{path}: expected draws for the {len(ids)} samples of the set in their order, "
-                        f"got {len(draws)} that differ from {first!r} on")  # fmt: skip
+        raise DataError(
+            f"{path}: expected draws for the {len(ids)} samples of the set in their order, "
+            f"got {len(draws)} that differ from {first!r} on"
+        )
     index = {name: i for i, name in enumerate(ids)} if wanted.kind == "offscreen" else {None: 0}
     for name, (file, offset) in zip(ids, files):
         if file not in index or offset != 0:
-            raise DataError(f"{path}: {name!r}: expected the sound of a sample of the set from 0 s on (null for "
-                            f"silence and noise), got {file!r} from {offset!r}")  # fmt: skip
+            raise DataError(
+                f"{path}: {name!r}: expected the sound of a sample of the set from 0 s on (null for "
+                f"silence and noise), got {file!r} from {offset!r}"
+            )
     return np.array([index[file] for file, _ in files], np.int64) if wanted.kind == "offscreen" else None

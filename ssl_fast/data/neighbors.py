@@ -36,8 +36,15 @@ _ROWS = 4096  # of features at a time, where all are read
 _SHARE = 32  # one in so many samples tells where a row's search begins
 
 
-def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os.PathLike, *, device: str = "cpu",
-         progress: bool = False) -> None:  # fmt: skip
+def mine(
+    features: np.ndarray,
+    ids: Sequence[str] | None,
+    k: int,
+    path: str | os.PathLike,
+    *,
+    device: str = "cpu",
+    progress: bool = False,
+) -> None:
     """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
 
     features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). device: "cpu"
@@ -59,10 +66,18 @@ def mine(features: np.ndarray, ids: Sequence[str] | None, k: int, path: str | os
     number, dimension = features.shape
     ids = [str(row) for row in range(number)] if ids is None else ids
     if len(ids) != number or len(set(ids)) != number:
-        raise ValueError(f"ids: expected {number} different ones, as many as rows of features, got {len(ids)} of which "
-                         f"{len(set(ids))} differ")  # fmt: skip
-    about = {"format": FORMAT, "k": k, "number": number, "dimension": dimension, "ids": fingerprint(ids),
-             "features": _digest(features)}  # fmt: skip
+        raise ValueError(
+            f"ids: expected {number} different ones, as many as rows of features, got {len(ids)} of which "
+            f"{len(set(ids))} differ"
+        )
+    about = {
+        "format": FORMAT,
+        "k": k,
+        "number": number,
+        "dimension": dimension,
+        "ids": fingerprint(ids),
+        "features": _digest(features),
+    }
     if path.exists():
         _compare(path, about, "asked for")
         return
@@ -205,8 +220,10 @@ def _digest(features: np.ndarray) -> str:
 
 def _check(features: np.ndarray, k: int) -> None:
     if features.ndim != 2 or features.dtype not in ("f2", "f4", "f8") or len(features) < 2 or not features.shape[1]:
-        raise ValueError("features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got "
-                         f"{features.shape} {features.dtype}")  # fmt: skip
+        raise ValueError(
+            "features: expected (N, C), N >= 2 and C >= 1, of float16, float32 or float64, got "
+            f"{features.shape} {features.dtype}"
+        )
     check_k(k, len(features))
 
 
@@ -216,12 +233,14 @@ def check_k(k: int, number: int) -> None:
         raise ValueError(f"k: expected 1 to {number - 1}, as there are {number} samples, got {k}")
 
 
-def nearest(features: np.ndarray, k: int, *, first: int = 0, ids: Sequence[str] | None = None,
-            device: str = "cpu") -> Iterator[np.ndarray]:  # fmt: skip
+def nearest(
+    features: np.ndarray, k: int, *, first: int = 0, ids: Sequence[str] | None = None, device: str = "cpu"
+) -> Iterator[np.ndarray]:
     """Blocks (n, k) int32 of the k nearest neighbours of the rows `first`, `first` + 1 ... of features (N, C).
 
-    The first k of argsort(-cosines, stable) without the row itself, cosines in float32; of equal ones at the end any may
-    be among them. ids: what rows are called in errors. ValueError for features or k that do not fit, and for rows that are zero or not finite.
+    The first k of argsort(-cosines, stable) without the row itself, cosines in float32; of equal ones at the end any
+    may be among them. ids: what rows are called in errors. ValueError for features or k that do not fit, and for rows
+    that are zero or not finite.
     """
     features = np.asarray(features)  # of a memory map too, whose own class is slow to index
     _check(features, k)
@@ -258,8 +277,10 @@ def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> Tensor:
     if bad:
         row, norm = bad[0]
         name = f"row {row}" + ("" if ids is None else f" (id {ids[row]!r})")
-        raise ValueError(f"features: {name}: expected finite values, not all zero, got a norm of {norm:g}; "
-                         f"bad rows: {len(bad)} of {len(features)}")  # fmt: skip
+        raise ValueError(
+            f"features: {name}: expected finite values, not all zero, got a norm of {norm:g}; "
+            f"bad rows: {len(bad)} of {len(features)}"
+        )
     return units
 
 

@@ -66,10 +66,8 @@ SIZES = {
 SPACING = 0.95  # centres are this many mean frames apart, along x or y: objects touch at most
 MARGIN = 0.48  # a centre is this share of its frame inside the image
 NOISE = 0.02  # standard deviation of the pixel noise, image range [0, 1]
-VISIBLE_SHARE, VISIBLE_AREA = (
-    0.7,
-    0.008,
-)  # the least visible part of an object, of its own area and of the image's; else drawn again
+# The least visible part of an object, of its own area and of the image's; else drawn again.
+VISIBLE_SHARE, VISIBLE_AREA = 0.7, 0.008
 ATTEMPTS, CANDIDATES = 100, 64
 
 # What a stream is for. The sound of the object at position k has purpose SOUND + k.

@@ -7,6 +7,7 @@ Every number that an object of the category may vary is drawn from `rng`, so no 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Plane:
         return _to_segment(self.x, self.y, start, end) - half_width
 
     def polyline(self, points: Sequence[Point], half_width: float) -> np.ndarray:
-        return union(*(self.line(a, b, half_width) for a, b in zip(points[:-1], points[1:])))
+        return union(*(self.line(a, b, half_width) for a, b in itertools.pairwise(points)))
 
     def polygon(self, points: Sequence[Point]) -> np.ndarray:
         """Any simple polygon: distance to the nearest edge, sign by the even-odd rule."""

@@ -234,8 +234,8 @@ def _fill_here(arrays: Arrays, split: str, settings: Settings, progress: bool) -
 # too, and a worker that dies is noticed. Worker w of m makes scenes w, w + m, ... into memory maps of the same files
 # and counts them in a small map that the parent watches.
 
-# The modules a worker needs import numpy alone: torch would take longer than its work. Bare packages make it find them in
-# this very folder, wherever sys.path leads.
+# The modules a worker needs import numpy alone: torch would take longer than its work. Bare packages make it find them
+# in this very folder, wherever sys.path leads.
 _START = """
 import json, sys, types
 job = json.load(sys.stdin)
@@ -290,10 +290,8 @@ def _fill_in_processes(folder: Path, split: str, settings: Settings, progress: b
                     [sys.executable, "-c", _START], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
                 )
             processes.append(process)
-            with (
-                contextlib.suppress(BrokenPipeError),
-                process.stdin,
-            ):  # a worker that died already is reported by _watch
+            # a worker that died already is reported by _watch
+            with contextlib.suppress(BrokenPipeError), process.stdin:
                 process.stdin.write(json.dumps(job | {"worker": worker}).encode())
         with _progress_bar(split, total, progress) as bar:
             _watch(processes, counts, bar, folder)

@@ -28,8 +28,19 @@ from .scene_generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, scene
 from .scene_sounds import SAMPLE_RATE
 from .scene_store import Arrays, CacheError, default_cache, load_arrays, split_folder
 
-__all__ = ["CATEGORIES", "SPLITS", "VERSION", "CacheError", "Scene", "Scenes", "Settings",
-           "default_cache", "load", "scene", "split_folder"]  # fmt: skip
+__all__ = [
+    "CATEGORIES",
+    "SPLITS",
+    "VERSION",
+    "CacheError",
+    "Scene",
+    "Scenes",
+    "Settings",
+    "default_cache",
+    "load",
+    "scene",
+    "split_folder",
+]
 
 _SPECTROGRAM_BATCH = 256  # clips at a time: bounds the memory of the transform
 

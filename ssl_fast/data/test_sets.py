@@ -34,8 +34,13 @@ LAYOUTS: dict[str, dict[str, Layout]] = {
     "s4": {"avsbench": Layout("visual_frames/test/{image}.png", "audio_wav/test/{audio}.wav", "gt_masks/test/{mask}")},
 }
 # The names of the annotation files in those folders.
-ANNOTATIONS = {"vgg-ss": "vggss.json", "vgg-ss-xml": "annotations", "flickr": "annotations",
-               "is3": "synthetic3240_bbox.json", "s4": "s4_box.json"}  # fmt: skip
+ANNOTATIONS = {
+    "vgg-ss": "vggss.json",
+    "vgg-ss-xml": "annotations",
+    "flickr": "annotations",
+    "is3": "synthetic3240_bbox.json",
+    "s4": "s4_box.json",
+}
 
 
 class PublishedSet(FileSet):
@@ -46,8 +51,16 @@ class PublishedSet(FileSet):
     together. `notes`: the dirt in the annotations. DataError names the files that are missing.
     """
 
-    def __init__(self, root: str | os.PathLike, name: str, annotations: Annotations, *, front_end: str | FrontEnd,
-                 layout: str | None = None, **reading):  # fmt: skip
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        name: str,
+        annotations: Annotations,
+        *,
+        front_end: str | FrontEnd,
+        layout: str | None = None,
+        **reading,
+    ):
         items, problems = find_items(Path(root), layout_named(LAYOUTS, name, layout), annotations.samples)
         super().__init__(root, items, problems, front_end=front_end, size=SIZE, **reading)
         self.annotations, self.notes = annotations, annotations.report()
@@ -62,8 +75,9 @@ class PublishedSet(FileSet):
         return super().ground_truth(index) if mask is None else mask.astype(np.float32)
 
 
-def check(root: str | os.PathLike, name: str, annotations: Annotations, *, layout: str | None = None,
-          progress: bool = False) -> FolderReport:  # fmt: skip
+def check(
+    root: str | os.PathLike, name: str, annotations: Annotations, *, layout: str | None = None, progress: bool = False
+) -> FolderReport:
     """Decode every file that a PublishedSet with these arguments would use; list what is missing or broken."""
     items, problems = find_items(Path(root), layout_named(LAYOUTS, name, layout), annotations.samples)
     return check_files(root, items, problems, annotations.report(), progress=progress)

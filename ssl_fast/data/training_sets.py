@@ -25,12 +25,14 @@ from .video import VIDEOS, pyav
 _MP4 = Layout("videos/{image}.mp4", "videos/{audio}.mp4")
 # Of every set the first layout is the default. SSL-TIE's frames are those at 5 s, its sounds of VGGSound 3 s long.
 LAYOUTS: dict[str, dict[str, Layout]] = {
-    "vggsound": VGGSOUND | {
-        "ssl-tie": Layout("total_video_frames/{image}/125.jpg", "total_video_3s_audio/{audio}.wav"), "mp4": _MP4},
+    "vggsound": VGGSOUND
+    | {"ssl-tie": Layout("total_video_frames/{image}/125.jpg", "total_video_3s_audio/{audio}.wav"), "mp4": _MP4},
     "flickr": FLICKR | {"ssl-tie": Layout("frames/{image}/00000003.jpg", "mp3/{audio}.mp3"), "mp4": _MP4},
-}  # fmt: skip
-_IDS = {"vggsound": (r"[A-Za-z0-9_-]{11}_\d{6}", "YTID_SECONDS of eleven and six characters"),
-        "flickr": (r"\d+", "numbers")}  # fmt: skip
+}
+_IDS = {
+    "vggsound": (r"[A-Za-z0-9_-]{11}_\d{6}", "YTID_SECONDS of eleven and six characters"),
+    "flickr": (r"\d+", "numbers"),
+}
 
 
 class TrainingSet(FileSet):
@@ -44,16 +46,32 @@ class TrainingSet(FileSet):
     missing; ValueError for layouts of mp4 files without PyAV.
     """
 
-    def __init__(self, root: str | os.PathLike, name: str, split: str | os.PathLike, *,
-                 front_end: str | FrontEnd, size: int, layout: str | None = None,
-                 exclude: str | os.PathLike | None = None, **reading):  # fmt: skip
+    def __init__(
+        self,
+        root: str | os.PathLike,
+        name: str,
+        split: str | os.PathLike,
+        *,
+        front_end: str | FrontEnd,
+        size: int,
+        layout: str | None = None,
+        exclude: str | os.PathLike | None = None,
+        **reading,
+    ):
         items, problems, notes = _items(Path(root), name, split, layout, exclude)
         super().__init__(root, items, problems, front_end=front_end, size=size, **reading)
         self.notes = notes
 
 
-def check(root: str | os.PathLike, name: str, split: str | os.PathLike, *, layout: str | None = None,
-          exclude: str | os.PathLike | None = None, progress: bool = False) -> FolderReport:  # fmt: skip
+def check(
+    root: str | os.PathLike,
+    name: str,
+    split: str | os.PathLike,
+    *,
+    layout: str | None = None,
+    exclude: str | os.PathLike | None = None,
+    progress: bool = False,
+) -> FolderReport:
     """Decode every file that a TrainingSet with these arguments would use; list what is missing or broken."""
     return check_files(root, *_items(Path(root), name, split, layout, exclude), progress=progress)
 
@@ -85,6 +103,7 @@ def _ids(path: Path, name: str) -> list[str]:
     ids, (form, words) = read_ids(path), _IDS[name]
     wrong = [one for one in ids if not re.fullmatch(form, one)]
     if wrong:
-        raise DataError(f"{path}: expected ids of {name}, {words}, got {len(wrong)} of {len(ids)} in another form: "
-                        f"{some(wrong)}")  # fmt: skip
+        raise DataError(
+            f"{path}: expected ids of {name}, {words}, got {len(wrong)} of {len(ids)} in another form: {some(wrong)}"
+        )
     return ids

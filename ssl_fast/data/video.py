@@ -33,7 +33,9 @@ def pyav():
     try:
         import av
     except ImportError as error:
-        raise ValueError('videos and m4a files are read by PyAV, which is not installed: pip install "ssl_fast[video]"') from error
+        raise ValueError(
+            'videos and m4a files are read by PyAV, which is not installed: pip install "ssl_fast[video]"'
+        ) from error
     return av
 
 
@@ -109,8 +111,9 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
             spans = [_span(one) for one in (stream, pictures)]
             if None not in spans and max(abs(a - b) for a, b in zip(*spans)) > APART:
                 sound, seen = ("{:.2f} to {:.2f} s".format(*span) for span in spans)
-                raise MediaError(f"{path}: expected sound and pictures of the same time, got sound of {sound} and "
-                                 f"pictures of {seen}")  # fmt: skip
+                raise MediaError(
+                    f"{path}: expected sound and pictures of the same time, got sound of {sound} and pictures of {seen}"
+                )
         rate = stream.codec_context.sample_rate
         for _ in _packets(path, container, stream):
             pass
@@ -149,7 +152,9 @@ def _stream(path: str | os.PathLike, container, kind: str):
 
 def _shown(path: str | os.PathLike, container, stream) -> list[tuple[int, int]]:
     """Time stamp and duration of every frame that is shown, in order."""
-    shown = [(packet.pts, packet.duration or 0) for packet in _packets(path, container, stream) if not packet.is_discard]
+    shown = [
+        (packet.pts, packet.duration or 0) for packet in _packets(path, container, stream) if not packet.is_discard
+    ]
     if not shown or None in (stamp for stamp, _ in shown):
         raise MediaError(f"{path}: expected pictures, got a video stream of {'no frames' if not shown else 'no times'}")
     return sorted(shown)
@@ -176,8 +181,9 @@ def _packets(path: str | os.PathLike, container, stream) -> Iterator:
     if whole is not None and end < whole - APART:  # mkv and webm tell the length of the file alone
         raise MediaError(f"{path}: truncated, or of {stream.type} that ends early: at {end:.2f} of {whole:.2f} s")
     if count < stream.frames:
-        raise MediaError(f"{path}: truncated, its head tells of {stream.frames} packets of {stream.type}, "
-                         f"{count} are complete")  # fmt: skip
+        raise MediaError(
+            f"{path}: truncated, its head tells of {stream.frames} packets of {stream.type}, {count} are complete"
+        )
 
 
 def _span(stream) -> tuple[float, float] | None:

@@ -57,11 +57,14 @@ class Views(torch.utils.data.Dataset):
     without conceptual views or of another set, and for a time shift of a set without `clip`.
     """
 
-    def __init__(self, sample_set: SampleSet, recipe: Recipe, seed: int = 0,
-                 neighbors: tuple[Neighbors, Neighbors] | None = None):  # fmt: skip
+    def __init__(
+        self, sample_set: SampleSet, recipe: Recipe, seed: int = 0, neighbors: tuple[Neighbors, Neighbors] | None = None
+    ):
         if ("conceptual" in recipe.views) != (neighbors is not None):
-            raise ValueError(f"neighbors: expected {'none' if neighbors else 'those of images and of sounds'} with the "
-                             f"views {', '.join(recipe.views)}, got {'some' if neighbors else 'none'}")  # fmt: skip
+            raise ValueError(
+                f"neighbors: expected {'none' if neighbors else 'those of images and of sounds'} with the "
+                f"views {', '.join(recipe.views)}, got {'some' if neighbors else 'none'}"
+            )
         if recipe.time_shift is not None and not hasattr(sample_set, "clip"):
             got = type(sample_set).__name__
             raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
@@ -74,10 +77,15 @@ class Views(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, epoch = key
-        if self.recipe.policy is None and self.neighbors is None:  # all views are the sample's own, and nothing is drawn
+        if self.recipe.policy is None and self.neighbors is None:
+            # all views are the sample's own, and nothing is drawn
             sample, views = self.sample_set[index], len(self.recipe.views)
             image, sound = (torch.as_tensor(sample[key]) for key in ("image", "spectrogram"))
-            return {"image": image.expand(views, *image.shape), "sound": sound.expand(views, *sound.shape), "index": index}
+            return {
+                "image": image.expand(views, *image.shape),
+                "sound": sound.expand(views, *sound.shape),
+                "index": index,
+            }
         generator = Generator().manual_seed(derived_seed(self.seed, 5, epoch, index))
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once

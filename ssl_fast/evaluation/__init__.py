@@ -18,5 +18,16 @@ from .protocols import PROTOCOLS, Accumulator, Protocol, Rule, Upsampling, run
 from .report import write_report
 from .results import Results
 
-__all__ = ["BASELINES", "PROTOCOLS", "Accumulator", "Protocol", "Results", "Rule", "Upsampling", "collect_overlays",
-           "evaluate", "run", "write_report"]
+__all__ = [
+    "BASELINES",
+    "PROTOCOLS",
+    "Accumulator",
+    "Protocol",
+    "Results",
+    "Rule",
+    "Upsampling",
+    "collect_overlays",
+    "evaluate",
+    "run",
+    "write_report",
+]

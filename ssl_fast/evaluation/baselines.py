@@ -32,8 +32,8 @@ def whole_image(images: Tensor) -> Tensor:
 def centre_box(images: Tensor) -> Tensor:
     """Distance from the border: its k highest pixels are the centred box of k pixels, of the image's aspect."""
     height, width = _check(images).shape[-2:]
-    y = ((torch.arange(height) + .5) / height * 2 - 1)[:, None]
-    x = (torch.arange(width) + .5) / width * 2 - 1
+    y = ((torch.arange(height) + 0.5) / height * 2 - 1)[:, None]
+    x = (torch.arange(width) + 0.5) / width * 2 - 1
     # the small second term fills a ring from the middle of its sides
     ring = torch.maximum(y.abs(), x.abs()) + 1e-3 * (y * y + x * x)
     return (1 - ring).expand(len(images), height, width)
@@ -51,19 +51,19 @@ def _blur(planes: Tensor, sigma: float) -> Tensor:
     for dim in (2, 3):
         radius = min(math.ceil(4 * sigma), planes.shape[dim] - 1)
         offsets = torch.arange(-radius, radius + 1, dtype=planes.dtype, device=planes.device)
-        kernel = torch.exp(-.5 * (offsets / sigma) ** 2)
+        kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
         padding = (0, 0, radius, radius) if dim == 2 else (radius, radius, 0, 0)
         shape = (1, 1, -1, 1) if dim == 2 else (1, 1, 1, -1)
         planes = F.conv2d(F.pad(planes, padding, mode="replicate"), (kernel / kernel.sum()).view(shape))
     return planes
 
 
-def objectness(images: Tensor, *, detail: float = 3., scale: float = .07) -> Tensor:
+def objectness(images: Tensor, *, detail: float = 3.0, scale: float = 0.07) -> Tensor:
     """An object prior from pixels alone: local contrast.
 
     Root mean square of the grey image minus its blur (sigma = `detail` pixels at 112 px) in a Gaussian neighbourhood
     of sigma = `scale` image widths. Grey levels in [0, 1]; not normalised per image."""
-    size = (_check(images).shape[-2] * images.shape[-1]) ** .5
+    size = (_check(images).shape[-2] * images.shape[-1]) ** 0.5
 
     def contrast(image: Tensor) -> Tensor:
         grey = image.float().mean(0)[None, None] / 255
@@ -75,4 +75,8 @@ def objectness(images: Tensor, *, detail: float = 3., scale: float = .07) -> Ten
 
 
 BASELINES: dict[str, Baseline] = {
-    "whole_image": whole_image, "centre_box": centre_box, "random": random, "objectness": objectness}
+    "whole_image": whole_image,
+    "centre_box": centre_box,
+    "random": random,
+    "objectness": objectness,
+}

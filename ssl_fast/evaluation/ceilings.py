@@ -37,8 +37,8 @@ def _iou(kept: np.ndarray, weights: np.ndarray) -> float:
 
 
 def centre_square(pixels: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:
-    """(1, H, W) bool: the `pixels` nearest to the centre by the greater of the two distances; of the outermost ring those
-    that come first in row-major order."""
+    """(1, H, W) bool: the `pixels` nearest to the centre by the greater of the two distances; of the outermost ring
+    those that come first in row-major order."""
     rows, columns = (np.abs(np.arange(size) - (size - 1) / 2) for size in shape)
     return metrics.top_fraction(-np.maximum.outer(rows, columns)[None], pixels / (shape[0] * shape[1]))
 
@@ -52,5 +52,7 @@ def ceilings(ground_truths: Iterable[np.ndarray]) -> dict[str, Figures]:
         square = centre_square(counts[">="], truth.shape)[0] if square is None else square
         rows.append([*(best_iou(truth, pixels) for pixels in counts.values()), _iou(truth[square], truth)])
     columns = np.asarray(rows, np.float64).reshape(-1, 3).T
-    return {name: Figures(metrics.success_rate(iou), metrics.auc(iou))
-            for name, iou in zip(("best >=", "best >", "centre square"), columns)}
+    return {
+        name: Figures(metrics.success_rate(iou), metrics.auc(iou))
+        for name, iou in zip(("best >=", "best >", "centre square"), columns)
+    }

@@ -16,10 +16,10 @@ import numpy as np
 
 from .metrics import array, auc, check_maps, check_values, success_rate
 
-SIZES = {"small": 32 ** 2, "medium": 96 ** 2, "large": 144 ** 2, "huge": float("inf")}     # pixels, first area outside
+SIZES = {"small": 32**2, "medium": 96**2, "large": 144**2, "huge": float("inf")}  # pixels, first area outside
 
 
-def confidence(maps, fraction: float = .25) -> np.ndarray:
+def confidence(maps, fraction: float = 0.25) -> np.ndarray:
     """(N, H, W) -> float64 (N,): mean of the int(fraction · H · W) highest pixels of the up-sampled map (12,544 of
     224 x 224). A constant map has its own value."""
     maps = check_maps(maps)
@@ -43,14 +43,17 @@ def precision_recall(confidences, iou, sounding, thresholds, *, standard: bool =
     """Precision and recall (T,) at the confidence thresholds (T,); confidences, iou, sounding are (N,)."""
     confidences, iou, sounding = _samples(confidences, iou, sounding)
     order = np.argsort(confidences)
-    right = sounding & (iou >= .5)
+    right = sounding & (iou >= 0.5)
     # number of detected samples of each kind: all from the first with confidence >= t on
     first = np.searchsorted(confidences[order], np.asarray(thresholds, np.float64))
-    detected, true, visible = (np.append(np.cumsum(kind[order][::-1])[::-1], 0)[first]
-                               for kind in (np.ones_like(right), right, sounding))
+    detected, true, visible = (
+        np.append(np.cumsum(kind[order][::-1])[::-1], 0)[first] for kind in (np.ones_like(right), right, sounding)
+    )
     missed = sounding.sum() - (true if standard else visible)
-    return (np.divide(true, detected, out=np.ones(len(first)), where=detected > 0),
-            np.divide(true, true + missed, out=np.ones(len(first)), where=true + missed > 0))
+    return (
+        np.divide(true, detected, out=np.ones(len(first)), where=detected > 0),
+        np.divide(true, true + missed, out=np.ones(len(first)), where=true + missed > 0),
+    )
 
 
 def average_precision(confidences, iou, sounding) -> float:
@@ -58,13 +61,13 @@ def average_precision(confidences, iou, sounding) -> float:
     confidence."""
     precision, recall = precision_recall(confidences, iou, sounding, np.unique(confidences)[::-1])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((envelope * np.diff(recall, prepend=0)).sum()) if np.any(sounding) else 0.
+    return float((envelope * np.diff(recall, prepend=0)).sum()) if np.any(sounding) else 0.0
 
 
 def average_precision_published(confidences, iou, sounding) -> float:
     """SLAVC's: published misses; thresholds are all confidences but the largest, descending, every max(1, N // 200)-th;
     a strip of recall takes the envelope at its lower end, and the strip before the first recall is left out."""
-    thresholds = np.sort(check_values(confidences, "confidences"))[:-1][::-1][::max(1, len(confidences) // 200)]
+    thresholds = np.sort(check_values(confidences, "confidences"))[:-1][::-1][:: max(1, len(confidences) // 200)]
     precision, recall = precision_recall(confidences, iou, sounding, thresholds, standard=False)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float((envelope[:-1] * np.diff(recall)).sum())
@@ -84,7 +87,7 @@ def max_f1(confidences, iou, sounding, *, standard: bool = True) -> float:
 
 def max_f1_published(confidences, iou, sounding) -> float:
     """SLAVC's: published misses; every max(1, N // 10)-th of the sorted confidences, in per cent of one decimal."""
-    thresholds = np.sort(check_values(confidences, "confidences"))[::max(1, len(confidences) // 10)]
+    thresholds = np.sort(check_values(confidences, "confidences"))[:: max(1, len(confidences) // 10)]
     return round(100 * float(f1(confidences, iou, sounding, thresholds, standard=False).max()), 1) / 100
 
 
@@ -105,13 +108,21 @@ def figures(confidences, iou, sounding, areas) -> dict[str, float | int]:
     """
     confidences, iou, sounding = samples = _samples(confidences, iou, sounding)
     out: dict[str, float | int] = {
-        "n": len(iou), "n_sounding": int(sounding.sum()), "ap": average_precision(*samples),
-        "ap_published": average_precision_published(*samples), "max_f1": max_f1(*samples),
-        "max_f1_published": max_f1_published(*samples), "f1_at_half": float(f1(*samples, [.5])[0]),
-        "f1_at_half_published": float(f1(*samples, [.5], standard=False)[0])}
+        "n": len(iou),
+        "n_sounding": int(sounding.sum()),
+        "ap": average_precision(*samples),
+        "ap_published": average_precision_published(*samples),
+        "max_f1": max_f1(*samples),
+        "max_f1_published": max_f1_published(*samples),
+        "f1_at_half": float(f1(*samples, [0.5])[0]),
+        "f1_at_half_published": float(f1(*samples, [0.5], standard=False)[0]),
+    }
     if sounding.any():
-        out |= {"loc_acc": success_rate(iou[sounding]), "auc": auc(iou[sounding]),
-                "precision_at_50": float((iou[sounding] > .5).mean())}
+        out |= {
+            "loc_acc": success_rate(iou[sounding]),
+            "auc": auc(iou[sounding]),
+            "precision_at_50": float((iou[sounding] > 0.5).mean()),
+        }
     sizes = size_subset(areas)
     for size in SIZES:
         chosen = sounding & (sizes == size)

@@ -69,29 +69,37 @@ def _audio(localizer: Localizer, spectrograms: Tensor) -> dict[str, Tensor]:
 
 def from_localizer(localizer: Localizer) -> Predictor:
     """The visual features are computed once for all the sounds that an image is tried with."""
+
     def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
         visual = _visual(localizer, images)
-        return {kind: metrics.array(localizer.maps(visual, _audio(localizer, sound)), "maps")
-                for kind, sound in sounds.items()}
+        return {
+            kind: metrics.array(localizer.maps(visual, _audio(localizer, sound)), "maps")
+            for kind, sound in sounds.items()
+        }
+
     return predict
 
 
 def from_images(baseline: Baseline) -> Predictor:
     """A baseline: one map of the image, whatever the sound."""
+
     def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
         return dict.fromkeys(sounds, metrics.array(baseline(images), "maps"))
+
     return predict
 
 
 def from_function(function: MapFunction) -> Predictor:
     def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
         return {kind: metrics.array(function(images, sound), "maps") for kind, sound in sounds.items()}
+
     return predict
 
 
 def from_folder(folder: str | os.PathLike) -> Predictor:
     """Maps computed elsewhere: FOLDER/ID.npy (h, w) under a sample's own sound, FOLDER/KIND/ID.npy under a negative, or
     FOLDER/KIND/SEED/ID.npy where there are several draws."""
+
     def load(path: Path) -> np.ndarray:
         try:
             values = np.load(path, allow_pickle=False)
@@ -107,10 +115,13 @@ def from_folder(folder: str | os.PathLike) -> Predictor:
             maps = [load(Path(folder, *(() if kind == "positive" else (kind,)), f"{sample}.npy")) for sample in ids]
             for sample, one in zip(ids, maps):
                 if one.shape != maps[0].shape:
-                    raise ValueError(f"{folder}: expected maps of one size, {maps[0].shape} as of {ids[0]!r}, "
-                                     f"got {one.shape} of {sample!r}")
+                    raise ValueError(
+                        f"{folder}: expected maps of one size, {maps[0].shape} as of {ids[0]!r}, "
+                        f"got {one.shape} of {sample!r}"
+                    )
             out[kind] = np.stack(maps)
         return out
+
     return predict
 
 
@@ -121,8 +132,10 @@ def predictor_of(model: "Localizer | MapFunction | str | os.PathLike") -> Predic
         return from_localizer(model)
     if callable(model):
         return from_function(model)
-    raise TypeError(f"model: expected a localizer, a function of images and spectrograms, or a folder of maps, "
-                    f"got {type(model).__name__}")
+    raise TypeError(
+        f"model: expected a localizer, a function of images and spectrograms, or a folder of maps, "
+        f"got {type(model).__name__}"
+    )
 
 
 @contextlib.contextmanager
@@ -144,20 +157,25 @@ def _collate(samples: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys)
 
 
-def batches(sample_set: "SampleSet", batch_size: int, *, workers: int = 0, progress: bool = False,
-            title: str = "") -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
+def batches(
+    sample_set: "SampleSet", batch_size: int, *, workers: int = 0, progress: bool = False, title: str = ""
+) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
     """(indices (B,), images uint8 (B, 3, H, W), spectrograms (B, 1, F, T)) in the set's order.
 
     Leaves torch's random state alone.
     """
-    loader = torch.utils.data.DataLoader(sample_set, batch_size, num_workers=workers, collate_fn=_collate,
-                                         generator=torch.Generator())
-    for index, images, spectrograms in progress_bar(loader, desc=title, unit="batch", leave=False, disable=not progress):
+    loader = torch.utils.data.DataLoader(
+        sample_set, batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
+    )
+    for index, images, spectrograms in progress_bar(
+        loader, desc=title, unit="batch", leave=False, disable=not progress
+    ):
         yield index.numpy(), images, spectrograms
 
 
-def _checked(predictors: Mapping[str, Predictor], images: Tensor, sounds: dict[str, Tensor],
-             ids: list[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def _checked(
+    predictors: Mapping[str, Predictor], images: Tensor, sounds: dict[str, Tensor], ids: list[str]
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     for name, predictor in predictors.items():
         maps = predictor(images, sounds, ids)
         for kind, values in maps.items():
@@ -169,13 +187,22 @@ def _checked(predictors: Mapping[str, Predictor], images: Tensor, sounds: dict[s
 class _Run:
     """What the passes of one evaluation have in common."""
 
-    def __init__(self, predictors: Mapping[str, Predictor], protocol: Protocol, rule: str,
-                 published: Sequence[Protocol], seeds: Sequence[int], prior: Baseline | None, **loading):
+    def __init__(
+        self,
+        predictors: Mapping[str, Predictor],
+        protocol: Protocol,
+        rule: str,
+        published: Sequence[Protocol],
+        seeds: Sequence[int],
+        prior: Baseline | None,
+        **loading,
+    ):
         self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
         self.published, self.seeds, self.prior = published, seeds, prior
 
-    def thresholds(self, sample_set: "SampleSet", negatives: Mapping,
-                   title: str) -> dict[str, false_alarms.UniversalThreshold]:
+    def thresholds(
+        self, sample_set: "SampleSet", negatives: Mapping, title: str
+    ) -> dict[str, false_alarms.UniversalThreshold]:
         """Universal threshold of each predictor, from the maxima of its low-resolution maps under a set's negatives, of
         all seeds together."""
         if not negatives:
@@ -186,16 +213,21 @@ class _Run:
             for name, maps in _checked(self.predictors, images, sounds, [sample_set.ids[i] for i in index]):
                 for sound, values in maps.items():
                     maxima[name][_kind(sound)].append(in_range(self.protocol, values).max((1, 2)))
-        return {name: false_alarms.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
-                for name, kinds in maxima.items()}
+        return {
+            name: false_alarms.universal_threshold({kind: np.concatenate(values) for kind, values in kinds.items()})
+            for name, kinds in maxima.items()
+        }
 
-    def columns(self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping,
-                title: str) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int], dict]:
+    def columns(
+        self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping, title: str
+    ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int], dict]:
         """{predictor: {column: (N,) per-sample values, NaN where a sample has none}}, size of the images, and
         {published protocol: {predictor: what it computes}}."""
         out: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.predictors}
-        totals = {protocol.name: {name: self._total(protocol, thresholds.get(name)) for name in self.predictors}
-                  for protocol in self.published}
+        totals = {
+            protocol.name: {name: self._total(protocol, thresholds.get(name)) for name in self.predictors}
+            for protocol in self.published
+        }
         size, kinds = (0, 0), dict.fromkeys(map(_kind, negatives))
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = tuple(images.shape[-2:]), [sample_set.ids[i] for i in index]
@@ -204,18 +236,29 @@ class _Run:
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
                 positive = maps.pop("positive")
-                draws = [{kind: maps[sound] for kind, sound in zip(kinds, _sounds(kinds, seed, self.seeds))}
-                         for seed in self.seeds]
+                draws = [
+                    {kind: maps[sound] for kind, sound in zip(kinds, _sounds(kinds, seed, self.seeds))}
+                    for seed in self.seeds
+                ]
                 threshold = thresholds[name].value if thresholds else None
                 for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
                 for total in (by[name] for by in totals.values()):
-                    for draw in draws if total.threshold is not None else draws[:1]:    # samples of all draws together
-                        total.update(positive, boxes, ids=ids, sounding=boxes.any((1, 2)), negatives=draw,
-                                     image_ids=[sample_set.image_ids[i] for i in index],
-                                     prior=objects if name == "model" else None)
-        return out, size, {protocol: {name: total.compute() for name, total in by.items()}
-                           for protocol, by in totals.items()}
+                    for draw in draws if total.threshold is not None else draws[:1]:  # samples of all draws together
+                        total.update(
+                            positive,
+                            boxes,
+                            ids=ids,
+                            sounding=boxes.any((1, 2)),
+                            negatives=draw,
+                            image_ids=[sample_set.image_ids[i] for i in index],
+                            prior=objects if name == "model" else None,
+                        )
+        return (
+            out,
+            size,
+            {protocol: {name: total.compute() for name, total in by.items()} for protocol, by in totals.items()},
+        )
 
     def _total(self, protocol: Protocol, chosen: false_alarms.UniversalThreshold | None) -> Accumulator:
         """chosen: the universal threshold, in cosines."""
@@ -223,8 +266,14 @@ class _Run:
             return Accumulator(protocol)
         return Accumulator(protocol, threshold=float(in_range(protocol, np.full((1, 1, 1), chosen.value))[0, 0, 0]))
 
-    def _score(self, positive: np.ndarray, negatives: dict[str, np.ndarray], boxes: np.ndarray, masks: list,
-               threshold: float | None) -> dict[str, np.ndarray]:
+    def _score(
+        self,
+        positive: np.ndarray,
+        negatives: dict[str, np.ndarray],
+        boxes: np.ndarray,
+        masks: list,
+        threshold: float | None,
+    ) -> dict[str, np.ndarray]:
         out = score(self.protocol, positive, boxes, negatives=negatives, threshold=threshold)["audio_visual"]
         have = np.array([mask is not None for mask in masks])
         if have.any():
@@ -247,8 +296,10 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
     masks = [sample_set.mask(int(i)) for i in index]
     for i, truth, mask in zip(index, boxes, masks):
         if truth.shape != size or (mask is not None and mask.shape != size):
-            raise ValueError(f"set {title!r}, sample {sample_set.ids[i]!r}: expected ground truth of the image's "
-                             f"size {size}, got {truth.shape}" + ("" if mask is None else f", mask {mask.shape}"))
+            raise ValueError(
+                f"set {title!r}, sample {sample_set.ids[i]!r}: expected ground truth of the image's "
+                f"size {size}, got {truth.shape}" + ("" if mask is None else f", mask {mask.shape}")
+            )
     return np.stack(boxes), masks
 
 
@@ -278,36 +329,50 @@ def _kind(sound: str) -> str:
     return sound.partition("/")[0]
 
 
-def _negatives(sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int],
-               notes: list[str]) -> dict[str, Callable]:
+def _negatives(
+    sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int], notes: list[str]
+) -> dict[str, Callable]:
     """{sound: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
     if "offscreen" in kinds and (None in sample_set.categories or not all(sample_set.visible)):
         notes.append(f"set {name}: no off-screen sounds, because not every sample says which categories it shows")
         kinds = [kind for kind in kinds if kind != "offscreen"]
-    return {sound: draw(sample_set, name, kind, seed).spectrograms
-            for seed in seeds for kind, sound in zip(kinds, _sounds(kinds, seed, seeds))}
+    return {
+        sound: draw(sample_set, name, kind, seed).spectrograms
+        for seed in seeds
+        for kind, sound in zip(kinds, _sounds(kinds, seed, seeds))
+    }
 
 
 def by_seed(sample_set: "SampleSet", name: str, kind: str, seed: int):
     """Negatives by set, kind and seed alone."""
     from ..data.negatives import negatives
+
     return negatives(sample_set, kind, seed)
 
 
-def retrieval(localizer: Localizer, sample_set: "SampleSet", *, similarity: str = "auto", batch_size: int = 64,
-              workers: int = 0, progress: bool = False) -> dict:
+def retrieval(
+    localizer: Localizer,
+    sample_set: "SampleSet",
+    *,
+    similarity: str = "auto",
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> dict:
     """R@k both ways among all samples of a set, by the localizer's score of that name.
 
     -> {"n": N, "instance": {"a2i": {"r1": ...}, "i2a": ...}, "class": ...}. Instance: right is what has the query's
     image id. Class: the sound's category is among those visible in the image; left out where a sample has no category.
     Memory: the N x N scores and the sounds' features; images are streamed.
     """
-    loading = dict(batch_size=batch_size, workers=workers, progress=progress)
+    loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
     with inference(localizer):
         parts = [_audio(localizer, sounds) for _, _, sounds in batches(sample_set, title="sounds", **loading)]
         audio = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        rows = [localizer.retrieval(_visual(localizer, images), audio, similarity=similarity)
-                for _, images, _ in batches(sample_set, title="retrieval", **loading)]
+        rows = [
+            localizer.retrieval(_visual(localizer, images), audio, similarity=similarity)
+            for _, images, _ in batches(sample_set, title="retrieval", **loading)
+        ]
         scores = np.concatenate([metrics.array(row, "retrieval scores", 2) for row in rows])
     labels = {"instance": (sample_set.image_ids, sample_set.image_ids)}
     if None not in sample_set.categories:
@@ -315,16 +380,23 @@ def retrieval(localizer: Localizer, sample_set: "SampleSet", *, similarity: str 
         labels["class"] = (shown, sample_set.categories)
     out: dict = {"n": len(sample_set)}
     for hit, (images, sounds) in labels.items():
-        recalls = {"a2i": metrics.recall_at(scores.T, sounds, images, RECALLS),
-                   "i2a": metrics.recall_at(scores, images, sounds, RECALLS)}
+        recalls = {
+            "a2i": metrics.recall_at(scores.T, sounds, images, RECALLS),
+            "i2a": metrics.recall_at(scores, images, sounds, RECALLS),
+        }
         out[hit] = {way: {f"r{k}": rate for k, rate in recall.items()} for way, recall in recalls.items()}
     return out
 
 
 def versions() -> dict[str, str]:
     from .. import __version__
-    return {"ssl_fast": __version__, "torch": torch.__version__, "numpy": np.__version__,
-            "python": platform.python_version()}
+
+    return {
+        "ssl_fast": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def _pick(argument: str, name: str | None, preferred: str, test_sets: Mapping) -> str:
@@ -344,24 +416,40 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
             raise ValueError(f"set {name!r}: expected ground truth (boxes or masks) to evaluate against, it has none")
         both = [] if validation is None else sorted(set(validation.ids) & set(sample_set.ids))
         if both:
-            raise ValueError(f"validation: expected samples that are not tested, {len(both)} are in set {name!r}: "
-                             f"{', '.join(map(repr, both[:3]))}{' ...' if len(both) > 3 else ''}")
+            raise ValueError(
+                f"validation: expected samples that are not tested, {len(both)} are in set {name!r}: "
+                f"{', '.join(map(repr, both[:3]))}{' ...' if len(both) > 3 else ''}"
+            )
     unknown = [kind for kind in negatives if kind not in NEGATIVES]
     if unknown:
         raise ValueError(f"negatives: expected kinds among {NEGATIVES}, got {unknown}")
 
 
-def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets: Mapping[str, "SampleSet"], *,
-             validation: "SampleSet | None" = None, batch_size: int = 64, progress: bool = True,
-             protocol: Protocol = Protocol(), published: Sequence[str | Protocol] = (), prior: Baseline | None = None,
-             baselines: Mapping[str, Baseline] | None = None, negatives: Sequence[str] = NEGATIVES,
-             seeds: Sequence[int] | None = None, draw: Draw = by_seed, interactive_on: str | None = None,
-             retrieval_on: str | None = None, similarity: str = "auto", workers: int = 0) -> Results:
+def evaluate(
+    localizer: "Localizer | MapFunction | str | os.PathLike",
+    test_sets: Mapping[str, "SampleSet"],
+    *,
+    validation: "SampleSet | None" = None,
+    batch_size: int = 64,
+    progress: bool = True,
+    protocol: Protocol = Protocol(),
+    published: Sequence[str | Protocol] = (),
+    prior: Baseline | None = None,
+    baselines: Mapping[str, Baseline] | None = None,
+    negatives: Sequence[str] = NEGATIVES,
+    seeds: Sequence[int] | None = None,
+    draw: Draw = by_seed,
+    interactive_on: str | None = None,
+    retrieval_on: str | None = None,
+    similarity: str = "auto",
+    workers: int = 0,
+) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
     baselines beside it.
 
-    localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no retrieval.
-    validation: the universal threshold (vssl_eval) is chosen on its negatives. Without it the threshold comes from each
+    localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no
+    retrieval. validation: the universal threshold (vssl_eval) is chosen on its negatives. Without it the threshold
+    comes from each
         test set's own negatives, and whatever depends on it has `test_threshold` in its name instead of `universal`.
     published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
     prior: images -> object maps, which these protocols mix with the model's (`models.object_prior`).
@@ -384,7 +472,7 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
     predictors = {"model": predictor_of(localizer)}
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
-    loading = dict(batch_size=batch_size, workers=workers, progress=progress)
+    loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
     rule = "universal" if validation is not None else "test_threshold"
     run = _Run(predictors, protocol, rule, published, seeds, prior, **loading)
     notes: list[str] = []
@@ -400,24 +488,41 @@ def evaluate(localizer: "Localizer | MapFunction | str | os.PathLike", test_sets
             columns, size, computed[name] = run.columns(sample_set, drawn, thresholds, name)
             tables[name] = _set_table(sample_set, columns, size, dict.fromkeys(map(_kind, drawn)))
             values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
-            samples[name] = {"id": list(sample_set.ids), "image_id": list(sample_set.image_ids),
-                             "category": list(sample_set.categories),
-                             **{column: v.tolist() for column, v in values.items()}}
+            samples[name] = {
+                "id": list(sample_set.ids),
+                "image_id": list(sample_set.image_ids),
+                "category": list(sample_set.categories),
+                **{column: v.tolist() for column, v in values.items()},
+            }
         recalls = {}
         if hasattr(localizer, "retrieval"):
-            recalls = {"similarity": similarity,
-                       **retrieval(localizer, test_sets[retrieval_on], similarity=similarity, **loading)}
+            recalls = {
+                "similarity": similarity,
+                **retrieval(localizer, test_sets[retrieval_on], similarity=similarity, **loading),
+            }
         else:
             notes.append("no retrieval, because the model gives maps alone")
     if recalls and "class" not in recalls:
         notes.append(f"set {retrieval_on}: no retrieval by class, because not every sample has a category")
-    results = Results({
-        "protocol": protocol.record(), "seeds": seeds, "versions": versions(), "notes": notes,
-        "interactive_on": interactive_on, "sets": tables, "protocols": computed,
-        "retrieval": {"set": retrieval_on, **recalls} if recalls else {},
-        "universal_threshold": {"chosen_on": "validation" if validation is not None else "test", "by_set": {
-            name: {predictor: t._asdict() for predictor, t in by.items()} for name, by in chosen.items()}},
-    }, samples=samples)
+    results = Results(
+        {
+            "protocol": protocol.record(),
+            "seeds": seeds,
+            "versions": versions(),
+            "notes": notes,
+            "interactive_on": interactive_on,
+            "sets": tables,
+            "protocols": computed,
+            "retrieval": {"set": retrieval_on, **recalls} if recalls else {},
+            "universal_threshold": {
+                "chosen_on": "validation" if validation is not None else "test",
+                "by_set": {
+                    name: {predictor: t._asdict() for predictor, t in by.items()} for name, by in chosen.items()
+                },
+            },
+        },
+        samples=samples,
+    )
     results.update(flat_keys(results))
     return results
 
@@ -426,6 +531,12 @@ def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[in
     rows = {name: table(values, sample_set.image_ids) for name, values in columns.items()}
     sounds = Counter(sample_set.image_ids)
     maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in kinds}
-    return {"n": len(sample_set), "images": len(sounds), "interactive_images": sum(n > 1 for n in sounds.values()),
-            "size": list(size), "model": rows.pop("model"), "baselines": rows,
-            "map_maxima": {kind: np.percentile(v, (0, 25, 50, 75, 100)).tolist() for kind, v in maxima.items()}}
+    return {
+        "n": len(sample_set),
+        "images": len(sounds),
+        "interactive_images": sum(n > 1 for n in sounds.values()),
+        "size": list(size),
+        "model": rows.pop("model"),
+        "baselines": rows,
+        "map_maxima": {kind: np.percentile(v, (0, 25, 50, 75, 100)).tolist() for kind, v in maxima.items()},
+    }

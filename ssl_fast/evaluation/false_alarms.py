@@ -15,7 +15,7 @@ from .metrics import THRESHOLDS, above, area_under, auc, check_values, ratio
 
 class UniversalThreshold(typing.NamedTuple):
     value: float
-    third_quartiles: dict[str, float]   # of the maxima, for each kind of negative
+    third_quartiles: dict[str, float]  # of the maxima, for each kind of negative
 
 
 def universal_threshold(maxima: Mapping[str, np.ndarray]) -> UniversalThreshold:
@@ -44,13 +44,15 @@ def map_iou(first, second) -> np.ndarray:
     """bool (N, H, W) twice -> float64 (N,): agreement of two predictions of the same image."""
     first, second = np.asarray(first), np.asarray(second)
     if first.dtype != bool or second.dtype != bool or first.shape != second.shape or first.ndim != 3:
-        raise TypeError(f"second: expected bool (N, H, W) twice alike, got {first.dtype} {first.shape} and "
-                        f"{second.dtype} {second.shape}")
-    return ratio((first & second).sum((1, 2)), (first | second).sum((1, 2)), empty=1.)
+        raise TypeError(
+            f"second: expected bool (N, H, W) twice alike, got {first.dtype} {first.shape} and "
+            f"{second.dtype} {second.shape}"
+        )
+    return ratio((first & second).sum((1, 2)), (first | second).sum((1, 2)), empty=1.0)
 
 
 def harmonic(a: float, b: float) -> float:
-    return 2 * a * b / (a + b) if a + b else 0.
+    return 2 * a * b / (a + b) if a + b else 0.0
 
 
 def figures(iou, areas: Mapping[str, np.ndarray], overlaps: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -62,10 +64,13 @@ def figures(iou, areas: Mapping[str, np.ndarray], overlaps: Mapping[str, np.ndar
     """
     pias, aucs = ({kind: f(a) for kind, a in areas.items()} for f in (lambda a: float(np.mean(a)), auc_n))
     pairs = [float(np.mean(v)) for key, v in overlaps.items() if key not in areas]
-    return {"mean_iou": float(check_values(iou).mean()), "auc": auc(iou),
-            **{f"pia_{kind}": value for kind, value in pias.items()},
-            **{f"auc_n_{kind}": value for kind, value in aucs.items()},
-            **{f"overlap_{key}": float(np.mean(v)) for key, v in overlaps.items()},
-            **({"overlap_negatives": float(np.mean(pairs))} if pairs else {}),
-            "f_loc": harmonic(float(np.mean(iou)), 1 - float(np.mean([*pias.values()]))),
-            "f_auc": harmonic(auc(iou), float(np.mean([*aucs.values()])))}
+    return {
+        "mean_iou": float(check_values(iou).mean()),
+        "auc": auc(iou),
+        **{f"pia_{kind}": value for kind, value in pias.items()},
+        **{f"auc_n_{kind}": value for kind, value in aucs.items()},
+        **{f"overlap_{key}": float(np.mean(v)) for key, v in overlaps.items()},
+        **({"overlap_negatives": float(np.mean(pairs))} if pairs else {}),
+        "f_loc": harmonic(float(np.mean(iou)), 1 - float(np.mean([*pias.values()]))),
+        "f_auc": harmonic(auc(iou), float(np.mean([*aucs.values()]))),
+    }

@@ -15,7 +15,7 @@ import torch
 from ..ops import checks
 from . import metrics
 
-KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")     # in the order of csrc/params.h
+KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")  # in the order of csrc/params.h
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,16 @@ class Rule:
     name: str
     kind: str = "fraction"
     comparison: str = "exact"
-    fraction: float = .5
+    fraction: float = 0.5
     value: float | None = None
 
     def __post_init__(self):
-        allowed = {kind: COMPARISONS[kind == "value":] for kind in KINDS}
+        allowed = {kind: COMPARISONS[kind == "value" :] for kind in KINDS}
         if self.comparison not in allowed.get(self.kind, ()):
-            raise ValueError(f"rule {self.name!r}: expected kind and comparison among {allowed}, "
-                             f"got {self.kind!r}, {self.comparison!r}")
+            raise ValueError(
+                f"rule {self.name!r}: expected kind and comparison among {allowed}, "
+                f"got {self.kind!r}, {self.comparison!r}"
+            )
         if self.value is not None and not math.isfinite(self.value):
             raise ValueError(f"rule {self.name!r}: expected a finite value, got {self.value}")
         if not 0 < self.fraction <= 1:
@@ -84,11 +86,11 @@ class Rule:
 class Counts(typing.NamedTuple):
     """Of N images with K maps each (the first one is compared with the ground truth) under R rules."""
 
-    hit: np.ndarray         # float64 (N, R): sum of weights of ground truth under the prediction
-    false: np.ndarray       # float64 (N, R): predicted pixels without ground truth
-    weight: np.ndarray      # float64 (N,): sum of weights
-    objects: np.ndarray     # int64 (N,): pixels with ground truth
-    shared: np.ndarray | None   # int64 (N, K, K): pixels strictly above `value` in both maps; None without a value
+    hit: np.ndarray  # float64 (N, R): sum of weights of ground truth under the prediction
+    false: np.ndarray  # float64 (N, R): predicted pixels without ground truth
+    weight: np.ndarray  # float64 (N,): sum of weights
+    objects: np.ndarray  # int64 (N,): pixels with ground truth
+    shared: np.ndarray | None  # int64 (N, K, K): pixels strictly above `value` in both maps; None without a value
 
     def iou(self, empty: float) -> np.ndarray:
         """Consensus IoU (N, R); `empty` where nothing is predicted and nothing there."""
@@ -97,11 +99,12 @@ class Counts(typing.NamedTuple):
     def map_iou(self, first: int, second: int) -> np.ndarray:
         """(N,): agreement of two maps above `value`; two empty ones agree."""
         both = self.shared[:, first, second]
-        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.)
+        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.0)
 
 
-def counts_of_pixels(full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule],
-                     value: float | None = None) -> Counts:
+def counts_of_pixels(
+    full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None = None
+) -> Counts:
     """K maps (N, H, W) at the size of the ground truth (N, H, W) -> `Counts`. value: the universal threshold."""
     truth = metrics.check_truth(truth, full[0].shape)
     objects = np.array([np.count_nonzero(image) for image in truth], np.int64)
@@ -126,31 +129,63 @@ def _taps(cells: int, pixels: int, upsampling: Upsampling) -> tuple[np.ndarray, 
     return first, np.take_along_axis(matrix, first[:, None] + np.arange(taps), 1)
 
 
-def _compiled(maps: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None,
-              upsampling: Sequence[Upsampling]) -> Counts:
-    low = np.ascontiguousarray(np.stack(maps, 1))      # stacking keeps the order of transposed maps
+def _compiled(
+    maps: Sequence[np.ndarray],
+    truth: np.ndarray,
+    rules: Sequence[Rule],
+    value: float | None,
+    upsampling: Sequence[Upsampling],
+) -> Counts:
+    low = np.ascontiguousarray(np.stack(maps, 1))  # stacking keeps the order of transposed maps
     truth = np.ascontiguousarray(truth, bool if truth.dtype == bool else np.float32)
     n, k = low.shape[:2]
-    found = Counts(*(np.empty((n, len(rules))) for _ in range(2)), np.empty(n), np.empty(n, np.int64),
-                   None if value is None else np.empty((n, k, k), np.int64))
-    axes = [[_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)]
-            for up in (upsampling[0], upsampling[-1])]
+    found = Counts(
+        *(np.empty((n, len(rules))) for _ in range(2)),
+        np.empty(n),
+        np.empty(n, np.int64),
+        None if value is None else np.empty((n, k, k), np.int64),
+    )
+    axes = [
+        [_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])
+    ]
     pixels = math.prod(truth.shape[1:])
     checks.extension.map_metrics(
-        (*low.shape, *truth.shape[1:]), low=low.ctypes.data, truth=truth.ctypes.data, bytes=truth.dtype == bool,
+        (*low.shape, *truth.shape[1:]),
+        low=low.ctypes.data,
+        truth=truth.ctypes.data,
+        bytes=truth.dtype == bool,
         resize=[[(first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair] for pair in axes],
-        rules=[(KINDS.index(rule.kind), COMPARISONS.index(rule.comparison), rule.share(pixels),
-                0. if rule.kind != "value" else rule.value if rule.value is not None else value) for rule in rules],
-        value=value or 0., hit=found.hit.ctypes.data, outside=found.false.ctypes.data, weight=found.weight.ctypes.data,
-        objects=found.objects.ctypes.data, shared=0 if value is None else found.shared.ctypes.data,
-        threads=torch.get_num_threads())
+        rules=[
+            (
+                KINDS.index(rule.kind),
+                COMPARISONS.index(rule.comparison),
+                rule.share(pixels),
+                0.0 if rule.kind != "value" else rule.value if rule.value is not None else value,
+            )
+            for rule in rules
+        ],
+        value=value or 0.0,
+        hit=found.hit.ctypes.data,
+        outside=found.false.ctypes.data,
+        weight=found.weight.ctypes.data,
+        objects=found.objects.ctypes.data,
+        shared=0 if value is None else found.shared.ctypes.data,
+        threads=torch.get_num_threads(),
+    )
     if (found.objects < 0).any():
         metrics.refuse_truth(found.objects < 0)
     return found
 
 
-def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | None = None, *,
-           upsampling: Sequence[Upsampling], backend: str = "auto") -> Counts:
+def counts(
+    maps: Sequence,
+    ground_truth,
+    rules: Sequence[Rule],
+    value: float | None = None,
+    *,
+    upsampling: Sequence[Upsampling],
+    backend: str = "auto",
+) -> Counts:
     """K maps (N, h, w), each with its up-sampling, and ground truth (N, H, W) -> `Counts`.
 
     `counts_of_pixels` of the up-sampled maps. The compiled kernel does the same without an up-sampled map in memory,
@@ -163,8 +198,9 @@ def counts(maps: Sequence, ground_truth, rules: Sequence[Rule], value: float | N
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     maps, truth = [metrics.check_maps(m) for m in maps], metrics.weights(ground_truth)
     if any(len(m) != len(truth) for m in maps):
-        raise ValueError(f"maps: expected {len(truth)} samples each to match ground_truth, "
-                         f"got {[len(m) for m in maps]}")
+        raise ValueError(
+            f"maps: expected {len(truth)} samples each to match ground_truth, got {[len(m) for m in maps]}"
+        )
     if (value is None and any(rule.universal for rule in rules)) or (value is not None and not math.isfinite(value)):
         raise ValueError(f"value: expected the universal threshold of the rules, a finite number, got {value}")
     reason = None

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 # floating products, as in all published evaluators (some lie one ulp above the decimal)
-THRESHOLDS = .05 * np.arange(21)
+THRESHOLDS = 0.05 * np.arange(21)
 
 
 def array(values, name: str, ndim: int | None = None) -> np.ndarray:
@@ -61,7 +61,7 @@ def check_truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
     ground_truth = array(ground_truth, "ground_truth", 3)
     if shape is not None and ground_truth.shape != tuple(shape):
         raise ValueError(f"ground_truth: expected shape {tuple(shape)}, got {ground_truth.shape}")
-    if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):     # a NaN fails both
+    if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):  # a NaN fails both
         refuse_truth((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)))
     return ground_truth
 
@@ -70,7 +70,7 @@ def weights(ground_truth) -> np.ndarray:
     """(N, H, W) floats, or bool where it is so: weights whose range is not checked yet."""
     if isinstance(ground_truth, torch.Tensor) and ground_truth.dtype == torch.bool:
         ground_truth = ground_truth.detach().cpu().numpy()
-    if getattr(ground_truth, "dtype", None) == bool and ground_truth.ndim == 3:
+    if isinstance(ground_truth, np.ndarray) and ground_truth.dtype == np.bool_ and ground_truth.ndim == 3:
         return ground_truth
     return array(ground_truth, "ground_truth", 3)
 
@@ -90,6 +90,7 @@ def check_values(values, name: str = "iou") -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ maps to predictions
 
+
 @functools.lru_cache(maxsize=64)
 def interpolation_matrix(cells: int, pixels: int, mode: str, align_corners: bool) -> np.ndarray:
     """(pixels, cells) float64: torch's interpolation along one axis as a matrix."""
@@ -98,8 +99,9 @@ def interpolation_matrix(cells: int, pixels: int, mode: str, align_corners: bool
     return columns.T.contiguous().numpy()
 
 
-def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool = False,
-             arithmetic: str = "exact") -> np.ndarray:
+def upsample(
+    maps, size, *, interpolation: str = "bilinear", align_corners: bool = False, arithmetic: str = "exact"
+) -> np.ndarray:
     """(N, h, w) -> (N, H, W) float32 (float64 for float64) as torch interpolates; size = (H, W) or one number.
 
     arithmetic: "exact": in float64, rounded once, map by map: a map comes out the same in any batch, and equal values
@@ -116,8 +118,10 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
     if arithmetic not in ("exact", "torch", "opencv"):
         raise ValueError(f"arithmetic: expected 'exact', 'torch' or 'opencv', got {arithmetic!r}")
     if arithmetic == "opencv" and (interpolation, align_corners) != ("bilinear", False):
-        raise ValueError(f"arithmetic: 'opencv' is bilinear without aligned corners, got {interpolation!r}, "
-                         f"align_corners={align_corners}")
+        raise ValueError(
+            f"arithmetic: 'opencv' is bilinear without aligned corners, got {interpolation!r}, "
+            f"align_corners={align_corners}"
+        )
     if maps.shape[1:] == size:
         return maps
     if arithmetic == "torch":
@@ -125,12 +129,13 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
         return full[:, 0].numpy()
     if arithmetic == "opencv":
         return _opencv(_opencv(maps.astype(np.float32), size[1]).swapaxes(1, 2), size[0]).swapaxes(1, 2)
-    rows, columns = (interpolation_matrix(cells, pixels, interpolation, align_corners)
-                     for cells, pixels in zip(maps.shape[1:], size))
+    rows, columns = (
+        interpolation_matrix(cells, pixels, interpolation, align_corners) for cells, pixels in zip(maps.shape[1:], size)
+    )
     full = np.empty((len(maps), *size), maps.dtype)
     for low, high in zip(maps, full):
         high[:] = rows @ low.astype(np.float64) @ columns.T
-        if interpolation == "bilinear":     # rounding may leave the range by an ulp
+        if interpolation == "bilinear":  # rounding may leave the range by an ulp
             np.clip(high, low.min(), low.max(), out=high)
     return full
 
@@ -138,7 +143,7 @@ def upsample(maps, size, *, interpolation: str = "bilinear", align_corners: bool
 def _opencv(maps: np.ndarray, pixels: int) -> np.ndarray:
     """(N, h, w) -> (N, h, pixels) float32: a + (b - a) t between neighbours along the rows, product and sum fused."""
     cells = maps.shape[2]
-    at = ((np.arange(pixels) + .5) * (cells / pixels) - .5).astype(np.float32).clip(0, cells - 1)
+    at = ((np.arange(pixels) + 0.5) * (cells / pixels) - 0.5).astype(np.float32).clip(0, cells - 1)
     left = np.floor(at).astype(int)
     a, b = maps[..., left], maps[..., np.minimum(left + 1, cells - 1)]
     return (a + (b - a).astype(np.float64) * (at - left.astype(np.float32))).astype(np.float32)
@@ -156,7 +161,7 @@ def largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
         elif k > 0:
             edge = np.partition(row, n - k)[n - k]
             np.greater(row, edge, out=predicted)
-            predicted[np.flatnonzero(row == edge)[:k - np.count_nonzero(predicted)]] = True
+            predicted[np.flatnonzero(row == edge)[: k - np.count_nonzero(predicted)]] = True
     return out.reshape(maps.shape)
 
 
@@ -166,13 +171,13 @@ def fraction_count(fraction: float, n: int) -> int:
     return math.ceil(fraction * n - 1e-9)
 
 
-def top_fraction(maps, fraction: float = .5) -> np.ndarray:
+def top_fraction(maps, fraction: float = 0.5) -> np.ndarray:
     """(N, H, W) -> bool (N, H, W): exactly k = ceil(fraction * H * W) highest pixels (25,088 of 224 x 224 at .5)."""
     maps = check_maps(maps)
     return largest(maps, np.full(len(maps), fraction_count(fraction, maps[0].size if len(maps) else 1)))
 
 
-def adaptive(maps, ground_truth, *, empty: float = .5) -> np.ndarray:
+def adaptive(maps, ground_truth, *, empty: float = 0.5) -> np.ndarray:
     """(N, H, W), (N, H, W) -> bool: exactly as many pixels as have ground truth > 0 (SSL-Align's adaptive threshold).
 
     Where the ground truth is empty the fraction `empty` of the image is predicted (the published rule), so that
@@ -204,6 +209,7 @@ def above(maps, threshold: float, *, strict: bool = True) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ per-sample values
 
+
 def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool (N, H, W), weights (N, H, W) -> float64 (N,) each: sum b·g, sum b·[g = 0], sum g."""
     prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
@@ -211,7 +217,7 @@ def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarra
         raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
     truth = check_truth(ground_truth, prediction.shape)
     out = np.empty((3, len(truth)))
-    for i, (b, g) in enumerate(zip(prediction, truth)):     # image by image: what a loop touches stays in cache
+    for i, (b, g) in enumerate(zip(prediction, truth)):  # image by image: what a loop touches stays in cache
         weights = g.astype(np.float64)
         out[:, i] = np.vdot(b.astype(np.float64), weights), np.count_nonzero(b & (g == 0)), weights.sum()
     return tuple(out)
@@ -223,7 +229,7 @@ def ratio(part, whole, empty: float) -> np.ndarray:
     return np.divide(part, whole, out=np.full(whole.shape, float(empty)), where=whole != 0)
 
 
-def consensus_iou(prediction, ground_truth, *, empty: float = 1.) -> np.ndarray:
+def consensus_iou(prediction, ground_truth, *, empty: float = 1.0) -> np.ndarray:
     """bool (N, H, W), weights (N, H, W) -> float64 (N,): sum b·g / (sum g + sum b·[g = 0]). Plain IoU where the
     weights are 0 and 1.
 
@@ -259,7 +265,8 @@ def points_at(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 # ------------------------------------------------------------------------------------------------ figures of a set
 
-def success_rate(iou, threshold: float = .5) -> float:
+
+def success_rate(iou, threshold: float = 0.5) -> float:
     """Fraction of samples with IoU >= threshold: what the field prints as "cIoU"."""
     return float((check_values(iou) >= threshold).mean())
 
@@ -287,9 +294,9 @@ def group_minimum(values, image_ids: Sequence) -> np.ndarray:
 
 
 class Interactive(typing.NamedTuple):
-    iiou: float     # fraction of images whose sounds are all localised (IoU >= .5)
-    iauc: float     # area under that fraction over the 21 thresholds
-    groups: int     # number of images
+    iiou: float  # fraction of images whose sounds are all localised (IoU >= .5)
+    iauc: float  # area under that fraction over the 21 thresholds
+    groups: int  # number of images
 
 
 def interactive(per_sample_iou, image_ids: Sequence) -> Interactive:
@@ -304,6 +311,7 @@ def interactive_pointing(hits, image_ids: Sequence) -> float:
 
 
 # ------------------------------------------------------------------------------------------------ retrieval
+
 
 def _one_hot(labels: Sequence, index: dict, name: str) -> torch.Tensor:
     sets = [label if isinstance(label, (set, frozenset)) else (label,) for label in labels]
@@ -334,21 +342,22 @@ def recall_ranks(scores, query_labels: Sequence, item_labels: Sequence) -> np.nd
             index.setdefault(member, len(index))
     queries, items = _one_hot(query_labels, index, "query_labels"), _one_hot(item_labels, index, "item_labels")
     ranks = np.zeros(len(scores), np.int64)
-    rows = max(1, (1 << 24) // max(1, scores.shape[1]))     # 64 MiB at a time
+    rows = max(1, (1 << 24) // max(1, scores.shape[1]))  # 64 MiB at a time
     for start in range(0, len(scores), rows):
-        part, right = scores[start:start + rows], (queries[start:start + rows] @ items.T).numpy() > 0
+        part, right = scores[start : start + rows], (queries[start : start + rows] @ items.T).numpy() > 0
         if np.isnan(part).any():
             raise ValueError(f"scores: query {start + int(np.isnan(part).any(1).argmax())} has a NaN")
         if not right.any(1).all():
             i = start + int(right.any(1).argmin())
             raise ValueError(f"query_labels: no item has the label {query_labels[i]!r} of query {i}")
         best = np.where(right, part, -np.inf).max(1, keepdims=True)
-        ranks[start:start + rows] = np.count_nonzero((part >= best) & ~right, axis=1)
+        ranks[start : start + rows] = np.count_nonzero((part >= best) & ~right, axis=1)
     return ranks
 
 
-def recall_at(scores, query_labels: Sequence, item_labels: Sequence,
-              ks: Sequence[int] = (1, 5, 10)) -> dict[int, float]:
+def recall_at(
+    scores, query_labels: Sequence, item_labels: Sequence, ks: Sequence[int] = (1, 5, 10)
+) -> dict[int, float]:
     """R@k: fraction of queries with a right item among the k best. Label = image id (instance) or category (class)."""
     ranks = recall_ranks(scores, query_labels, item_labels)
     if not len(ranks):

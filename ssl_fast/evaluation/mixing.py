@@ -11,8 +11,8 @@ import numpy as np
 
 from .metrics import check_maps
 
-FIELD_CHANNELS = 512    # of the ResNet-18 features behind every published object prior
-PRIOR_RANGE = 2.5       # by which SLAVC divides the mean of these features
+FIELD_CHANNELS = 512  # of the ResNet-18 features behind every published object prior
+PRIOR_RANGE = 2.5  # by which SLAVC divides the mean of these features
 
 
 def min_max(maps) -> np.ndarray:
@@ -42,10 +42,13 @@ def unit_range(maps) -> np.ndarray:
 
 # By the name under which a protocol asks for them.
 NORMALISATIONS: dict[str, Callable] = {
-    "none": check_maps, "min_max": min_max, "min_max_flipped": min_max_flipped, "unit": unit_range,
-    "prior_range": lambda maps: check_maps(maps) / PRIOR_RANGE,         # SLAVC
-    "channel_sum": lambda maps: check_maps(maps) * FIELD_CHANNELS,      # a mean over channels to the L1 norm
-    "two_cosines": lambda maps: check_maps(maps) * 2,                   # a mean of SLAVC's two cosines to their sum
+    "none": check_maps,
+    "min_max": min_max,
+    "min_max_flipped": min_max_flipped,
+    "unit": unit_range,
+    "prior_range": lambda maps: check_maps(maps) / PRIOR_RANGE,  # SLAVC
+    "channel_sum": lambda maps: check_maps(maps) * FIELD_CHANNELS,  # a mean over channels to the L1 norm
+    "two_cosines": lambda maps: check_maps(maps) * 2,  # a mean of SLAVC's two cosines to their sum
 }
 
 # Before up-sampling or after it: the same, but for rounding.
@@ -56,7 +59,8 @@ def mix(audio_visual, prior, alpha: float) -> np.ndarray:
     """alpha · audio-visual + (1 - alpha) · object prior, both (N, h, w) and already in their ranges.
 
     EZ-VSL, FNAC: `min_max` of both, alpha .4; SLAVC: `fixed_range` and x / 2.5, alpha .4 (.9 in its scripts);
-    SSL-Align: as EZ-VSL; vssl_eval: as they are, .4; VSL of the IPOL note (eq. 7): the sum of two cosines and the L1 norm.
+    SSL-Align: as EZ-VSL; vssl_eval: as they are, .4; VSL of the IPOL note (eq. 7): the sum of two cosines and the L1
+    norm.
     """
     audio_visual, prior = check_maps(audio_visual, name="audio_visual"), check_maps(prior, name="prior")
     if audio_visual.shape != prior.shape:

@@ -25,12 +25,12 @@ class Tile:
     image: np.ndarray
     map: np.ndarray
     ground_truth: np.ndarray
-    sound: str                              # "positive" or the kind of negative
-    category: str | None                    # of what is heard, where known
-    sample: str                             # id
+    sound: str  # "positive" or the kind of negative
+    category: str | None  # of what is heard, where known
+    sample: str  # id
     image_id: str
-    iou: float | None = None                # adaptive threshold
-    waveform: np.ndarray | None = None      # float32 (samples,) in [-1, 1]
+    iou: float | None = None  # adaptive threshold
+    waveform: np.ndarray | None = None  # float32 (samples,) in [-1, 1]
     sample_rate: int = 16000
 
 
@@ -42,9 +42,19 @@ class Row:
     common_scale: bool = False
 
 
-def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, name: str, *, pairs: int = 4,
-            negatives: int = 3, extremes: int = 4, random: int = 4, seed: int = 0,
-            draw: Draw = by_seed) -> dict[str, list[Row]]:
+def collect(
+    localizer: Localizer,
+    sample_set: "SampleSet",
+    results: Results,
+    name: str,
+    *,
+    pairs: int = 4,
+    negatives: int = 3,
+    extremes: int = 4,
+    random: int = 4,
+    seed: int = 0,
+    draw: Draw = by_seed,
+) -> dict[str, list[Row]]:
     """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
 
     Row of "two_sounds": all sounds of one image (none where no image has two). Row of "negatives": a sample's own
@@ -64,17 +74,28 @@ def collect(localizer: Localizer, sample_set: "SampleSet", results: Results, nam
     seed = results["protocol"]["negatives_seed"]
     sounds = {kind: kind if len(results["seeds"]) == 1 else f"{kind}/{seed}" for kind in kinds}
     tile = _Tiles(localizer, sample_set, columns, sounds, lambda kind: draw(sample_set, name, kind, seed))
-    out = {"two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
-           "negatives": [Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
-                         for i in rng.permutation(len(sample_set))[:negatives].tolist() if kinds]}
+    out = {
+        "two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
+        "negatives": [
+            Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
+            for i in rng.permutation(len(sample_set))[:negatives].tolist()
+            if kinds
+        ],
+    }
     return out | {section: [Row((tile(i),)) for i in members.tolist()] for section, members in chosen.items()}
 
 
 class _Tiles:
     """Makes tiles of a set; each kind of negative is drawn once."""
 
-    def __init__(self, localizer: Localizer, sample_set: "SampleSet", columns: Mapping[str, Sequence],
-                 sounds: Mapping[str, str], draw):
+    def __init__(
+        self,
+        localizer: Localizer,
+        sample_set: "SampleSet",
+        columns: Mapping[str, Sequence],
+        sounds: Mapping[str, str],
+        draw,
+    ):
         self.predict, self.localizer = predictor_of(localizer), localizer
         self.set, self.columns, self.sounds, self.draw, self.drawn = sample_set, columns, sounds, draw, {}
 
@@ -93,5 +114,15 @@ class _Tiles:
         with inference(self.localizer):
             sound = self.sounds.get(kind, kind)
             maps = self.predict(image[None], {sound: spectrogram}, [name])[sound]
-        return Tile(image.permute(1, 2, 0).numpy(), metrics.check_maps(maps, [name])[0], truth, kind, category, name,
-                    self.set.image_ids[i], iou, waveform, self.set.front_end.sample_rate)
+        return Tile(
+            image.permute(1, 2, 0).numpy(),
+            metrics.check_maps(maps, [name])[0],
+            truth,
+            kind,
+            category,
+            name,
+            self.set.image_ids[i],
+            iou,
+            waveform,
+            self.set.front_end.sample_rate,
+        )

@@ -32,24 +32,26 @@ class Protocol:
 
     name: str = "default"
     positive: Upsampling = Upsampling()
-    negative: Upsampling = Upsampling()         # of maps under negative sounds
-    prior: Upsampling = Upsampling()            # of the object prior
-    tau: float | None = None                    # SLAVC
-    normalisation: str = "none"                 # of `mixing.NORMALISATIONS`
+    negative: Upsampling = Upsampling()  # of maps under negative sounds
+    prior: Upsampling = Upsampling()  # of the object prior
+    tau: float | None = None  # SLAVC
+    normalisation: str = "none"  # of `mixing.NORMALISATIONS`
     prior_normalisation: str = "none"
-    alpha: float = .4                           # weight of the audio-visual map in the mixture
+    alpha: float = 0.4  # weight of the audio-visual map in the mixture
     after: str = "none"
     rules: tuple[Rule, ...] = (Rule("adaptive", "truth"), Rule("top50"), Rule("universal", "value", ">"))
-    empty: float = 1.                           # IoU of nothing predicted where nothing is
-    figures: tuple[str, ...] = ("localization",)    # of `FIGURES`
-    grouped: bool = False                       # whether image_ids must be given, for IIoU
-    negatives_seed: int = 0                     # of the noise and of the draw of off-screen sounds
+    empty: float = 1.0  # IoU of nothing predicted where nothing is
+    figures: tuple[str, ...] = ("localization",)  # of `FIGURES`
+    grouped: bool = False  # whether image_ids must be given, for IIoU
+    negatives_seed: int = 0  # of the noise and of the draw of off-screen sounds
 
     def __post_init__(self):
         for step in ("normalisation", "prior_normalisation", "after"):
             if getattr(self, step) not in mixing.NORMALISATIONS:
-                raise ValueError(f"protocol {self.name!r}, {step}: expected one of {list(mixing.NORMALISATIONS)}, "
-                                 f"got {getattr(self, step)!r}")
+                raise ValueError(
+                    f"protocol {self.name!r}, {step}: expected one of {list(mixing.NORMALISATIONS)}, "
+                    f"got {getattr(self, step)!r}"
+                )
 
     def record(self) -> dict:
         """What a result file stores: plain lists, dicts, numbers and strings."""
@@ -76,38 +78,61 @@ UNIVERSAL = Rule("universal", "value", ">")
 
 
 def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps) -> Protocol:
-    return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0., **steps)
+    return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0.0, **steps)
 
 
 _lvs = _published("lvs", OPENCV, [TOP_STRICT], normalisation="min_max_flipped")
 _ez_vsl = _published("ez_vsl", CORNERS, [TOP], normalisation="min_max", prior_normalisation="min_max", after="min_max")
-_slavc = _published("slavc_extended", BICUBIC_CORNERS, [TOP], tau=.03, prior_normalisation="prior_range",
-                    after="min_max", figures=("detection",))
-_ssl_align = _published("ssl_align", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], normalisation="min_max_flipped",
-                        prior_normalisation="min_max_flipped", after="min_max", grouped=True)
+_slavc = _published(
+    "slavc_extended",
+    BICUBIC_CORNERS,
+    [TOP],
+    tau=0.03,
+    prior_normalisation="prior_range",
+    after="min_max",
+    figures=("detection",),
+)
+_ssl_align = _published(
+    "ssl_align",
+    CORNERS,
+    [TOP_STRICT, ADAPTIVE_STRICT],
+    normalisation="min_max_flipped",
+    prior_normalisation="min_max_flipped",
+    after="min_max",
+    grouped=True,
+)
 _vssl_eval = _published("vssl_eval", OPENCV, [ADAPTIVE_STRICT, UNIVERSAL], figures=("localization", "false_alarms"))
 
-PROTOCOLS: dict[str, Protocol] = {protocol.name: protocol for protocol in (
-    Protocol(),
-    _lvs,
-    replace(_lvs, name="ssl_tie"),
-    _ez_vsl,
-    replace(_ez_vsl, name="ez_vsl_validation", **_everywhere(BICUBIC)),     # during training; FNAC's too
-    replace(_ez_vsl, name="fnac"),
-    replace(_ez_vsl, name="fnac_second_pass", positive=BICUBIC, negative=BICUBIC),
-    replace(_slavc, name="slavc_validation", **_everywhere(BICUBIC), figures=("localization",)),
-    _slavc,                                                                 # with its flag --relative_prediction
-    replace(_slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=.5),)),
-    _ssl_align,                                                             # its own model and LVS elsewhere, EZ-VSL,
-    replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),     # SLAVC, FNAC; its own and LVS on VGG-SS,
-    replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),   # SSL-TIE
-    _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], figures=("segmentation",)),
-    _vssl_eval,                                                             # LVS, SSL-Align on VGG-SS; SSL-TIE
-    replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),        # LVS, SSL-Align on IS3
-    replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),     # EZ-VSL, SLAVC, FNAC
-    Protocol("vsl_paper", normalisation="two_cosines", prior_normalisation="channel_sum",   # IPOL note, eq. 7
-             rules=(Rule("top50"),)),
-)}
+PROTOCOLS: dict[str, Protocol] = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(),
+        _lvs,
+        replace(_lvs, name="ssl_tie"),
+        _ez_vsl,
+        replace(_ez_vsl, name="ez_vsl_validation", **_everywhere(BICUBIC)),  # during training; FNAC's too
+        replace(_ez_vsl, name="fnac"),
+        replace(_ez_vsl, name="fnac_second_pass", positive=BICUBIC, negative=BICUBIC),
+        replace(_slavc, name="slavc_validation", **_everywhere(BICUBIC), figures=("localization",)),
+        _slavc,  # with its flag --relative_prediction
+        replace(
+            _slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=0.5),)
+        ),
+        _ssl_align,  # its own model and LVS elsewhere, EZ-VSL,
+        replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),  # SLAVC, FNAC; its own and LVS on VGG-SS,
+        replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),  # SSL-TIE
+        _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], figures=("segmentation",)),
+        _vssl_eval,  # LVS, SSL-Align on VGG-SS; SSL-TIE
+        replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),  # LVS, SSL-Align on IS3
+        replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
+        Protocol(
+            "vsl_paper",
+            normalisation="two_cosines",
+            prior_normalisation="channel_sum",  # IPOL note, eq. 7
+            rules=(Rule("top50"),),
+        ),
+    )
+}
 
 
 def protocol_of(protocol: "str | Protocol") -> Protocol:
@@ -126,15 +151,24 @@ def published_image_id(name: str) -> str:
 
 # ------------------------------------------------------------------------------------------------ per-sample values
 
+
 def in_range(protocol: Protocol, maps: np.ndarray, enlarge: Callable = lambda maps: maps) -> np.ndarray:
     """Cosines (N, h, w) in the units of the protocol's thresholds; up-sampled on the way, where `enlarge` does that."""
     full = enlarge(maps) if protocol.tau is None else mixing.fixed_range(enlarge(maps / protocol.tau), protocol.tau)
     return mixing.NORMALISATIONS[protocol.normalisation](full)
 
 
-def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapping[str, np.ndarray] = {},
-          threshold: float | None = None, ids: Sequence[str] | None = None,
-          backend: str = "auto") -> dict[str, dict[str, np.ndarray]]:
+def score(
+    protocol: Protocol,
+    maps,
+    ground_truth,
+    *,
+    prior=None,
+    negatives: Mapping[str, np.ndarray] = {},
+    threshold: float | None = None,
+    ids: Sequence[str] | None = None,
+    backend: str = "auto",
+) -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
 
     maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1] or bool; prior (N, h', w') mean activations;
@@ -151,26 +185,36 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
     low = dict(sounds) if prior is None else sounds | {"prior": metrics.check_maps(prior, ids, "prior")}
     for name, values in low.items():
         if len(values) != len(truth):
-            raise ValueError(f"maps under {name}: expected {len(truth)} samples to match ground_truth, "
-                             f"got {len(values)}")
+            raise ValueError(
+                f"maps under {name}: expected {len(truth)} samples to match ground_truth, got {len(values)}"
+            )
     size = truth.shape[1:]
     rules = [rule for rule in protocol.rules if not (rule.universal and threshold is None)]
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
     linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
     ranks = threshold is None and all(rule.kind != "value" for rule in rules)
     out = {}
-    if (prior is None and "detection" not in protocol.figures and (linear or ranks)
-            and {up.arithmetic for up in enlarge.values()} == {"exact"}):
+    if (
+        prior is None
+        and "detection" not in protocol.figures
+        and (linear or ranks)
+        and {up.arithmetic for up in enlarge.values()} == {"exact"}
+    ):
         # a linear range may as well come before up-sampling, and no other one changes the order of pixels
-        ranged = [mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
-                  for values in sounds.values()]
+        ranged = [
+            mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
+            for values in sounds.values()
+        ]
         found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
         out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
     else:
-        full = {"audio_visual": [in_range(protocol, values, partial(enlarge[kind], size=size))
-                                 for kind, values in sounds.items()]}
+        full = {
+            "audio_visual": [
+                in_range(protocol, values, partial(enlarge[kind], size=size)) for kind, values in sounds.items()
+            ]
+        }
         if prior is not None:
             one = mixing.NORMALISATIONS[protocol.prior_normalisation](protocol.prior(low["prior"], size))
             mixed = [mixing.mix(values, one, protocol.alpha) for values in full["audio_visual"]]
@@ -183,22 +227,30 @@ def score(protocol: Protocol, maps, ground_truth, *, prior=None, negatives: Mapp
                 out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
-            out[predictor] |= {"pointing": metrics.points_at(low[key], truth), "map_min": low[key].min((1, 2)),
-                               "map_max": low[key].max((1, 2))}
+            out[predictor] |= {
+                "pointing": metrics.points_at(low[key], truth),
+                "map_min": low[key].min((1, 2)),
+                "map_max": low[key].max((1, 2)),
+            }
     out["audio_visual"] |= {f"{kind}_max": sounds[kind].max((1, 2)) for kind in negatives}
     return out
 
 
-def _columns(protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str],
-             truth: np.ndarray) -> dict[str, np.ndarray]:
+def _columns(
+    protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str], truth: np.ndarray
+) -> dict[str, np.ndarray]:
     pixels = truth[0].size if len(truth) else 1
     out = {f"iou_{rule.name}": iou for rule, iou in zip(rules, found.iou(protocol.empty).T)}
     if found.shared is not None:
         out |= {f"pia_{kind}": found.shared[:, k, k] / pixels for k, kind in enumerate(kinds, 1)}
     if "false_alarms" in protocol.figures and found.shared is not None:
         out |= {f"overlap_{kind}": found.map_iou(0, k) for k, kind in enumerate(kinds, 1)}
-        out |= {f"overlap_{a}_{b}": found.map_iou(j, k)
-                for j, a in enumerate(kinds, 1) for k, b in enumerate(kinds, 1) if j < k}
+        out |= {
+            f"overlap_{a}_{b}": found.map_iou(j, k)
+            for j, a in enumerate(kinds, 1)
+            for k, b in enumerate(kinds, 1)
+            if j < k
+        }
     if "detection" in protocol.figures:
         out["objects"] = found.objects.astype(np.float64)
     if "segmentation" in protocol.figures:
@@ -213,19 +265,30 @@ def _columns(protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Se
 
 # ------------------------------------------------------------------------------------------------ figures of a set
 
+
 def _detection(columns: Mapping, rules: Sequence[str], sounding: np.ndarray) -> dict:
-    return {rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["objects"])
-            for rule in rules}
+    return {
+        rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["objects"])
+        for rule in rules
+    }
 
 
 def _segmentation(columns: Mapping, rules: Sequence[str]) -> dict:
-    return {rule: segmentation.figures(segmentation.Segmentation(
-        *(columns[f"segmentation_{key}_{rule}"] for key in segmentation.Segmentation._fields))) for rule in rules}
+    return {
+        rule: segmentation.figures(
+            segmentation.Segmentation(
+                *(columns[f"segmentation_{key}_{rule}"] for key in segmentation.Segmentation._fields)
+            )
+        )
+        for rule in rules
+    }
 
 
 def _false_alarms(columns: Mapping) -> dict:
-    areas, overlaps = ({key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
-                       for start in ("pia_", "overlap_"))
+    areas, overlaps = (
+        {key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
+        for start in ("pia_", "overlap_")
+    )
     if not areas:
         raise ValueError("negatives: expected maps under at least one kind of negative for false alarms, got none")
     return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
@@ -236,7 +299,8 @@ FIGURES: dict[str, Callable] = {
     "localization": lambda columns, rules, marks: table(columns, marks["image_ids"] or None),
     "detection": lambda columns, rules, marks: _detection(columns, rules, np.array(marks["sounding"])),
     "segmentation": lambda columns, rules, marks: _segmentation(columns, rules),
-    "false_alarms": lambda columns, rules, marks: _false_alarms(columns)}
+    "false_alarms": lambda columns, rules, marks: _false_alarms(columns),
+}
 
 
 class Accumulator:
@@ -250,8 +314,10 @@ class Accumulator:
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
         self.marks: dict[str, list] = {"image_ids": [], "sounding": []}
         if not {*self.protocol.figures} <= FIGURES.keys():
-            raise ValueError(f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
-                             f"got {self.protocol.figures}")
+            raise ValueError(
+                f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
+                f"got {self.protocol.figures}"
+            )
         if threshold is None and "false_alarms" in self.protocol.figures:
             raise ValueError(f"threshold: expected the universal one for protocol {self.protocol.name!r}, got None")
 
@@ -263,10 +329,13 @@ class Accumulator:
         for predictor in first | batch:
             expected, got = (sorted(columns.get(predictor, ())) for columns in (first, batch))
             if expected != got:
-                raise ValueError(f"update: expected the columns {expected} of {predictor!r} as in the first batch, "
-                                 f"got {got}")
-        for name, given, needed in (("image_ids", image_ids, self.protocol.grouped),
-                                    ("sounding", sounding, "detection" in self.protocol.figures)):
+                raise ValueError(
+                    f"update: expected the columns {expected} of {predictor!r} as in the first batch, got {got}"
+                )
+        for name, given, needed in (
+            ("image_ids", image_ids, self.protocol.grouped),
+            ("sounding", sounding, "detection" in self.protocol.figures),
+        ):
             if given is None and (needed or self.marks[name]):
                 raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
             if given is not None and len(given) != len(maps):
@@ -284,8 +353,10 @@ class Accumulator:
     @property
     def columns(self) -> dict[str, dict[str, np.ndarray]]:
         """{predictor: {column: (n,)}} of all batches."""
-        return {predictor: {key: np.concatenate([batch[predictor][key] for batch in self._batches]) for key in columns}
-                for predictor, columns in (self._batches[0] if self._batches else {}).items()}
+        return {
+            predictor: {key: np.concatenate([batch[predictor][key] for batch in self._batches]) for key in columns}
+            for predictor, columns in (self._batches[0] if self._batches else {}).items()
+        }
 
     def compute(self) -> dict:
         """{"protocol", "n", "threshold", "left_out" (rules without their threshold), "figures": {predictor: {family:
@@ -294,16 +365,33 @@ class Accumulator:
             raise ValueError("compute: expected at least one sample, got none")
         left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
         rules = [rule.name for rule in self.protocol.rules if rule.name not in left_out]
-        figures = {predictor: {family: FIGURES[family](columns, rules, self.marks) for family in self.protocol.figures}
-                   for predictor, columns in self.columns.items()}
-        return {"protocol": self.protocol.record(), "n": self.n, "threshold": self.threshold, "left_out": left_out,
-                "figures": figures}
+        figures = {
+            predictor: {family: FIGURES[family](columns, rules, self.marks) for family in self.protocol.figures}
+            for predictor, columns in self.columns.items()
+        }
+        return {
+            "protocol": self.protocol.record(),
+            "n": self.n,
+            "threshold": self.threshold,
+            "left_out": left_out,
+            "figures": figures,
+        }
 
 
-def run(protocol: str | Protocol, maps, ground_truth, *, prior=None,
-        negatives: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] = (),
-        image_ids: Sequence[str] | None = None, sounding=None, threshold: float | None = None,
-        ids: Sequence[str] | None = None, batch: int = 64, backend: str = "auto") -> dict:
+def run(
+    protocol: str | Protocol,
+    maps,
+    ground_truth,
+    *,
+    prior=None,
+    negatives: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] = (),
+    image_ids: Sequence[str] | None = None,
+    sounding=None,
+    threshold: float | None = None,
+    ids: Sequence[str] | None = None,
+    batch: int = 64,
+    backend: str = "auto",
+) -> dict:
     """A protocol on maps (N, h, w): `Accumulator.compute`, and `universal_threshold` with the quartiles it was chosen
     from.
 
@@ -315,15 +403,27 @@ def run(protocol: str | Protocol, maps, ground_truth, *, prior=None,
     draws = [negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}]
     chosen = None
     if threshold is None and draws[0] and any(rule.universal for rule in protocol.rules):
-        chosen = false_alarms.universal_threshold({
-            kind: np.concatenate([in_range(protocol, metrics.check_maps(draw[kind], ids, f"maps under {kind}"))
-                                  .max((1, 2)) for draw in draws]) for kind in draws[0]})
+        chosen = false_alarms.universal_threshold(
+            {
+                kind: np.concatenate(
+                    [
+                        in_range(protocol, metrics.check_maps(draw[kind], ids, f"maps under {kind}")).max((1, 2))
+                        for draw in draws
+                    ]
+                )
+                for kind in draws[0]
+            }
+        )
         threshold = chosen.value
     total = Accumulator(protocol, threshold=threshold, backend=backend)
     for draw in draws:
         for start in range(0, len(maps), batch):
             part = slice(start, start + batch)
             own = {"prior": prior, "image_ids": image_ids, "sounding": sounding, "ids": ids}
-            total.update(maps[part], ground_truth[part], negatives={kind: v[part] for kind, v in draw.items()},
-                         **{name: None if values is None else values[part] for name, values in own.items()})
+            total.update(
+                maps[part],
+                ground_truth[part],
+                negatives={kind: v[part] for kind, v in draw.items()},
+                **{name: None if values is None else values[part] for name, values in own.items()},
+            )
     return total.compute() | {"universal_threshold": None if chosen is None else chosen._asdict()}

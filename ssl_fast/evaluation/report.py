@@ -48,28 +48,51 @@ solid var(--line);padding-top:.6rem} .scale{height:.6rem;border-radius:.3rem;max
 background:linear-gradient(90deg,#0d0887,#6a00a8,#b12a90,#e16462,#fca636,#f0f921)}
 """
 
-TITLES = {"random": "random map", "objectness": "image-only object prior", "prior": "ImageNet object prior",
-          "mixed": "model mixed with it"}
+TITLES = {
+    "random": "random map",
+    "objectness": "image-only object prior",
+    "prior": "ImageNet object prior",
+    "mixed": "model mixed with it",
+}
 # Columns of the comparison, as far as a table has them: those that are always open, those behind a fold.
-MAIN = {"ciou_adaptive": "cIoU adaptive", "auc_adaptive": "AUC adaptive", "mean_iou_adaptive": "mean IoU adaptive",
-        "iiou_adaptive": "IIoU adaptive", "iauc_adaptive": "IAUC adaptive", "pointing": "pointing",
-        "interactive_pointing": "interactive pointing"}
-MORE = {"ciou_top50": "cIoU top 50 %", "auc_top50": "AUC top 50 %", "iiou_top50": "IIoU top 50 %",
-        "iauc_top50": "IAUC top 50 %", "ciou_universal": "cIoU universal", "mean_iou_universal": "mean IoU universal",
-        "ciou_test_threshold": "cIoU thr. of test set", "mean_iou_test_threshold": "mean IoU thr. of test set",
-        "ciou_adaptive_mask": "cIoU adaptive, masks", "iiou_adaptive_mask": "IIoU adaptive, masks"}
+MAIN = {
+    "ciou_adaptive": "cIoU adaptive",
+    "auc_adaptive": "AUC adaptive",
+    "mean_iou_adaptive": "mean IoU adaptive",
+    "iiou_adaptive": "IIoU adaptive",
+    "iauc_adaptive": "IAUC adaptive",
+    "pointing": "pointing",
+    "interactive_pointing": "interactive pointing",
+}
+MORE = {
+    "ciou_top50": "cIoU top 50 %",
+    "auc_top50": "AUC top 50 %",
+    "iiou_top50": "IIoU top 50 %",
+    "iauc_top50": "IAUC top 50 %",
+    "ciou_universal": "cIoU universal",
+    "mean_iou_universal": "mean IoU universal",
+    "ciou_test_threshold": "cIoU thr. of test set",
+    "mean_iou_test_threshold": "mean IoU thr. of test set",
+    "ciou_adaptive_mask": "cIoU adaptive, masks",
+    "iiou_adaptive_mask": "IIoU adaptive, masks",
+}
 PER_IMAGE = ("iiou_", "iauc_", "interactive_")
-COMPARING = ("two_sounds", "negatives")     # sections that compare sounds: one row of pictures for each image
+COMPARING = ("two_sounds", "negatives")  # sections that compare sounds: one row of pictures for each image
 SECTIONS = {
-    "two_sounds": ("The same image under its own sounds",
-                   "A localizer that hears moves the heat from one object to the other; one that has only learnt what "
-                   "objects look like shows the same map twice. Images drawn at random."),
-    "negatives": ("The same image under sounds of nothing in it",
-                  "All maps of a row share one colour scale: under silence, noise and the sound of something that is "
-                  "not in the image, nothing should light up. Samples drawn at random."),
+    "two_sounds": (
+        "The same image under its own sounds",
+        "A localizer that hears moves the heat from one object to the other; one that has only learnt what "
+        "objects look like shows the same map twice. Images drawn at random.",
+    ),
+    "negatives": (
+        "The same image under sounds of nothing in it",
+        "All maps of a row share one colour scale: under silence, noise and the sound of something that is "
+        "not in the image, nothing should light up. Samples drawn at random.",
+    ),
     "best": ("Best samples", "Highest IoU with the adaptive threshold."),
     "worst": ("Worst samples", "Lowest IoU with the adaptive threshold."),
-    "random": ("Random samples", "Drawn at random.")}
+    "random": ("Random samples", "Drawn at random."),
+}
 READING = """<p>The <b>adaptive</b> rule predicts as many pixels as the ground truth has, <b>top 50 %</b>
 half of the image, and <b>universal</b> all above one threshold; the ground truth is the box of the sounding
 object. <b>cIoU</b> is the share of samples with an IoU of at least .5, <b>AUC</b> that share averaged over
@@ -98,9 +121,11 @@ def _text(value) -> str:
 
 def _picture(light: str, dark: str, alt: str, caption: str = "", full: bool = False) -> str:
     caption = f"<figcaption>{_text(caption)}</figcaption>" if caption else ""
-    return (f'<figure class="chart{" full" if full else ""}"><picture>'
-            f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-            f'<img src="{light}" alt="{_text(alt)}"></picture>{caption}</figure>')
+    return (
+        f'<figure class="chart{" full" if full else ""}"><picture>'
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{_text(alt)}"></picture>{caption}</figure>'
+    )
 
 
 def _section(title: str, *parts: str) -> str:
@@ -115,23 +140,29 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, Iterable
         cells = "".join(f"<td>{cell}</td>" for cell in cells)
         body.append(f'<tr{mark}><th scope="row">{_text(title)}</th>{cells}</tr>')
     titles = "".join(f'<th scope="col">{_text(title)}</th>' for title in head)
-    return (f'<div class="wide" tabindex="0"><table><caption>{_text(caption)}</caption>\n'
-            f"<thead><tr>{titles}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>")
+    return (
+        f'<div class="wide" tabindex="0"><table><caption>{_text(caption)}</caption>\n'
+        f"<thead><tr>{titles}</tr></thead>\n<tbody>\n" + "\n".join(body) + "\n</tbody></table></div>"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ figures
+
 
 def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = None) -> str:
     rival = ""
     if deaf is not None:
         who = f" ({name_of(deaf[1])})" if deaf[0] else ""
         rival = f'<dd class="deaf"><small>best without hearing: {number(deaf[0])}{_text(who)}</small></dd>'
-    return (f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
-            f"<dd><small>{_text(note)}</small></dd></div>")
+    return (
+        f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
+        f"<dd><small>{_text(note)}</small></dd></div>"
+    )
 
 
 def _cards(results: Mapping) -> str:
     """Headline figures; beside each the best that a predictor without ears gets."""
+
     def measured(title, name, key, note, total):
         one = results["sets"][name]
         deaf = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
@@ -141,18 +172,29 @@ def _cards(results: Mapping) -> str:
     success = "samples with IoU ≥ .5, adaptive threshold"
     cards = [measured(f"Success rate on {name}", name, "ciou_adaptive", success, "n") for name in results["sets"]]
     if results["sets"][main]["interactive_images"]:
-        cards += [measured(f"{title} on {main}", main, key, note, "images") for title, key, note in (
-            ("Interactive IoU", "iiou_adaptive", "images whose sounds are all localised"),
-            ("Interactive pointing", "interactive_pointing", "images where each sound's maximum is in its object"))]
+        cards += [
+            measured(f"{title} on {main}", main, key, note, "images")
+            for title, key, note in (
+                ("Interactive IoU", "iiou_adaptive", "images whose sounds are all localised"),
+                ("Interactive pointing", "interactive_pointing", "images where each sound's maximum is in its object"),
+            )
+        ]
     if retrieval:
         hit = "class" if "class" in retrieval else "instance"
         among = f"retrieval by {hit} among {retrieval['n']} of {retrieval['set']}"
-        cards += [_card(f"{title} R@1", retrieval[hit][way]["r1"], among)
-                  for way, title in (("a2i", "Sound to image"), ("i2a", "Image to sound"))]
+        cards += [
+            _card(f"{title} R@1", retrieval[hit][way]["r1"], among)
+            for way, title in (("a2i", "Sound to image"), ("i2a", "Image to sound"))
+        ]
     alarms = [rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")]
     if alarms:
-        cards.append(_card(f"False alarms on {main}", max(alarms),
-                           "share of the image lit by the worst kind of negative sound; 0 is right"))
+        cards.append(
+            _card(
+                f"False alarms on {main}",
+                max(alarms),
+                "share of the image lit by the worst kind of negative sound; 0 is right",
+            )
+        )
     return f'<dl class="cards">{"".join(cards)}</dl>'
 
 
@@ -167,23 +209,36 @@ def _comparison(name: str, one: Mapping) -> str:
         if not one["interactive_images"]:
             columns = [key for key in columns if not key.startswith(PER_IMAGE)]
         rows = {"model": one["model"], **one["baselines"]}.items()
-        return _table(caption, ["", *(titles[key] for key in columns)],
-                      [(name_of(row), [cell(values, key) for key in columns]) for row, values in rows])
+        return _table(
+            caption,
+            ["", *(titles[key] for key in columns)],
+            [(name_of(row), [cell(values, key) for key in columns]) for row, values in rows],
+        )
 
     several = f", {one['interactive_images']} of them with several sounds" if one["interactive_images"] else ""
     title = f"{name}: {one['n']} samples, {one['images']} images{several}"
-    return (part(MAIN, title) + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
-            + part(MORE, f"{name}, continued") + "</details>")
+    return (
+        part(MAIN, title)
+        + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
+        + part(MORE, f"{name}, continued")
+        + "</details>"
+    )
 
 
 def _retrieval(retrieval: Mapping) -> str:
-    rows = [(f"{title}, by {hit}", [number(rate) for rate in retrieval[hit][way].values()])
-            for hit in ("class", "instance") if hit in retrieval
-            for way, title in (("a2i", "sound to image"), ("i2a", "image to sound"))]
+    rows = [
+        (f"{title}, by {hit}", [number(rate) for rate in retrieval[hit][way].values()])
+        for hit in ("class", "instance")
+        if hit in retrieval
+        for way, title in (("a2i", "sound to image"), ("i2a", "image to sound"))
+    ]
     head = ["", *(f"R@{key.removeprefix('r')}" for key in retrieval["instance"]["a2i"])]
-    return _section("Retrieval", _table(f"{retrieval['set']}: {retrieval['n']} samples", head, rows),
-                    "<p><small>By class: the category of the sound is visible in the image. By instance: it is the "
-                    "image's own sound.</small></p>")
+    return _section(
+        "Retrieval",
+        _table(f"{retrieval['set']}: {retrieval['n']} samples", head, rows),
+        "<p><small>By class: the category of the sound is visible in the image. By instance: it is the "
+        "image's own sound.</small></p>",
+    )
 
 
 def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
@@ -204,30 +259,54 @@ def _protocols(results: Mapping) -> str:
     """Every figure of every protocol that was run beside the default one, a table each."""
     parts = []
     for name, rows in results.get("ceilings", {}).items():
-        parts.append(_table(f"{name}: what half of the pixels (with >: one less) can reach at most, and a square "
-                            "that looks at nothing", ["", "success rate", "AUC"],
-                            [(row, [number(one["success"]), number(one["auc"])]) for row, one in rows.items()]))
+        parts.append(
+            _table(
+                f"{name}: what half of the pixels (with >: one less) can reach at most, and a square "
+                "that looks at nothing",
+                ["", "success rate", "AUC"],
+                [(row, [number(one["success"]), number(one["auc"])]) for row, one in rows.items()],
+            )
+        )
     for name, by_protocol in results.get("protocols", {}).items():
         for protocol, computed in by_protocol.items():
             rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
-            rows |= {TITLES[row]: dict(_leaves(figures)) for row, figures in computed["model"]["figures"].items()
-                     if row in TITLES}
-            table = _table(f"{name}: {computed['model']['n']} samples", ["", *map(name_of, rows["model"])],
-                           [(name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
-                            for row, values in rows.items()])
+            rows |= {
+                TITLES[row]: dict(_leaves(figures))
+                for row, figures in computed["model"]["figures"].items()
+                if row in TITLES
+            }
+            table = _table(
+                f"{name}: {computed['model']['n']} samples",
+                ["", *map(name_of, rows["model"])],
+                [
+                    (name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
+                    for row, values in rows.items()
+                ],
+            )
             alarms = computed["model"]["figures"]["audio_visual"].get("false_alarms", {})
-            overlaps = {_pair(key): value for key, value in alarms.items()
-                        if key.startswith("overlap_") and key != "overlap_negatives"}
+            overlaps = {
+                _pair(key): value
+                for key, value in alarms.items()
+                if key.startswith("overlap_") and key != "overlap_negatives"
+            }
             if overlaps:
-                parts.append(_picture(*pictures.overlap_bars(overlaps), f"Bars of the mean IoU of the model's predictions "
-                                      f"under two sounds on {name}: " + "; ".join(f"{pair} {value:.3f}" for pair, value
-                                                                                  in overlaps.items()),
-                                      f"{name}, {protocol}: agreement of the model's predictions under two sounds."))
+                parts.append(
+                    _picture(
+                        *pictures.overlap_bars(overlaps),
+                        f"Bars of the mean IoU of the model's predictions "
+                        f"under two sounds on {name}: "
+                        + "; ".join(f"{pair} {value:.3f}" for pair, value in overlaps.items()),
+                        f"{name}, {protocol}: agreement of the model's predictions under two sounds.",
+                    )
+                )
             parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
     return parts and _section(
-        "Published protocols", "<p>The same maps as other evaluators would score them. Their figures do not compare "
+        "Published protocols",
+        "<p>The same maps as other evaluators would score them. Their figures do not compare "
         "with each other: up-sampling, threshold, comparison and ground truth differ, and each is stored with the "
-        "results.</p>", *parts)
+        "results.</p>",
+        *parts,
+    )
 
 
 def _false_positives(results: Mapping) -> str:
@@ -235,26 +314,42 @@ def _false_positives(results: Mapping) -> str:
     of_test = chosen["chosen_on"] == "test"
     parts = []
     for name, one in results["sets"].items():
-        kinds = {key: key.removeprefix("pia_").removesuffix("_test_threshold")
-                 for key in one["model"] if key.startswith("pia_")}
+        kinds = {
+            key: key.removeprefix("pia_").removesuffix("_test_threshold")
+            for key in one["model"]
+            if key.startswith("pia_")
+        }
         if not kinds:
             continue
         thresholds = chosen["by_set"][name if of_test else "validation"]
-        rows = [(name_of(row), [number(values[key]) for key in kinds] + [number(thresholds[row]["value"])])
-                for row, values in {"model": one["model"], **one["baselines"]}.items()]
-        parts.append(_table(f"{name}: share of the image above the universal threshold (pIA)",
-                            ["", *(name_of_sound(kind) for kind in kinds.values()), "threshold"], rows))
+        rows = [
+            (name_of(row), [number(values[key]) for key in kinds] + [number(thresholds[row]["value"])])
+            for row, values in {"model": one["model"], **one["baselines"]}.items()
+        ]
+        parts.append(
+            _table(
+                f"{name}: share of the image above the universal threshold (pIA)",
+                ["", *(name_of_sound(kind) for kind in kinds.values()), "threshold"],
+                rows,
+            )
+        )
         medians = "; ".join(f"{name_of_sound(kind)} median {five[2]:.3f}" for kind, five in one["map_maxima"].items())
-        parts.append(_picture(*pictures.maxima_boxes(one["map_maxima"], thresholds["model"]["value"]),
-                              f"Box plots of the maximum of the map on {name}: {medians}",
-                              f"Maximum of the model's map on {name}: range and quartiles over the samples."))
+        parts.append(
+            _picture(
+                *pictures.maxima_boxes(one["map_maxima"], thresholds["model"]["value"]),
+                f"Box plots of the maximum of the map on {name}: {medians}",
+                f"Maximum of the model's map on {name}: range and quartiles over the samples.",
+            )
+        )
     origin = "the negatives of the validation set"
     if of_test:
         origin = "the test set's own negatives, for want of a validation set: what depends on it is optimistic"
     return parts and _section(
         "Sounds of nothing visible",
         "<p>The threshold of a predictor is the highest third quartile of its map maxima over the kinds of negative "
-        f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>", *parts)
+        f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>",
+        *parts,
+    )
 
 
 def name_of_sound(kind: str) -> str:
@@ -262,6 +357,7 @@ def name_of_sound(kind: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------ overlays
+
 
 def heard(tile: Tile) -> str:
     if tile.category is None:
@@ -275,10 +371,14 @@ def _figure(tile: Tile, low: float, high: float) -> str:
     alt = f"Heat map of {tile.sample} under the sound: {sound}; {extent}{iou}"
     player = ""
     if tile.waveform is not None:
-        player = (f'<audio controls preload="none" aria-label="{_text(f"Sound: {sound}")}" '
-                  f'src="{pictures.wav(tile.waveform, tile.sample_rate)}"></audio>')
-    return (f'<figure><img src="{pictures.jpeg(pictures.overlay(tile, low, high))}" alt="{_text(alt)}">'
-            f"<figcaption><b>{_text(sound)}</b>{iou}<br>{extent}</figcaption>{player}</figure>")
+        player = (
+            f'<audio controls preload="none" aria-label="{_text(f"Sound: {sound}")}" '
+            f'src="{pictures.wav(tile.waveform, tile.sample_rate)}"></audio>'
+        )
+    return (
+        f'<figure><img src="{pictures.jpeg(pictures.overlay(tile, low, high))}" alt="{_text(alt)}">'
+        f"<figcaption><b>{_text(sound)}</b>{iou}<br>{extent}</figcaption>{player}</figure>"
+    )
 
 
 def _row(row: Row, plain: bool) -> str:
@@ -288,8 +388,11 @@ def _row(row: Row, plain: bool) -> str:
     out = [_figure(tile, *(common if row.common_scale else extent)) for tile, extent in zip(row.tiles, extents)]
     if plain:
         image = pictures.jpeg(pictures.enlarged(first.image))
-        out.insert(0, f'<figure><img src="{image}" alt="{_text(f"Image {first.image_id}")}">'
-                      f"<figcaption>{_text(first.image_id)}</figcaption></figure>")
+        out.insert(
+            0,
+            f'<figure><img src="{image}" alt="{_text(f"Image {first.image_id}")}">'
+            f"<figcaption>{_text(first.image_id)}</figcaption></figure>",
+        )
     return "".join(out)
 
 
@@ -321,6 +424,7 @@ def _overlays(overlays: Mapping[str, Sequence[Row]]) -> tuple[str, str]:
 
 # ------------------------------------------------------------------------------------------------ page
 
+
 def _training(history, chance: float | None) -> str:
     loss = pictures.history_columns(history).get("loss", [])
     alt = f"Training curves; loss from {loss[0]:.3f} to {loss[-1]:.3f}" if len(loss) else "Training curves"
@@ -333,12 +437,19 @@ def _footer(results: Mapping, config: Mapping) -> str:
     settings = {"config": config, "protocol": results["protocol"]}
     settings = json.dumps(settings, indent=1, default=str, ensure_ascii=False)
     left_out = f"<h2>Left out</h2><ul>{notes}</ul>" if notes else ""
-    return (f"<footer>{left_out}<h2>Versions and settings</h2><p><small>{_text(versions)}</small></p>"
-            f'<pre tabindex="0">{_text(settings)}</pre></footer>')
+    return (
+        f"<footer>{left_out}<h2>Versions and settings</h2><p><small>{_text(versions)}</small></p>"
+        f'<pre tabindex="0">{_text(settings)}</pre></footer>'
+    )
 
 
-def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = None, history=None,
-           config: Mapping | None = None) -> str:
+def render(
+    results: Mapping,
+    *,
+    overlays: Mapping[str, Sequence[Row]] | None = None,
+    history=None,
+    config: Mapping | None = None,
+) -> str:
     """The page as text; arguments as in `write_report`."""
     config = dict(config or {})
     about = {key: config.get(key, results.get(key)) for key in ("method", "seed")}
@@ -349,21 +460,37 @@ def render(results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = N
     sounds, singles = _overlays(overlays or {})
     note = shortened(results)
     banner = f'<p class="warning" role="alert">{_text(note)}</p>' if note else ""
-    parts = [f"<header><h1>{_text(title)}</h1>{banner}</header>", _cards(results),
-             _section("How to read the numbers", READING), sounds,
-             _section("Model and predictors that never hear", *comparisons), _false_positives(results),
-             _protocols(results), _retrieval(results["retrieval"]) if results["retrieval"] else "",
-             _training(history, config.get("chance")) if history else "", singles,
-             _footer(results, config)]
+    parts = [
+        f"<header><h1>{_text(title)}</h1>{banner}</header>",
+        _cards(results),
+        _section("How to read the numbers", READING),
+        sounds,
+        _section("Model and predictors that never hear", *comparisons),
+        _false_positives(results),
+        _protocols(results),
+        _retrieval(results["retrieval"]) if results["retrieval"] else "",
+        _training(history, config.get("chance")) if history else "",
+        singles,
+        _footer(results, config),
+    ]
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
-    return (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style>\n</head>\n<body>\n'
-            + "\n".join(part for part in parts if part) + "\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        + "\n".join(part for part in parts if part)
+        + "\n</body>\n</html>\n"
+    )
 
 
-def write_report(path, results: Mapping, *, overlays: Mapping[str, Sequence[Row]] | None = None, history=None,
-                 config: Mapping | None = None) -> None:
+def write_report(
+    path,
+    results: Mapping,
+    *,
+    overlays: Mapping[str, Sequence[Row]] | None = None,
+    history=None,
+    config: Mapping | None = None,
+) -> None:
     """Write the page of an evaluation: headline figures, overlays, tables beside the deaf baselines, box plots,
     curves, settings.
 

@@ -49,8 +49,10 @@ def shortened(results: Mapping) -> str | None:
     """What to tell where a time budget ended the training of what was evaluated; None of a run of full length."""
     if not results.get("shortened"):
         return None
-    return (f"shortened run: --minutes ended the training after {results['steps']:,} of {results['planned_steps']:,} steps; "
-            "expect better figures at full length")  # fmt: skip
+    return (
+        f"shortened run: --minutes ended the training after {results['steps']:,} of {results['planned_steps']:,} "
+        "steps; expect better figures at full length"
+    )
 
 
 def _cell(value):
@@ -84,8 +86,11 @@ def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str] | None) ->
             continue
         rule, have = column.removeprefix("iou_"), ~np.isnan(values)
         values = values[have]
-        rates |= {f"ciou_{rule}": metrics.success_rate(values), f"auc_{rule}": metrics.auc(values),
-                  f"mean_iou_{rule}": float(values.mean())}
+        rates |= {
+            f"ciou_{rule}": metrics.success_rate(values),
+            f"auc_{rule}": metrics.auc(values),
+            f"mean_iou_{rule}": float(values.mean()),
+        }
         counts[f"ciou_{rule}"] = round(rates[f"ciou_{rule}"] * len(values))
         if not have.all():
             counts[f"n_{rule}"] = len(values)
@@ -107,15 +112,26 @@ def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str] | None) ->
 
 def flat_keys(results: Mapping) -> dict[str, float]:
     """The main figures of the nested tables under the flat names that `Results` describes (without those on masks)."""
+
     def rates(row, *starts):
         return {key: rate for key, rate in row.items() if key.startswith(starts) and not key.endswith("_mask")}
 
     interactive = results["sets"][results["interactive_on"]]
-    flat = {f"{name}_{key}": rate for name, one in results["sets"].items()
-            for key, rate in rates(one["model"], "ciou_", "auc_", "mean_iou_", "pointing").items()}
+    flat = {
+        f"{name}_{key}": rate
+        for name, one in results["sets"].items()
+        for key, rate in rates(one["model"], "ciou_", "auc_", "mean_iou_", "pointing").items()
+    }
     flat |= rates(interactive["model"], "iiou_", "iauc_", "interactive_", "pia_")
-    flat |= {f"baseline_{name}_{key}": rate for name, row in interactive["baselines"].items()
-             for key, rate in rates(row, "ciou_", "iiou_", "pointing", "interactive_").items()}
-    flat |= {f"retrieval_{way}_{k}{suffix}": rate for hit, suffix in (("class", ""), ("instance", "_instance"))
-             for way, recalls in results["retrieval"].get(hit, {}).items() for k, rate in recalls.items()}
+    flat |= {
+        f"baseline_{name}_{key}": rate
+        for name, row in interactive["baselines"].items()
+        for key, rate in rates(row, "ciou_", "iiou_", "pointing", "interactive_").items()
+    }
+    flat |= {
+        f"retrieval_{way}_{k}{suffix}": rate
+        for hit, suffix in (("class", ""), ("instance", "_instance"))
+        for way, recalls in results["retrieval"].get(hit, {}).items()
+        for k, rate in recalls.items()
+    }
     return flat

@@ -11,14 +11,15 @@ import numpy as np
 
 from .metrics import check_values, overlap
 
-BETA2 = .3      # weight of recall against precision in F
+BETA2 = 0.3  # weight of recall against precision in F
 
 
 class Segmentation(typing.NamedTuple):
     """Per-sample values (N,)."""
+
     iou: np.ndarray
-    f: np.ndarray           # of the prediction; NaN where there is no object
-    f_whole: np.ndarray     # of predicting the whole image; NaN likewise
+    f: np.ndarray  # of the prediction; NaN where there is no object
+    f_whole: np.ndarray  # of predicting the whole image; NaN likewise
 
 
 def _f(true, predicted, area) -> np.ndarray:
@@ -49,10 +50,15 @@ def figures(values: Segmentation, batch: int = 64) -> dict[str, float | int]:
     `n_object`: samples behind F; without any there is no F.
     """
     iou = check_values(values.iou)
-    means = [iou[start:start + batch].mean() for start in range(0, len(iou), batch)]
-    out: dict[str, float | int] = {"n_object": int((~np.isnan(values.f)).sum()), "miou": float(iou.mean()),
-                                   "miou_published": float(np.mean(means))}
+    means = [iou[start : start + batch].mean() for start in range(0, len(iou), batch)]
+    out: dict[str, float | int] = {
+        "n_object": int((~np.isnan(values.f)).sum()),
+        "miou": float(iou.mean()),
+        "miou_published": float(np.mean(means)),
+    }
     if out["n_object"]:
-        out |= {"f_score": float(np.nanmean(values.f)),
-                "f_score_published": float(max(np.nanmean(values.f), np.nanmean(values.f_whole)))}
+        out |= {
+            "f_score": float(np.nanmean(values.f)),
+            "f_score_published": float(max(np.nanmean(values.f), np.nanmean(values.f_whole))),
+        }
     return out

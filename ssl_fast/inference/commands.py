@@ -14,20 +14,36 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", **{**WEIGHTS, "help": f"{WEIGHTS['help']} (default: the embedded quickstart model)"})
     add("--weights-layout", **WEIGHTS_LAYOUT)
-    add("--object-weights", type=Path, metavar="FILE", help="torchvision's ResNet-18 of ImageNet: the object prior "
-        "(default: the local contrast of the image)")  # fmt: skip
+    add(
+        "--object-weights",
+        type=Path,
+        metavar="FILE",
+        help="torchvision's ResNet-18 of ImageNet: the object prior (default: the local contrast of the image)",
+    )
     add("--threshold", type=float, metavar="X", help="universal threshold, in cosines (default: the checkpoint's)")
 
 
 def add_localize(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", type=Path, metavar="IMAGE", help="image of any format, or a video")
-    add("sound", type=Path, nargs="?", metavar="SOUND", help="sound of any format and length, of which the part "
-        "counts that the model was trained to hear; without one, IMAGE is a video: a map for each second")  # fmt: skip
+    add(
+        "sound",
+        type=Path,
+        nargs="?",
+        metavar="SOUND",
+        help="sound of any format and length, of which the part "
+        "counts that the model was trained to hear; without one, IMAGE is a video: a map for each second",
+    )
     add_model(parser)
     add("--alpha", type=float, default=0.4, metavar="X", help="weight of the own map in the mixture (default: .4)")
-    add("-o", "--out", type=Path, metavar="FILE", help=f"picture ({', '.join(STILLS)}), of a video "
-        f"{' or '.join(FILMS)}; the raw map goes beside it as .npy (default: localized.png or .mp4)")  # fmt: skip
+    add(
+        "-o",
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"picture ({', '.join(STILLS)}), of a video "
+        f"{' or '.join(FILMS)}; the raw map goes beside it as .npy (default: localized.png or .mp4)",
+    )
     add("--quiet", action="store_true", help="no progress bars")
 
 
@@ -39,8 +55,10 @@ def viewer(args: argparse.Namespace):
     if args.weights is None:
         if args.weights_layout is not None:
             raise ValueError("--weights-layout: expected with --weights")
-        print("the embedded quickstart model, which knows the twelve categories of the embedded scenes and no others; "
-              "for a model of yours give --weights")  # fmt: skip
+        print(
+            "the embedded quickstart model, which knows the twelve categories of the embedded scenes and no others; "
+            "for a model of yours give --weights"
+        )
     found = checkpoints.load(args.weights or checkpoints.EMBEDDED, args.weights_layout)
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
     return Viewer(found, prior, "" if prior is None else "ImageNet features", args.threshold)
@@ -51,8 +69,9 @@ def localize(args: argparse.Namespace) -> int:
 
     film = args.sound is None
     if film and args.image.suffix.lower() not in VIDEOS:
-        raise ValueError(f"SOUND: expected with an image; without one, IMAGE is a video ({', '.join(VIDEOS)}), "
-                         f"got {args.image}")  # fmt: skip
+        raise ValueError(
+            f"SOUND: expected with an image; without one, IMAGE is a video ({', '.join(VIDEOS)}), got {args.image}"
+        )
     allowed = FILMS if film else STILLS
     out = args.out or Path("localized" + allowed[0])
     if out.suffix.lower() not in allowed:
@@ -94,8 +113,10 @@ def _film(args: argparse.Namespace, viewer, out: Path) -> int:
 
 def _told(answer) -> str:
     scores = answer.scores()
-    text = (f"maximum {scores['maximum']:.3f} at ({scores['x']:.2f}, {scores['y']:.2f}) of width and height, "
-            f"confidence {scores['confidence']:.3f}")  # fmt: skip
+    text = (
+        f"maximum {scores['maximum']:.3f} at ({scores['x']:.2f}, {scores['y']:.2f}) of width and height, "
+        f"confidence {scores['confidence']:.3f}"
+    )
     if answer.threshold is None:
         return f"{text}; universal threshold unknown (`ssl-fast evaluate` finds it; give it as --threshold)"
     share = f"{scores['area']:.1%} of the image is" if scores["found"] else "nothing is"
@@ -105,8 +126,13 @@ def _told(answer) -> str:
 def add_demo(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_model(parser)
-    add("--host", default="127.0.0.1", metavar="NAME", help="name or address to listen at (default: 127.0.0.1, for "
-        "browsers on this machine only; 0.0.0.0 lets in everyone who reaches it, without a password)")  # fmt: skip
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="NAME",
+        help="name or address to listen at (default: 127.0.0.1, for "
+        "browsers on this machine only; 0.0.0.0 lets in everyone who reaches it, without a password)",
+    )
     add("--port", type=int, default=7860, metavar="N", help="default: 7860; 0: any free one")
 
 

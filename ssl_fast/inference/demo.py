@@ -42,10 +42,17 @@ AT_WORK, CONNECTIONS = 4, 32  # requests that are worked on, and connections, at
 DEADLINE = 30.0  # seconds in which a request has to arrive, and then its answer to be taken
 LINGER = 2.0  # seconds in which the rest of a refused request is thrown away: clients may read only after it
 NAME = 80  # characters of a file's name in messages
-HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer",
-           "Cross-Origin-Resource-Policy": "same-origin", "Connection": "close"}  # fmt: skip
-POLICY = ("default-src 'none'; img-src data:; media-src data:; connect-src 'self'; style-src 'nonce-{0}'; "
-          "script-src 'nonce-{0}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")  # fmt: skip
+HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Connection": "close",
+}
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; connect-src 'self'; style-src 'nonce-{0}'; "
+    "script-src 'nonce-{0}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 
 def clean_name(text: str) -> str:
@@ -89,7 +96,8 @@ class Server(ThreadingHTTPServer):
         super().server_close()
         if hasattr(self, "worker"):  # not where the port could not be had
             self.worker.shutdown(wait=False, cancel_futures=True)
-            # held until no other thread runs: one that freed the model's tensors while Python ends would abort the program
+            # held until no other thread runs: one that freed the model's tensors while Python ends would abort the
+            # program
             atexit.register(id, self.desk)
 
     def process_request(self, request: socket.socket, client_address: tuple) -> None:
@@ -196,8 +204,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def _send(self, status: int, content: bytes, kind: str = "application/json", nonce: str = "none") -> None:
-        headers = HEADERS | {"Content-Type": f"{kind}; charset=utf-8", "Content-Length": str(len(content)),
-                             "Content-Security-Policy": POLICY.format(nonce)}  # fmt: skip
+        headers = HEADERS | {
+            "Content-Type": f"{kind}; charset=utf-8",
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": POLICY.format(nonce),
+        }
         if status == 405:
             headers["Allow"] = ROUTES[self.path]
         self.request_version = "HTTP/1.0"  # one without a version would get no headers

@@ -24,8 +24,10 @@ from ..evaluation import pictures
 from ..models import checkpoints
 from .localize import ALPHA, SIDE, Viewer
 
-SUFFIXES = {"image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-            "sound": (".wav", ".flac", ".ogg", ".mp3", ".opus")}  # fmt: skip
+SUFFIXES = {
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    "sound": (".wav", ".flac", ".ogg", ".mp3", ".opus"),
+}
 IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow's names; MPO: JPEG of some cameras
 SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's names
 PIXELS, SCANS = 40_000_000, 64  # of an image; of a JPEG: progressive ones have about ten
@@ -89,10 +91,20 @@ class Desk:
         colours = [to_hex(colour) for colour in colormaps[pictures.COLOURS](np.linspace(0, 1, 17))]
         found, (method, prior) = self.viewer.found, self.viewer.names
         known = scenes.Settings().names if found.path == checkpoints.EMBEDDED else None
-        return {"model": {"method": method, "prior": prior, "file": "/".join(found.path.resolve().parts[-2:]),
-                          "categories": known},
-                "scenes": self.scenes, "alpha": ALPHA, "threshold": self.viewer.threshold,
-                "seconds": self.front_end.seconds, "suffixes": SUFFIXES, "colours": colours}  # fmt: skip
+        return {
+            "model": {
+                "method": method,
+                "prior": prior,
+                "file": "/".join(found.path.resolve().parts[-2:]),
+                "categories": known,
+            },
+            "scenes": self.scenes,
+            "alpha": ALPHA,
+            "threshold": self.viewer.threshold,
+            "seconds": self.front_end.seconds,
+            "suffixes": SUFFIXES,
+            "colours": colours,
+        }
 
     def upload(self, kind: str, path: Path, name: str) -> dict:
         """Keep what is in a file; where it cannot be read: Refusal, which names it as `name`."""

@@ -42,8 +42,14 @@ def export(found: Checkpoint, path: str | os.PathLike) -> None:
     if path.exists():
         raise ValueError(f"{path}: exists already; choose another name")
     front_end, size = found.front_end, found.image_size
-    about = {"method": found.recipe["method"], "image_size": size, "sample_rate": front_end.sample_rate,
-             "samples": front_end.samples, "channels": front_end.channels, "threshold": found.threshold}  # fmt: skip
+    about = {
+        "method": found.recipe["method"],
+        "image_size": size,
+        "sample_rate": front_end.sample_rate,
+        "samples": front_end.samples,
+        "channels": front_end.channels,
+        "threshold": found.threshold,
+    }
     pairs = torch.zeros(2, 3, size, size, dtype=torch.uint8), torch.zeros(2, front_end.samples)
     batch = {0: torch.export.Dim("batch")}
     program = _Program(found).eval()

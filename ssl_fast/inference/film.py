@@ -14,10 +14,11 @@ from ..progress import progress_bar
 from .localize import Answer, Viewer, scale_of
 
 
-def localize(viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: int,
-             progress: bool = False) -> list[Answer]:  # fmt: skip
-    """Of each second of a video, one of a shorter one. sound, rate: as `decode_audio(path)` gives them. MediaError names
-    the file."""
+def localize(
+    viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: int, progress: bool = False
+) -> list[Answer]:
+    """Of each second of a video, one of a shorter one. sound, rate: as `decode_audio(path)` gives them. MediaError
+    names the file."""
     front_end, answers = viewer.front_end, []
     mono = to_mono(path, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
     for at, frame in progress_bar(frames_of_seconds(path), desc="maps", unit="s", disable=not progress):

@@ -1,11 +1,11 @@
 """Where in one image one sound comes from: the three maps of the IPOL note on SLAVC, and whether anything makes it.
 
-    from ssl_fast.inference.localize import Viewer
-    from ssl_fast.models import checkpoints
-    viewer = Viewer(checkpoints.load("runs/mine"))
-    answer = viewer.localize(viewer.read_image("frame.jpg"), viewer.read_sound("clip.wav"))
-    answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
-    answer.sheet(alpha=.4)                                      # uint8 (H, W, 3), to be looked at
+from ssl_fast.inference.localize import Viewer
+from ssl_fast.models import checkpoints
+viewer = Viewer(checkpoints.load("runs/mine"))
+answer = viewer.localize(viewer.read_image("frame.jpg"), viewer.read_sound("clip.wav"))
+answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
+answer.sheet(alpha=.4)                                      # uint8 (H, W, 3), to be looked at
 """
 
 import os
@@ -56,21 +56,31 @@ class Answer:
         y, x = np.unravel_index(self.audio_visual.argmax(), self.audio_visual.shape)
         height, width = self.audio_visual.shape
         area = None if self.threshold is None else float((full > self.threshold).mean())
-        return {"maximum": float(full.max()), "minimum": float(full.min()), "x": (x + 0.5) / width,
-                "y": (y + 0.5) / height, "confidence": float(detection.confidence(full)[0]),
-                "threshold": self.threshold, "area": area, "found": None if area is None else area > 0}  # fmt: skip
+        return {
+            "maximum": float(full.max()),
+            "minimum": float(full.min()),
+            "x": (x + 0.5) / width,
+            "y": (y + 0.5) / height,
+            "confidence": float(detection.confidence(full)[0]),
+            "threshold": self.threshold,
+            "area": area,
+            "found": None if area is None else area > 0,
+        }
 
     def panels(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> list["Panel"]:
         """The three maps over the image. scale: cosines of the lowest and highest colour of the first (default: see
         `scale_of`)."""
         method, prior = self.names
         mixed, low, high = self.mixed(alpha), float(self.prior.min()), float(self.prior.max())
-        return [self._panel(f"{method}: cosine", self.audio_visual, *(scale or scale_of([self])), self.threshold),
-                self._panel(f"object prior: {prior}", self.prior, low, high),
-                self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0)]  # fmt: skip
+        return [
+            self._panel(f"{method}: cosine", self.audio_visual, *(scale or scale_of([self])), self.threshold),
+            self._panel(f"object prior: {prior}", self.prior, low, high),
+            self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0),
+        ]
 
-    def _panel(self, title: str, values: np.ndarray, low: float, high: float,
-               threshold: float | None = None) -> "Panel":  # fmt: skip
+    def _panel(
+        self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None
+    ) -> "Panel":
         picture = pictures.heat(self.image, values, low, high, SIDE)
         if threshold is not None:
             above = metrics.upsample(values[None], picture.shape[:2])[0] > threshold
@@ -117,8 +127,13 @@ class Viewer:
     one, if it is not the checkpoint's.
     """
 
-    def __init__(self, found: Checkpoint, prior: Callable[[Tensor], Tensor] | None = None, prior_name: str = "",
-                 threshold: float | None = None):  # fmt: skip
+    def __init__(
+        self,
+        found: Checkpoint,
+        prior: Callable[[Tensor], Tensor] | None = None,
+        prior_name: str = "",
+        threshold: float | None = None,
+    ):
         self.found, self.front_end = found, found.front_end
         self.prior = baselines.objectness if prior is None else prior
         self.names = found.recipe["method"], prior_name or ("local contrast" if prior is None else "given")
@@ -155,5 +170,6 @@ class Viewer:
         with torch.inference_mode():
             maps = self.found.maps(pixels, torch.from_numpy(waveform)[None])
             prior = self.prior(pixels)
-        return Answer(image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold,
-                      self.names)  # fmt: skip
+        return Answer(
+            image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold, self.names
+        )

@@ -101,10 +101,16 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> Non
     path = Path(path)
     if path.exists():
         raise ValueError(f"{path}: exists already; choose another name")
-    about = {"format": storage.FORMAT, "recipe": {key: found.recipe[key] for key in _KEPT}, "layout": found.layout,
-             "threshold": found.threshold}  # fmt: skip
-    weights = {key: (value.half() if half and value.is_floating_point() else value).contiguous()
-               for key, value in found.localizer.state_dict().items()}  # fmt: skip
+    about = {
+        "format": storage.FORMAT,
+        "recipe": {key: found.recipe[key] for key in _KEPT},
+        "layout": found.layout,
+        "threshold": found.threshold,
+    }
+    weights = {
+        key: (value.half() if half and value.is_floating_point() else value).contiguous()
+        for key, value in found.localizer.state_dict().items()
+    }
     if path.suffix != SAFE:
         storage.save(about | {"localizer": weights}, path)
         return
@@ -115,7 +121,9 @@ def _safetensors(path: Path):
     try:
         import safetensors.torch
     except ImportError as error:
-        raise ValueError(f"{path}: such files need safetensors, which is not installed: pip install safetensors") from error
+        raise ValueError(
+            f"{path}: such files need safetensors, which is not installed: pip install safetensors"
+        ) from error
     return safetensors
 
 
@@ -126,7 +134,7 @@ def _read_safetensors(path: Path) -> dict:
     safetensors = _safetensors(path)
     try:
         with safetensors.safe_open(path, "pt") as file:
-            weights = {key: file.get_tensor(key) for key in file.keys()}
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
             about = (file.metadata() or {}).get(OURS)
         return weights if about is None else dict(json.loads(about), localizer=weights)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
@@ -134,7 +142,8 @@ def _read_safetensors(path: Path) -> dict:
 
 
 def _threshold(file: Path) -> float | None:
-    """The universal threshold that the evaluation at the end of a run chose on validation samples, for these weights."""
+    """The universal threshold that the evaluation at the end of a run chose on validation samples, for these
+    weights."""
     try:
         results = json.loads((file.parent / "metrics.json").read_text())
         threshold = results["universal_threshold"]
@@ -144,4 +153,6 @@ def _threshold(file: Path) -> float | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}") from error
+        raise CheckpointError(
+            f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}"
+        ) from error

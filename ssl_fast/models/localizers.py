@@ -70,8 +70,15 @@ class LocalizerConfig:
     @classmethod
     def published(cls, method: str, **changes) -> "LocalizerConfig":
         """The architecture that the method was published with (ssl_align's projections are not specified there)."""
-        config = {"method": method, "backbone": "resnet18", "dimension": 512, "head_bias": True,
-                  "spectrogram_mean": 0.0, "spectrogram_std": 1.0, **IMAGENET}  # fmt: skip
+        config = {
+            "method": method,
+            "backbone": "resnet18",
+            "dimension": 512,
+            "head_bias": True,
+            "spectrogram_mean": 0.0,
+            "spectrogram_std": 1.0,
+            **IMAGENET,
+        }
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
         if method == "ssl_align":
@@ -187,13 +194,15 @@ class Localizer(nn.Module):
     def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor], backend: str = "auto") -> Tensor:
         """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces.
         backend: of `ops.cosine_map`."""
-        maps = [ops.cosine_map(visual["visual" + space], audio["audio" + space], backend=backend)
-                for space in self.spaces]  # fmt: skip
+        maps = [
+            ops.cosine_map(visual["visual" + space], audio["audio" + space], backend=backend) for space in self.spaces
+        ]
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
     @torch.no_grad()
-    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], chunk: int = 64,
-                  similarity: str = "auto") -> Tensor:  # fmt: skip
+    def retrieval(
+        self, visual: dict[str, Tensor], audio: dict[str, Tensor], chunk: int = 64, similarity: str = "auto"
+    ) -> Tensor:
         """Scores (N, M) of all images with all audios, `chunk` images at a time, float32.
 
         similarity: "projected", the cosine of the projections (ssl_align's s_A); "mean" or "max" of the map that `maps`
@@ -204,7 +213,9 @@ class Localizer(nn.Module):
         if similarity not in SIMILARITIES:
             raise ValueError(f"similarity: expected one of {SIMILARITIES}, got {similarity!r}")
         if similarity == "projected" and "visual_projected" not in visual:
-            raise ValueError(f"similarity: expected a localizer with projections for 'projected', {self.config.method} has none")
+            raise ValueError(
+                f"similarity: expected a localizer with projections for 'projected', {self.config.method} has none"
+            )
         if similarity == "auto":
             similarity = "projected" if "visual_projected" in visual else "max"
         spaces = ("_projected",) if similarity == "projected" else self.spaces
@@ -218,8 +229,10 @@ class Localizer(nn.Module):
                 scores.append(_largest_mean_cosine(images, sounds))
                 continue
             if similarity in ("projected", "pooled"):  # the mean over the one cell of a map is its cosine
-                images = [image.flatten(2).mean(2)[:, :, None, None] if image.dim() == 4 else image[:, :, None, None]
-                          for image in images]  # fmt: skip
+                images = [
+                    image.flatten(2).mean(2)[:, :, None, None] if image.dim() == 4 else image[:, :, None, None]
+                    for image in images
+                ]
             pooling = ops.Max() if similarity == "max" else ops.Mean()
             scores.append(sum(ops.pooled_similarity(*pair, pooling) for pair in zip(images, sounds)) / len(spaces))
         return torch.cat(scores)
@@ -239,8 +252,10 @@ def _check_float(name: str, x: Tensor, normalize: str) -> None:
 
 def _largest_mean_cosine(images: list[Tensor], sounds: list[Tensor]) -> Tensor:
     """max over cells of the mean of the cosines in several spaces: (N, C, h, w) and (M, C) each -> (N, M)."""
-    maps = sum(torch.einsum("nchw,mc->nmhw", nn.functional.normalize(image), nn.functional.normalize(sound))
-               for image, sound in zip(images, sounds))  # fmt: skip
+    maps = sum(
+        torch.einsum("nchw,mc->nmhw", nn.functional.normalize(image), nn.functional.normalize(sound))
+        for image, sound in zip(images, sounds)
+    )
     return maps.amax((2, 3)) / len(images)
 
 

@@ -5,9 +5,9 @@ import os
 import torch
 from torch import Tensor
 
-from .storage import load_torchvision
 from .localizers import IMAGENET
 from .resnet import ResNet18
+from .storage import load_torchvision
 
 
 class ObjectPrior:

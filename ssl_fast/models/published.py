@@ -39,13 +39,14 @@ LAYOUTS: dict[str, Layout] = {
     "fnac": Layout("fnac", "model", _TRUNK | _HEAD),
     "margin": Layout("margin_nce", "model", _TRUNK | _HEAD),
     "slavc": Layout("slavc", "model", _TRUNK | _HEADS, r"momentum_.*"),
-    "slavc_momentum": Layout("slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()},
-                             r"(?!momentum_).*"),
+    "slavc_momentum": Layout(
+        "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
+    ),
     "lvs": Layout("lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
     # heads, of which nothing is published but that the released evaluator leaves them out
     "sslalign": Layout("ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"),
     "ssltie": Layout("ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"),
-}  # fmt: skip
+}
 
 
 def weights_of(state: object) -> tuple[str, dict[str, Tensor]] | None:
@@ -66,8 +67,10 @@ def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
         if key in plain:
             return layout
     if "audnet.conv1_a.weight" not in plain:
-        raise CheckpointError(f"{path}: expected a checkpoint of this project or of {', '.join(LAYOUTS)}, got keys as "
-                              f"{', '.join(sorted(weights)[:3])}")  # fmt: skip
+        raise CheckpointError(
+            f"{path}: expected a checkpoint of this project or of {', '.join(LAYOUTS)}, got keys as "
+            f"{', '.join(sorted(weights)[:3])}"
+        )
     if container == "state_dict":
         return "ssltie"
     if not container:

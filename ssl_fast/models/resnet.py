@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 
 def initialize(module: nn.Module) -> None:
-    """The field's initialisation: convolutions kaiming-normal over fan-out, batch norm weight ~ N(1, 0.02), bias 0. None
-    on the meta device, for weights that are to be loaded."""
+    """The field's initialisation: convolutions kaiming-normal over fan-out, batch norm weight ~ N(1, 0.02), bias 0.
+    None on the meta device, for weights that are to be loaded."""
     if next(module.parameters()).is_meta:
         return
     for layer in module.modules():

@@ -24,8 +24,12 @@ class CheckpointError(ValueError):
 
 
 def versions() -> dict[str, str]:
-    return {"ssl_fast": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
-            "python": platform.python_version()}  # fmt: skip
+    return {
+        "ssl_fast": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
 
 
 def previous(path: str | os.PathLike) -> Path:

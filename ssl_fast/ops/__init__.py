@@ -1,4 +1,5 @@
-"""Fused operations on all image-audio pairs. Each module holds the plain-PyTorch reference, the checks and the torch.library op."""
+"""Fused operations on all image-audio pairs. Each module holds the plain-PyTorch reference, the checks and the
+torch.library op."""
 
 from .cosine import cosine_map
 from .product import product_log_scores

@@ -24,8 +24,8 @@ INSTALL = "pip install --force-reinstall --no-deps ."
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
-    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured. Where "auto" has to
-    do without, a warning says why, once in a process."""
+    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured. Where "auto" has
+    to do without, a warning says why, once in a process."""
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     if backend == "reference":
@@ -71,8 +71,10 @@ def why_no_kernels(device: str, index: int | None = None) -> str | None:
     if device != "cuda" or torch.version.hip:
         return f"there is no compiled kernel for device type {device!r}{' of ROCm' if device == 'cuda' else ''}"
     if not extension.cuda_architectures:
-        return (f"the package was built without CUDA kernels ({extension.no_cuda}); `SSL_FAST_CUDA=ON {INSTALL}` in its "
-                "source folder builds them, or says why it cannot")  # fmt: skip
+        return (
+            f"the package was built without CUDA kernels ({extension.no_cuda}); `SSL_FAST_CUDA=ON {INSTALL}` in its "
+            "source folder builds them, or says why it cannot"
+        )
     return None if index is None else _why_not_loaded(index)
 
 
@@ -91,20 +93,30 @@ def _why_not_loaded(index: int) -> str | None:
     supported = f"CUDA {driver // 1000}.{driver % 1000 // 10}"
     if name == "cudaErrorInsufficientDriver" and driver:
         oldest = OLDEST_DRIVER.get(built // 1000, f"of CUDA {built // 1000}")
-        return f"driver too old: {release} kernels need driver {oldest} or newer, found one of {supported}: update the driver"
+        return (
+            f"driver too old: {release} kernels need driver {oldest} or newer, found one of {supported}: update the "
+            "driver"
+        )
     if name not in NO_CODE:
         return f"no kernel loads on cuda:{index}: {text} ({name})"
     properties = torch.cuda.get_device_properties(index)
     found = f"{properties.name} (sm_{properties.major}{properties.minor})"
     if properties.major < 8:
         return f"the kernels need sm_80 or newer, found {found}"
-    build = f"`SSL_FAST_CUDA_ARCHS={properties.major}{properties.minor} {INSTALL}` in the source folder builds them for it"
+    build = (
+        f"`SSL_FAST_CUDA_ARCHS={properties.major}{properties.minor} {INSTALL}` in the source folder builds them for it"
+    )
     if name == "cudaErrorUnsupportedPtxVersion":
-        return f"the driver, of {supported}, cannot compile the PTX of {release} for {found}: update the driver, or {build}"
+        return (
+            f"the driver, of {supported}, cannot compile the PTX of {release} for {found}: update the driver, or "
+            f"{build}"
+        )
     return f"the kernels were built for {extension.cuda_architectures}, found {found}; {build}"
 
 
-def check_pair(visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual", "audio"), paired: bool = False) -> None:
+def check_pair(
+    visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual", "audio"), paired: bool = False
+) -> None:
     """visual (N, C, h, w) and audio (M, C), same dtype and device; with `paired`, M == N. ValueError or TypeError."""
     visual_name, audio_name = names
     if visual.dim() != 4 or min(visual.shape[1:]) < 1:
@@ -124,7 +136,8 @@ def check_pair(visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual"
 
 
 def _autocasts(device: str) -> bool:
-    return device != "meta" and torch.is_autocast_enabled(device)  # is_autocast_available breaks the graphs of torch 2.11
+    # is_autocast_available breaks the graphs of torch 2.11
+    return device != "meta" and torch.is_autocast_enabled(device)
 
 
 def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:

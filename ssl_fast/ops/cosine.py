@@ -13,7 +13,8 @@ def cosine_map_reference(visual: Tensor, audio: Tensor) -> Tensor:
 
 
 def cosine_map(visual: Tensor, audio: Tensor, *, backend: str = "auto") -> Tensor:
-    """`einsum("nchw,nc->nhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1))`: the localization map of each pair.
+    """`einsum("nchw,nc->nhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1))`: the localization map of each
+    pair.
 
     Args:
         visual: raw features (N, C, h, w); float32, bfloat16, float16 or float64, channels first or last.
@@ -46,8 +47,14 @@ def _cosine_map(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     maps, inverse_norm = _outputs(visual)
     if visual.numel():
         with kernels_for(visual) as (kernels, where):
-            kernels.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
-                           out=address(maps), inverse_norm=address(inverse_norm), **where)
+            kernels.cosine(
+                kernel_shape(visual, len(audio)),
+                visual=address(visual),
+                audio=address(audio),
+                out=address(maps),
+                inverse_norm=address(inverse_norm),
+                **where,
+            )
     return maps, inverse_norm
 
 
@@ -57,23 +64,33 @@ def _(visual, audio):
 
 
 @library.op("cosine_map_backward")
-def _cosine_map_backward(grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor,
-                         need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
+def _cosine_map_backward(
+    grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor, need_visual: bool, need_audio: bool
+) -> tuple[Tensor, Tensor]:
     grad, audio = grad.contiguous(), audio.contiguous()
     visual = visual.contiguous(memory_format=memory_format(visual))
     grad_visual, grad_audio = _gradients(visual, audio, need_visual, need_audio)
     if visual.numel():
         with kernels_for(visual) as (kernels, where):
-            kernels.cosine(kernel_shape(visual, len(audio)), visual=address(visual), audio=address(audio),
-                           out=address(maps), inverse_norm=address(inverse_norm), grad_out=address(grad),
-                           grad_visual=address(grad_visual) if need_visual else 0,
-                           grad_audio=address(grad_audio) if need_audio else 0, **where)
+            kernels.cosine(
+                kernel_shape(visual, len(audio)),
+                visual=address(visual),
+                audio=address(audio),
+                out=address(maps),
+                inverse_norm=address(inverse_norm),
+                grad_out=address(grad),
+                grad_visual=address(grad_visual) if need_visual else 0,
+                grad_audio=address(grad_audio) if need_audio else 0,
+                **where,
+            )
     return grad_visual, grad_audio
 
 
 def _gradients(visual, audio, need_visual, need_audio):
-    return (torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
-            audio.new_empty(audio.shape if need_audio else 0, dtype=accumulate_dtype(audio)))
+    return (
+        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        audio.new_empty(audio.shape if need_audio else 0, dtype=accumulate_dtype(audio)),
+    )
 
 
 @_cosine_map_backward.register_fake

@@ -7,8 +7,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _seen_by_torch(arguments) -> bool:
-    """Whether torch has to see a call as that of an op: it compiles, exports, traces, transforms or watches, or a tensor is
-    not what its memory holds."""
+    """Whether torch has to see a call as that of an op: it compiles, exports, traces, transforms or watches, or a
+    tensor is not what its memory holds."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0

@@ -23,13 +23,20 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
 
 @library.op("mean_direction")
 def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N, h*w))."""
+    """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N,
+    h*w))."""
     visual = visual.contiguous(memory_format=memory_format(visual))
     mean, inverse_norm = _outputs(visual)
     if visual.numel():
         with kernels_for(visual) as (kernels, where):
-            kernels.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
-                         inverse_norm=address(inverse_norm), out=address(mean), **where)
+            kernels.mean(
+                kernel_shape(visual, 0),
+                visual=address(visual),
+                weight=address(weight),
+                inverse_norm=address(inverse_norm),
+                out=address(mean),
+                **where,
+            )
     return mean, inverse_norm
 
 
@@ -51,9 +58,16 @@ def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None,
     grad_visual = torch.empty_like(visual, memory_format=memory_format(visual))
     if visual.numel():
         with kernels_for(visual) as (kernels, where):
-            kernels.mean(kernel_shape(visual, 0), visual=address(visual), weight=address(weight),
-                         inverse_norm=address(inverse_norm), out=0, grad_out=address(grad),
-                         grad_visual=address(grad_visual), **where)
+            kernels.mean(
+                kernel_shape(visual, 0),
+                visual=address(visual),
+                weight=address(weight),
+                inverse_norm=address(inverse_norm),
+                out=0,
+                grad_out=address(grad),
+                grad_visual=address(grad_visual),
+                **where,
+            )
     return grad_visual
 
 

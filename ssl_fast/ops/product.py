@@ -4,8 +4,21 @@ import torch
 from torch import Tensor
 
 from . import library
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_images, kept_shape, kernel_shape,
-                     kernels_for, memory_format, on_cuda, padded_audios, use_compiled)
+from .checks import (
+    address,
+    autocast_inputs,
+    check_kept,
+    check_pair,
+    extension,
+    kept_images,
+    kept_shape,
+    kernel_shape,
+    kernels_for,
+    memory_format,
+    on_cuda,
+    padded_audios,
+    use_compiled,
+)
 from .reference import accumulate_dtype, similarity_maps
 from .rows import DenseGradients, Pairs, chunks
 
@@ -20,19 +33,29 @@ def product_log_scores_reference(visual_loc, visual_avc, audio_loc, audio_avc, t
     return log_product.logsumexp(2) if reduce == "sum" else log_product.max(2).values
 
 
-def product_log_scores(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, *, tau: float,
-                       reduce: str = "sum", instances: str = "audio", backend: str = "auto") -> Tensor:
+def product_log_scores(
+    visual_loc: Tensor,
+    visual_avc: Tensor,
+    audio_loc: Tensor,
+    audio_avc: Tensor,
+    *,
+    tau: float,
+    reduce: str = "sum",
+    instances: str = "audio",
+    backend: str = "auto",
+) -> Tensor:
     """`log((softmax(avc / tau, instances) * softmax(loc / tau, cells)).sum(cells))`, without an N x M x h x w map.
 
-    loc and avc are the cosine maps `einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1))` of two
-    embedding spaces (SLAVC, eq. 1-4 of its paper): where in the image, and which of the instances.
+    loc and avc are the cosine maps `einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1))` of
+    two embedding spaces (SLAVC, eq. 1-4 of its paper): where in the image, and which of the instances.
 
     Args:
         visual_loc, visual_avc: raw features (N, C, h, w); float32, bfloat16, float16 or float64.
         audio_loc, audio_avc: raw features (M, C), same dtype and device.
         tau: temperature of both softmaxes, > 0.
         reduce: "sum" over cells (the released program) or "max" (the paper).
-        instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and program);
+        instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and
+        program);
             "image": over the N images, for each audio and cell.
         backend: "auto", "compiled" (RuntimeError where there is no kernel) or "reference" (plain PyTorch).
 
@@ -47,8 +70,10 @@ def product_log_scores(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor
     check_pair(visual_avc, audio_avc, ("visual_avc", "audio_avc"))
     for name, loc, avc in (("visual_avc", visual_loc, visual_avc), ("audio_avc", audio_loc, audio_avc)):
         if (loc.shape, loc.dtype, loc.device) != (avc.shape, avc.dtype, avc.device):
-            raise ValueError(f"{name}: expected {loc.dtype} {tuple(loc.shape)} on {loc.device} as in the loc space, "
-                             f"got {avc.dtype} {tuple(avc.shape)} on {avc.device}")
+            raise ValueError(
+                f"{name}: expected {loc.dtype} {tuple(loc.shape)} on {loc.device} as in the loc space, "
+                f"got {avc.dtype} {tuple(avc.shape)} on {avc.device}"
+            )
     if not tau > 0:
         raise ValueError(f"tau: expected > 0, got {tau}")
     if reduce not in REDUCTIONS:
@@ -66,16 +91,22 @@ def product_log_scores(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor
 
 
 def _outputs(visual, audio, reduce, instances, keep):
-    """scores; largest and log of the sum, over space and over instances; best cell; 1 / |visual| twice; kept alphas twice"""
+    """scores; largest and log of the sum, over space and over instances; best cell; 1 / |visual| twice; kept alphas
+    twice"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
     kept = kept_shape(visual, audios, keep, maps=2)
     softmaxes = images if instances == "audio" else padded_audios(audios, dtype == torch.float64)
-    return (visual.new_empty(images, audios, dtype=dtype), visual.new_empty(2, images, audios, dtype=dtype),
-            visual.new_empty(2, softmaxes, cells, dtype=dtype),
-            visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
-            visual.new_empty(images, cells, dtype=dtype), visual.new_empty(images, cells, dtype=dtype),
-            visual.new_empty(kept, dtype=dtype), visual.new_empty(kept, dtype=dtype))
+    return (
+        visual.new_empty(images, audios, dtype=dtype),
+        visual.new_empty(2, images, audios, dtype=dtype),
+        visual.new_empty(2, softmaxes, cells, dtype=dtype),
+        visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
+        visual.new_empty(images, cells, dtype=dtype),
+        visual.new_empty(images, cells, dtype=dtype),
+        visual.new_empty(kept, dtype=dtype),
+        visual.new_empty(kept, dtype=dtype),
+    )
 
 
 def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,) * 4):
@@ -85,14 +116,22 @@ def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,
         kernel_shape(visual_loc, len(audio_loc)),
         tuple(map(address, (visual_loc, audio_loc, norm_loc, kept_loc, grads[0], grads[2]))),
         tuple(map(address, (visual_avc, audio_avc, norm_avc, kept_avc, grads[1], grads[3]))),
-        tau=tau, reduce=REDUCTIONS.index(reduce), instances=INSTANCES.index(instances),
-        kept=kept_images(kept_loc, visual_loc, len(audio_loc)), scores=address(scores), space_norm=address(space_norm),
-        instance_norm=address(instance_norm), best_cell=address(best_cell), grad_scores=address(grad_scores),
-        threads=torch.get_num_threads())
+        tau=tau,
+        reduce=REDUCTIONS.index(reduce),
+        instances=INSTANCES.index(instances),
+        kept=kept_images(kept_loc, visual_loc, len(audio_loc)),
+        scores=address(scores),
+        space_norm=address(space_norm),
+        instance_norm=address(instance_norm),
+        best_cell=address(best_cell),
+        grad_scores=address(grad_scores),
+        threads=torch.get_num_threads(),
+    )
 
 
 class _Cuda:
-    """The kernels of CUDA: chunk of images by chunk, both maps of cosines are computed, and then used by several stages."""
+    """The kernels of CUDA: chunk of images by chunk, both maps of cosines are computed, and then used by several
+    stages."""
 
     def __init__(self, features, tau, reduce, instances, saved, place):
         visual_loc, visual_avc, audio_loc, audio_avc = features
@@ -119,13 +158,26 @@ class _Cuda:
         of_instances = first if self.instances == "audio" else 0
         space, best = self.spaces[0], self.best_cell if self.reduce == "max" else None
         self.kernels.product(
-            stage, (space.dtype, REDUCTIONS.index(self.reduce), INSTANCES.index(self.instances), count, space.audios,
-                    space.cells),
-            tau=self.tau, cosines=[address(map) for map in cosines],
+            stage,
+            (
+                space.dtype,
+                REDUCTIONS.index(self.reduce),
+                INSTANCES.index(self.instances),
+                count,
+                space.audios,
+                space.cells,
+            ),
+            tau=self.tau,
+            cosines=[address(map) for map in cosines],
             instance_norm=[address(norm, of_instances) for norm in self.instance_norm],
-            space_norm=[address(norm, first) for norm in self.space_norm], scores=address(self.scores, first),
-            best_cell=address(best, first), first=first == 0, last=first + count == space.images, **gradient,
-            **self.where)
+            space_norm=[address(norm, first) for norm in self.space_norm],
+            scores=address(self.scores, first),
+            best_cell=address(best, first),
+            first=first == 0,
+            last=first + count == space.images,
+            **gradient,
+            **self.where,
+        )
 
     def forward(self):
         if self.instances == "image":  # their softmax is over all chunks
@@ -159,13 +211,25 @@ class _Cuda:
 
 def _dense(visual_loc, visual_avc, audio_loc, audio_avc):
     layout = memory_format(visual_loc)
-    return (visual_loc.contiguous(memory_format=layout), visual_avc.contiguous(memory_format=layout),
-            audio_loc.contiguous(), audio_avc.contiguous())
+    return (
+        visual_loc.contiguous(memory_format=layout),
+        visual_avc.contiguous(memory_format=layout),
+        audio_loc.contiguous(),
+        audio_avc.contiguous(),
+    )
 
 
 @library.op("product_log_scores")
-def _product(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor, tau: float, reduce: str,
-             instances: str, keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _product(
+    visual_loc: Tensor,
+    visual_avc: Tensor,
+    audio_loc: Tensor,
+    audio_avc: Tensor,
+    tau: float,
+    reduce: str,
+    instances: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     outputs = _outputs(visual_loc, audio_loc, reduce, instances, keep)
     if outputs[0].numel() and on_cuda(visual_loc):
@@ -183,16 +247,30 @@ def _(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, keep
 
 def _gradients(visual_loc, audio_loc, need_visual, need_audio):
     layout = memory_format(visual_loc)
-    visual = [torch.empty_like(visual_loc, memory_format=layout) if need_visual else visual_loc.new_empty(0) for _ in "la"]
-    audio = [torch.empty_like(audio_loc, memory_format=torch.contiguous_format) if need_audio else audio_loc.new_empty(0)
-             for _ in "la"]
+    visual = [
+        torch.empty_like(visual_loc, memory_format=layout) if need_visual else visual_loc.new_empty(0) for _ in "la"
+    ]
+    audio = [
+        torch.empty_like(audio_loc, memory_format=torch.contiguous_format) if need_audio else audio_loc.new_empty(0)
+        for _ in "la"
+    ]
     return (*visual, *audio)
 
 
 @library.op("product_log_scores_backward")
-def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor,
-                      tau: float, reduce: str, instances: str, saved: list[Tensor], need_visual: bool,
-                      need_audio: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _product_backward(
+    grad_scores: Tensor,
+    visual_loc: Tensor,
+    visual_avc: Tensor,
+    audio_loc: Tensor,
+    audio_avc: Tensor,
+    tau: float,
+    reduce: str,
+    instances: str,
+    saved: list[Tensor],
+    need_visual: bool,
+    need_audio: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     check_kept(saved[-1], visual_loc.dtype == torch.float64)
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     grads = _gradients(visual_loc, audio_loc, need_visual, need_audio)
@@ -208,7 +286,9 @@ def _product_backward(grad_scores: Tensor, visual_loc: Tensor, visual_avc: Tenso
 
 
 @_product_backward.register_fake
-def _(grad_scores, visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, saved, need_visual, need_audio):
+def _(
+    grad_scores, visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, saved, need_visual, need_audio
+):
     return _gradients(visual_loc, audio_loc, need_visual, need_audio)
 
 
@@ -225,8 +305,16 @@ def _backward(ctx, grad_scores, *_):
         return *none, *none
     saved = ctx.saved_tensors
     need = ctx.needs_input_grad[:4]
-    grads = _product_backward(grad_scores, *saved[:4], ctx.tau, ctx.reduce, ctx.instances, list(saved[4:]),
-                              need[0] or need[1], need[2] or need[3])
+    grads = _product_backward(
+        grad_scores,
+        *saved[:4],
+        ctx.tau,
+        ctx.reduce,
+        ctx.instances,
+        list(saved[4:]),
+        need[0] or need[1],
+        need[2] or need[3],
+    )
     return *(grad if wanted else None for grad, wanted in zip(grads, need)), *none
 
 

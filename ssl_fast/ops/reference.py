@@ -8,7 +8,8 @@ SHORTEST = 1e-12
 
 
 def unit(x: Tensor) -> Tensor:
-    """`F.normalize(x, dim=1)`, except that the gradient of a zero vector is 0 (not g / 1e-12). Any shape (B, C, ...)."""
+    """`F.normalize(x, dim=1)`, except that the gradient of a zero vector is 0 (not g / 1e-12). Any shape (B, C,
+    ...)."""
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True)
     shortest = max(SHORTEST, torch.finfo(x.dtype).tiny)
     return x * torch.where(norm < shortest, 0, 1 / norm.clamp_min(shortest))
@@ -22,8 +23,8 @@ def accumulate_dtype(x: Tensor) -> torch.dtype:
 def similarity_maps(visual: Tensor, audio: Tensor) -> Tensor:
     """Cosine of every audio with every cell of every image.
 
-    visual (N, C, h, w), audio (M, C) -> (N, M, h*w), float32 (float64 for float64 inputs). The product is computed in the
-    dtype of the inputs, as a training script would; what follows it is not.
+    visual (N, C, h, w), audio (M, C) -> (N, M, h*w), float32 (float64 for float64 inputs). The product is computed in
+    the dtype of the inputs, as a training script would; what follows it is not.
     """
     maps = torch.einsum("nchw,mc->nmhw", unit(visual), unit(audio))
     return maps.flatten(2).to(accumulate_dtype(visual))

@@ -25,8 +25,8 @@ def _first(count: int, rows: Tensor) -> Tensor:
 class Pairs:
     """All audios with all cells of a chunk of images.
 
-    visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous, cell_norm: (N, h * w), 1 / |v|, which the
-    forward pass writes; kernels, where: as `kernels_for` gives them.
+    visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous, cell_norm: (N, h * w), 1 / |v|, which
+    the forward pass writes; kernels, where: as `kernels_for` gives them.
     """
 
     def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
@@ -45,8 +45,15 @@ class Pairs:
         self.audio_rows = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(self.columns, self.width)
         self.matrix_bytes = self.columns * self.gradient_dtype.itemsize  # of a row
         self.audio_norm = cell_norm.new_empty(self.audios)
-        kernels.pack(self._shape_of_audio(), slabs=self.slabs, features=address(audio), rows=address(self.audio_rows),
-                     inverse_norm=address(self.audio_norm), tf32=self.tf32, **where)
+        kernels.pack(
+            self._shape_of_audio(),
+            slabs=self.slabs,
+            features=address(audio),
+            rows=address(self.audio_rows),
+            inverse_norm=address(self.audio_norm),
+            tf32=self.tf32,
+            **where,
+        )
 
     def _shape_of_audio(self):
         return self.dtype, 1, 1, 0, self.channels, self.audios
@@ -74,9 +81,15 @@ class Pairs:
         self.addresses = address(self.audio_rows), rows, address(self.audio_norm), norm
         self.pairs = self.told(count, self.addresses)
         if new_norms or not self.in_place:
-            self.kernels.pack(self.shape, slabs=self.slabs, features=address(self.visual, first),
-                              rows=0 if self.in_place else rows, inverse_norm=norm if new_norms else 0, tf32=self.tf32,
-                              **self.where)
+            self.kernels.pack(
+                self.shape,
+                slabs=self.slabs,
+                features=address(self.visual, first),
+                rows=0 if self.in_place else rows,
+                inverse_norm=norm if new_norms else 0,
+                tf32=self.tf32,
+                **self.where,
+            )
 
     def matrix(self) -> Tensor:
         """Room for slopes, or for cosines of the same size: (rows of the chunk, M filled up)"""
@@ -87,16 +100,25 @@ class Pairs:
 
     def write(self, shape, rows, norm, gradient, to):
         """From gradients with respect to the unit vectors of rows, over their lengths, to those of the features."""
-        self.kernels.unpack(shape, slabs=self.slabs, features=to, rows=rows, inverse_norm=norm, gradient=address(gradient),
-                            real_gradient=self.is_real(gradient), **self.where)
+        self.kernels.unpack(
+            shape,
+            slabs=self.slabs,
+            features=to,
+            rows=rows,
+            inverse_norm=norm,
+            gradient=address(gradient),
+            real_gradient=self.is_real(gradient),
+            **self.where,
+        )
 
     def is_real(self, x: Tensor) -> bool:
         return x.dtype == self.cell_norm.dtype
 
 
 def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Iterator[tuple[int, int]]:
-    """Number of the first image and how many, for chunk after chunk that the spaces then hold: as many images as fit the
-    workspace with their rows, and with `row_bytes` for each row besides. With `new_norms`, their lengths are taken too."""
+    """Number of the first image and how many, for chunk after chunk that the spaces then hold: as many images as fit
+    the workspace with their rows, and with `row_bytes` for each row besides. With `new_norms`, their lengths are taken
+    too."""
     images, cells = spaces[0].images, spaces[0].cells
     row_bytes += sum(space.row_bytes for space in spaces)
     step = max(1, min(images, WORKSPACE_BYTES // (max(1, row_bytes) * cells)))

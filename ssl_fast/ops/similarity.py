@@ -6,8 +6,21 @@ import torch
 from torch import Tensor
 
 from . import library, rows
-from .checks import (address, autocast_inputs, check_kept, check_pair, extension, kept_images, kept_shape, kernel_shape,
-                     kernels_for, memory_format, on_cuda, use_compiled, without_autocast)
+from .checks import (
+    address,
+    autocast_inputs,
+    check_kept,
+    check_pair,
+    extension,
+    kept_images,
+    kept_shape,
+    kernel_shape,
+    kernels_for,
+    memory_format,
+    on_cuda,
+    use_compiled,
+    without_autocast,
+)
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
@@ -64,7 +77,8 @@ def pooled_similarity_reference(visual: Tensor, audio: Tensor, pooling: Pooling)
 
 
 def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backend: str = "auto") -> Tensor:
-    """`pool(einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1)))`, without the N x M x h x w map.
+    """`pool(einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1)))`, without the N x M x h x w
+    map.
 
     Args:
         visual: raw features (N, C, h, w); float32, bfloat16, float16 or float64, channels first or last.
@@ -74,12 +88,13 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
             "reference" (plain PyTorch).
 
     Returns:
-        S (N, M); float32, or float64 for float64 inputs. A zero vector has cosine 0 and gradient 0; NaN in a pair gives NaN
-        for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has the same
-        bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
+        S (N, M); float32, or float64 for float64 inputs. A zero vector has cosine 0 and gradient 0; NaN in a pair gives
+        NaN for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has
+        the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not match; a mask of wrong shape, or empty for an image.
+        ValueError, TypeError: shapes, dtypes or devices that do not match; a mask of wrong shape, or empty for an
+        image.
     """
     visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio)
@@ -94,8 +109,9 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
     return _call(visual, audio, pooling, None)[0]
 
 
-def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, positives: Tensor, *,
-                       backend: str = "auto") -> tuple[Tensor, Tensor]:
+def similarity_and_map(
+    visual: Tensor, audio: Tensor, pooling: SoftThreshold, positives: Tensor, *, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
     """`pooled_similarity`, and `cosine_map(visual, audio[positives])`, in one pass over the features.
 
     positives: the audio of each image, int64 (N,). Returns S (N, M) and alpha (N, h, w), both differentiable.
@@ -105,7 +121,9 @@ def similarity_and_map(visual: Tensor, audio: Tensor, pooling: SoftThreshold, po
     if not isinstance(pooling, SoftThreshold):  # the gather of a maximum has no place for a gradient of the map
         raise TypeError(f"pooling: expected ops.SoftThreshold, got {pooling!r}")
     if positives.shape != visual.shape[:1] or positives.dtype != torch.int64:
-        raise ValueError(f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}")
+        raise ValueError(
+            f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}"
+        )
     if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
     scores, maps = _call(visual, audio, pooling, positives)[:2]
@@ -148,7 +166,9 @@ def _call(visual, audio, pooling, positives):
     keep = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad) and not on_cuda(visual)
     soft = isinstance(pooling, SoftThreshold)
     epsilon, beta = (pooling.epsilon, pooling.beta) if soft else (0.0, 1.0)
-    return _pooled_similarity(visual, audio, "soft_threshold" if soft else "max", epsilon, beta, positives, keep and soft)
+    return _pooled_similarity(
+        visual, audio, "soft_threshold" if soft else "max", epsilon, beta, positives, keep and soft
+    )
 
 
 POOLINGS = {"soft_threshold": 0, "max": 1}  # in the order of csrc/params.h
@@ -158,19 +178,26 @@ def _outputs(visual, audio, pooling, positives, keep):
     """scores, positive map, what the pooling keeps of a pair, 1 / |visual|, kept alphas"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
-    return (visual.new_empty(images, audios, dtype=dtype),
-            visual.new_empty(images if positives is not None else 0, cells, dtype=dtype),
-            visual.new_empty(images, audios, dtype=torch.int32 if pooling == "max" else dtype),
-            visual.new_empty(images, cells, dtype=dtype),
-            visual.new_empty(kept_shape(visual, audios, keep), dtype=dtype))
+    return (
+        visual.new_empty(images, audios, dtype=dtype),
+        visual.new_empty(images if positives is not None else 0, cells, dtype=dtype),
+        visual.new_empty(images, audios, dtype=torch.int32 if pooling == "max" else dtype),
+        visual.new_empty(images, cells, dtype=dtype),
+        visual.new_empty(kept_shape(visual, audios, keep), dtype=dtype),
+    )
 
 
 @library.op("pooled_similarity")
-def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None,
-                       keep: bool) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _pooled_similarity(
+    visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None, keep: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     # on a GPU, torch's own check of an index: this one would wait for it
-    if positives is not None and positives.numel() and not on_cuda(positives) and not (
-            0 <= positives.min() and positives.max() < len(audio)):  # fmt: skip
+    if (
+        positives is not None
+        and positives.numel()
+        and not on_cuda(positives)
+        and not (positives.min() >= 0 and positives.max() < len(audio))
+    ):
         raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {positives.min()}..{positives.max()}")
     visual = visual.contiguous(memory_format=memory_format(visual))
     audio = audio.contiguous()
@@ -186,16 +213,32 @@ def _pooled_similarity(visual: Tensor, audio: Tensor, pooling: str, epsilon: flo
             maps.copy_(_cosine_map.function(visual, audio[positives])[0])
     else:
         extension.similarity(
-            kernel_shape(visual, len(audio)), (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
-            pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=kept_images(kept, visual, len(audio)),
-            positives=address(positives), positive_map=address(maps), scores=address(scores), pair=address(pair),
-            threads=torch.get_num_threads())
+            kernel_shape(visual, len(audio)),
+            (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
+            pooling=POOLINGS[pooling],
+            epsilon=epsilon,
+            beta=beta,
+            kept=kept_images(kept, visual, len(audio)),
+            positives=address(positives),
+            positive_map=address(maps),
+            scores=address(scores),
+            pair=address(pair),
+            threads=torch.get_num_threads(),
+        )
     return outputs
 
 
 def _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, **gradient):
-    pairs.kernels.similarity(pairs.pairs, pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta,
-                             scores=address(scores, first), kept=address(pair, first), **gradient, **pairs.where)
+    pairs.kernels.similarity(
+        pairs.pairs,
+        pooling=POOLINGS[pooling],
+        epsilon=epsilon,
+        beta=beta,
+        scores=address(scores, first),
+        kept=address(pair, first),
+        **gradient,
+        **pairs.where,
+    )
 
 
 @_pooled_similarity.register_fake
@@ -204,11 +247,15 @@ def _(visual, audio, pooling, epsilon, beta, positives, keep):
 
 
 def _gradients(visual, audio, need_visual, need_audio):
-    return (torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
-            torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0))
+    return (
+        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0),
+    )
 
 
-def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, grad_visual, grad_audio):
+def _backward_cuda(
+    grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, grad_visual, grad_audio
+):
     with kernels_for(visual) as (kernels, where):
         pairs = Pairs(visual, audio, inverse_norm, kernels, where)
         if pooling == "max":
@@ -217,8 +264,17 @@ def _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, p
         gradients = DenseGradients(pairs, grad_visual, grad_audio)
         for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
             slopes = gradients.slopes()
-            _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, grad_scores=address(grad_scores, first),
-                      slopes=address(slopes))
+            _run_cuda(
+                pairs,
+                first,
+                pooling,
+                epsilon,
+                beta,
+                scores,
+                pair,
+                grad_scores=address(grad_scores, first),
+                slopes=address(slopes),
+            )
             gradients.add(first, slopes)
         gradients.finish()
 
@@ -230,8 +286,14 @@ def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, g
     for first in range(0, len(visual), step):
         part = slice(first, first + step)
         of_visual, of_audio = _cosine_map_backward.function(
-            grad_map[part], visual[part], own[part], maps[part], inverse_norm[part], grad_visual is not None,
-            grad_audio is not None)
+            grad_map[part],
+            visual[part],
+            own[part],
+            maps[part],
+            inverse_norm[part],
+            grad_visual is not None,
+            grad_audio is not None,
+        )
         if grad_visual is not None:
             grad_visual[part] += of_visual
         if grad_audio is not None:
@@ -248,8 +310,9 @@ def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
         of_chunk = {"grad_scores": address(grad_scores, first), "best": address(best, first)}
         if visual:
             gradient = visual.of_chunk(first)
-            kernels.gather_visual(pairs.pairs, **of_chunk, gradient=address(gradient), real_gradient=pairs.is_real(gradient),
-                                  **where)
+            kernels.gather_visual(
+                pairs.pairs, **of_chunk, gradient=address(gradient), real_gradient=pairs.is_real(gradient), **where
+            )
             visual.write(first, gradient)
         if grad_audio is not None:
             kernels.gather_audio(pairs.pairs, **of_chunk, sums=address(sums), **where)
@@ -258,10 +321,23 @@ def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
 
 
 @library.op("pooled_similarity_backward")
-def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, visual: Tensor, audio: Tensor, pooling: str,
-                                epsilon: float, beta: float, positives: Tensor | None, scores: Tensor, maps: Tensor,
-                                pair: Tensor, inverse_norm: Tensor, kept: Tensor, need_visual: bool,
-                                need_audio: bool) -> tuple[Tensor, Tensor]:
+def _pooled_similarity_backward(
+    grad_scores: Tensor,
+    grad_map: Tensor | None,
+    visual: Tensor,
+    audio: Tensor,
+    pooling: str,
+    epsilon: float,
+    beta: float,
+    positives: Tensor | None,
+    scores: Tensor,
+    maps: Tensor,
+    pair: Tensor,
+    inverse_norm: Tensor,
+    kept: Tensor,
+    need_visual: bool,
+    need_audio: bool,
+) -> tuple[Tensor, Tensor]:
     check_kept(kept, visual.dtype == torch.float64)
     grad_scores, audio = grad_scores.contiguous(), audio.contiguous()
     grad_map = None if grad_map is None else grad_map.contiguous()
@@ -277,17 +353,47 @@ def _pooled_similarity_backward(grad_scores: Tensor, grad_map: Tensor | None, vi
         return grads
     extension.similarity(
         kernel_shape(visual, len(audio)),
-        (address(visual), address(audio), address(inverse_norm), address(kept),
-         address(grads[0]) if need_visual else 0, address(grads[1]) if need_audio else 0),
-        pooling=POOLINGS[pooling], epsilon=epsilon, beta=beta, kept=kept_images(kept, visual, len(audio)),
-        positives=address(positives), positive_map=address(maps), scores=address(scores), pair=address(pair),
-        grad_scores=address(grad_scores), grad_map=address(grad_map), threads=torch.get_num_threads())
+        (
+            address(visual),
+            address(audio),
+            address(inverse_norm),
+            address(kept),
+            address(grads[0]) if need_visual else 0,
+            address(grads[1]) if need_audio else 0,
+        ),
+        pooling=POOLINGS[pooling],
+        epsilon=epsilon,
+        beta=beta,
+        kept=kept_images(kept, visual, len(audio)),
+        positives=address(positives),
+        positive_map=address(maps),
+        scores=address(scores),
+        pair=address(pair),
+        grad_scores=address(grad_scores),
+        grad_map=address(grad_map),
+        threads=torch.get_num_threads(),
+    )
     return grads
 
 
 @_pooled_similarity_backward.register_fake
-def _(grad_scores, grad_map, visual, audio, pooling, epsilon, beta, positives, scores, maps, pair, inverse_norm, kept,
-      need_visual, need_audio):
+def _(
+    grad_scores,
+    grad_map,
+    visual,
+    audio,
+    pooling,
+    epsilon,
+    beta,
+    positives,
+    scores,
+    maps,
+    pair,
+    inverse_norm,
+    kept,
+    need_visual,
+    need_audio,
+):
     return _gradients(visual, audio, need_visual, need_audio)
 
 
@@ -308,8 +414,19 @@ def _backward(ctx, grad_scores, grad_map, *_):
     need_visual, need_audio = ctx.needs_input_grad[:2]
     grad_scores = torch.zeros_like(scores) if grad_scores is None else grad_scores
     grad_visual, grad_audio = _pooled_similarity_backward(
-        grad_scores, grad_map, visual, audio, ctx.pooling, ctx.epsilon, ctx.beta, positives, scores, *rest, need_visual,
-        need_audio)
+        grad_scores,
+        grad_map,
+        visual,
+        audio,
+        ctx.pooling,
+        ctx.epsilon,
+        ctx.beta,
+        positives,
+        scores,
+        *rest,
+        need_visual,
+        need_audio,
+    )
     return grad_visual if need_visual else None, grad_audio if need_audio else None, *none
 
 
