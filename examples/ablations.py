@@ -110,11 +110,12 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
     """One run, on one thread."""
     import torch
 
-    from ssl_fast import recipes, training
-    from ssl_fast.data import scenes
+    from ssl_fast.data.scenes import dataset as scenes
     from ssl_fast.evaluation import evaluate
-    from ssl_fast.evaluation.results import replace_file
     from ssl_fast.models import LocalizerConfig
+    from ssl_fast.reproducibility import replace_file
+    from ssl_fast.training import loop as training
+    from ssl_fast.training import recipes
 
     torch.set_num_threads(1)
     row, plain = ROWS[name], recipes.quickstart(ROWS[name].method)
@@ -191,7 +192,7 @@ def main() -> int:
     if not names:
         parser.error(f"--only {args.only}: expected a part of one of these: {'; '.join(ROWS)}")
     if not args.table:
-        from ssl_fast.data import scenes
+        from ssl_fast.data.scenes import dataset as scenes
         from ssl_fast.progress import progress_bar
 
         for split in ("train", "single", "duo"):

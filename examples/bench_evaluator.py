@@ -24,12 +24,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ssl_fast.benchmarks.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.evaluation import PROTOCOLS, Rule, Upsampling, false_alarms
-from ssl_fast.evaluation.evaluate import versions
 from ssl_fast.evaluation.map_metrics import counts
 from ssl_fast.evaluation.protocols import Accumulator
-from ssl_fast.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.ops import checks
+from ssl_fast.reproducibility import versions
 
 SIDE, CELLS = 224, 7
 KINDS = ("silence", "noise", "offscreen")

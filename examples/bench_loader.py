@@ -30,10 +30,10 @@ import soundfile
 import torch
 from PIL import Image
 
+from ssl_fast.benchmarks.measure import Stopwatch, time_rounds
 from ssl_fast.data.datasets import FolderSet
-from ssl_fast.data.images import Geometry
-from ssl_fast.evaluation.evaluate import versions
-from ssl_fast.measure import Stopwatch, time_rounds
+from ssl_fast.data.io.images import Geometry
+from ssl_fast.reproducibility import versions
 
 SIZE, SECONDS, RATE = 224, 3, 16000
 CLOCKS = ("wall", "cpu")

@@ -18,9 +18,9 @@ import faiss
 import numpy as np
 import torch
 
+from ssl_fast.benchmarks.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.data import neighbors
-from ssl_fast.measure import Stopwatch, peak_resident, time_rounds
-from ssl_fast.models.storage import versions
+from ssl_fast.reproducibility import versions
 
 PARTS = {"_search_in_heaps": "products and heaps", "_in_order": "order"}
 

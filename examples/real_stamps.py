@@ -42,8 +42,8 @@ import torch
 import torchaudio
 from PIL import Image, ImageEnhance, ImageFilter
 
-from ssl_fast import cli
-from ssl_fast.data.audio import MediaError, load_audio, resample
+from ssl_fast.cli import main as cli
+from ssl_fast.data.io.audio import MediaError, load_audio, resample
 from ssl_fast.progress import progress_bar
 
 STAMPS = Path("/usr/share/tuxpaint/stamps")

@@ -14,8 +14,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops.reference import accumulate_dtype
-
 
 def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
     """The rank of this process in `group` (None: of all processes), and how many there are."""
@@ -133,7 +131,7 @@ class JoinedBatch:
             return x
         around = (0, 0) * (x.dim() - 1) + (self.first, self.size - self.first - self.rows)
         # as a sum with zeros: sizes may differ without a thought, and the gradient comes back in full precision
-        return self.sum(F.pad(x.to(accumulate_dtype(x)), around)).to(x.dtype)
+        return self.sum(F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), around)).to(x.dtype)
 
     def mean(self, x: Tensor) -> Tensor:
         """The mean over rows (N,) of all processes, a scalar."""

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from ssl_fast.inference.demo import Server
+from ssl_fast.demo.server import Server
 
 SCENE = 1  # of which the embedded model localizes both sounds, and nothing under silence
 GOOD = {"image": f"scene-{SCENE}", "sound": f"scene-{SCENE}-0", "alpha": 0.4, "threshold": None}

@@ -12,9 +12,9 @@ import scipy.signal
 import soundfile
 import torch
 
-from ssl_fast.data import audio
-from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
-from ssl_fast.data.front_ends import PUBLISHED
+from ssl_fast.data.io import audio
+from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
+from ssl_fast.data.io.published_front_ends import PUBLISHED
 
 GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
 

@@ -8,8 +8,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 from torch.nn.functional import pad
 
-from ssl_fast import augmentation
-from ssl_fast.augmentation import colour_jitter, gaussian_blur, greyscale, horizontal_flip, random_resized_crop
+from ssl_fast.data import transforms as augmentation
+from ssl_fast.data.transforms import colour_jitter, gaussian_blur, greyscale, horizontal_flip, random_resized_crop
 
 
 def seeded(seed=0):

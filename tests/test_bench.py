@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ssl_fast import bench, measure, ops
+from ssl_fast import ops
+from ssl_fast.benchmarks import measure
+from ssl_fast.benchmarks import ops as bench
 
 TINY = ["--batch", "4", "--maps", "3x2", "--channels", "16", "--rounds", "2", "--threads", "1", "--no-compile"]
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from ssl_fast import bench_data, cli
+from ssl_fast.benchmarks import data as bench_data
+from ssl_fast.cli import main as cli
 from test_datasets import put
 from test_training_sets import VGGSOUND, fill, write_list
 

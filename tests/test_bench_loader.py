@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from programs import example
-from ssl_fast.data.images import load_image
+from ssl_fast.data.io.images import load_image
 
 
 def test_the_loop_takes_the_published_steps(tmp_path):

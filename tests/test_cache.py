@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl_fast.data import cache, datasets
-from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError
-from ssl_fast.data.cache import DecodedCache
-from ssl_fast.data.front_ends import PUBLISHED
+from ssl_fast.data import datasets
+from ssl_fast.data.io import cache
+from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError
+from ssl_fast.data.io.cache import DecodedCache
+from ssl_fast.data.io.published_front_ends import PUBLISHED
 from test_datasets import FRONT_END, folder_set, put
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of newer Pythons, about forking with threads

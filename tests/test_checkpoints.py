@@ -6,8 +6,9 @@ import struct
 import pytest
 import torch
 
-from ssl_fast import cli, recipes
+from ssl_fast.cli import main as cli
 from ssl_fast.models import LocalizerConfig, build, checkpoints, storage
+from ssl_fast.training import recipes
 
 FORMATS = (".pt", ".safetensors")
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast import cli
+from ssl_fast.cli import main as cli
 from ssl_fast.data.datasets import FolderSet
 from ssl_fast.data.neighbors import FORMAT
 from ssl_fast.models import ResNet18, storage
-from ssl_fast.training import fingerprint
+from ssl_fast.reproducibility import fingerprint
 from training_toys import loaded
 
 FLAT = """
@@ -192,7 +192,8 @@ def test_killed_and_resumed_quickstart_equals_an_uninterrupted_one(tmp_path, qui
     crash = tmp_path / "crash.py"
     crash.write_text(
         "import os, signal, sys\n"
-        "from ssl_fast import cli, learner\n"
+        "from ssl_fast.cli import main as cli\n"
+        "from ssl_fast.training import learner\n"
         "step = learner.Learner.step\n"
         "def killer(self, number, *rest):\n"
         "    if number == 5:\n"
@@ -545,7 +546,7 @@ def test_help_needs_no_heavy_module():
     """Of the command line, and of each command but bench, which has its own parser."""
     code = """
         import argparse, sys
-        from ssl_fast import cli
+        from ssl_fast.cli import main as cli
         commands = next(a for a in cli.parser()._actions if isinstance(a, argparse._SubParsersAction)).choices
         for command in ([], ["data", "check"], *([name] for name in commands if name != "bench")):
             assert cli.main([*command, "--help"]) == 0

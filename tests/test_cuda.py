@@ -19,8 +19,9 @@ from op_checks import (
     upstream,
 )
 from ssl_fast import ops
-from ssl_fast.measure import peak_cuda
-from ssl_fast.ops import checks, rows
+from ssl_fast.benchmarks.measure import peak_cuda
+from ssl_fast.ops import checks
+from ssl_fast.ops import cuda_chunks as rows
 
 DEVICE = "cuda"
 

@@ -13,9 +13,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ssl_fast.data import datasets
-from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
 from ssl_fast.data.datasets import DataError, FolderSet, SampleSet, check
-from ssl_fast.data.images import load_image
+from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
+from ssl_fast.data.io.images import load_image
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 import demo_clients
 from demo_clients import SCENE, ask, exchange, head, of_data_uri, pixels, question, running
-from ssl_fast import cli
-from ssl_fast.data import scenes
+from ssl_fast.cli import main as cli
+from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.inference.localize import Viewer
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from ssl_fast.inference.demo import Server
+from ssl_fast.demo.server import Server
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = shutil.which(os.environ.get("SSL_FAST_BROWSER", "chromium"))

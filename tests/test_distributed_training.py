@@ -16,11 +16,14 @@ from PIL import Image
 from torch import nn
 
 from loss_loops import flip
-from ssl_fast import augmentation, learner, models, training
+from ssl_fast import models
+from ssl_fast.data import transforms as augmentation
 from ssl_fast.evaluation.evaluate import success_rate
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
-from ssl_fast.recipes import recipe
+from ssl_fast.training import learner
+from ssl_fast.training import loop as training
+from ssl_fast.training.recipes import recipe
 from training_toys import Others, ToySet, loaded
 
 PROCESSES = 2
@@ -333,7 +336,8 @@ def torchrun(*argv, program=("-m", "ssl_fast")):
 
 CRASH = """
 import os, signal, sys
-from ssl_fast import cli, learner
+from ssl_fast.cli import main as cli
+from ssl_fast.training import learner
 step = learner.Learner.step
 def killer(self, number, *rest):
     if number == 4 and self.rank == 1:

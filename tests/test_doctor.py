@@ -4,7 +4,8 @@ import types
 import pytest
 import torch
 
-from ssl_fast import cli, doctor
+from ssl_fast.cli import doctor
+from ssl_fast.cli import main as cli
 from ssl_fast.ops import checks
 
 

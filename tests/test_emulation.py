@@ -22,7 +22,8 @@ from op_checks import (
 )
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
-from ssl_fast.ops import checks, rows
+from ssl_fast.ops import checks
+from ssl_fast.ops import cuda_chunks as rows
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
 

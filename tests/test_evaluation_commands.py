@@ -9,12 +9,12 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast import cli
+from ssl_fast.cli import main as cli
+from ssl_fast.cli.evaluate import published_set
 from ssl_fast.data.annotations import weight_map
-from ssl_fast.data.images import load_image
+from ssl_fast.data.io.images import load_image
 from ssl_fast.evaluation import evaluate as evaluate_model
 from ssl_fast.evaluation import protocols
-from ssl_fast.evaluation_commands import published_set
 from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast import cli
-from ssl_fast.data import audio, scenes
+from ssl_fast.cli import main as cli
+from ssl_fast.data.io import audio
+from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.inference.localize import Viewer
 from ssl_fast.models import LocalizerConfig, build, checkpoints
 

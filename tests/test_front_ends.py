@@ -8,8 +8,8 @@ import soundfile
 import torch
 from scipy.signal import spectrogram
 
-from ssl_fast.data.audio import MediaError
-from ssl_fast.data.front_ends import PUBLISHED, run
+from ssl_fast.data.io.audio import MediaError
+from ssl_fast.data.io.published_front_ends import PUBLISHED, run
 
 
 def wav(path, seconds, channels=1, rate=16000, seed=0):

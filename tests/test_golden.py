@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_fast import losses
-from ssl_fast.data import front_ends
+from ssl_fast.data.io import published_front_ends as front_ends
 from ssl_fast.evaluation import protocols
 from ssl_fast.ops import checks
 

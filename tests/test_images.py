@@ -5,9 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ssl_fast.augmentation import POLICIES
-from ssl_fast.data.audio import MediaError
-from ssl_fast.data.images import Geometry, decode_image, load_image, load_mask
+from ssl_fast.data.io.audio import MediaError
+from ssl_fast.data.io.images import Geometry, decode_image, load_image, load_mask
+from ssl_fast.data.transforms import POLICIES
 
 
 def picture(height=24, width=40, seed=0):

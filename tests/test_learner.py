@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from ssl_fast.learner import Learner
 from ssl_fast.models import ResNet18, storage
-from ssl_fast.recipes import recipe
-from ssl_fast.training import train
+from ssl_fast.training.learner import Learner
+from ssl_fast.training.loop import train
+from ssl_fast.training.recipes import recipe
 from training_toys import ToySet
 
 

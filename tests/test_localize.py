@@ -10,9 +10,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast import cli
-from ssl_fast.data import scenes
-from ssl_fast.data.images import load_image
+from ssl_fast.cli import main as cli
+from ssl_fast.data.io.images import load_image
+from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.evaluation import evaluate
 from ssl_fast.inference.localize import Answer, Panel, Viewer, scale_of
 from ssl_fast.inference.sheets import sheet
@@ -258,8 +258,8 @@ def test_a_map_for_each_second_of_a_video(video, files, tmp_path, capsys):
         left, top, right, bottom = one.boxes[one.categories.index(name)] / 112
         x, y = float(lines[k][1]), float(lines[k][2])
         assert left <= (x if k == 0 else 1 - x) < right and top <= y < bottom
-    from ssl_fast.data.audio import decode_audio
-    from ssl_fast.data.video import frames_of_seconds
+    from ssl_fast.data.io.audio import decode_audio
+    from ssl_fast.data.io.video import frames_of_seconds
 
     frames = dict(frames_of_seconds(out))  # what was written can be read, with its sound
     assert list(frames) == [0.5, 1.5] and np.abs(frames[0.5].astype(int) - frames[1.5]).mean() > 2

@@ -8,13 +8,13 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast import cli
-from ssl_fast.data.audio import MediaError
+from ssl_fast.cli import main as cli
 from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.io.audio import MediaError
 from ssl_fast.data.neighbors import Neighbors
 from ssl_fast.models import LocalizerConfig, build, storage
 from ssl_fast.models.resnet import ResNet18
-from ssl_fast.recipes import recipe
+from ssl_fast.training.recipes import recipe
 
 COUNT = 7
 

@@ -21,7 +21,7 @@ from op_checks import (
     truth_of,
     upstream,
 )
-from ssl_fast import measure
+from ssl_fast.benchmarks import measure
 from ssl_fast.ops import checks
 
 pytestmark = needs_compiled

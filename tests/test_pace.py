@@ -2,8 +2,8 @@
 
 import time
 
-from ssl_fast import training
-from ssl_fast.training import pace, train
+from ssl_fast.training import loop as training
+from ssl_fast.training.loop import pace, train
 from test_training import assert_same, figures, one_thread, run, tiny, weights  # noqa: F401
 from training_toys import ToySet
 

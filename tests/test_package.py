@@ -17,7 +17,7 @@ def test_torch_is_imported_on_first_use_and_before_the_compiled_module():
         import sys
         import ssl_fast
         print(*{"torch", "numpy", "ssl_fast._C"} & sys.modules.keys())
-        print(ssl_fast.losses.lvs.__name__, ssl_fast.ops.cosine_map.__name__, ssl_fast.recipes.recipe.__name__)
+        print(ssl_fast.losses.lvs.__name__, ssl_fast.ops.cosine_map.__name__, ssl_fast.training.recipes.recipe.__name__)
         print(*(name for name in sys.modules if name in ("torch", "ssl_fast._C")))
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=60)

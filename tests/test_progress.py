@@ -9,8 +9,8 @@ import termios
 import pytest
 
 from ssl_fast.progress import progress_bar
-from ssl_fast.recipes import recipe
-from ssl_fast.training import train
+from ssl_fast.training.loop import train
+from ssl_fast.training.recipes import recipe
 from training_toys import ToySet
 
 

@@ -13,7 +13,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast import cli
+from ssl_fast.cli import main as cli
 from ssl_fast.models import checkpoints
 from ssl_fast.models.checkpoints import load
 from ssl_fast.models.published import LAYOUTS

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ssl_fast import cli
+from ssl_fast.cli import main as cli
 
 
 @pytest.mark.slow

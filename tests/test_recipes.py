@@ -3,10 +3,11 @@ import math
 
 import pytest
 
-from ssl_fast import losses, ops, recipes
-from ssl_fast.data.audio import FRONT_ENDS
+from ssl_fast import losses, ops
+from ssl_fast.data.io.audio import FRONT_ENDS
 from ssl_fast.models import LocalizerConfig
-from ssl_fast.recipes import Recipe, recipe
+from ssl_fast.training import recipes
+from ssl_fast.training.recipes import Recipe, recipe
 
 
 @pytest.mark.parametrize("name", recipes.RECIPES)

@@ -16,7 +16,7 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from test_training import run, tiny
-from ssl_fast import training
+from ssl_fast.training import loop as training
 def on_step(learner, record):
     if record["step"] == 8:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.signal import spectrogram
 
-from ssl_fast.data import scene_sounds
-from ssl_fast.data.scene_generator import CATALOGUE, CATEGORIES, Settings, scene
+from ssl_fast.data.scenes import sounds as scene_sounds
+from ssl_fast.data.scenes.generator import CATALOGUE, CATEGORIES, Settings, scene
 
 
 def test_level_of_sounds():

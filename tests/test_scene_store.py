@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast.data import scene_store
-from ssl_fast.data.scene_generator import CATEGORIES, Settings, scene
-from ssl_fast.data.scene_store import CacheError, load_arrays, split_folder
+from ssl_fast.data.scenes import store
+from ssl_fast.data.scenes.generator import CATEGORIES, Settings, scene
+from ssl_fast.data.scenes.store import CacheError, load_arrays, split_folder
 
 TINY = Settings(size=48, categories=5, train=14, val=6, single=4, duo=5, trio=3)
 
@@ -34,7 +34,7 @@ def no_generator(monkeypatch):
     def fail(*_):
         raise AssertionError("a cached split was generated again")
 
-    return lambda: monkeypatch.setattr(scene_store, "scene", fail)
+    return lambda: monkeypatch.setattr(store, "scene", fail)
 
 
 def test_cached_arrays_are_the_scenes(tmp_path):
@@ -77,7 +77,7 @@ def test_script_without_main_guard_can_load(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import torch; torch.ones(9, 9) @ torch.ones(9, 9)\n"
-        "from ssl_fast.data import scene_store as s\n"
+        "from ssl_fast.data.scenes import store as s\n"
         f"a = s.load_arrays('trio', s.{TINY!r}, cache={str(tmp_path)!r}, progress=False, workers=2)\n"
         "print(a.images.sum())\n"
     )
@@ -88,9 +88,7 @@ def test_script_without_main_guard_can_load(tmp_path):
 
 
 def test_workers_do_not_import_torch(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        scene_store, "_START", scene_store._START + "if 'torch' in sys.modules: sys.exit('torch was imported')\n"
-    )
+    monkeypatch.setattr(store, "_START", store._START + "if 'torch' in sys.modules: sys.exit('torch was imported')\n")
     read("trio", tmp_path, workers=1)
 
 
@@ -103,7 +101,7 @@ def test_folder_depends_on_version_and_split_but_not_on_other_splits(tmp_path, m
     folder = split_folder("trio", TINY, tmp_path)
     assert split_folder("trio", Settings(**vars(TINY) | {"train": 99}), tmp_path) == folder
     assert split_folder("duo", Settings(**vars(TINY) | {"duo": TINY.trio}), tmp_path).name[-16:] != folder.name[-16:]
-    monkeypatch.setattr(scene_store, "VERSION", 999)
+    monkeypatch.setattr(store, "VERSION", 999)
     assert split_folder("trio", TINY, tmp_path) != folder
 
 
@@ -169,19 +167,19 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return scene(settings, split, index)
 
-    monkeypatch.setattr(scene_store, "scene", interrupt)
+    monkeypatch.setattr(store, "scene", interrupt)
     with pytest.raises(KeyboardInterrupt):
         read("duo", tmp_path)
     assert list((tmp_path / "scenes").iterdir()) == []
-    monkeypatch.setattr(scene_store, "scene", scene)
+    monkeypatch.setattr(store, "scene", scene)
     read("duo", tmp_path)
 
 
 @pytest.mark.parametrize(
-    "start", ["import sys; sys.exit('a bad day')", scene_store._START.replace(".work(job)", ".absent(job)")]
+    "start", ["import sys; sys.exit('a bad day')", store._START.replace(".work(job)", ".absent(job)")]
 )
 def test_worker_that_fails_is_reported(tmp_path, monkeypatch, start):
-    monkeypatch.setattr(scene_store, "_START", start)
+    monkeypatch.setattr(store, "_START", start)
     with pytest.raises(RuntimeError, match=r"(?s)scene worker [01] ended with exit status 1: .*(a bad day|absent)"):
         read("duo", tmp_path, workers=2)
     assert list((tmp_path / "scenes").iterdir()) == []

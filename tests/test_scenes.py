@@ -11,10 +11,13 @@ import torch
 from scipy.ndimage import binary_dilation, map_coordinates, zoom
 from scipy.signal import spectrogram
 
-from ssl_fast.data import scene_generator, scene_looks, scene_shapes, scenes
-from ssl_fast.data.scene_generator import CATALOGUE, CATEGORIES, SIZES, SPLITS, Settings, cast, scene
-from ssl_fast.data.scene_shapes import Plane
-from ssl_fast.data.scene_store import load_arrays
+from ssl_fast.data.scenes import dataset as scenes
+from ssl_fast.data.scenes import generator
+from ssl_fast.data.scenes import looks as scene_looks
+from ssl_fast.data.scenes import shapes as scene_shapes
+from ssl_fast.data.scenes.generator import CATALOGUE, CATEGORIES, SIZES, SPLITS, Settings, cast, scene
+from ssl_fast.data.scenes.shapes import Plane
+from ssl_fast.data.scenes.store import load_arrays
 
 DEFAULT = Settings()
 OTHER = Settings(seed=5, size=64, categories=16, seconds=1.5)
@@ -36,7 +39,7 @@ def digest(one):
 # ---------------------------------------------------------------------------------------------------------------------
 # Determinism
 
-# A change here means that everybody's scenes change: raise scene_generator.VERSION with it.
+# A change here means that everybody's scenes change: raise generator.VERSION with it.
 HASHES = {
     ("train", 0, DEFAULT): "13da2d8ee517a3282caa33cf08cef3a380394a1bcea977d412f083ec3922dbb5",
     ("val", 9, DEFAULT): "d86533595747ea6ffe1450d76f4bf375dd011ea5a87f11eb49ec657111b455f3",
@@ -50,7 +53,7 @@ HASHES = {
 @pytest.mark.parametrize("split, index, settings", HASHES)
 def test_scenes_have_the_hashes_of_this_version(split, index, settings):
     assert digest(scene(settings, split, index)) == HASHES[split, index, settings]
-    assert scene_generator.VERSION == 2
+    assert generator.VERSION == 2
 
 
 def test_scene_does_not_depend_on_split_sizes_or_on_scenes_before_it():
@@ -97,7 +100,7 @@ def test_masks_are_disjoint_and_boxes_tight(split, count):
 @pytest.mark.parametrize("split, count", SEEN)
 def test_every_object_shows_enough(split, count):
     share = [mask.mean() for one in made(split, count) for mask in one.masks]
-    assert min(share) >= scene_generator.VISIBLE_AREA
+    assert min(share) >= generator.VISIBLE_AREA
     # no frame is larger than its place in SIZES; outline, rotation and aspect add at most 60 %
     for one in made(split, count):
         extent = (one.boxes[:, 2:] - one.boxes[:, :2]).max()
@@ -119,7 +122,7 @@ def test_mask_is_what_painting_changed():
 
 def test_drawings_that_hide_an_object_are_drawn_again(monkeypatch):
     full, paint = [], scene_looks.paint_object
-    monkeypatch.setattr(scene_generator, "SPACING", 0.1)  # objects now overlap most of the time
+    monkeypatch.setattr(generator, "SPACING", 0.1)  # objects now overlap most of the time
     monkeypatch.setattr(scene_looks, "paint_object", lambda *a: full.append(paint(*a)) or full[-1])
     drawn = hidden = 0
     for index in range(12):
@@ -134,8 +137,8 @@ def test_drawings_that_hide_an_object_are_drawn_again(monkeypatch):
 
 
 def test_hopeless_drawing_is_an_error(monkeypatch):
-    monkeypatch.setattr(scene_generator, "VISIBLE_AREA", 1.0)
-    monkeypatch.setattr(scene_generator, "ATTEMPTS", 3)
+    monkeypatch.setattr(generator, "VISIBLE_AREA", 1.0)
+    monkeypatch.setattr(generator, "ATTEMPTS", 3)
     with pytest.raises(RuntimeError, match="left every object visible"):
         scene(Settings(size=48), "single", 0)
 
@@ -264,7 +267,7 @@ def test_leads_are_balanced_and_sound_in_train():
     for start in range(0, 1200, 12):
         assert sorted(leads[start : start + 12]) == sorted(CATEGORIES[:12])
     counts = Counter(len(who.categories) for who in casts)
-    assert [abs(counts[k] / 1200 - p) < 0.05 for k, p in zip((1, 2, 3), scene_generator.TRAIN_OBJECTS)] == [True] * 3
+    assert [abs(counts[k] / 1200 - p) < 0.05 for k, p in zip((1, 2, 3), generator.TRAIN_OBJECTS)] == [True] * 3
     shown = Counter(category for who in casts for category in who.categories)
     assert set(shown) == set(CATEGORIES[:12]) and max(shown.values()) < 1.25 * min(shown.values())
     places = Counter(who.sounding[0] for who in casts if len(who.categories) == 3)

@@ -10,11 +10,11 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast import cli
+from ssl_fast.cli import main as cli
 from ssl_fast.data.annotations import read, weight_map
-from ssl_fast.data.audio import FrontEnd, load_audio
 from ssl_fast.data.datasets import DataError, SampleSet
-from ssl_fast.data.images import load_image
+from ssl_fast.data.io.audio import FrontEnd, load_audio
+from ssl_fast.data.io.images import load_image
 from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, check
 from ssl_fast.evaluation import evaluate, metrics
 from test_annotations import write

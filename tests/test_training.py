@@ -9,12 +9,14 @@ import warnings
 import pytest
 import torch
 
-from ssl_fast import recipes, training
-from ssl_fast.learner import Learner, TrainingError, derived_seed
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
-from ssl_fast.recipes import recipe
-from ssl_fast.training import StepSampler, progress_of, train
+from ssl_fast.reproducibility import derived_seed
+from ssl_fast.training import loop as training
+from ssl_fast.training import recipes
+from ssl_fast.training.learner import Learner, TrainingError
+from ssl_fast.training.loop import StepSampler, progress_of, train
+from ssl_fast.training.recipes import recipe
 from training_toys import ToySet, loaded
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ssl_fast import training
 from ssl_fast.evaluation import evaluate
-from ssl_fast.learner import Learner
+from ssl_fast.training import loop as training
+from ssl_fast.training.learner import Learner
 from test_training import Crash, assert_same, crash_at, figures, first, one_thread, run, tiny, weights  # noqa: F401
 from training_toys import Others, ToySet, loaded
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from films import film, turn
-from ssl_fast.data import video
-from ssl_fast.data.audio import FRONT_ENDS, FrontEnd, MediaError, decode_audio
-from ssl_fast.data.front_ends import PUBLISHED
-from ssl_fast.data.images import decode_image, load_image
+from ssl_fast.data.io import video
+from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError, decode_audio
+from ssl_fast.data.io.images import decode_image, load_image
+from ssl_fast.data.io.published_front_ends import PUBLISHED
 
 pytest.importorskip("av", reason="mp4 files are read and written by PyAV")
 

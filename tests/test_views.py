@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_fast.data.images import load_image
-from ssl_fast.data.views import Views
-from ssl_fast.learner import Learner
+from ssl_fast.data.io.images import load_image
 from ssl_fast.models import LocalizerConfig
-from ssl_fast.recipes import recipe
-from ssl_fast.training import StepSampler, train
+from ssl_fast.training.learner import Learner
+from ssl_fast.training.loop import StepSampler, train
+from ssl_fast.training.recipes import recipe
+from ssl_fast.training.views import Views
 from training_toys import HEARD, Nearest, ToySet, folder
 
 ALL = ("original", "augmented", "conceptual")

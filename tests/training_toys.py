@@ -5,8 +5,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast.data.audio import FRONT_ENDS, FrontEnd
 from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd
 from ssl_fast.models import checkpoints
 
 

@@ -40,10 +40,10 @@ import numpy as np
 import torch
 
 from ..progress import progress_bar
-from .audio import FrontEnd, decode_audio, front_end_named
-from .cache import DecodedCache
-from .images import RESAMPLERS, Geometry, decode_image, load_mask
-from .media import MediaError
+from .io.audio import FrontEnd, decode_audio, front_end_named
+from .io.cache import DecodedCache
+from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
+from .io.media import MediaError
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from ..progress import progress_bar
+from ..reproducibility import fingerprint, replace_file, versions
 
 FORMAT = "ssl_fast neighbors 1"
 _QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
@@ -56,10 +57,6 @@ def mine(
     ValueError for bad features (see `nearest`), where ids are not N different ones, and where `path` belongs to other
     features, ids or k; then it is left alone. OSError where another process is writing it.
     """
-    from ..evaluation.results import replace_file
-    from ..models.storage import versions
-    from ..training import fingerprint
-
     path = Path(path)
     check_name(path)
     _check(features, k)
@@ -138,8 +135,6 @@ class Neighbors:
 
     def check(self, sample_set) -> None:
         """ValueError where the file was not made for the ids of this set, in this order."""
-        from ..training import fingerprint
-
         _compare(self.path, {"number": len(sample_set), "ids": fingerprint(sample_set)}, "the samples have")
 
     def draw(self, index: int, generator: int | Sequence[int] | np.random.Generator | torch.Generator) -> int:

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from .annotations import SIZE, Annotations, weight_map
-from .audio import FrontEnd
 from .datasets import FileSet, FolderReport, check_files
+from .io.audio import FrontEnd
 from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
 
 # Of every set the first layout is the default.

@@ -7,7 +7,6 @@ maps become numbers is the `Protocol` that every result carries.
 import contextlib
 import itertools
 import os
-import platform
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from ..distributed import collect, share
 from ..progress import progress_bar
+from ..reproducibility import versions
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
@@ -386,17 +386,6 @@ def retrieval(
         }
         out[hit] = {way: {f"r{k}": rate for k, rate in recall.items()} for way, recall in recalls.items()}
     return out
-
-
-def versions() -> dict[str, str]:
-    from .. import __version__
-
-    return {
-        "ssl_fast": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def _pick(argument: str, name: str | None, preferred: str, test_sets: Mapping) -> str:

@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
+from ..reproducibility import replace_file
 from . import pictures
 from .overlays import Row, Tile
-from .results import replace_file, shortened
+from .results import shortened
 
 STYLE = """
 :root{--paper:#fff;--ink:#1c2430;--soft:#5b6675;--line:#d5dae2;--card:#f5f7fa;--mark:#0072b2;--other:#d55e00}

@@ -3,12 +3,11 @@
 import csv
 import io
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from ..reproducibility import replace_file
 from . import metrics
 
 
@@ -61,14 +60,6 @@ def _cell(value):
     if isinstance(value, bool):
         return int(value)
     return f"{value:.6g}" if isinstance(value, float) else value
-
-
-def replace_file(path, text: str) -> None:
-    """Write a text file under a temporary name beside `path` and rename it: a reader never sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)
 
 
 def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str] | None) -> dict:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.audio import to_mono
-from ..data.video import frames_of_seconds, write_film
+from ..data.io.audio import to_mono
+from ..data.io.video import frames_of_seconds, write_film
 from ..progress import progress_bar
 from .localize import Answer, Viewer, scale_of
 

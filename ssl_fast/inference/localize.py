@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.audio import cut
-from ..data.images import Geometry, decode_image
+from ..data.io.audio import cut
+from ..data.io.images import Geometry, decode_image
 from ..evaluation import baselines, detection, metrics, mixing, pictures
 from ..models.checkpoints import Checkpoint
 from .sheets import sheet

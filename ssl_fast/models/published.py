@@ -111,7 +111,7 @@ def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[
         shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
     fill(localizer, {**{key: expected[key] for key in constants}, **ours})
-    from ..recipes import recipe
+    from ..training.recipes import recipe
 
     published = recipe(kind.method, "published").to_dict()
     used = {key: published[key] for key in ("method", "front_end", "image_size")} | {"model": vars(config).copy()}

@@ -3,16 +3,14 @@
 import hashlib
 import os
 import pickle
-import platform
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
-from .. import __version__
+from ..reproducibility import versions
 from .resnet import ResNet18
 
 FORMAT = "ssl_fast checkpoint 1"
@@ -21,15 +19,6 @@ LAST, BEST = "checkpoint.pt", "best.pt"  # in the folder of a run
 
 class CheckpointError(ValueError):
     """A file that is missing, damaged, or not a checkpoint of this project. The message names it."""
-
-
-def versions() -> dict[str, str]:
-    return {
-        "ssl_fast": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
 
 
 def previous(path: str | os.PathLike) -> Path:

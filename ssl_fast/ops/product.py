@@ -19,8 +19,8 @@ from .checks import (
     padded_audios,
     use_compiled,
 )
+from .cuda_chunks import DenseGradients, Pairs, chunks
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs, chunks
 
 REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
 INSTANCES = ("audio", "image")

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import library, rows
+from . import cuda_chunks as rows
+from . import library
 from .checks import (
     address,
     autocast_inputs,
@@ -22,9 +23,9 @@ from .checks import (
     without_autocast,
 )
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
+from .cuda_chunks import DenseGradients, Pairs, VisualGradient, chunks
 from .mean import mean_vector
 from .reference import accumulate_dtype, similarity_maps
-from .rows import DenseGradients, Pairs, VisualGradient, chunks
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.

@@ -20,9 +20,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from . import scene_looks as looks
-from . import scene_shapes as shapes
-from . import scene_sounds as sounds
+from . import looks, shapes, sounds
 
 VERSION = 2  # of the bytes that this generator produces
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .scene_shapes import BODY, Part, Plane, union
+from .shapes import BODY, Part, Plane, union
 
 REFERENCE_SIZE = 112  # pixels; lengths below that are in pixels hold at this image size and scale with it
 Shape = Callable[[Plane, np.random.Generator], list[Part]]

@@ -4,9 +4,9 @@ import argparse
 import json
 from pathlib import Path
 
-from . import evaluation_commands
-from .data import commands as data_commands
-from .stages import Stages, listed
+from ..stages import Stages, listed
+from . import data as data_commands
+from . import evaluate
 
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
@@ -74,7 +74,7 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
         for key, value in _DEFAULTS.items():
             if hasattr(args, key) and getattr(args, key) is None:
                 setattr(args, key, value)
-    from .recipes import check_method
+    from ..training.recipes import check_method
 
     check_method(args.method)
     args.out = out
@@ -83,7 +83,7 @@ def _open_run(args: argparse.Namespace, out: Path) -> argparse.Namespace:
 
 def _remember(args: argparse.Namespace) -> None:
     """Write run.json; the run exists from now on."""
-    from .evaluation.results import replace_file
+    from ..reproducibility import replace_file
 
     args.out.mkdir(parents=True, exist_ok=True)
     stored = {"command": args.command, "arguments": _remembered(args), **{key: getattr(args, key) for key in _KEPT}}
@@ -115,7 +115,7 @@ def _set_up(args: argparse.Namespace, recipe) -> None:
 
 
 def _train(args: argparse.Namespace, training_set, recipe, **options):
-    from . import training
+    from ..training import loop as training
 
     run = training.train(
         training_set,
@@ -146,9 +146,9 @@ def _train(args: argparse.Namespace, training_set, recipe, **options):
 def quickstart(args: argparse.Namespace) -> int:
     from concurrent.futures import ThreadPoolExecutor
 
-    from . import recipes
-    from .data import scenes
-    from .models import checkpoints
+    from ..data.scenes import dataset as scenes
+    from ..models import checkpoints
+    from ..training import recipes
 
     method = args.method or _DEFAULTS["method"]
     recipes.check_method(method)
@@ -176,28 +176,30 @@ def quickstart(args: argparse.Namespace) -> int:
         with stages("scenes"):
             tests, validation = loading.result()
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
-    return evaluation_commands.write(
+    return evaluate.write(
         run.localizer, tests, validation, args.out, about, run.history, quiet=args.quiet, notes=run.notes, stages=stages
     )
 
 
 def scene_settings(train: int | None, test: int | None):
-    from .data.scenes import Settings
+    from ..data.scenes.dataset import Settings
 
     sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS), test)}
     return Settings(**{split: size for split, size in sizes.items() if size is not None})
 
 
 def scene_tests(settings, quiet: bool):
-    from .data import scenes
+    from ..data.scenes import dataset as scenes
 
     tests = {split: scenes.load(split, settings, progress=not quiet) for split in SCENE_TESTS}
     return tests, scenes.load("val", settings, progress=not quiet)
 
 
 def train(args: argparse.Namespace) -> int:
-    from . import distributed, recipes, training
-    from .models import build, checkpoints, storage
+    from .. import distributed
+    from ..models import build, checkpoints, storage
+    from ..training import loop as training
+    from ..training import recipes
 
     args = _open_run(args, args.out)
     recipe = recipes.recipe(
@@ -258,7 +260,7 @@ def train(args: argparse.Namespace) -> int:
     localizer = checkpoints.load(args.out).localizer
     about = describe(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict()) | _about_run(run)
     tests = {Path(args.val).resolve().name: validation}
-    return evaluation_commands.write(
+    return evaluate.write(
         localizer,
         tests,
         None,
@@ -274,8 +276,8 @@ def train(args: argparse.Namespace) -> int:
 
 def _neighbors(args: argparse.Namespace, training_set, recipe):
     """Those of images and of sounds, None without; an error where they do not fit the set or the recipe's views."""
-    from .data.neighbors import Neighbors
-    from .data.views import Views
+    from ..data.neighbors import Neighbors
+    from ..training.views import Views
 
     files = args.neighbors_visual, args.neighbors_audio
     if files.count(None) == 1:
@@ -286,7 +288,7 @@ def _neighbors(args: argparse.Namespace, training_set, recipe):
 
 def folder(path, split: str | None, front_end: str, image_size: int, annotated: bool = False):
     """The samples of a folder; `annotated`: ValueError without ground truth."""
-    from .data.datasets import FolderSet
+    from ..data.datasets import FolderSet
 
     found = FolderSet(path, front_end=front_end, size=image_size, split=split)
     if annotated and not found.has_ground_truth:
@@ -305,7 +307,7 @@ def preload(found, quiet: bool) -> None:
 def describe(checkpoint: Path, method: str, seed: int, recipe: dict) -> dict:
     import torch
 
-    from .models.storage import digest
+    from ..models.storage import digest
 
     return {
         "method": method,

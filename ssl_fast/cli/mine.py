@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .commands import add_training_set, training_set
+from .data import add_training_set, training_set
 
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from .datasets import read_ids
-    from .neighbors import mine, open_array
+    from ..data.datasets import read_ids
+    from ..data.neighbors import mine, open_array
 
     if args.weights is None and (args.data or args.split or args.modality or args.features_out):
         raise ValueError("--data, --split, --modality, --features-out: expected with --weights")
@@ -64,8 +64,8 @@ def _features(args: argparse.Namespace):
     import numpy as np
     import torch
 
+    from ..data.neighbors import check_k, check_name
     from ..progress import progress_bar
-    from .neighbors import check_k, check_name
 
     if args.features_out is not None and args.features_out.exists():
         raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import recipes
-from .data import commands as data_commands
-from .data.images import Geometry
-from .data.views import Themselves, Views
-from .learner import Learner
+from ..cli import data as data_commands
+from ..data.io.images import Geometry
+from ..training import recipes
+from ..training.learner import Learner
+from ..training.loop import StepSampler, _collate
+from ..training.views import Themselves, Views
 from .measure import Stopwatch, time_rounds
-from .training import StepSampler, _collate
 
 CHUNK = 8  # samples of a round of the stages that go sample by sample
 

@@ -8,27 +8,23 @@ import math
 import os
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from . import augmentation, distributed
-from .data.audio import FrontEnd, front_end_named
-from .models import Localizer, Momentum, build
-from .models.storage import load_torchvision
-from .ops.reference import accumulate_dtype
+from .. import distributed
+from ..data import transforms as augmentation
+from ..data.io.audio import FrontEnd, front_end_named
+from ..models import Localizer, Momentum, build
+from ..models.storage import load_torchvision
+from ..ops.reference import accumulate_dtype
+from ..reproducibility import derived_seed
+from ..stages import Stages
 from .recipes import Recipe
-from .stages import Stages
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names the step and the samples."""
-
-
-def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:
-    """A 64-bit seed, another one for every (seed of the run, purpose, number, ...)."""
-    return int(np.random.SeedSequence((seed, purpose, number, *more)).generate_state(1, np.uint64)[0])
 
 
 def bfloat16_native() -> bool:

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .scene_generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, cast, scene
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, cast, scene
 
 MANIFEST = "manifest.json"
 MOST_WORKERS, LEAST_SCENES = 8, 50  # workers by default: at most, and fewest scenes that are worth a process
@@ -213,7 +213,7 @@ def _store(arrays: Arrays, index: int, made: Scene, first_object: int, first_sou
 
 
 def _progress_bar(split: str, total: int, progress: bool):
-    from ..progress import progress_bar
+    from ...progress import progress_bar
 
     return progress_bar(total=total, desc=f"generating {split}", unit="scene", disable=not progress)
 
@@ -234,15 +234,11 @@ def _fill_here(arrays: Arrays, split: str, settings: Settings, progress: bool) -
 # too, and a worker that dies is noticed. Worker w of m makes scenes w, w + m, ... into memory maps of the same files
 # and counts them in a small map that the parent watches.
 
-# The modules a worker needs import numpy alone: torch would take longer than its work. Bare packages make it find them
-# in this very folder, wherever sys.path leads.
+# The modules a worker needs import numpy alone: torch would take longer than its work.
 _START = """
-import json, sys, types
+import json, sys
 job = json.load(sys.stdin)
 sys.path[:] = job["path"]
-for name, folder in job["packages"].items():
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__path__ = [folder]
 from importlib import import_module
 import_module(job["module"]).work(job)
 """
@@ -269,11 +265,9 @@ def work(job: dict) -> None:
 
 
 def _fill_in_processes(folder: Path, split: str, settings: Settings, progress: bool, workers: int) -> None:
-    total, here = _image_count(split, settings), Path(__file__).resolve().parent
-    package = __name__.rpartition(".")[0]
+    total = _image_count(split, settings)
     job = {
         "path": [str(folder) for folder in sys.path],
-        "packages": {package.rpartition(".")[0]: str(here.parent), package: str(here)},
         "module": __name__,
         "folder": str(folder.resolve()),
         "split": split,

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ..evaluation_commands import WEIGHTS, WEIGHTS_LAYOUT
+from .evaluate import WEIGHTS, WEIGHTS_LAYOUT
 
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
 
@@ -48,9 +48,9 @@ def add_localize(parser: argparse.ArgumentParser) -> None:
 
 
 def viewer(args: argparse.Namespace):
+    from ..inference.localize import Viewer
     from ..models import checkpoints
     from ..models.object_prior import ObjectPrior
-    from .localize import Viewer
 
     if args.weights is None:
         if args.weights_layout is not None:
@@ -65,7 +65,7 @@ def viewer(args: argparse.Namespace):
 
 
 def localize(args: argparse.Namespace) -> int:
-    from ..data.video import VIDEOS
+    from ..data.io.video import VIDEOS
 
     film = args.sound is None
     if film and args.image.suffix.lower() not in VIDEOS:
@@ -98,8 +98,8 @@ def _still(args: argparse.Namespace, viewer, out: Path) -> int:
 def _film(args: argparse.Namespace, viewer, out: Path) -> int:
     import numpy as np
 
-    from ..data.audio import decode_audio
-    from . import film
+    from ..data.io.audio import decode_audio
+    from ..inference import film
 
     sound = decode_audio(args.image)
     answers = film.localize(viewer, args.image, *sound, progress=not args.quiet)
@@ -137,7 +137,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def demo(args: argparse.Namespace) -> int:
-    from .demo import Server
+    from ..demo.server import Server
 
     with Server(viewer(args), args.host, args.port) as server:
         print(f"{server.url}  (Ctrl-C ends it)", flush=True)
@@ -175,8 +175,8 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 
 
 def export(args: argparse.Namespace) -> int:
+    from ..inference.export import export
     from ..models import checkpoints
-    from .export import export
 
     export(checkpoints.load(args.weights, args.weights_layout), args.out)
     print(args.out)

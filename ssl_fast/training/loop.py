@@ -15,22 +15,23 @@ import signal
 import threading
 import time
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from . import distributed
-from .learner import Learner, derived_seed
-from .models import Localizer, storage
-from .progress import progress_bar
+from .. import distributed
+from ..models import Localizer, storage
+from ..progress import progress_bar
+from ..reproducibility import derived_seed, fingerprint
+from .learner import Learner
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
-    from .data.datasets import SampleSet
-    from .data.views import Neighbors
+    from ..data.datasets import SampleSet
+    from .views import Neighbors
 
 HISTORY = "metrics.jsonl"
 # Fraction of a time budget that passes before lateness counts: slow first steps must not change a run that is in time.
@@ -151,11 +152,6 @@ class Run:
         return sum(record["loss"] for record in last) / max(1, len(last))
 
 
-def fingerprint(samples: "SampleSet | Sequence[str]") -> str:
-    """Hash of the ids of a set (or of ids), in order: what a checkpoint remembers of its training data."""
-    return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
-
-
 def _identity(
     sample_set: "SampleSet",
     recipe: Recipe,
@@ -189,8 +185,8 @@ def _identity(
 def _validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[str, float]:
     """What epochs are compared by: with ground truth the success rate (IoU >= .5 at the adaptive threshold of the
     default protocol), without the loss, where samples are their own neighbours. Each process validates its share."""
-    from .data.views import Themselves, Views
-    from .evaluation.evaluate import success_rate
+    from ..evaluation.evaluate import success_rate
+    from .views import Themselves, Views
 
     learner.share_buffers()
     if sample_set.has_ground_truth:
@@ -420,7 +416,7 @@ def _train(
     gather,
     sync_batch_norm,
 ) -> Run:
-    from .data.views import Views
+    from .views import Views
 
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")

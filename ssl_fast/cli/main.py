@@ -10,10 +10,11 @@ import sys
 import warnings
 from pathlib import Path
 
-from . import evaluation_commands, runs
-from .data import commands as data_commands
-from .data import mining
-from .inference import commands as use
+from . import data as data_commands
+from . import evaluate as evaluation_commands
+from . import localize as use
+from . import mine as mining
+from . import train as runs
 
 # torch, numpy and what needs them are imported inside the functions that use them: `ssl-fast --help` does without.
 
@@ -205,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from .distributed import launched
+    from ..distributed import launched
 
     rank, processes = launched()
 
@@ -232,8 +233,8 @@ def _run(args: argparse.Namespace) -> int:
         tell(error)
         return 2
     except RuntimeError as error:
-        from .data.scenes import CacheError
-        from .learner import TrainingError
+        from ..data.scenes.dataset import CacheError
+        from ..training.learner import TrainingError
 
         if not isinstance(error, (CacheError, TrainingError)):
             raise
@@ -314,7 +315,7 @@ def mine(args: argparse.Namespace) -> int:
 
 
 def bench(args: argparse.Namespace) -> int:
-    from . import bench
+    from ..benchmarks import ops as bench
 
     timing = argparse.ArgumentParser(prog="ssl-fast bench", description=f"{_BENCH[0].upper()}{_BENCH[1:]}.")
     bench.add_arguments(timing)

@@ -10,7 +10,8 @@ in X-Name, and give an id. POST /answer takes {"image": id, "sound": id, "alpha"
 for the model's own} and gives panels, scores and what is heard. All but the page is JSON; errors: {"error": message}.
 
 The page is for whoever sits at this machine. Requests by pages of other sites are refused, and no path is made of what
-a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See desk.py.
+a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See
+requests.py.
 """
 
 import atexit
@@ -33,8 +34,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-from .desk import SUFFIXES, Desk, Refusal
-from .localize import Viewer
+from ..inference.localize import Viewer
+from .requests import SUFFIXES, Desk, Refusal
 
 ROUTES = {"/": "GET", "/about": "GET", "/image": "POST", "/sound": "POST", "/answer": "POST"}
 UPLOAD, QUESTION = 20_000_000, 10_000  # bytes of a file, of what /answer is asked

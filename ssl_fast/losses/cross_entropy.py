@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .distributed import JoinedBatch
+from ..distributed import JoinedBatch
 
 
 def check_tau(tau: float) -> None:

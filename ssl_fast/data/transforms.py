@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from .data.images import Geometry
+from .io.images import Geometry
 
 
 def _checked(images: Tensor) -> Tensor:

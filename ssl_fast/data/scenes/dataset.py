@@ -9,7 +9,7 @@
 Splits: `train` (one to three objects; the sound of one of them), `val` (half of one, half of two objects; for
 choosing thresholds), and the tests `single`, `duo` and `trio` (one, two, three objects). Every split but train has
 one sample per visible object, so the samples of one image share its image id. Categories, variety and determinism:
-see scene_generator; files and cache: see scene_store.
+see generator.py; files and cache: see store.py.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .audio import FRONT_ENDS, FrontEnd
-from .datasets import SampleSet
-from .scene_generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, scene
-from .scene_sounds import SAMPLE_RATE
-from .scene_store import Arrays, CacheError, default_cache, load_arrays, split_folder
+from ..datasets import SampleSet
+from ..io.audio import FRONT_ENDS, FrontEnd
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, scene
+from .sounds import SAMPLE_RATE
+from .store import Arrays, CacheError, default_cache, load_arrays, split_folder
 
 __all__ = [
     "CATEGORIES",

@@ -42,9 +42,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import __version__, bench_data, losses, ops
+from .. import __version__, losses, ops
+from ..ops import checks
+from . import data as bench_data
 from .measure import Stopwatch, in_fresh_process, peak_cuda, peak_resident, time_rounds
-from .ops import checks
 
 PASSES = ("forward", "forward+backward")
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in checks.DTYPES}

@@ -1,66 +1,25 @@
-"""Every loss of visual sound source localization, as functions (`ez_vsl`) and as modules (`EZVSL`).
-
-Shared conventions
-    Features are raw: cosines are taken inside, by the fused ops, so nothing of size N*M*h*w is stored.
-    `visual` (N, C, h, w) and `audio` (M, C), same dtype and device; float32, bfloat16, float16 or float64.
-    `positives` (N,) int64: the column (row of `audio`) that sounds in image n. Default: n itself, which needs N == M;
-        with gathered negatives (M > N) it must be given. Where negatives are images, only columns that are someone's
-        positive are queries, one per image; two images with the same positive are negatives of each other there.
-    `group` a torch.distributed process group (torch.distributed.group.WORLD: all processes): the loss of the joined
-        batch of its processes. Each hands over its own images and as many audios, row by row (how many may differ from
-        process to process); its audios are gathered, while images stay where they are. Each gets the same joined loss,
-        and its gradient is that of the sum over the K processes of what they return: K times the gradient of the joined
-        loss, which DistributedDataParallel's mean over processes turns into the gradient of one process on the joined
-        batch. All processes of the group call the loss, and backward, together; `positives` are not given.
-        None: the batch of this process alone; under DistributedDataParallel its own negatives only.
-    `backend` "auto" | "compiled" | "reference", handed to the ops.
-    `margin` m is subtracted from the cosine of each positive before it is divided by tau; m < 0 makes positives easier.
-    `mean_weight` w in [0, 1] blends the pooling with the plain mean, S = (1 - w) S_pooling + w S_mean:
-        the pooling warm-up that keeps selective poolings from collapsing when a net starts from scratch.
-    Result: scalar, float32 (float64 for float64 features). Logits and cross-entropy are float32 under autocast too.
-    Raised: ValueError or TypeError naming the argument, for wrong shapes and dtypes, tau or beta <= 0, positives
-        missing or out of range, an empty batch, and a contrast without any negative (its loss would be a constant).
-    CE(z, y) stands for mean over rows of logsumexp(z_i) - z_i[y_i]; S has images as rows and audio as columns.
-"""
+"""The losses as functions; the package's docstring says what they share."""
 
 import inspect
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from . import ops
-from .contrast import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
-from .distributed import JoinedBatch
-from .ops.checks import check_pair, without_autocast
-from .ops.mean import mean_vector
-from .ops.reference import accumulate_dtype, unit
-from .ops.similarity import similarity_and_map
-
-__all__ = [
-    "EZVSL",
-    "FNAC",
-    "LOSSES",
-    "LVS",
-    "SLAVC",
-    "SSLTIE",
-    "MarginNCE",
-    "SSLAlign",
-    "ez_vsl",
-    "fnac",
-    "lvs",
-    "margin_nce",
-    "slavc",
-    "ssl_align",
-    "ssl_tie",
-]
+from .. import ops
+from ..distributed import JoinedBatch
+from ..ops.checks import check_pair, without_autocast
+from ..ops.mean import mean_vector
+from ..ops.reference import accumulate_dtype, unit
+from ..ops.similarity import similarity_and_map
+from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
 
 Pooling = ops.Mean | ops.SoftThreshold | ops.Max
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Parts that losses share (contrast.py holds the cross-entropy and what joins processes)
+# Parts that losses share (cross_entropy.py joins processes)
 
 
 def _direction(symmetric: bool) -> tuple[str, float]:
@@ -493,11 +452,7 @@ def ssl_tie(
     return loss
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Modules
-
-
-def _options(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
+def options_of(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
     """Keyword options of `function`: defaults, overridden by `given`; TypeError for names it does not have."""
     parameters = inspect.signature(function).parameters.values()
     defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in exclude}
@@ -507,83 +462,4 @@ def _options(function: Callable, given: dict, exclude: Sequence[str] = ()) -> di
     return defaults | given
 
 
-_LVS_DEFAULTS = _options(lvs, {}, exclude=("positives", "group", "backend"))
-
-
-class _Loss(nn.Module):
-    """Options are fixed at construction; features, and what changes from call to call, are given to forward.
-
-    forward(*features, **changes): arguments of the function; `changes` override options (positives=, mean_weight= ...).
-    """
-
-    function: Callable
-    per_call = ("positives", "momentum", "group")  # a group cannot be copied or pickled with a module
-
-    def __init_subclass__(cls, function: Callable, **kwargs):
-        super().__init_subclass__(**kwargs)
-        cls.function = staticmethod(function)
-        cls.__doc__ = f"`{function.__name__}` as a module. {cls.__doc__ or ''}\n\n{function.__doc__}"
-
-    def __init__(self, **options):
-        super().__init__()
-        self.options = _options(self.function, options, exclude=self.per_call)
-        if "tau" in self.options:
-            check_tau(self.options["tau"])
-
-    def forward(self, *features, **changes):
-        return self.function(*features, **{**self.options, **changes})
-
-    def extra_repr(self) -> str:
-        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-
-
-class SSLAlign(_Loss, function=ssl_align):
-    """project_visual, project_audio: projection layers (modules become children), or None."""
-
-    per_call = ("positives", "group", "projected_visuals", "projected_audios")
-
-    def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
-        super().__init__(**options)
-        self.project_visual, self.project_audio = project_visual, project_audio
-
-    def forward(self, visuals, audios, **changes):
-        return super().forward(visuals, audios, self.project_visual, self.project_audio, **changes)
-
-
-class MarginNCE(_Loss, function=margin_nce):
-    pass
-
-
-class LVS(_Loss, function=lvs):
-    pass
-
-
-class EZVSL(_Loss, function=ez_vsl):
-    pass
-
-
-class SLAVC(_Loss, function=slavc):
-    """forward(visual_loc, visual_avc, audio_loc, audio_avc, momentum=...)."""
-
-
-class FNAC(_Loss, function=fnac):
-    pass
-
-
-class SSLTIE(_Loss, function=ssl_tie):
-    def __init__(self, **options):
-        own = {name: options.pop(name) for name in _options(ssl_tie, {}, self.per_call) if name in options}
-        super().__init__(**own)
-        self.options |= _options(lvs, options, exclude=("positives", "group", "backend"))
-        check_tau(self.options["tau"])
-
-
-LOSSES: dict[str, type[_Loss]] = {
-    "ssl_align": SSLAlign,
-    "margin_nce": MarginNCE,
-    "lvs": LVS,
-    "ez_vsl": EZVSL,
-    "slavc": SLAVC,
-    "fnac": FNAC,
-    "ssl_tie": SSLTIE,
-}
+_LVS_DEFAULTS = options_of(lvs, {}, exclude=("positives", "group", "backend"))

@@ -6,7 +6,8 @@
     views[7, 3]                                      # of sample 7 in epoch 3: dict(image, sound, index)
 
 Crops, flips, time shifts and neighbours are drawn here, each from (seed, epoch, index) alone: neither the process that
-loads a sample nor what was loaded before it matters. Colours and masks are left to `ssl_fast.learner`, in batches.
+loads a sample nor what was loaded before it matters. Colours and masks are left to `ssl_fast.training.learner`, in
+batches.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from ..learner import derived_seed
-from ..recipes import Recipe
-from .datasets import SampleSet
-from .images import Geometry
+from ..data.datasets import SampleSet
+from ..data.io.images import Geometry
+from ..reproducibility import derived_seed
+from .recipes import Recipe
 
 
 class Neighbors(Protocol):

@@ -7,9 +7,9 @@ import platform
 
 import torch
 
-from . import __version__
-from .learner import bfloat16_native
-from .ops import checks
+from .. import __version__
+from ..ops import checks
+from ..training.learner import bfloat16_native
 
 # (distribution, module, what it is for); torch itself is reported on its own
 LIBRARIES = (

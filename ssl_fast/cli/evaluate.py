@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .stages import Stages, listed
+from ..stages import Stages, listed
 
 # torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without. So this is no
 # module of the package evaluation, which imports them.
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def model_of(args: argparse.Namespace) -> tuple:
     """What `evaluate` takes, its recipe's (front end, image size), and the checkpoint (None without one)."""
-    from .models import checkpoints
+    from ..models import checkpoints
 
     if args.weights is not None:
         if args.front_end is not None or args.image_size is not None:
@@ -129,8 +129,8 @@ def _function(name: str):
 
 
 def published_set(args: argparse.Namespace, front_end: str, image_size: int):
-    from .data.annotations import SIZE, read
-    from .data.test_sets import ANNOTATIONS, PublishedSet
+    from ..data.annotations import SIZE, read
+    from ..data.test_sets import ANNOTATIONS, PublishedSet
 
     if image_size != SIZE:
         raise ValueError(
@@ -143,11 +143,11 @@ def published_set(args: argparse.Namespace, front_end: str, image_size: int):
 
 def options_of(args: argparse.Namespace, tests: dict) -> dict:
     """Keyword arguments of `write` that `ssl-fast evaluate` decides."""
-    from .data.categories import broad_categories
-    from .data.datasets import read_ids
-    from .data.negatives import SEEDS, negatives
-    from .evaluation.protocols import protocol_of
-    from .models.object_prior import ObjectPrior
+    from ..data.categories import broad_categories
+    from ..data.datasets import read_ids
+    from ..data.negatives import SEEDS, negatives
+    from ..evaluation.protocols import protocol_of
+    from ..models.object_prior import ObjectPrior
 
     broad = None
     has_classes = args.set_name not in (None, "flickr")
@@ -200,9 +200,9 @@ def write(
 
     stages: of the command so far, which those here are added to.
     """
-    from .evaluation import ceilings, evaluate, overlays, report
-    from .evaluation.results import shortened
-    from .training import fingerprint
+    from ..evaluation import ceilings, evaluate, overlays, report
+    from ..evaluation.results import shortened
+    from ..reproducibility import fingerprint
 
     for note in notes:
         print(note)

@@ -54,8 +54,8 @@ def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> 
 
 
 def check(args: argparse.Namespace) -> int:
-    from . import datasets, test_sets, training_sets
-    from .annotations import read
+    from ..data import datasets, test_sets, training_sets
+    from ..data.annotations import read
 
     progress = not args.quiet
     if args.name is None:
@@ -80,8 +80,8 @@ def check(args: argparse.Namespace) -> int:
 
 def training_set(args: argparse.Namespace, front_end: str, size: int):
     """The samples to train on, of --data; what rules dropped or left out is told."""
-    from .datasets import FolderSet
-    from .training_sets import TrainingSet
+    from ..data.datasets import FolderSet
+    from ..data.training_sets import TrainingSet
 
     how = {"front_end": front_end, "size": size, "cache": args.cache}
     if args.set_name is None:
@@ -98,8 +98,8 @@ def training_set(args: argparse.Namespace, front_end: str, size: int):
 
 
 def ceilings(args: argparse.Namespace) -> int:
+    from ..data.annotations import read, weight_map
     from ..evaluation.ceilings import ceilings
-    from .annotations import read, weight_map
 
     found = read(args.name, args.annotations, ids=args.split)
     if any(sample.boxes is None for sample in found.samples):

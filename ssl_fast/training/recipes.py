@@ -4,10 +4,10 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from . import ops
-from .augmentation import MASKS, POLICIES, Policy
-from .losses import LOSSES
-from .models import LocalizerConfig
+from .. import ops
+from ..data.transforms import MASKS, POLICIES, Policy
+from ..losses import LOSSES
+from ..models import LocalizerConfig
 
 METHODS = tuple(LOSSES)
 POOLINGS = {"mean": ops.Mean, "soft_threshold": ops.SoftThreshold, "max": ops.Max}

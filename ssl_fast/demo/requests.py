@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data import scenes
-from ..data.audio import resample
-from ..data.media import MediaError
+from ..data.io.audio import resample
+from ..data.io.media import MediaError
+from ..data.scenes import dataset as scenes
 from ..evaluation import pictures
+from ..inference.localize import ALPHA, SIDE, Viewer
 from ..models import checkpoints
-from .localize import ALPHA, SIDE, Viewer
 
 SUFFIXES = {
     "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),

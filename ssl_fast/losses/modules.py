@@ -1,0 +1,87 @@
+"""The losses as modules."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from .cross_entropy import check_tau
+from .functional import ez_vsl, fnac, lvs, margin_nce, options_of, slavc, ssl_align, ssl_tie
+
+
+class Loss(nn.Module):
+    """Options are fixed at construction; features, and what changes from call to call, are given to forward.
+
+    forward(*features, **changes): arguments of the function; `changes` override options (positives=, mean_weight= ...).
+    """
+
+    function: Callable
+    per_call = ("positives", "momentum", "group")  # a group cannot be copied or pickled with a module
+
+    def __init_subclass__(cls, function: Callable, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.function = staticmethod(function)
+        cls.__doc__ = f"`{function.__name__}` as a module. {cls.__doc__ or ''}\n\n{function.__doc__}"
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options_of(self.function, options, exclude=self.per_call)
+        if "tau" in self.options:
+            check_tau(self.options["tau"])
+
+    def forward(self, *features, **changes):
+        return self.function(*features, **{**self.options, **changes})
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+
+
+class SSLAlign(Loss, function=ssl_align):
+    """project_visual, project_audio: projection layers (modules become children), or None."""
+
+    per_call = ("positives", "group", "projected_visuals", "projected_audios")
+
+    def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
+        super().__init__(**options)
+        self.project_visual, self.project_audio = project_visual, project_audio
+
+    def forward(self, visuals, audios, **changes):
+        return super().forward(visuals, audios, self.project_visual, self.project_audio, **changes)
+
+
+class MarginNCE(Loss, function=margin_nce):
+    pass
+
+
+class LVS(Loss, function=lvs):
+    pass
+
+
+class EZVSL(Loss, function=ez_vsl):
+    pass
+
+
+class SLAVC(Loss, function=slavc):
+    """forward(visual_loc, visual_avc, audio_loc, audio_avc, momentum=...)."""
+
+
+class FNAC(Loss, function=fnac):
+    pass
+
+
+class SSLTIE(Loss, function=ssl_tie):
+    def __init__(self, **options):
+        own = {name: options.pop(name) for name in options_of(ssl_tie, {}, self.per_call) if name in options}
+        super().__init__(**own)
+        self.options |= options_of(lvs, options, exclude=("positives", "group", "backend"))
+        check_tau(self.options["tau"])
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "ssl_align": SSLAlign,
+    "margin_nce": MarginNCE,
+    "lvs": LVS,
+    "ez_vsl": EZVSL,
+    "slavc": SLAVC,
+    "fnac": FNAC,
+    "ssl_tie": SSLTIE,
+}

@@ -1,0 +1,41 @@
+"""What makes runs and results repeatable and files whole: versions, fingerprints, derived seeds, atomic writes."""
+
+import hashlib
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from . import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, torch, numpy and Python, as results and checkpoints record them."""
+    import torch
+
+    return {
+        "ssl_fast": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def fingerprint(samples: "SampleSet | Sequence[str]") -> str:  # noqa: F821
+    """Hash of the ids of a set (or of ids), in order: what a checkpoint remembers of its training data."""
+    return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
+
+
+def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:
+    """A 64-bit seed, another one for every (seed of the run, purpose, number, ...)."""
+    return int(np.random.SeedSequence((seed, purpose, number, *more)).generate_state(1, np.uint64)[0])
+
+
+def replace_file(path, text: str) -> None:
+    """Write a text file under a temporary name beside `path` and rename it: a reader never sees half a file."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8", newline="")
+    os.replace(temporary, path)
