@@ -2,7 +2,7 @@
 #include <optional>
 
 #include "bindings.h"
-#include "cpu/dispatch.h"
+#include "cpu/isa.h"
 #ifdef SSL_FAST_CUDA
 #include "cuda/bindings.h"
 #include "cuda/device.h"

@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
+EMULATION = Path(__file__).resolve().parent / "cuda_emulation"
 ADDRESS_BYTES = {0: 4, 1: 2, 2: 2, 3: 8}  # of a dtype of csrc/params.h
 
 
@@ -25,8 +26,8 @@ def build(path: Path, flags: list[str], emulation_flags: list[str]) -> None:
     import pybind11
 
     units = {unit: flags for unit in sorted(SOURCES.glob("cuda/*.cu")) if unit.name != "device.cu"}  # asks the driver
-    units |= {SOURCES / "emulation" / "module.cpp": flags, SOURCES / "emulation" / "emulation.cpp": emulation_flags}
-    includes = SOURCES / "emulation", pybind11.get_include(), sysconfig.get_paths()["include"]
+    units |= {EMULATION / "module.cpp": flags, EMULATION / "emulation.cpp": emulation_flags}
+    includes = EMULATION, pybind11.get_include(), sysconfig.get_paths()["include"]
     command = [
         "g++",
         "-fPIC",

@@ -1,7 +1,7 @@
 // Evaluation: low-resolution maps to counts of pixels. A thread holds one up-sampled map at a time; predictions and
 // ground truth are sets of bits, 64 pixels a word.
-#include "engine.h"
-#include "tables.h"
+#include "gemm_tile.h"
+#include "kernel_table.h"
 #include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {

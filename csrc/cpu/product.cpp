@@ -7,8 +7,8 @@
 // instances:
 //   d avc = (u - exp(a) R) / tau,   d loc = (u - grad exp(y - L)) / tau
 // Every exponent is a difference from a largest value, taken in units of alpha: nothing large cancels.
-#include "gradients.h"
-#include "tables.h"
+#include "dense_backward.h"
+#include "kernel_table.h"
 
 #include "../pooling.h"  // after the vectors it works on
 

@@ -1,6 +1,6 @@
 // Pooled similarity of all image-audio pairs: engine<Pooling>, forward and backward.
-#include "gather.h"
-#include "tables.h"
+#include "kernel_table.h"
+#include "max_backward.h"
 
 #include "../pooling.h"  // after the vectors it works on
 

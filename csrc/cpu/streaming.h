@@ -1,8 +1,8 @@
 // Kernels that read each image once and need no other image: what a thread holds for one image, and the loop over
 // images.
 #pragma once
-#include "cells.h"
-#include "tables.h"
+#include "cosine_mean.h"
+#include "kernel_table.h"
 #include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {

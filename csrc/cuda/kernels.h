@@ -4,7 +4,7 @@
 // "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64
 // bytes, aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell,
 // one column an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16
-// rows it has 16 bits a number: bfloat16 slopes, Cosine16 (device_code.h).
+// rows it has 16 bits a number: bfloat16 slopes, Cosine16 (common.cuh).
 #pragma once
 #include "../params.h"
 

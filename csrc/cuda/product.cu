@@ -1,7 +1,7 @@
 // SLAVC's product of two softmaxes, from the cosines of a chunk of images (formulas: csrc/cpu/product.cpp). Each sum is
 // taken by one warp or one thread, in order.
+#include "common.cuh"
 #include "kernels.h"
-#include "scalar.h"
 
 #include "../pooling.h"  // after the numbers it works on
 

@@ -1,6 +1,6 @@
 // Pooled similarities of all pairs: the scores, and the slopes that the backward pass multiplies with the features.
-#include "engine.h"
-#include "scalar.h"
+#include "common.cuh"
+#include "gemm_tile.cuh"
 
 #include "../pooling.h"  // after the numbers it works on
 

@@ -2,7 +2,7 @@
 // barriers of some warps. Each is PTX on a GPU (sm_80 and up) and, in the emulation, C++ that moves the same numbers
 // between the same lanes.
 #pragma once
-#include "device_code.h"
+#include "common.cuh"
 
 namespace ssl_fast::cuda {
 

@@ -1,6 +1,6 @@
 // float16 of the emulation.
 #pragma once
-#include "../float16.h"
+#include "../../csrc/float16.h"
 
 struct __half {
   uint16_t bits;

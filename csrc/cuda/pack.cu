@@ -2,7 +2,7 @@
 // block takes kWarp cells; where channels come first it turns 64 channels at a time in shared memory, so that
 // neighbouring threads read and write neighbouring memory.
 #include "kernels.h"
-#include "tensor_core.h"
+#include "ptx.cuh"
 
 namespace ssl_fast::cuda {
 namespace {

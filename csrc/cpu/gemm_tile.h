@@ -9,7 +9,7 @@
 // with respect to alpha, scaled by 1 / |v|.
 #pragma once
 #include "../float16.h"
-#include "half_products.h"
+#include "bf16_gemm.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 

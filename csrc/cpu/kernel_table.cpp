@@ -1,5 +1,5 @@
-#include "engine.h"
-#include "tables.h"
+#include "kernel_table.h"
+#include "gemm_tile.h"
 
 #define SSL_FAST_STRING_(x) #x
 #define SSL_FAST_STRING(x) SSL_FAST_STRING_(x)

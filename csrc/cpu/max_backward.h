@@ -1,6 +1,6 @@
 // The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
 #pragma once
-#include "gradients.h"
+#include "dense_backward.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 

@@ -1,5 +1,5 @@
 // The CUDA kernels of this project, run on the CPU. Built by the tests.
-#include "../cuda/bindings.h"
+#include "../../csrc/cuda/bindings.h"
 #include "cuda_runtime.h"
 
 PYBIND11_MODULE(ssl_fast_emulation, m) {

@@ -1,6 +1,6 @@
 // Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere: of each row, a sum of other rows. A
 // warp adds up 512 bytes of a row, rows in order.
-#include "device_code.h"
+#include "common.cuh"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {

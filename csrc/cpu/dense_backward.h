@@ -1,6 +1,6 @@
 // What the backward passes share: the scratch of one thread for one space of cosines, and its way back to the features.
 #pragma once
-#include "cells.h"
+#include "cosine_mean.h"
 #include "threads.h"
 
 namespace ssl_fast::SSL_FAST_ISA {

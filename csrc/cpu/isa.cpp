@@ -1,4 +1,4 @@
-#include "dispatch.h"
+#include "isa.h"
 
 #include <pthread.h>
 #include <sys/mman.h>

@@ -5,7 +5,7 @@
 // Where channels come first, lanes run over cells and warps over channels; where they come last, the other way round.
 // So neighbouring threads always read neighbouring memory. Blocks are few and large, so that what is read twice comes
 // from a cache the second time.
-#include "device_code.h"
+#include "common.cuh"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {

@@ -7,7 +7,7 @@
 // Rows hold consecutive depths: rows[r][k]. Panels hold pairs of depths: panel[k / 2][lane][k % 2]. Depths are padded
 // with zeros to a multiple of 32.
 #pragma once
-#include "tiles.h"
+#include "microkernel.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 

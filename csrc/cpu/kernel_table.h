@@ -2,8 +2,8 @@
 // what uses them, the similarities and products of bfloat16 features; `plain`, the set without them, serves all other
 // calls.
 #pragma once
-#include "half_products.h"
-#include "kernels.h"
+#include "bf16_gemm.h"
+#include "isa.h"
 
 #if defined(__AVX512BF16__)
 #define SSL_FAST_PLAIN_ISA avx512

@@ -1,6 +1,6 @@
 // Streaming work on the cells of one image: norms, products with one vector, and the last step of a visual gradient.
 #pragma once
-#include "engine.h"
+#include "gemm_tile.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 

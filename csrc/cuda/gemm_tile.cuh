@@ -12,7 +12,7 @@
 // Whatever multiplies, a thread ends with at(r, ni, j) of audio(r), consecutive in r, and of column(ni, j).
 #pragma once
 #include "kernels.h"
-#include "tensor_core.h"
+#include "ptx.cuh"
 
 namespace ssl_fast::cuda {
 
