@@ -1,4 +1,5 @@
-// What Python sees. It takes addresses and sizes that ssl_fast/ops has checked; tensors never cross.
+// What Python sees. It takes addresses and sizes of tensors that ssl_fast/ops has checked; tensors never cross.
+#include <array>
 #include <optional>
 
 #include "bindings.h"
@@ -12,29 +13,79 @@ using namespace ssl_fast;
 
 namespace {
 
-int64_t bytes_of(const Shape& s, int64_t count) {
-  return count * (s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2);
-}
-int64_t visual_bytes(const Shape& s) { return bytes_of(s, s.images * s.channels * s.cells); }
+// Of one space of cosines; Features of params.h with sizes.
+struct FeatureBuffers {
+  Buffer visual, audio, inverse_norm, cached_alphas, grad_visual, grad_audio;
+};
 
-// (visual, audio, inverse_norm, kept_alpha, grad_visual, grad_audio)
-Features features_of(const std::array<Address, 6>& f) {
-  return {at(f[0]), at(f[1]), at(f[2]), at(f[3]), at(f[4]), at(f[5])};
+int64_t padded_audios(const Shape& s) {
+  const int64_t panel = s.dtype == DType::float64 ? kernels().panel_double : kernels().panel_float;
+  return (s.audios + panel - 1) / panel * panel;
+}
+int64_t cached_bytes(const Shape& s, int64_t cached_images) {
+  return cached_images * padded_audios(s) * s.cells * real_bytes(s.dtype);
+}
+Features features_of(const Shape& s, const FeatureBuffers& f, int64_t cached_images) {
+  if (cached_images < 0 || cached_images > s.images)
+    throw std::invalid_argument("cached_images: expected at most " + std::to_string(s.images) + ", got " +
+                                std::to_string(cached_images));
+  const int64_t audio_bytes = s.audios * s.channels * bytes_of(s.dtype);
+  return {need("visual", f.visual, visual_bytes(s)),
+          need("audio", f.audio, audio_bytes),
+          need("inverse_norm", f.inverse_norm, s.images * s.cells * real_bytes(s.dtype)),
+          need("cached_alphas", f.cached_alphas, cached_bytes(s, cached_images)),
+          need("grad_visual", f.grad_visual, visual_bytes(s), true),
+          need("grad_audio", f.grad_audio, audio_bytes, true)};
 }
 
-using AxisArguments = std::tuple<Address, Address, int64_t>;
-using ResizeArguments = std::array<AxisArguments, 2>;
-Resize resize_of(const ResizeArguments& r) {
-  auto axis = [](const AxisArguments& a) {
-    return Axis{at<int64_t>(std::get<0>(a)), at<double>(std::get<1>(a)), std::get<2>(a)};
-  };
-  return {axis(r[0]), axis(r[1])};
+SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pooling pooling,
+                                   const std::vector<double>& parameters, int64_t cached_images,
+                                   const Buffer& positives, const Buffer& positive_map, const Buffer& scores,
+                                   const Buffer& residual, int threads) {
+  const int64_t real = real_bytes(s.dtype), pairs = s.images * s.audios;
+  SimilarityParams p{};
+  p.shape = s;
+  p.features = features_of(s, f, cached_images);
+  set_pooling(p, pooling, parameters);
+  p.kept = cached_images;
+  p.positives = need<int64_t>("positives", positives, s.images * 8, true);
+  if (positives) p.positive_map = need("positive_map", positive_map, s.images * s.cells * real);
+  p.scores = need("scores", scores, pairs * real);
+  p.residual = need("residual", residual, pairs * (is_sparse(pooling) ? 4 : real));
+  p.threads = threads;
+  return p;
+}
+
+ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau,
+                             Reduce reduce, Instances instances, int64_t cached_images, const Buffer& scores,
+                             const Buffer& space_norm, const Buffer& instance_norm, const Buffer& argmax, int threads) {
+  const int64_t real = real_bytes(s.dtype), pairs = s.images * s.audios;
+  ProductParams p{};
+  p.shape = s;
+  p.loc = features_of(s, loc, cached_images), p.avc = features_of(s, avc, cached_images);
+  p.tau = tau, p.reduce = reduce, p.instances = instances;
+  p.kept = cached_images;
+  p.scores = need("scores", scores, pairs * real);
+  p.space_norm = need("space_norm", space_norm, 2 * pairs * real);
+  p.instance_norm = need("instance_norm", instance_norm,
+                         2 * (instances == Instances::audio ? s.images : padded_audios(s)) * s.cells * real);
+  p.best_cell = need("argmax", argmax, reduce == Reduce::max ? pairs * 4 : 0);
+  p.threads = threads;
+  return p;
+}
+
+// Interpolation along one axis: first cell and weights of each pixel, taps.
+using AxisArguments = std::tuple<Buffer, Buffer, int64_t>;
+Axis axis_of(const AxisArguments& a, int64_t pixels) {
+  const auto& [first, weight, taps] = a;
+  return {need<int64_t>("resize", first, pixels * 8), need<double>("resize", weight, pixels * taps * 8), taps};
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
+  bind_types(m);
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
@@ -52,96 +103,121 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     if (!error.name) return std::nullopt;
     return std::make_tuple(error.name, error.text, error.runtime, error.driver);
   });
-  cuda::bind(m.def_submodule("cuda", "The kernels that run on CUDA devices."));
+  py::module_ on_cuda = m.def_submodule("cuda", "The kernels that run on CUDA devices.");
+  for (const char* type : {"DType", "Pooling", "Reduce", "Instances", "Shape"}) on_cuda.attr(type) = m.attr(type);
+  cuda::bind(on_cuda);
 #else
   m.attr("cuda_architectures") = "";
   m.attr("no_cuda") = SSL_FAST_NO_CUDA;
 #endif
 
-  m.def(
-      "similarity",
-      [](std::array<int64_t, 6> shape, std::array<Address, 6> features, int pooling, double epsilon, double beta,
-         int64_t kept, Address positives, Address positive_map, Address scores, Address pair, Address grad_scores,
-         Address grad_map, int threads) {
-        py::gil_scoped_release release;
-        Shape s = shape_of(shape);
-        Features f = features_of(features);
-        SimilarityParams p{s,          f,        Pooling(pooling),       epsilon,
-                           beta,       kept,     at<int64_t>(positives), at(positive_map),
-                           at(scores), at(pair), at(grad_scores),        at(grad_map),
-                           threads};
-        run(*(grad_scores ? kernels().similarity_backward : kernels().similarity), p,
-            {{f.grad_visual, visual_bytes(s)}, {grad_scores ? nullptr : f.kept_alpha, kept * s.audios * s.cells * 4}});
-      },
-      py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("epsilon"), py::arg("beta"),
-      py::arg("kept"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("pair"),
-      py::arg("grad_scores") = 0, py::arg("grad_map") = 0, py::arg("threads"));
+  py::class_<FeatureBuffers>(m, "Features", py::module_local())
+      .def(py::init<Buffer, Buffer, Buffer, Buffer, Buffer, Buffer>(), py::kw_only(), py::arg("visual"),
+           py::arg("audio"), py::arg("inverse_norm"), py::arg("cached_alphas"), py::arg("grad_visual") = py::none(),
+           py::arg("grad_audio") = py::none());
 
   m.def(
-      "product",
-      [](std::array<int64_t, 6> shape, std::array<Address, 6> loc, std::array<Address, 6> avc, double tau, int reduce,
-         int instances, int64_t kept, Address scores, Address space_norm, Address instance_norm, Address best_cell,
-         Address grad_scores, int threads) {
+      "similarity_forward",
+      [](const Shape& s, const FeatureBuffers& features, Pooling pooling, const std::vector<double>& parameters,
+         int64_t cached_images, Buffer positives, Buffer positive_map, Buffer scores, Buffer residual, int threads) {
+        SimilarityParams p = similarity_params(s, features, pooling, parameters, cached_images, positives, positive_map,
+                                               scores, residual, threads);
         py::gil_scoped_release release;
-        Shape s = shape_of(shape);
-        Features l = features_of(loc), a = features_of(avc);
-        ProductParams p{s,
-                        l,
-                        a,
-                        tau,
-                        Reduce(reduce),
-                        Instances(instances),
-                        kept,
-                        at(scores),
-                        at(space_norm),
-                        at(instance_norm),
-                        at(best_cell),
-                        at(grad_scores),
-                        threads};
-        int64_t kept_bytes = kept * s.audios * s.cells * 4;
-        run(*(grad_scores ? kernels().product_backward : kernels().product), p,
-            {{l.grad_visual, visual_bytes(s)},
-             {a.grad_visual, visual_bytes(s)},
-             {grad_scores ? nullptr : l.kept_alpha, kept_bytes},
-             {grad_scores ? nullptr : a.kept_alpha, kept_bytes}});
+        run(*kernels().similarity, p, {{p.features.kept_alpha, cached_bytes(s, cached_images)}});
       },
-      py::arg("shape"), py::arg("loc"), py::arg("avc"), py::kw_only(), py::arg("tau"), py::arg("reduce"),
-      py::arg("instances"), py::arg("kept"), py::arg("scores"), py::arg("space_norm"), py::arg("instance_norm"),
-      py::arg("best_cell"), py::arg("grad_scores") = 0, py::arg("threads"));
+      py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("parameters"),
+      py::arg("cached_images"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"),
+      py::arg("threads"));
+  m.def(
+      "similarity_backward",
+      [](const Shape& s, const FeatureBuffers& features, Pooling pooling, const std::vector<double>& parameters,
+         int64_t cached_images, Buffer positives, Buffer positive_map, Buffer scores, Buffer residual,
+         Buffer grad_scores, Buffer grad_map, int threads) {
+        SimilarityParams p = similarity_params(s, features, pooling, parameters, cached_images, positives, positive_map,
+                                               scores, residual, threads);
+        p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
+        p.grad_map = need("grad_map", grad_map, s.images * s.cells * real_bytes(s.dtype), true);
+        if (grad_map && !positives) throw std::invalid_argument("positives: expected with grad_map, got null");
+        py::gil_scoped_release release;
+        run(*kernels().similarity_backward, p, {{p.features.grad_visual, visual_bytes(s)}});
+      },
+      py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("parameters"),
+      py::arg("cached_images"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"),
+      py::arg("grad_scores"), py::arg("grad_map"), py::arg("threads"));
 
-  auto cells = [&m](const char* name, const Kernel<CellsParams>* KernelTable::* forward,
-                    const Kernel<CellsParams>* KernelTable::* backward) {
-    bind_cells(m, name, [=](const CellsParams& p, void*) {
-      run(*(kernels().*(p.grad_out ? backward : forward)), p, {{p.grad_visual, visual_bytes(p.shape)}});
-    });
-  };
-  cells("cosine", &KernelTable::cosine, &KernelTable::cosine_backward);
-  cells("mean", &KernelTable::mean, &KernelTable::mean_backward);
+  m.def(
+      "product_forward",
+      [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
+         Instances instances, int64_t cached_images, Buffer scores, Buffer space_norm, Buffer instance_norm,
+         Buffer argmax, int threads) {
+        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, space_norm,
+                                         instance_norm, argmax, threads);
+        const int64_t bytes = cached_bytes(s, cached_images);
+        py::gil_scoped_release release;
+        run(*kernels().product, p, {{p.loc.kept_alpha, bytes}, {p.avc.kept_alpha, bytes}});
+      },
+      py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
+      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("space_norm"),
+      py::arg("instance_norm"), py::arg("argmax"), py::arg("threads"));
+  m.def(
+      "product_backward",
+      [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
+         Instances instances, int64_t cached_images, Buffer scores, Buffer space_norm, Buffer instance_norm,
+         Buffer argmax, Buffer grad_scores, int threads) {
+        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, space_norm,
+                                         instance_norm, argmax, threads);
+        p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
+        py::gil_scoped_release release;
+        run(*kernels().product_backward, p,
+            {{p.loc.grad_visual, visual_bytes(s)}, {p.avc.grad_visual, visual_bytes(s)}});
+      },
+      py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
+      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("space_norm"),
+      py::arg("instance_norm"), py::arg("argmax"), py::arg("grad_scores"), py::arg("threads"));
 
-  // resize: (first, weight, taps) of rows and of columns; rules: (kind, comparison, count, value)
+  bind_cells(m, "cosine", false, [](const CellsParams& p, bool backward, void*) {
+    run(*(backward ? kernels().cosine_backward : kernels().cosine), p, {{p.grad_visual, visual_bytes(p.shape)}});
+  });
+  bind_cells(m, "mean", true, [](const CellsParams& p, bool backward, void*) {
+    run(*(backward ? kernels().mean_backward : kernels().mean), p, {{p.grad_visual, visual_bytes(p.shape)}});
+  });
+
+  py::enum_<RuleKind>(m, "RuleKind", py::module_local())
+      .value("fraction", RuleKind::fraction)
+      .value("truth", RuleKind::truth)
+      .value("value", RuleKind::value);
+  py::enum_<Comparison>(m, "Comparison", py::module_local())
+      .value("exact", Comparison::exact)
+      .value("above", Comparison::above)
+      .value("at_least", Comparison::at_least);
+  // shape: images, maps, rows and columns of a map, and of the ground truth; resize: of rows and of columns, of the
+  // first map and of the others; rules: (kind, comparison, count, value)
   m.def(
       "map_metrics",
-      [](std::array<int64_t, 6> shape, Address low, Address truth, bool bytes, std::array<ResizeArguments, 2> resize,
-         const std::vector<std::tuple<int, int, int64_t, float>>& rules, float value, Address hit, Address outside,
-         Address weight, Address objects, Address shared, int threads) {
-        py::gil_scoped_release release;
+      [](const std::array<int64_t, 6>& shape, Buffer low, Buffer truth, bool bytes,
+         const std::array<std::array<AxisArguments, 2>, 2>& resize,
+         const std::vector<std::tuple<RuleKind, Comparison, int64_t, float>>& rules, float value, Buffer hit,
+         Buffer outside, Buffer weight, Buffer objects, Buffer shared, int threads) {
+        const auto [images, maps, cell_rows, cell_columns, rows, columns] = shape;
+        if (*std::min_element(shape.begin(), shape.end()) < 0) throw std::invalid_argument("shape: negative size");
         std::vector<MapRule> all;
-        for (auto [kind, comparison, count, edge] : rules)
-          all.push_back({RuleKind(kind), Comparison(comparison), count, edge});
-        run(*kernels().map_metrics, MapParams{{shape[0], shape[1], shape[2], shape[3], shape[4], shape[5]},
-                                              at<float>(low),
-                                              at(truth),
-                                              bytes,
-                                              {resize_of(resize[0]), resize_of(resize[1])},
-                                              all.data(),
-                                              int64_t(all.size()),
-                                              value,
-                                              at<double>(hit),
-                                              at<double>(outside),
-                                              at<double>(weight),
-                                              at<int64_t>(objects),
-                                              at<int64_t>(shared),
-                                              threads});
+        for (auto [kind, comparison, count, edge] : rules) all.push_back({kind, comparison, count, edge});
+        MapParams p{};
+        p.shape = {images, maps, cell_rows, cell_columns, rows, columns};
+        p.low = need<float>("low", low, images * maps * cell_rows * cell_columns * 4);
+        p.truth = need("truth", truth, images * rows * columns * (bytes ? 1 : 4));
+        p.bytes = bytes;
+        for (int i = 0; i < 2; ++i) p.resize[i] = {axis_of(resize[i][0], rows), axis_of(resize[i][1], columns)};
+        p.rule = all.data(), p.rules = int64_t(all.size());
+        p.value = value;
+        p.hit = need<double>("hit", hit, images * p.rules * 8);
+        p.outside = need<double>("outside", outside, images * p.rules * 8);
+        p.weight = need<double>("weight", weight, images * 8);
+        p.objects = need<int64_t>("objects", objects, images * 8);
+        p.shared = need<int64_t>("shared", shared, images * maps * maps * 8, true);
+        p.threads = threads;
+        py::gil_scoped_release release;
+        run(*kernels().map_metrics, p);
       },
       py::arg("shape"), py::kw_only(), py::arg("low"), py::arg("truth"), py::arg("bytes"), py::arg("resize"),
       py::arg("rules"), py::arg("value"), py::arg("hit"), py::arg("outside"), py::arg("weight"), py::arg("objects"),

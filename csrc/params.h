@@ -5,7 +5,8 @@
 namespace ssl_fast {
 
 enum class DType : int { float32, bfloat16, float16, float64 };
-enum class Pooling : int { soft_threshold, max };
+enum class Pooling : int;              // listed in pooling.h
+constexpr int kPoolingParameters = 4;  // at most
 enum class Reduce : int { sum, max };
 enum class Instances : int { audio, image };
 
@@ -31,12 +32,12 @@ struct SimilarityParams {
   Shape shape;
   Features features;
   Pooling pooling;
-  double epsilon, beta;
+  double parameters[kPoolingParameters];
   int64_t kept;              // images whose alpha is kept for the backward pass
   const int64_t* positives;  // (N) or null: the audio whose map is wanted
   void* positive_map;        // real (N, cells): alpha[n, positives[n], :]
   void* scores;              // real (N, M)
-  void* pair;                // (N, M): what the pooling keeps of a pair; real (soft threshold) or int32 (max)
+  void* residual;            // (N, M): of the pooling; real, or int32 where it is sparse
   const void* grad_scores;   // real (N, M)
   const void* grad_map;      // real (N, cells) or null
   int threads;

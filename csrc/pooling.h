@@ -1,22 +1,42 @@
 // The poolings of the field, written once for every device.
 //
 // For image n, audio m and cell p, alpha[n,m,p] is the cosine of two feature vectors. A loss needs, for all pairs, one
-// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: an engine computes a tile of
-// alpha and hands it to the pooling while it is still in registers. So a pooling is a monoid with a local derivative:
+// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: a GEMM computes a tile of alpha
+// and its epilogue hands it to the pooling while it is still in registers. So a pooling is a monoid with a local
+// derivative:
 //
-//   State                      what must be remembered of the cells seen so far; State{} has seen none
+//   of(parameters)             the pooling with the parameters of its Python object (ssl_fast/ops/poolings.py), in
+//   order State                      what must be remembered of the cells seen so far; State{} has seen none
 //   absorb(state, alpha, p)    takes in cell p
 //   merge(state, other)        takes in all that another state has seen
 //   score(state)               S
-//   kept(state)                one number of the pair that the backward pass needs besides S
-//   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `kept`; scale = kept * incoming gradient
+//   residual(state)            one number of the pair that is saved for the backward pass besides S
+//   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `residual`; scale = residual * dL/dS
 //
-// V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). The
-// engine declares logistic, exponential, logarithm, select and Index<V> before it includes this header.
+// kSparse: one cell of a pair has a gradient, and the residual is its index (argmax): there is no `slope`.
+//
+// V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). Whoever
+// includes this header defines SSL_FAST_ISA, the namespace, and declares logistic, exponential, logarithm, select and
+// Index<V> in it; without SSL_FAST_ISA only the list of the poolings is here.
 //
 // The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit
 // vector.
 #pragma once
+
+// POOLING(name, struct, number of parameters, sparse): `name` is the `kind` of the Python object
+#define SSL_FAST_POOLINGS(POOLING)                 \
+  POOLING(soft_threshold, SoftThreshold, 2, false) \
+  POOLING(max, Max, 0, true)
+
+namespace ssl_fast {
+
+#define SSL_FAST_NAME(name, Pool, parameters, sparse) name,
+enum class Pooling : int { SSL_FAST_POOLINGS(SSL_FAST_NAME) };
+#undef SSL_FAST_NAME
+
+}  // namespace ssl_fast
+
+#ifdef SSL_FAST_ISA
 
 #ifdef __CUDACC__
 #define SSL_FAST_INLINE __host__ __device__ __forceinline__
@@ -32,8 +52,9 @@ template <class V, class Scalar>
 struct SoftThreshold {
   static constexpr bool kSparse = false;
   static constexpr Scalar kLowestLogit = -80;
-  using Kept = V;
+  using Residual = V;
   Scalar epsilon, inverse_beta;
+  static SoftThreshold of(const double* parameters) { return {Scalar(parameters[0]), Scalar(1 / parameters[1])}; }
 
   struct State {
     V weighted{}, weight{};
@@ -50,7 +71,7 @@ struct SoftThreshold {
     s.weight += other.weight;
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.weighted / s.weight; }
-  SSL_FAST_INLINE Kept kept(const State& s) const { return 1 / s.weight; }
+  SSL_FAST_INLINE Residual residual(const State& s) const { return 1 / s.weight; }
   SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
     V x = logit(alpha), w = weight(x);
     V growth = select(x > kLowestLogit, (1 - w) * inverse_beta, V{});  // (dw/dalpha) / w
@@ -61,8 +82,9 @@ struct SoftThreshold {
 // EZ-VSL: S = max_p alpha. Of equal cells the first wins; a NaN wins over all, as in torch.max.
 template <class V, class Scalar>
 struct Max {
-  static constexpr bool kSparse = true;  // one non-zero cell per pair, the kept one: the backward pass is a gather
-  using Kept = Index<V>;
+  static constexpr bool kSparse = true;
+  using Residual = Index<V>;
+  static Max of(const double*) { return {}; }
 
   struct State {
     V best = V{} - 2;  // below any cosine
@@ -79,7 +101,7 @@ struct Max {
     s.cell = select(wins, other.cell, s.cell);
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.best; }
-  SSL_FAST_INLINE Kept kept(const State& s) const { return s.cell; }
+  SSL_FAST_INLINE Residual residual(const State& s) const { return s.cell; }
 };
 
 // SLAVC multiplies a softmax over instances by a softmax over space: two log-sum-exps, S = log sum_p exp(scale x[p]).
@@ -104,4 +126,18 @@ struct LogSumExp {
   SSL_FAST_INLINE V score(const State& s) const { return s.top * scale + logarithm(s.sum); }
 };
 
+// Calls f(pooling), for the forward and the backward pass of every device.
+template <class V, class Scalar, class F>
+auto with_pooling(Pooling pooling, const double* parameters, F f) {
+  switch (pooling) {
+#define SSL_FAST_CASE(name, Pool, count, sparse) \
+  case Pooling::name: static_assert(Pool<V, Scalar>::kSparse == (sparse)); return f(Pool<V, Scalar>::of(parameters));
+    SSL_FAST_POOLINGS(SSL_FAST_CASE)
+#undef SSL_FAST_CASE
+  }
+  __builtin_unreachable();
+}
+
 }  // namespace ssl_fast::SSL_FAST_ISA
+
+#endif

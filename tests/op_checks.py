@@ -9,7 +9,8 @@ import torch
 
 from ssl_fast import ops
 from ssl_fast.ops import checks
-from ssl_fast.ops.similarity import LOWEST_LOGIT, similarity_and_map
+from ssl_fast.ops.poolings import LOWEST_LOGIT
+from ssl_fast.ops.similarity import similarity_and_map
 
 needs_compiled = pytest.mark.skipif(checks.extension is None, reason=f"no compiled module: {checks.extension_error}")
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 EMULATION = Path(__file__).resolve().parent / "cuda_emulation"
-ADDRESS_BYTES = {0: 4, 1: 2, 2: 2, 3: 8}  # of a dtype of csrc/params.h
+POOLINGS = {"soft_threshold": [0.4, 0.1], "max": []}  # and their parameters
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}  # bytes of a number
 
 
 def build(path: Path, flags: list[str], emulation_flags: list[str]) -> None:
@@ -65,115 +66,131 @@ def run_all(kernels) -> None:
     random = np.random.default_rng(0)
     alive = []  # arrays whose addresses were handed out
 
-    def at(array) -> int:
+    def at(array) -> tuple[int, int]:
         alive.append(array)
-        return array.ctypes.data
+        return array.ctypes.data, array.nbytes
 
     def stored(dtype, *shape):
         values = random.standard_normal(shape)
-        if dtype == 1:
+        if dtype == "bfloat16":
             return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-        return values.astype((np.float32, None, np.float16, np.float64)[dtype])
+        return values.astype(dtype)
 
     def rows(dtype, count, channels):
-        per_slab = 64 // ADDRESS_BYTES[dtype]
+        per_slab = 64 // DTYPES[dtype]
         width = -(-channels // per_slab) * per_slab
         values = np.zeros((count, width), stored(dtype, 1).dtype)
         values[:, :channels] = stored(dtype, count, channels)
         return values
 
-    for dtype, (images, audios, channels, cells) in product(
-        range(4), ((3, 5, 33, 15), (2, 130, 65, 49), (1, 3, 40, 230))
-    ):
-        real = np.float64 if dtype == 3 else np.float32
-        numbers = lambda *shape: random.uniform(0.1, 1, shape).astype(real)  # noqa: E731
-        for last in (0, 1):
-            shape = dtype, last, images, images, channels, cells
-            visual = at(stored(dtype, images, channels, cells))
-            for audio, out, grad in (
-                (at(stored(dtype, images, channels)), (images, cells), (images, cells)),
-                (0, (images, channels), (images, channels)),
-            ):
-                kernel, norm, forward = (
-                    (kernels.cosine if audio else kernels.mean),
-                    at(numbers(images, cells)),
-                    at(numbers(*out)),
-                )
-                kernel(shape, visual=visual, audio=audio, inverse_norm=norm, out=forward)
-                kernel(
-                    shape,
-                    visual=visual,
-                    audio=audio,
-                    inverse_norm=norm,
-                    out=forward if audio else 0,
-                    grad_out=at(numbers(*grad)),
-                    grad_visual=at(stored(dtype, images, channels, cells)),
-                    grad_audio=at(numbers(images, channels)) if audio else 0,
-                )
-        best = at(random.integers(0, cells, (images, audios)).astype(np.int32))
-        audio_rows, cell_rows = rows(dtype, audios, channels), rows(dtype, images * cells, channels)
+    for name, (images, audios, channels, cells) in product(DTYPES, ((3, 5, 33, 15), (2, 130, 65, 49), (1, 3, 40, 230))):
+        real, dtype = np.float64 if name == "float64" else np.float32, getattr(kernels.DType, name)
+
+        def numbers(*shape, real=real):
+            return random.uniform(0.1, 1, shape).astype(real)
+
+        def shape_of(last, images=images, cells=cells, channels=channels, dtype=dtype):
+            return kernels.Shape(
+                dtype=dtype, channels_last=last, images=images, audios=images, channels=channels, cells=cells
+            )
+
+        for last in (False, True):
+            visual, norm = at(stored(name, images, channels, cells)), at(numbers(images, cells))
+            gradient = {"grad_visual": at(stored(name, images, channels, cells))}
+            features = {"visual": visual, "audio": at(stored(name, images, channels)), "inverse_norm": norm}
+            maps = at(numbers(images, cells))
+            kernels.cosine_forward(shape_of(last), **features, out=maps)
+            kernels.cosine_backward(
+                shape_of(last),
+                **features,
+                out=maps,
+                grad_out=at(numbers(images, cells)),
+                **gradient,
+                grad_audio=at(numbers(images, channels)),
+            )
+            kernels.mean_forward(shape_of(last), visual=visual, inverse_norm=norm, out=at(numbers(images, channels)))
+            kernels.mean_backward(
+                shape_of(last), visual=visual, inverse_norm=norm, grad_out=at(numbers(images, channels)), **gradient
+            )
+        argmax = at(random.integers(0, cells, (images, audios)).astype(np.int32))
+        audio_rows, cell_rows = rows(name, audios, channels), rows(name, images * cells, channels)
         slabs, columns = audio_rows.nbytes // audios // 64, -(-audios // 8) * 8
-        norms = at(numbers(audios)), at(numbers(images, cells))
-        for tf32 in (0, 1) if dtype == 0 else (0,):
+        norms = {"audio_norm": at(numbers(audios)), "cell_norm": at(numbers(images, cells))}
+        for tf32 in (False, True) if name == "float32" else (False,):
             kernels.pack(
-                (dtype, 1, 1, 0, channels, audios),
+                shape_of(True, 1, audios),
                 slabs=slabs,
-                features=at(stored(dtype, audios, channels)),
+                features=at(stored(name, audios, channels)),
                 rows=at(audio_rows),
-                inverse_norm=norms[0],
+                inverse_norm=norms["audio_norm"],
                 tf32=tf32,
             )
             kernels.pack(
-                (dtype, 0, images, 0, channels, cells),
+                shape_of(False),
                 slabs=slabs,
                 rows=at(cell_rows),
-                inverse_norm=norms[1],
-                features=at(stored(dtype, images, channels, cells)),
+                inverse_norm=norms["cell_norm"],
+                features=at(stored(name, images, channels, cells)),
                 tf32=tf32,
             )
-            pairs = ((dtype, tf32, audios, images, cells, slabs), (at(audio_rows), at(cell_rows), *norms))
-            scores = at(numbers(images, audios))
-            kernels.similarity(
-                pairs, pooling=1, epsilon=0, beta=1, scores=scores, kept=at(np.zeros((images, audios), np.int32))
-            )
-            soft = {"pooling": 0, "epsilon": 0.4, "beta": 0.1, "scores": scores, "kept": at(numbers(images, audios))}
-            kernels.similarity(pairs, **soft)
-            matrix = stored(1, images * cells, columns) if dtype == 1 else numbers(images * cells, columns)
-            kernels.similarity(pairs, **soft, grad_scores=at(numbers(images, audios)), slopes=at(matrix.copy()))
+            sizes = {"dtype": dtype, "tf32": tf32, "audios": audios, "images": images, "cells": cells, "slabs": slabs}
+            pairs = kernels.Pairs(**sizes, audio_rows=at(audio_rows), cell_rows=at(cell_rows), **norms)
+            matrix = stored(name, images * cells, columns) if name == "bfloat16" else numbers(images * cells, columns)
+            for pooling, parameters in POOLINGS.items():
+                sparse = pooling == "max"
+                residual = np.zeros((images, audios), np.int32) if sparse else numbers(images, audios)
+                pool = {
+                    "pooling": getattr(kernels.Pooling, pooling),
+                    "parameters": parameters,
+                    "scores": at(numbers(images, audios)),
+                    "residual": at(residual),
+                }
+                kernels.pool_forward(pairs, **pool)
+                if not sparse:
+                    slopes = at(matrix.copy())
+                    kernels.pool_slopes(pairs, **pool, grad_scores=at(numbers(images, audios)), slopes=slopes)
             kernels.alphas(pairs, out=at(matrix))
         grad_scores = at(numbers(images, audios))
-        kernels.gather_audio(pairs, grad_scores=grad_scores, best=best, sums=at(numbers(*audio_rows.shape)))
-        for last, is_real in product((0, 1), (0, 1)):
+        of_pairs = {"grad_scores": grad_scores, "argmax": argmax}
+        kernels.max_backward_audio(pairs, **of_pairs, sums=at(numbers(*audio_rows.shape)))
+        for last, is_real in product((False, True), (False, True)):
             packed = {
                 "slabs": slabs,
-                "features": at(stored(dtype, images, channels, cells)),
+                "features": at(stored(name, images, channels, cells)),
                 "rows": at(cell_rows),
-                "inverse_norm": norms[1],
+                "inverse_norm": norms["cell_norm"],
             }
-            kernels.pack((dtype, last, images, 0, channels, cells), **packed)
-            gradient = numbers(*cell_rows.shape) if is_real else rows(dtype, images * cells, channels)
-            kernels.gather_visual(
-                pairs, grad_scores=grad_scores, best=best, gradient=at(gradient), real_gradient=is_real
+            kernels.pack(shape_of(last), **packed)
+            gradient = at(numbers(*cell_rows.shape) if is_real else rows(name, images * cells, channels))
+            kernels.max_backward_visual(pairs, **of_pairs, gradient=gradient, real_gradient=is_real)
+            kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real)
+        for reduce, instances in product(("sum", "max"), ("audio", "image")):
+            per_instance = (images * cells,) if instances == "audio" else (cells, audios)
+            chunk = kernels.ProductChunk(
+                dtype=dtype,
+                reduce=getattr(kernels.Reduce, reduce),
+                instances=getattr(kernels.Instances, instances),
+                tau=0.1,
+                images=images,
+                audios=audios,
+                cells=cells,
+                loc=at(matrix.copy()),
+                avc=at(matrix.copy()),
+                instance_top=at(numbers(*per_instance)),
+                instance_log=at(numbers(*per_instance)),
+                space_top=at(numbers(images, audios)),
+                space_log=at(numbers(images, audios)),
+                scores=at(numbers(images, audios)),
+                argmax=argmax,
+                grad_scores=grad_scores,
+                shares=at(numbers(*per_instance)),
+                **{f"{space}_{norm}": values for space in ("loc", "avc") for norm, values in norms.items()},
             )
-            kernels.unpack(
-                (dtype, last, images, 0, channels, cells), **packed, gradient=at(gradient), real_gradient=is_real
-            )
-        for reduce, instances in product((0, 1), (0, 1)):
-            per_instance = (images * cells,) if instances == 0 else (cells, audios)
-            by_cell = [at(matrix.copy()) for _ in range(2)]
-            options = {
-                "tau": 0.1,
-                "cosines": by_cell,
-                "instance_norm": [at(numbers(*per_instance)) for _ in range(2)],
-                "space_norm": [at(numbers(images, audios)) for _ in range(2)],
-                "scores": at(numbers(images, audios)),
-                "best_cell": best,
-                "grad_scores": at(numbers(images, audios)),
-                "shares": at(numbers(*per_instance)),
-                "norms": [*norms, *norms],
-            }
-            for stage in ("instances", "scores", *(["shares"] if instances else []), "slopes"):
-                kernels.product(stage, (dtype, reduce, instances, images, audios, cells), **options)
+            kernels.product_instances(chunk, first=True, last=True)
+            kernels.product_scores(chunk)
+            if instances == "image":
+                kernels.product_shares(chunk, first=True)
+            kernels.product_slopes(chunk)
         alive.clear()
 
 

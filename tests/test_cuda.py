@@ -20,8 +20,7 @@ from op_checks import (
 )
 from ssl_fast import ops
 from ssl_fast.benchmarks.measure import peak_cuda
-from ssl_fast.ops import checks
-from ssl_fast.ops import cuda_chunks as rows
+from ssl_fast.ops import checks, cuda_chunks
 
 DEVICE = "cuda"
 
@@ -75,7 +74,7 @@ def test_cuda_layouts(name, dtype, layout):
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_chunks(name, dtype, monkeypatch):
-    monkeypatch.setattr(rows, "WORKSPACE_BYTES", 100_000)
+    monkeypatch.setattr(cuda_chunks, "WORKSPACE_BYTES", 100_000)
     assert_accurate(*inputs(name, Shape(19, 150, 20, 5, 9), dtype))
 
 
@@ -83,7 +82,7 @@ def test_cuda_chunks(name, dtype, monkeypatch):
 @pytest.mark.parametrize("name", PAIR_OPS)
 @dtypes(*DTYPES)
 def test_cuda_of_features_that_are_rows_as_they_are(name, dtype, monkeypatch):
-    monkeypatch.setattr(rows, "WORKSPACE_BYTES", 100_000)
+    monkeypatch.setattr(cuda_chunks, "WORKSPACE_BYTES", 100_000)
     assert_accurate(*inputs(name, Shape(19, 150, 64, 5, 9), dtype, "channels-last"))
 
 
@@ -250,4 +249,4 @@ def test_cuda_memory_does_not_grow_with_the_map(name):
         return (*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones_like(x) for x in outputs]))
 
     step()
-    assert peak_cuda(step) < rows.WORKSPACE_BYTES + 16 * 2**20 * op.spaces < count * count * cells * 4 / 3
+    assert peak_cuda(step) < cuda_chunks.WORKSPACE_BYTES + 16 * 2**20 * op.spaces < count * count * cells * 4 / 3

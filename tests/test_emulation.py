@@ -1,5 +1,6 @@
 """The CUDA kernels, compiled as C++ and run on the CPU: every op, against the truth in numpy."""
 
+import contextlib
 import platform
 import shutil
 
@@ -22,8 +23,8 @@ from op_checks import (
 )
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
-from ssl_fast.ops import checks
-from ssl_fast.ops import cuda_chunks as rows
+from ssl_fast.ops import checks, cuda_chunks
+from ssl_fast.ops import kernels as launches
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
 
@@ -46,7 +47,14 @@ def kernels(tmp_path_factory):
 @pytest.fixture
 def emulated(kernels, monkeypatch):
     """From here on, ops on CPU tensors run the CUDA kernels, of this module."""
-    monkeypatch.setattr(checks, "emulated", kernels)
+
+    @contextlib.contextmanager
+    def launch_on(tensor):
+        with checks.without_autocast(tensor):
+            yield launches.Launch(kernels, {})
+
+    monkeypatch.setattr(launches, "launch_on", launch_on)
+    monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
     return kernels
 
 
@@ -159,10 +167,10 @@ def test_emulation_of_an_h200(name, dtype, shape, emulated):
 @pytest.mark.grid
 @pair_ops
 @dtypes(*DTYPES)
-@pytest.mark.parametrize("workspace", [rows.WORKSPACE_BYTES, 40_000])
+@pytest.mark.parametrize("workspace", [cuda_chunks.WORKSPACE_BYTES, 40_000])
 def test_emulation_of_many_tiles_and_chunks(name, dtype, workspace, emulated, monkeypatch):
     """More audios than a block has; images side by side in a tile, and alone in a chunk."""
-    monkeypatch.setattr(rows, "WORKSPACE_BYTES", workspace)
+    monkeypatch.setattr(cuda_chunks, "WORKSPACE_BYTES", workspace)
     shape = Shape(7, 150, 20, 5, 9)
     op, features = features_of(name, shape, dtype)
     assert_accurate(op, features, extra_for(shape))
@@ -181,7 +189,7 @@ def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cel
             / images
         )
 
-    good = kernels.good_chunk(((1, 0, audios, 0, cells, 4), (0, 0, 0, 0)), most)
+    good = kernels.good_chunk(dtype=kernels.DType.bfloat16, tf32=False, audios=audios, cells=cells, slabs=4, most=most)
     choice = range(most // 2 + 1, most + 1)
     assert good in choice and time_of_an_image(good) == min(map(time_of_an_image, choice))
     assert time_of_an_image(good) < max(map(time_of_an_image, choice))
@@ -192,7 +200,7 @@ def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cel
 @dtypes(*DTYPES)
 def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, monkeypatch):
     """Channels last, 32 of them: no copy is made, and the chunks of the backward pass begin within the features."""
-    monkeypatch.setattr(rows, "WORKSPACE_BYTES", 40_000)
+    monkeypatch.setattr(cuda_chunks, "WORKSPACE_BYTES", 40_000)
     shape = Shape(7, 21, 32, 5, 9)
     op, features = features_of(name, shape, dtype, "channels-last")
     assert_accurate(op, features, extra_for(shape))

@@ -22,7 +22,7 @@ from op_checks import (
     upstream,
 )
 from ssl_fast.benchmarks import measure
-from ssl_fast.ops import checks
+from ssl_fast.ops import checks, kernels
 
 pytestmark = needs_compiled
 
@@ -188,17 +188,17 @@ def test_strided_and_expanded_upstream_gradients(name):
 
 @pytest.mark.parametrize("name", [name for name in OPS if "mean" not in name and "map" not in name])
 @dtypes(torch.float32, torch.float64)
-def test_budget_of_kept_alphas(name, dtype, monkeypatch):
-    """Alphas kept for the backward pass, or for some images only, or computed again: the same to rounding."""
+def test_budget_of_cached_alphas(name, dtype, monkeypatch):
+    """Alphas cached for the backward pass, or for some images only, or computed again: the same to rounding."""
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD, dtype)
     default = evaluate(op, features, extra)
     lanes = checks.extension.panel(dtype == torch.float64)
     image = -(-ODD.audios // lanes) * lanes * ODD.height * ODD.width * (8 if dtype == torch.float64 else 4)
     for images in (0, 1, 3, 4):
-        monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", images * image)
-        kept = torch.empty(checks.kept_shape(features[0], ODD.audios, True))
-        assert checks.kept_images(kept, features[0], ODD.audios) == images
+        monkeypatch.setattr(kernels, "CACHED_ALPHA_BYTES", images * image)
+        alphas = torch.empty(kernels.cache_shape(features[0], ODD.audios, True))
+        assert kernels.cached_images(alphas, features[0], ODD.audios) == images
         result = evaluate(op, features, extra)
         assert all(torch.equal(a, b) for a, b in zip(result.outputs, default.outputs, strict=True))
         for got, want in zip(result.gradients, default.gradients, strict=True):
@@ -314,7 +314,7 @@ def test_no_output_is_left_uninitialised(name, dtype):
 
 
 def peak_of(name, images, audios, size, budget):
-    checks.KEPT_ALPHA_BYTES = budget
+    kernels.CACHED_ALPHA_BYTES = budget
     torch.set_num_threads(1)
     op, shape = OPS[name], Shape(images, audios, 8, size, size)
     extra, features = extra_for(shape), op.features(shape, torch.float32)

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
 from ssl_fast import ops
-from ssl_fast.ops import checks
+from ssl_fast.ops import checks, kernels
 
 pytestmark = needs_compiled
 
@@ -32,13 +32,13 @@ def arguments(dtype, layout):
         return torch.randn(rows, 6, dtype=dtype)
 
     similarity = [
-        ("soft_threshold", 0.4, 0.1, positives, keep)
+        ("soft_threshold", [0.4, 0.1], positives, cached)
         for positives in (None, torch.tensor([1, 0, 4, 4]))
-        for keep in (False, True)
+        for cached in (False, True)
     ]
     weight = torch.rand(4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return {
-        "pooled_similarity": [(visual(), audio(), *rest) for rest in [*similarity, ("max", 0.0, 1.0, None, False)]],
+        "pooled_similarity": [(visual(), audio(), *rest) for rest in [*similarity, ("max", [], None, False)]],
         "product_log_scores": [
             (visual(), visual(), audio(), audio(), 0.1, *rest)
             for rest in (("sum", "audio", True), ("max", "audio", False), ("sum", "image", True))
@@ -70,10 +70,10 @@ def backward_arguments(name, dtype):
         saved = getattr(torch.ops.ssl_fast, name)(*args)
         grad = torch.randn_like(saved[0])
         if name == "pooled_similarity":
-            visual, audio, pooling, epsilon, beta, positives, _ = args
+            visual, audio, kind, parameters, positives, _ = args
             grad_map = None if positives is None else torch.randn_like(saved[1])
             for needs in ((True, True), (False, True)):
-                yield grad, grad_map, visual, audio, pooling, epsilon, beta, positives, *saved, *needs
+                yield grad, grad_map, visual, audio, kind, parameters, positives, *saved, *needs
         elif name == "product_log_scores":
             for needs in ((True, True), (True, False)):
                 yield grad, *args[:-1], list(saved), *needs
@@ -203,7 +203,7 @@ def test_compiled_graph_with_dynamic_batches(name, instruction_set, monkeypatch,
     """Few graphs for all batch sizes, where alphas are kept for all images or for some, and of one panel or more."""
     use_set(instruction_set)
     op = OPS[name]
-    monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", 3 * 64 * 6 * 4)  # 64 audios of 3 images
+    monkeypatch.setattr(kernels, "CACHED_ALPHA_BYTES", 3 * 64 * 6 * 4)  # 64 audios of 3 images
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     function = torch.compile(lambda features, extra: op.call(*features, extra, "auto"), fullgraph=True, backend=counter)
@@ -344,9 +344,9 @@ def test_autocast_of_a_network():
 @pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("budget", [0, checks.KEPT_ALPHA_BYTES])
+@pytest.mark.parametrize("budget", [0, kernels.CACHED_ALPHA_BYTES])
 def test_activation_checkpointing(name, reentrant, budget, monkeypatch):
-    monkeypatch.setattr(checks, "KEPT_ALPHA_BYTES", budget)
+    monkeypatch.setattr(kernels, "CACHED_ALPHA_BYTES", budget)
     op, extra = OPS[name], extra_for(SHAPE)
     features = op.features(SHAPE, torch.float32)
     want = evaluate(op, features, extra).tensors()

@@ -20,7 +20,8 @@ from op_checks import (
 )
 from ssl_fast import ops
 from ssl_fast.ops import checks
-from ssl_fast.ops.similarity import LOWEST_LOGIT, similarity_and_map
+from ssl_fast.ops.poolings import LOWEST_LOGIT
+from ssl_fast.ops.similarity import similarity_and_map
 
 SHAPE = Shape(5, 37, 24, 3, 5)
 

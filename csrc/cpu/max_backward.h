@@ -143,7 +143,7 @@ void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, true); });
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     auto row_of = [&](const void* pairs, int64_t n) { return static_cast<const T*>(pairs) + n * s.audios; };
-    auto cells_of = [&](int64_t n) { return static_cast<const int32_t*>(p.pair) + n * s.audios; };
+    auto cells_of = [&](int64_t n) { return static_cast<const int32_t*>(p.residual) + n * s.audios; };
     auto norms_of = [&](int64_t n) { return static_cast<const T*>(f.inverse_norm) + n * s.cells; };
     for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) my.dA[i] = 0;
     for (int64_t i = begin * s.cells; i < end * s.cells; ++i) t[i] = 0;

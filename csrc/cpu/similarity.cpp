@@ -57,17 +57,17 @@ void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* byt
         similarities(image, audios, panel, epilogue, ahead);
         int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
         Vec<T> scores[kVectors];
-        typename Pool::Kept pair[kVectors];
+        typename Pool::Residual residual[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           scores[v] = pool.score(epilogue.state[v]);
-          pair[v] = pool.kept(epilogue.state[v]);
+          residual[v] = pool.residual(epilogue.state[v]);
         }
         store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
         int64_t at = n * s.audios + first;
         if constexpr (Pool::kSparse)
-          store_lanes(pair, static_cast<int32_t*>(p.pair) + at, count);
+          store_lanes(residual, static_cast<int32_t*>(p.residual) + at, count);
         else
-          store_lanes(pair, static_cast<T*>(p.pair) + at, count);
+          store_lanes(residual, static_cast<T*>(p.residual) + at, count);
       }
       if (p.positives) {
         T* map = static_cast<T*>(p.positive_map) + n * s.cells;
@@ -159,7 +159,7 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
           int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
           Vec<T> grad[kVectors];
           load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score);
-          load_lanes(static_cast<const T*>(p.pair) + at, count, epilogue.scale);
+          load_lanes(static_cast<const T*>(p.residual) + at, count, epilogue.scale);
           load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
           for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
           if (n < p.kept)
@@ -180,22 +180,20 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
 
 template <bool kBackward>
 void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
-  if (kHalfProducts && (p.shape.dtype != DType::bfloat16 || (kBackward && p.pooling == Pooling::max)))
+  if (kHalfProducts && p.shape.dtype != DType::bfloat16)
     return hand_over(kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel, p, workspace, bytes);
   with_type(p, [&](auto zero) {
     using T = decltype(zero);
-    auto run = [&](auto pool) {
-      if constexpr (kBackward && decltype(pool)::kSparse) {
-        if constexpr (!kHalfProducts) gather<T>(p, workspace, bytes);
-      } else if constexpr (kBackward)
-        backward<T>(p, pool, workspace, bytes);
-      else
+    with_pooling<Vec<T>, T>(p.pooling, p.parameters, [&](auto pool) {
+      if constexpr (!kBackward)
         forward<T>(p, pool, workspace, bytes);
-    };
-    if (p.pooling == Pooling::soft_threshold)
-      run(SoftThreshold<Vec<T>, T>{T(p.epsilon), T(1 / p.beta)});
-    else
-      run(Max<Vec<T>, T>{});
+      else if constexpr (!decltype(pool)::kSparse)
+        backward<T>(p, pool, workspace, bytes);
+      else if constexpr (kHalfProducts)  // no product
+        hand_over(plain::similarity_backward_kernel, p, workspace, bytes);
+      else
+        gather<T>(p, workspace, bytes);
+    });
   });
 }
 

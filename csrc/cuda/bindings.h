@@ -8,110 +8,223 @@
 
 namespace ssl_fast::cuda {
 
-// ((dtype, tf32, audios, images, cells, slabs), (audio_rows, cell_rows, audio_norm, cell_norm))
-using Pairs = std::pair<std::array<int64_t, 6>, std::array<Address, 4>>;
-inline PairsParams params_of(const Pairs& pairs) {
-  const auto& [sizes, rows] = pairs;
-  return {DType(sizes[0]), sizes[1] != 0, sizes[2],    sizes[3],    sizes[4],
-          sizes[5],        at(rows[0]),   at(rows[1]), at(rows[2]), at(rows[3])};
-}
+// Bytes of k columns (channels, padded) of a packed row, and of a row of a matrix with a column for each audio.
+constexpr int64_t kSlabBytes = 64;
+inline int64_t matrix_columns(int64_t audios) { return (audios + 7) / 8 * 8; }
+inline int64_t matrix_bytes(DType dtype) { return dtype == DType::bfloat16 ? 2 : real_bytes(dtype); }
+
+// The pairs of all audios with the cells of some images; rows and norms as `pack` wrote them.
+struct PairBuffers {
+  PairsParams params;
+  int64_t pairs, matrix;  // numbers of scores; bytes of a matrix
+};
 
 inline void bind(py::module_ m) {
   auto check = [](const char* name, const char* error) {
     if (error) throw std::runtime_error(std::string(name) + ": CUDA: " + error);
   };
-  auto cells = [&](const char* name, const char* (*kernel)(const CellsParams&, void*)) {
-    bind_cells(m, name, [=](const CellsParams& p, void* stream) { check(name, kernel(p, stream)); });
-  };
-  cells("cosine", cosine);
-  cells("mean", mean);
+  using Stream = std::uintptr_t;
+  auto stream_of = [](Stream stream) { return reinterpret_cast<void*>(stream); };
+  bind_cells(m, "cosine", false, [=](const CellsParams& p, bool, void* stream) { check("cosine", cosine(p, stream)); });
+  bind_cells(m, "mean", true, [=](const CellsParams& p, bool, void* stream) { check("mean", mean(p, stream)); });
 
-  m.def("good_chunk", [](Pairs pairs, int64_t most) { return good_chunk(params_of(pairs), most); });
+  py::class_<PairBuffers>(m, "Pairs", py::module_local())
+      .def(py::init([](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t slabs,
+                       Buffer audio_rows, Buffer cell_rows, Buffer audio_norm, Buffer cell_norm) {
+             if (std::min({audios, images, cells, slabs}) < 0) throw std::invalid_argument("pairs: negative size");
+             const int64_t real = real_bytes(dtype), rows = images * cells;
+             PairsParams p{dtype,
+                           tf32,
+                           audios,
+                           images,
+                           cells,
+                           slabs,
+                           need("audio_rows", audio_rows, audios * slabs * kSlabBytes),
+                           need("cell_rows", cell_rows, rows * slabs * kSlabBytes),
+                           need("audio_norm", audio_norm, audios * real),
+                           need("cell_norm", cell_norm, rows * real)};
+             return PairBuffers{p, images * audios, rows * matrix_columns(audios) * matrix_bytes(dtype)};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("images"), py::arg("cells"),
+           py::arg("slabs"), py::arg("audio_rows"), py::arg("cell_rows"), py::arg("audio_norm"), py::arg("cell_norm"));
+
   m.def(
-      "similarity",
-      [check](Pairs pairs, int pooling, double epsilon, double beta, Address scores, Address kept, Address grad_scores,
-              Address slopes, Address stream) {
-        PoolParams p{params_of(pairs), Pooling(pooling), epsilon,         beta,
-                     at(scores),       at(kept),         at(grad_scores), at(slopes)};
-        check("similarity", (slopes ? cuda::slopes : cuda::scores)(p, at(stream)));
+      "good_chunk",
+      [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t slabs, int64_t most) {
+        PairsParams p{};
+        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.slabs = slabs;
+        return good_chunk(p, most);
       },
-      py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("epsilon"), py::arg("beta"), py::arg("scores"),
-      py::arg("kept"), py::arg("grad_scores") = 0, py::arg("slopes") = 0, py::arg("stream") = 0);
+      py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("slabs"),
+      py::arg("most"));
+
+  auto pool_params = [](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters,
+                        const Buffer& scores, const Buffer& residual) {
+    const int64_t real = real_bytes(pairs.params.dtype);
+    PoolParams p{};
+    p.pairs = pairs.params;
+    set_pooling(p, pooling, parameters);
+    p.scores = need("scores", scores, pairs.pairs * real);
+    p.residual = need("residual", residual, pairs.pairs * (is_sparse(pooling) ? 4 : real));
+    return p;
+  };
+  m.def(
+      "pool_forward",
+      [=](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters, Buffer scores,
+          Buffer residual, Stream stream) {
+        check("pool_forward",
+              pool_forward(pool_params(pairs, pooling, parameters, scores, residual), stream_of(stream)));
+      },
+      py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("parameters"), py::arg("scores"),
+      py::arg("residual"), py::arg("stream") = 0);
+  m.def(
+      "pool_slopes",
+      [=](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters, Buffer scores,
+          Buffer residual, Buffer grad_scores, Buffer slopes, Stream stream) {
+        PoolParams p = pool_params(pairs, pooling, parameters, scores, residual);
+        p.grad_scores = need("grad_scores", grad_scores, pairs.pairs * real_bytes(pairs.params.dtype));
+        p.slopes = need("slopes", slopes, pairs.matrix);
+        check("pool_slopes", pool_slopes(p, stream_of(stream)));
+      },
+      py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("parameters"), py::arg("scores"),
+      py::arg("residual"), py::arg("grad_scores"), py::arg("slopes"), py::arg("stream") = 0);
   m.def(
       "alphas",
-      [check](Pairs pairs, Address out, Address stream) {
-        check("alphas", alphas(params_of(pairs), at(out), at(stream)));
+      [=](const PairBuffers& pairs, Buffer out, Stream stream) {
+        check("alphas", alphas(pairs.params, need("out", out, pairs.matrix), stream_of(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
+
+  // bytes of gradients of `count` packed rows
+  auto gradient_bytes = [](int64_t count, DType dtype, int64_t slabs, bool real) {
+    return count * slabs * kSlabBytes / bytes_of(dtype) * (real ? real_bytes(dtype) : bytes_of(dtype));
+  };
   m.def(
-      "gather_visual",
-      [check](Pairs pairs, Address grad_scores, Address best, Address gradient, bool real_gradient, Address stream) {
-        check("gather_visual", gather_visual(params_of(pairs), at(grad_scores), at<int32_t>(best), at(gradient),
-                                             real_gradient, at(stream)));
+      "max_backward_visual",
+      [=](const PairBuffers& pairs, Buffer grad_scores, Buffer argmax, Buffer gradient, bool real_gradient,
+          Stream stream) {
+        const PairsParams& p = pairs.params;
+        const int64_t bytes = gradient_bytes(p.images * p.cells, p.dtype, p.slabs, real_gradient);
+        check("max_backward_visual",
+              max_backward_visual(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
+                                  need<int32_t>("argmax", argmax, pairs.pairs * 4), need("gradient", gradient, bytes),
+                                  real_gradient, stream_of(stream)));
       },
-      py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("gradient"),
+      py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("argmax"), py::arg("gradient"),
       py::arg("real_gradient"), py::arg("stream") = 0);
   m.def(
-      "gather_audio",
-      [check](Pairs pairs, Address grad_scores, Address best, Address sums, Address stream) {
-        check("gather_audio", gather_audio(params_of(pairs), at(grad_scores), at<int32_t>(best), at(sums), at(stream)));
+      "max_backward_audio",
+      [=](const PairBuffers& pairs, Buffer grad_scores, Buffer argmax, Buffer sums, Stream stream) {
+        const PairsParams& p = pairs.params;
+        check("max_backward_audio",
+              max_backward_audio(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
+                                 need<int32_t>("argmax", argmax, pairs.pairs * 4),
+                                 need("sums", sums, gradient_bytes(p.audios, p.dtype, p.slabs, true)),
+                                 stream_of(stream)));
       },
-      py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("best"), py::arg("sums"), py::arg("stream") = 0);
+      py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("argmax"), py::arg("sums"),
+      py::arg("stream") = 0);
+
+  auto rows_params = [](const Shape& s, int64_t slabs, const Buffer& features, const Buffer& rows,
+                        const Buffer& inverse_norm, bool tf32, bool optional) {
+    const int64_t count = s.images * s.cells;
+    return RowsParams{s,
+                      slabs,
+                      need("features", features, visual_bytes(s)),
+                      need("rows", rows, count * slabs * kSlabBytes, optional),
+                      need("inverse_norm", inverse_norm, count * real_bytes(s.dtype), optional),
+                      tf32};
+  };
   m.def(
       "pack",
-      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
-              bool tf32, Address stream) {
-        check("pack", pack({shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), tf32}, at(stream)));
+      [=](const Shape& shape, int64_t slabs, Buffer features, Buffer rows, Buffer inverse_norm, bool tf32,
+          Stream stream) {
+        check("pack", pack(rows_params(shape, slabs, features, rows, inverse_norm, tf32, true), stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows") = 0,
-      py::arg("inverse_norm") = 0, py::arg("tf32") = false, py::arg("stream") = 0);
+      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
+      py::arg("tf32") = false, py::arg("stream") = 0);
   m.def(
       "unpack",
-      [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
-              Address gradient, bool real_gradient, Address stream) {
-        RowsParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), false};
-        check("unpack", unpack(p, at(gradient), real_gradient, at(stream)));
+      [=](const Shape& shape, int64_t slabs, Buffer features, Buffer rows, Buffer inverse_norm, Buffer gradient,
+          bool real_gradient, Stream stream) {
+        const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, slabs, real_gradient);
+        check("unpack", unpack(rows_params(shape, slabs, features, rows, inverse_norm, false, false),
+                               need("gradient", gradient, bytes), real_gradient, stream_of(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
       py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
 
-  // Stages of the product: "instances", "scores", "shares", "slopes".
+  // A chunk of images of SLAVC's product: ProductChunk of kernels.h.
+  py::class_<ProductChunk>(m, "ProductChunk", py::module_local())
+      .def(
+          py::init([](DType dtype, Reduce reduce, Instances instances, double tau, int64_t images, int64_t audios,
+                      int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer space_top,
+                      Buffer space_log, Buffer scores, Buffer argmax, Buffer grad_scores, Buffer shares,
+                      Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm, Buffer avc_cell_norm) {
+            if (std::min({images, audios, cells}) < 0) throw std::invalid_argument("product: negative size");
+            const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
+            const int64_t matrix = rows * matrix_columns(audios) * matrix_bytes(dtype);
+            const int64_t softmaxes = (instances == Instances::audio ? rows : cells * audios) * real;
+            return ProductChunk{dtype,
+                                reduce,
+                                instances,
+                                tau,
+                                images,
+                                audios,
+                                cells,
+                                need("loc", loc, matrix),
+                                need("avc", avc, matrix),
+                                need("instance_top", instance_top, softmaxes),
+                                need("instance_log", instance_log, softmaxes),
+                                need("space_top", space_top, pairs),
+                                need("space_log", space_log, pairs),
+                                need("scores", scores, pairs),
+                                need<int32_t>("argmax", argmax, reduce == Reduce::max ? images * audios * 4 : 0),
+                                need("grad_scores", grad_scores, pairs, true),
+                                need("shares", shares, softmaxes, true),
+                                need("loc_audio_norm", loc_audio_norm, audios * real, true),
+                                need("loc_cell_norm", loc_cell_norm, rows * real, true),
+                                need("avc_audio_norm", avc_audio_norm, audios * real, true),
+                                need("avc_cell_norm", avc_cell_norm, rows * real, true)};
+          }),
+          py::kw_only(), py::arg("dtype"), py::arg("reduce"), py::arg("instances"), py::arg("tau"), py::arg("images"),
+          py::arg("audios"), py::arg("cells"), py::arg("loc"), py::arg("avc"), py::arg("instance_top"),
+          py::arg("instance_log"), py::arg("space_top"), py::arg("space_log"), py::arg("scores"), py::arg("argmax"),
+          py::arg("grad_scores") = py::none(), py::arg("shares") = py::none(), py::arg("loc_audio_norm") = py::none(),
+          py::arg("loc_cell_norm") = py::none(), py::arg("avc_audio_norm") = py::none(),
+          py::arg("avc_cell_norm") = py::none());
+  auto given = [](const char* name, const void* pointer) {
+    if (!pointer) throw std::invalid_argument(std::string(name) + ": expected a buffer, got null");
+  };
   m.def(
-      "product",
-      [check](const std::string& stage, std::array<int64_t, 6> sizes, double tau, std::array<Address, 2> cosines,
-              std::array<Address, 2> instance_norm, std::array<Address, 2> space_norm, Address scores,
-              Address best_cell, Address grad_scores, Address shares, std::array<Address, 4> norms, bool first,
-              bool last, Address stream) {
-        ProductChunk p{DType(sizes[0]),
-                       Reduce(sizes[1]),
-                       Instances(sizes[2]),
-                       tau,
-                       sizes[3],
-                       sizes[4],
-                       sizes[5],
-                       at(cosines[0]),
-                       at(cosines[1]),
-                       at(instance_norm[0]),
-                       at(instance_norm[1]),
-                       at(space_norm[0]),
-                       at(space_norm[1]),
-                       at(scores),
-                       at<int32_t>(best_cell),
-                       at(grad_scores),
-                       at(shares),
-                       at(norms[0]),
-                       at(norms[1]),
-                       at(norms[2]),
-                       at(norms[3])};
-        check("product", stage == "instances" ? product_instances(p, first, last, at(stream))
-                         : stage == "scores"  ? product_scores(p, at(stream))
-                         : stage == "shares"  ? product_shares(p, first, at(stream))
-                                              : product_slopes(p, at(stream)));
+      "product_instances",
+      [=](const ProductChunk& chunk, bool first, bool last, Stream stream) {
+        check("product_instances", product_instances(chunk, first, last, stream_of(stream)));
       },
-      py::arg("stage"), py::arg("sizes"), py::kw_only(), py::arg("tau"), py::arg("cosines"), py::arg("instance_norm"),
-      py::arg("space_norm"), py::arg("scores"), py::arg("best_cell"), py::arg("grad_scores") = 0, py::arg("shares") = 0,
-      py::arg("norms") = std::array<Address, 4>{}, py::arg("first") = true, py::arg("last") = true,
-      py::arg("stream") = 0);
+      py::arg("chunk"), py::kw_only(), py::arg("first"), py::arg("last"), py::arg("stream") = 0);
+  m.def(
+      "product_scores",
+      [=](const ProductChunk& chunk, Stream stream) {
+        check("product_scores", product_scores(chunk, stream_of(stream)));
+      },
+      py::arg("chunk"), py::kw_only(), py::arg("stream") = 0);
+  m.def(
+      "product_shares",
+      [=](const ProductChunk& chunk, bool first, Stream stream) {
+        given("grad_scores", chunk.grad_scores), given("shares", chunk.shares);
+        check("product_shares", product_shares(chunk, first, stream_of(stream)));
+      },
+      py::arg("chunk"), py::kw_only(), py::arg("first"), py::arg("stream") = 0);
+  m.def(
+      "product_slopes",
+      [=](const ProductChunk& chunk, Stream stream) {
+        given("grad_scores", chunk.grad_scores), given("loc_audio_norm", chunk.loc_audio_norm);
+        given("loc_cell_norm", chunk.loc_cell_norm), given("avc_audio_norm", chunk.avc_audio_norm);
+        given("avc_cell_norm", chunk.avc_cell_norm);
+        if (chunk.instances == Instances::image) given("shares", chunk.shares);
+        check("product_slopes", product_slopes(chunk, stream_of(stream)));
+      },
+      py::arg("chunk"), py::kw_only(), py::arg("stream") = 0);
 }
 
 }  // namespace ssl_fast::cuda

@@ -41,22 +41,23 @@ int64_t good_chunk(PairsParams p, int64_t most);
 struct PoolParams {
   PairsParams pairs;
   Pooling pooling;
-  double epsilon, beta;
-  void *scores, *kept;  // real (N, M); real (soft threshold) or int32 (max)
+  double parameters[kPoolingParameters];
+  void *scores, *residual;  // real (N, M); real, or int32 where the pooling is sparse
   const void* grad_scores;
   void* slopes;  // matrix
 };
-const char* scores(const PoolParams& p, void* stream);
-// slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|). Soft threshold only.
-const char* slopes(const PoolParams& p, void* stream);
+const char* pool_forward(const PoolParams& p, void* stream);
+// slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|). Not of a sparse pooling.
+const char* pool_slopes(const PoolParams& p, void* stream);
 // out[n p, m] = alpha[n, m, p], a matrix.
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
-// The gradients of scores that hang on one cell a pair, best (N, M), with respect to unit vectors, over their lengths.
-// gradient, of the cells, is like cell_rows, or real; sums (M, channels of a row), real, are added to.
-const char* gather_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
-                          bool real_gradient, void* stream);
-const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream);
+// The gradients of scores that depend on one cell a pair, argmax (N, M), with respect to unit vectors, over their
+// lengths. gradient, of the cells, is like cell_rows, or real; sums (M, channels of a row), real, are added to.
+const char* max_backward_visual(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* gradient,
+                                bool real_gradient, void* stream);
+const char* max_backward_audio(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* sums,
+                               void* stream);
 
 // SLAVC's product, for a chunk of images. Whatever is neither a matrix nor `best` is real.
 struct ProductChunk {

@@ -94,8 +94,8 @@ int64_t blocks(int64_t rows, int64_t slabs) { return (rows * warps_of(slabs) + k
 
 }  // namespace
 
-const char* gather_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
-                          bool real_gradient, void* stream) {
+const char* max_backward_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
+                                bool real_gradient, void* stream) {
   return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
@@ -111,7 +111,8 @@ const char* gather_visual(const PairsParams& p, const void* grad_scores, const i
   });
 }
 
-const char* gather_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums, void* stream) {
+const char* max_backward_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums,
+                               void* stream) {
   return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);

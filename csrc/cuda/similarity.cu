@@ -23,7 +23,7 @@ __device__ X shuffle_xor(X x, int apart) {
 
 template <class Math, class Pool>
 __global__ void __launch_bounds__(kThreads, 1)
-    pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* kept) {
+    pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* residual) {
   using E = Engine<Math>;
   using T = typename E::T;
   using State = typename Pool::State;
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (int w = 1; w < kTeamWarps; ++w) pool.merge(all, parts[w * engine.rows() + row]);
       const int64_t pair = n * p.audios + engine.first_audio + row;
       static_cast<T*>(scores)[pair] = pool.score(all);
-      static_cast<typename Pool::Kept*>(kept)[pair] = pool.kept(all);
+      static_cast<typename Pool::Residual*>(residual)[pair] = pool.residual(all);
     }
     engine.wait_for_team();
   });
@@ -94,11 +94,11 @@ __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan pla
 template <class Pool, class T>
 struct Slope {
   Pool pool;
-  const T *scores, *kept, *grad;
+  const T *scores, *residual, *grad;
   struct Pair {
     T score, scale;
   };
-  __device__ Pair pair(int64_t at) const { return {scores[at], kept[at] * grad[at]}; }
+  __device__ Pair pair(int64_t at) const { return {scores[at], residual[at] * grad[at]}; }
   __device__ T operator()(T alpha, Pair of, T scale) const { return pool.slope(alpha, of.score, of.scale) * scale; }
 };
 template <class T>
@@ -123,42 +123,39 @@ const char* with_math(const PairsParams& p, F f) {
 template <class Math, class OfBFloat16>
 using InMatrix = std::conditional_t<std::is_same_v<typename Math::Stored, BFloat16>, OfBFloat16, typename Math::T>;
 
-template <class T>
-SoftThreshold<T, T> soft_threshold(const PoolParams& p) {
-  return {T(p.epsilon), T(1 / p.beta)};
-}
-
 }  // namespace
 
-const char* scores(const PoolParams& p, void* stream) {
+const char* pool_forward(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
-    if (p.pooling == Pooling::max) {
-      Max<T, T> pool;
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Max<T, T>>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan,
-                             pool, p.scores, p.kept);
-    } else {
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, SoftThreshold<T, T>>), plan.blocks, kThreads, plan.shared, stream,
-                             p.pairs, plan, soft_threshold<T>(p), p.scores, p.kept);
-    }
+    with_pooling<T, T>(p.pooling, p.parameters, [&](auto pool) {
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, decltype(pool)>), plan.blocks, kThreads, plan.shared, stream, p.pairs,
+                             plan, pool, p.scores, p.residual);
+    });
     return last_error();
   });
 }
 
-const char* slopes(const PoolParams& p, void* stream) {
+const char* pool_slopes(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
     using Out = InMatrix<Math, BFloat16>;
-    using F = Slope<SoftThreshold<T, T>, T>;
-    F f{soft_threshold<T>(p), static_cast<const T*>(p.scores), static_cast<const T*>(p.kept),
-        static_cast<const T*>(p.grad_scores)};
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
-                           static_cast<Out*>(p.slopes));
-    return last_error();
+    return with_pooling<T, T>(p.pooling, p.parameters, [&](auto pool) -> const char* {
+      if constexpr (decltype(pool)::kSparse) {
+        return "the pooling is sparse";
+      } else {
+        using F = Slope<decltype(pool), T>;
+        F f{pool, static_cast<const T*>(p.scores), static_cast<const T*>(p.residual),
+            static_cast<const T*>(p.grad_scores)};
+        SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
+                               static_cast<Out*>(p.slopes));
+        return last_error();
+      }
+    });
   });
 }
 

@@ -15,7 +15,8 @@ import torch
 from ..ops import checks
 from . import metrics
 
-KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")  # in the order of csrc/params.h
+KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")
+_COMPARISON_NAMES = {"exact": "exact", ">": "above", ">=": "at_least"}  # of csrc/params.h
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,11 @@ def _compiled(
     value: float | None,
     upsampling: Sequence[Upsampling],
 ) -> Counts:
+    extension = checks.extension
+
+    def buffer(array: np.ndarray) -> tuple[int, int]:
+        return array.ctypes.data, array.nbytes
+
     low = np.ascontiguousarray(np.stack(maps, 1))  # stacking keeps the order of transposed maps
     truth = np.ascontiguousarray(truth, bool if truth.dtype == bool else np.float32)
     n, k = low.shape[:2]
@@ -149,27 +155,27 @@ def _compiled(
         [_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])
     ]
     pixels = math.prod(truth.shape[1:])
-    checks.extension.map_metrics(
+    extension.map_metrics(
         (*low.shape, *truth.shape[1:]),
-        low=low.ctypes.data,
-        truth=truth.ctypes.data,
+        low=buffer(low),
+        truth=buffer(truth),
         bytes=truth.dtype == bool,
-        resize=[[(first.ctypes.data, weight.ctypes.data, weight.shape[1]) for first, weight in pair] for pair in axes],
+        resize=[[(buffer(first), buffer(weight), weight.shape[1]) for first, weight in pair] for pair in axes],
         rules=[
             (
-                KINDS.index(rule.kind),
-                COMPARISONS.index(rule.comparison),
+                getattr(extension.RuleKind, rule.kind),
+                getattr(extension.Comparison, _COMPARISON_NAMES[rule.comparison]),
                 rule.share(pixels),
                 0.0 if rule.kind != "value" else rule.value if rule.value is not None else value,
             )
             for rule in rules
         ],
         value=value or 0.0,
-        hit=found.hit.ctypes.data,
-        outside=found.false.ctypes.data,
-        weight=found.weight.ctypes.data,
-        objects=found.objects.ctypes.data,
-        shared=0 if value is None else found.shared.ctypes.data,
+        hit=buffer(found.hit),
+        outside=buffer(found.false),
+        weight=buffer(found.weight),
+        objects=buffer(found.objects),
+        shared=None if found.shared is None else buffer(found.shared),
         threads=torch.get_num_threads(),
     )
     if (found.objects < 0).any():

@@ -11,12 +11,10 @@ from .. import ops
 from ..distributed import JoinedBatch
 from ..ops.checks import check_pair, without_autocast
 from ..ops.mean import mean_vector
+from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
 from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
-
-Pooling = ops.Mean | ops.SoftThreshold | ops.Max
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that losses share (cross_entropy.py joins processes)

@@ -1,4 +1,4 @@
-"""The one boundary where arguments of ops are checked, where the backend is chosen, and what a kernel call is given."""
+"""The one boundary where arguments of ops are checked and the backend is chosen."""
 
 import contextlib
 import functools
@@ -15,9 +15,7 @@ except ImportError as error:  # told by `ssl-fast doctor` and by the ops
     extension = None
     extension_error = str(error)
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # in the order of csrc/params.h
-# Alphas of a forward pass that are kept for its backward pass; those beyond are computed again.
-KEPT_ALPHA_BYTES = 32 * 2**20
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
 NO_CODE = ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion")
 INSTALL = "pip install --force-reinstall --no-deps ."
@@ -156,80 +154,3 @@ def without_autocast(tensor: Tensor):
     """A context in which products of this device are computed in the dtypes that they are given."""
     device = tensor.device.type
     return torch.autocast(device, enabled=False) if _autocasts(device) else contextlib.nullcontext()
-
-
-# ---- kernel calls ----
-
-
-def memory_format(visual: Tensor) -> torch.memory_format:
-    """The layout in which a kernel reads this tensor (after a copy, where it has neither)."""
-    last = visual.is_contiguous(memory_format=torch.channels_last) and not visual.is_contiguous()
-    return torch.channels_last if last else torch.contiguous_format
-
-
-def kernel_shape(visual: Tensor, audios: int) -> tuple[int, ...]:
-    """Shape of csrc/params.h. A map of one cell counts as channels last: its channels are contiguous."""
-    images, channels, height, width = visual.shape
-    last = memory_format(visual) == torch.channels_last or height * width == 1
-    return DTYPES.index(visual.dtype), int(last), images, audios, channels, height * width
-
-
-emulated = None  # a test puts the CUDA kernels here, compiled for the CPU: CPU tensors then go the way of CUDA tensors
-
-
-def on_cuda(tensor: Tensor) -> bool:
-    return tensor.is_cuda or emulated is not None
-
-
-@contextlib.contextmanager
-def kernels_for(tensor: Tensor):
-    """(the kernels of this tensor's device, keyword arguments that say where they run: threads, or the current stream)
-
-    What torch computes in between is not subject to autocast.
-    """
-    with without_autocast(tensor):
-        if emulated is not None:
-            yield emulated, {}
-        elif tensor.is_cuda:
-            with torch.cuda.device(tensor.device):
-                yield extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream}
-        else:
-            yield extension, {"threads": torch.get_num_threads()}
-
-
-def address(tensor: Tensor | None, index: int = 0) -> int:
-    """Of tensor[index]; 0 of None."""
-    if tensor is None:
-        return 0
-    return tensor.data_ptr() + (index * tensor.stride(0) * tensor.element_size() if index else 0)
-
-
-def padded_audios(audios: int, float64: bool) -> int:
-    """Audios in whole panels of the CPU kernels."""
-    lanes = extension.panel(float64)
-    return (audios + lanes - 1) // lanes * lanes
-
-
-def kept_shape(visual: Tensor, audios: int, keep: bool, maps: int = 1) -> tuple[int, int]:
-    """(images * panels * cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
-    kernel's order.
-
-    The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
-    """
-    float64 = visual.dtype == torch.float64
-    lanes = extension.panel(float64)
-    per_image = padded_audios(audios, float64) // lanes * visual.shape[2] * visual.shape[3]
-    bytes_per_image = maps * max(per_image * lanes, 1) * (8 if float64 else 4)
-    images = min(visual.shape[0], KEPT_ALPHA_BYTES // bytes_per_image) if keep else 0
-    return images * per_image, lanes
-
-
-def kept_images(kept: Tensor, visual: Tensor, audios: int) -> int:
-    """How many images the alphas in `kept` belong to."""
-    per_image = padded_audios(audios, visual.dtype == torch.float64) * visual.shape[2] * visual.shape[3]
-    return kept.numel() // max(per_image, 1)
-
-
-def check_kept(kept: Tensor, float64: bool) -> None:
-    if kept.shape[1] != extension.panel(float64):
-        raise RuntimeError("the instruction set was changed between the forward and the backward pass")

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import library
-from .checks import address, autocast_inputs, check_pair, kernel_shape, kernels_for, memory_format, use_compiled
+from . import kernels, library
+from .checks import autocast_inputs, check_pair, use_compiled
+from .kernels import buffer, dense
 from .reference import accumulate_dtype, unit
 
 
@@ -42,18 +43,18 @@ def _outputs(visual):
 
 @library.op("cosine_map")
 def _cosine_map(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    visual = visual.contiguous(memory_format=memory_format(visual))
+    visual = dense(visual)
     audio = audio.contiguous()
     maps, inverse_norm = _outputs(visual)
     if visual.numel():
-        with kernels_for(visual) as (kernels, where):
-            kernels.cosine(
-                kernel_shape(visual, len(audio)),
-                visual=address(visual),
-                audio=address(audio),
-                out=address(maps),
-                inverse_norm=address(inverse_norm),
-                **where,
+        with kernels.launch_on(visual) as launch:
+            launch.kernels.cosine_forward(
+                kernels.shape_of(launch.kernels, visual, len(audio)),
+                visual=buffer(visual),
+                audio=buffer(audio),
+                out=buffer(maps),
+                inverse_norm=buffer(inverse_norm),
+                **launch.args,
             )
     return maps, inverse_norm
 
@@ -68,27 +69,27 @@ def _cosine_map_backward(
     grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor, need_visual: bool, need_audio: bool
 ) -> tuple[Tensor, Tensor]:
     grad, audio = grad.contiguous(), audio.contiguous()
-    visual = visual.contiguous(memory_format=memory_format(visual))
+    visual = dense(visual)
     grad_visual, grad_audio = _gradients(visual, audio, need_visual, need_audio)
     if visual.numel():
-        with kernels_for(visual) as (kernels, where):
-            kernels.cosine(
-                kernel_shape(visual, len(audio)),
-                visual=address(visual),
-                audio=address(audio),
-                out=address(maps),
-                inverse_norm=address(inverse_norm),
-                grad_out=address(grad),
-                grad_visual=address(grad_visual) if need_visual else 0,
-                grad_audio=address(grad_audio) if need_audio else 0,
-                **where,
+        with kernels.launch_on(visual) as launch:
+            launch.kernels.cosine_backward(
+                kernels.shape_of(launch.kernels, visual, len(audio)),
+                visual=buffer(visual),
+                audio=buffer(audio),
+                out=buffer(maps),
+                inverse_norm=buffer(inverse_norm),
+                grad_out=buffer(grad),
+                grad_visual=buffer(grad_visual) if need_visual else None,
+                grad_audio=buffer(grad_audio) if need_audio else None,
+                **launch.args,
             )
     return grad_visual, grad_audio
 
 
 def _gradients(visual, audio, need_visual, need_audio):
     return (
-        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        torch.empty_like(visual, memory_format=kernels.memory_format(visual)) if need_visual else visual.new_empty(0),
         audio.new_empty(audio.shape if need_audio else 0, dtype=accumulate_dtype(audio)),
     )
 

@@ -1,11 +1,13 @@
-"""How features reach the CUDA kernels of all pairs: as rows, chunk of images by chunk, within a fixed workspace."""
+"""Chunks of images for the CUDA kernels of all pairs: features are packed as rows within a fixed workspace."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .checks import address, kernel_shape
+from .kernels import Launch, buffer, dtype_of, shape_of
 
 # Rows, slopes and their products of one chunk of images take at most this (one image at least).
 WORKSPACE_BYTES = 32 * 2**20
@@ -18,26 +20,37 @@ def _as_rows(features: Tensor) -> Tensor:
     return features.permute(0, 2, 3, 1).view(-1, features.shape[1])
 
 
-def _first(count: int, rows: Tensor) -> Tensor:
-    return rows if rows.shape[0] == count else rows[:count]
+@dataclass(frozen=True)
+class Chunk:
+    """Some images of a space, packed. In the workspace, which the next chunk takes over.
 
-
-class Pairs:
-    """All audios with all cells of a chunk of images.
-
-    visual: (N, C, h, w) as `memory_format` gives it, audio: (M, C) contiguous, cell_norm: (N, h * w), 1 / |v|, which
-    the forward pass writes; kernels, where: as `kernels_for` gives them.
+    first, images: number of the first image, and how many. rows: (images * cells, channels filled up). pairs: what
+    kernels are given of the pairs of all audios with these cells.
     """
 
-    def __init__(self, visual: Tensor, audio: Tensor, cell_norm: Tensor, kernels, where: dict):
-        self.visual, self.cell_norm, self.kernels, self.where = visual, cell_norm, kernels, where
-        self.dtype, self.channels_last, self.images, _, self.channels, self.cells = kernel_shape(visual, 0)
-        size, self.audios = visual.element_size(), audio.shape[0]
-        self.slabs = -(-self.channels * size // SLAB_BYTES)
+    first: int
+    images: int
+    rows: Tensor
+    pairs: Any
+
+
+class Space:
+    """One space of cosines: all audios, packed, and the images that are packed chunk by chunk.
+
+    visual: (N, C, h, w), dense; audio: (M, C) contiguous; cell_norm: (N, h * w), 1 / |v|, which the forward pass
+    writes.
+    """
+
+    def __init__(self, launch: Launch, visual: Tensor, audio: Tensor, cell_norm: Tensor):
+        self.launch, self.visual, self.cell_norm = launch, visual, cell_norm
+        kernels, size = launch.kernels, visual.element_size()
+        shape = shape_of(kernels, visual, 0)
+        self.images, self.channels, self.cells = visual.shape[0], visual.shape[1], visual.shape[2:].numel()
+        self.audios, self.slabs = audio.shape[0], -(-self.channels * size // SLAB_BYTES)
         self.width = self.slabs * SLAB_BYTES // size
         self.tf32 = visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        whole = self.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
-        self.in_place = bool(whole) and not self.tf32
+        whole = shape.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
+        self.in_place = bool(whole) and not self.tf32  # the features are rows as they are
         self.row_bytes = 0 if self.in_place else self.slabs * SLAB_BYTES
         # gradients of rows can be smaller than float16 goes
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
@@ -45,146 +58,144 @@ class Pairs:
         self.audio_rows = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(self.columns, self.width)
         self.matrix_bytes = self.columns * self.gradient_dtype.itemsize  # of a row
         self.audio_norm = cell_norm.new_empty(self.audios)
+        self.sizes = {
+            "dtype": dtype_of(kernels, visual.dtype),
+            "tf32": self.tf32,
+            "audios": self.audios,
+            "cells": self.cells,
+            "slabs": self.slabs,
+        }
+        self.audio_shape = kernels.Shape(  # one image, whose cells are the audios
+            dtype=self.sizes["dtype"], channels_last=True, images=1, audios=0, channels=self.channels, cells=self.audios
+        )
         kernels.pack(
-            self._shape_of_audio(),
+            self.audio_shape,
             slabs=self.slabs,
-            features=address(audio),
-            rows=address(self.audio_rows),
-            inverse_norm=address(self.audio_norm),
+            features=buffer(audio),
+            rows=buffer(self.audio_rows),
+            inverse_norm=buffer(self.audio_norm),
             tf32=self.tf32,
-            **where,
+            **launch.args,
         )
 
-    def _shape_of_audio(self):
-        return self.dtype, 1, 1, 0, self.channels, self.audios
-
-    def hold(self, step: int) -> None:
-        """Room for the rows of `step` images."""
-        self.buffer = self.rows = None  # gone before there is another one
+    def row_buffer(self, images: int) -> Tensor:
+        """The rows of all images where they are in place, else room for those of `images`."""
         if self.in_place:
-            self.buffer = _as_rows(self.visual)
-        else:
-            self.buffer = self.rows = self.visual.new_empty(step * self.cells, self.width)
+            return _as_rows(self.visual)
+        return self.visual.new_empty(images * self.cells, self.width)
 
-    def told(self, images: int, addresses: tuple[int, int, int, int]) -> tuple:
-        """What the kernels are told of the pairs with some images: csrc/cuda/bindings.h"""
-        return (self.dtype, self.tf32, self.audios, images, self.cells, self.slabs), addresses
-
-    def pack(self, first: int, count: int, new_norms: bool) -> None:
-        self.count = count * self.cells
-        if self.in_place:
-            self.rows = self.buffer[first * self.cells : first * self.cells + self.count]
-        else:
-            self.rows = _first(self.count, self.rows)
-        rows, norm = address(self.rows), address(self.cell_norm, first)
-        self.shape = self.dtype, self.channels_last, count, 0, self.channels, self.cells
-        self.addresses = address(self.audio_rows), rows, address(self.audio_norm), norm
-        self.pairs = self.told(count, self.addresses)
+    def pack(self, rows: Tensor, first: int, images: int, new_norms: bool) -> Chunk:
+        """Packs images into `rows`, a `row_buffer`; with `new_norms` their lengths are taken too."""
+        begin = first * self.cells if self.in_place else 0
+        rows = rows[begin : begin + images * self.cells]
         if new_norms or not self.in_place:
-            self.kernels.pack(
-                self.shape,
+            self.launch.kernels.pack(
+                shape_of(self.launch.kernels, self.visual, 0, images),
                 slabs=self.slabs,
-                features=address(self.visual, first),
-                rows=0 if self.in_place else rows,
-                inverse_norm=norm if new_norms else 0,
+                features=buffer(self.visual, first),
+                rows=None if self.in_place else buffer(rows),
+                inverse_norm=buffer(self.cell_norm, first) if new_norms else None,
                 tf32=self.tf32,
-                **self.where,
+                **self.launch.args,
             )
+        pairs = self.launch.kernels.Pairs(
+            **self.sizes,
+            images=images,
+            audio_rows=buffer(self.audio_rows),
+            cell_rows=buffer(rows),
+            audio_norm=buffer(self.audio_norm),
+            cell_norm=buffer(self.cell_norm, first),
+        )
+        return Chunk(first, images, rows, pairs)
 
-    def matrix(self) -> Tensor:
-        """Room for slopes, or for cosines of the same size: (rows of the chunk, M filled up)"""
-        return self.rows.new_empty(self.count, self.columns, dtype=self.gradient_dtype)
+    def matrix(self, images: int) -> Tensor:
+        """Room for slopes, or for cosines of the same size: (images * cells, M filled up)"""
+        return self.visual.new_empty(images * self.cells, self.columns, dtype=self.gradient_dtype)
+
+    def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor) -> None:
+        """From gradients with respect to unit vectors, over their lengths, to those of the features of a chunk."""
+        self._unpack(
+            shape_of(self.launch.kernels, self.visual, 0, chunk.images),
+            buffer(chunk.rows),
+            buffer(self.cell_norm, chunk.first),
+            gradient,
+            buffer(grad_visual, chunk.first),
+        )
 
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
-        self.write(self._shape_of_audio(), *self.addresses[::2], gradient, address(grad_audio))
+        self._unpack(self.audio_shape, buffer(self.audio_rows), buffer(self.audio_norm), gradient, buffer(grad_audio))
 
-    def write(self, shape, rows, norm, gradient, to):
-        """From gradients with respect to the unit vectors of rows, over their lengths, to those of the features."""
-        self.kernels.unpack(
+    def _unpack(self, shape, rows, norm, gradient, features):
+        self.launch.kernels.unpack(
             shape,
             slabs=self.slabs,
-            features=to,
+            features=features,
             rows=rows,
             inverse_norm=norm,
-            gradient=address(gradient),
+            gradient=buffer(gradient),
             real_gradient=self.is_real(gradient),
-            **self.where,
+            **self.launch.args,
         )
 
     def is_real(self, x: Tensor) -> bool:
+        """True for float32, or float64 where features are float64."""
         return x.dtype == self.cell_norm.dtype
 
 
-def chunks(*spaces: Pairs, row_bytes: int = 0, new_norms: bool = False) -> Iterator[tuple[int, int]]:
-    """Number of the first image and how many, for chunk after chunk that the spaces then hold: as many images as fit
-    the workspace with their rows, and with `row_bytes` for each row besides. With `new_norms`, their lengths are taken
-    too."""
-    images, cells = spaces[0].images, spaces[0].cells
+def for_chunks(
+    spaces: Sequence[Space], body: Callable[..., None], *, row_bytes: int = 0, new_norms: bool = False
+) -> None:
+    """Calls body(chunk of each space) for all images: as many at a time as fit the workspace with their rows, and with
+    `row_bytes` for each row besides. With `new_norms`, the lengths of their features are taken too."""
+    space = spaces[0]
     row_bytes += sum(space.row_bytes for space in spaces)
-    step = max(1, min(images, WORKSPACE_BYTES // (max(1, row_bytes) * cells)))
-    if step < images:
-        step = spaces[0].kernels.good_chunk(spaces[0].told(0, (0, 0, 0, 0)), step)
-    for space in spaces:
-        space.hold(step)
-    for first in range(0, images, step):
-        count = min(step, images - first)
-        for space in spaces:
-            space.pack(first, count, new_norms)
-        yield first, count
+    step = max(1, min(space.images, WORKSPACE_BYTES // (max(1, row_bytes) * space.cells)))
+    if step < space.images:
+        step = space.launch.kernels.good_chunk(**space.sizes, most=step)
+    rows = [space.row_buffer(step) for space in spaces]
+    for first in range(0, space.images, step):
+        images = min(step, space.images - first)
+        body(*(space.pack(one, first, images, new_norms) for space, one in zip(spaces, rows)))
 
 
 class VisualGradient:
-    """A place for the gradient of a chunk's rows, and the way from there to the gradient of the features."""
+    """Gradients of a chunk's rows: where they are written, and the way from there to the gradient of the features."""
 
-    def __init__(self, pairs: Pairs, grad_visual: Tensor):
-        self.pairs, self.grad_visual = pairs, grad_visual
-        self.in_place = pairs.in_place and pairs.gradient_dtype == grad_visual.dtype
-        self.row_bytes = 0 if self.in_place else pairs.width * pairs.gradient_dtype.itemsize
-        self.rows = _as_rows(grad_visual) if self.in_place else None
+    def __init__(self, space: Space, grad_visual: Tensor):
+        self.space, self.grad_visual = space, grad_visual
+        self.in_place = space.in_place and space.gradient_dtype == grad_visual.dtype
+        self.row_bytes = 0 if self.in_place else space.width * space.gradient_dtype.itemsize
+        self.workspace = _as_rows(grad_visual) if self.in_place else None
 
-    def of_chunk(self, first: int) -> Tensor:
-        """(rows of the chunk, channels filled up), to be written"""
-        pairs = self.pairs
-        if self.in_place:
-            return self.rows[first * pairs.cells : first * pairs.cells + pairs.count]
-        if self.rows is None:
-            self.rows = torch.empty_like(pairs.rows, dtype=pairs.gradient_dtype)
-        self.rows = _first(pairs.count, self.rows)
-        return self.rows
+    def rows(self, chunk: Chunk) -> Tensor:
+        """(rows of the chunk, channels filled up), to be written."""
+        if self.workspace is None:  # the first chunk is the largest
+            self.workspace = torch.empty_like(chunk.rows, dtype=self.space.gradient_dtype)
+        begin = chunk.first * self.space.cells if self.in_place else 0
+        return self.workspace[begin : begin + len(chunk.rows)]
 
-    def write(self, first: int, gradient: Tensor) -> None:
-        pairs = self.pairs
-        pairs.write(pairs.shape, *pairs.addresses[1::2], gradient, address(self.grad_visual, first))
+    def write(self, chunk: Chunk, gradient: Tensor) -> None:
+        self.space.write_visual(chunk, gradient, self.grad_visual)
 
 
 class DenseGradients:
     """Both gradients (None: not wanted) from slopes dS/dalpha / (|v| |a|) of all cells, (rows, M) chunk by chunk."""
 
-    def __init__(self, pairs: Pairs, grad_visual: Tensor | None, grad_audio: Tensor | None):
-        self.pairs, self.grad_audio = pairs, grad_audio
-        self.visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
-        self.audio_rows, self.matrix, self.sums = pairs.audio_rows.to(pairs.gradient_dtype), None, None
-        self.row_bytes = pairs.matrix_bytes
-        if self.visual:
-            self.row_bytes += self.visual.row_bytes
-        if pairs.gradient_dtype != pairs.visual.dtype:  # the rows, converted
-            self.row_bytes += pairs.width * pairs.gradient_dtype.itemsize
+    def __init__(self, space: Space, grad_visual: Tensor | None, grad_audio: Tensor | None):
+        self.space, self.grad_audio = space, grad_audio
+        self.visual = None if grad_visual is None else VisualGradient(space, grad_visual)
+        self.audio_rows, self.sums = space.audio_rows.to(space.gradient_dtype), None
+        self.row_bytes = space.matrix_bytes + (self.visual.row_bytes if self.visual else 0)
+        if space.gradient_dtype != space.visual.dtype:  # the rows, converted
+            self.row_bytes += space.width * space.gradient_dtype.itemsize
 
-    def slopes(self) -> Tensor:
-        """Of the chunk, to be written."""
-        if self.matrix is None:
-            self.matrix = self.pairs.matrix()
-        self.matrix = _first(self.pairs.count, self.matrix)
-        return self.matrix
-
-    def add(self, first: int, slopes: Tensor) -> None:
+    def add(self, chunk: Chunk, slopes: Tensor) -> None:
         if self.visual:
-            gradient = self.visual.of_chunk(first)
-            self.visual.write(first, torch.mm(slopes, self.audio_rows, out=gradient))
+            self.visual.write(chunk, torch.mm(slopes, self.audio_rows, out=self.visual.rows(chunk)))
         if self.grad_audio is not None:
-            part = torch.mm(slopes.t(), self.pairs.rows.to(slopes.dtype))
-            self.sums = part if self.sums is None else self.sums.to(self.pairs.cell_norm.dtype).add_(part)
+            part = torch.mm(slopes.t(), chunk.rows.to(slopes.dtype))
+            self.sums = part if self.sums is None else self.sums.to(self.space.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:
         if self.grad_audio is not None:
-            self.pairs.write_audio(self.sums, self.grad_audio)
+            self.space.write_audio(self.sums, self.grad_audio)

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from . import library
-from .checks import address, kernel_shape, kernels_for, memory_format, use_compiled
+from . import kernels, library
+from .checks import use_compiled
+from .kernels import buffer, dense
 from .reference import accumulate_dtype, unit
 
 
@@ -25,17 +26,17 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
 def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
     """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N,
     h*w))."""
-    visual = visual.contiguous(memory_format=memory_format(visual))
+    visual = dense(visual)
     mean, inverse_norm = _outputs(visual)
     if visual.numel():
-        with kernels_for(visual) as (kernels, where):
-            kernels.mean(
-                kernel_shape(visual, 0),
-                visual=address(visual),
-                weight=address(weight),
-                inverse_norm=address(inverse_norm),
-                out=address(mean),
-                **where,
+        with kernels.launch_on(visual) as launch:
+            launch.kernels.mean_forward(
+                kernels.shape_of(launch.kernels, visual, 0),
+                visual=buffer(visual),
+                weight=buffer(weight),
+                inverse_norm=buffer(inverse_norm),
+                out=buffer(mean),
+                **launch.args,
             )
     return mean, inverse_norm
 
@@ -54,26 +55,25 @@ def _(visual, weight):
 @library.op("mean_direction_backward")
 def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None, inverse_norm: Tensor) -> Tensor:
     grad = grad.contiguous()
-    visual = visual.contiguous(memory_format=memory_format(visual))
-    grad_visual = torch.empty_like(visual, memory_format=memory_format(visual))
+    visual = dense(visual)
+    grad_visual = torch.empty_like(visual, memory_format=kernels.memory_format(visual))
     if visual.numel():
-        with kernels_for(visual) as (kernels, where):
-            kernels.mean(
-                kernel_shape(visual, 0),
-                visual=address(visual),
-                weight=address(weight),
-                inverse_norm=address(inverse_norm),
-                out=0,
-                grad_out=address(grad),
-                grad_visual=address(grad_visual),
-                **where,
+        with kernels.launch_on(visual) as launch:
+            launch.kernels.mean_backward(
+                kernels.shape_of(launch.kernels, visual, 0),
+                visual=buffer(visual),
+                weight=buffer(weight),
+                inverse_norm=buffer(inverse_norm),
+                grad_out=buffer(grad),
+                grad_visual=buffer(grad_visual),
+                **launch.args,
             )
     return grad_visual
 
 
 @mean_direction_backward.register_fake
 def _(grad, visual, weight, inverse_norm):
-    return torch.empty_like(visual, memory_format=memory_format(visual))
+    return torch.empty_like(visual, memory_format=kernels.memory_format(visual))
 
 
 def _setup_context(ctx, inputs, output):

@@ -3,26 +3,13 @@
 import torch
 from torch import Tensor
 
-from . import library
-from .checks import (
-    address,
-    autocast_inputs,
-    check_kept,
-    check_pair,
-    extension,
-    kept_images,
-    kept_shape,
-    kernel_shape,
-    kernels_for,
-    memory_format,
-    on_cuda,
-    padded_audios,
-    use_compiled,
-)
-from .cuda_chunks import DenseGradients, Pairs, chunks
+from . import kernels, library
+from .checks import autocast_inputs, check_pair, use_compiled
+from .cuda_chunks import DenseGradients, Space, for_chunks
+from .kernels import buffer, dense
 from .reference import accumulate_dtype, similarity_maps
 
-REDUCTIONS = ("sum", "max")  # in the order of csrc/params.h
+REDUCTIONS = ("sum", "max")
 INSTANCES = ("audio", "image")
 
 
@@ -55,8 +42,7 @@ def product_log_scores(
         tau: temperature of both softmaxes, > 0.
         reduce: "sum" over cells (the released program) or "max" (the paper).
         instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and
-        program);
-            "image": over the N images, for each audio and cell.
+            program); "image": over the N images, for each audio and cell.
         backend: "auto", "compiled" (RuntimeError where there is no kernel) or "reference" (plain PyTorch).
 
     Returns:
@@ -83,20 +69,21 @@ def product_log_scores(
     features = visual_loc, visual_avc, audio_loc, audio_avc
     if not use_compiled(backend, visual_loc):
         return product_log_scores_reference(*features, tau, reduce, instances)
-    keep = torch.is_grad_enabled() and any(f.requires_grad for f in features) and not on_cuda(visual_loc)
-    return _product(*features, float(tau), reduce, instances, keep)[0]
+    backward = torch.is_grad_enabled() and any(f.requires_grad for f in features)
+    cached = backward and not kernels.runs_on_cuda(visual_loc)
+    return _product(*features, float(tau), reduce, instances, cached)[0]
 
 
 # ---- the torch.library op ----
 
 
-def _outputs(visual, audio, reduce, instances, keep):
-    """scores; largest and log of the sum, over space and over instances; best cell; 1 / |visual| twice; kept alphas
+def _outputs(visual, audio, reduce, instances, cached):
+    """scores; largest and log of the sum, over space and over instances; argmax; 1 / |visual| twice; cached alphas
     twice"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
-    kept = kept_shape(visual, audios, keep, maps=2)
-    softmaxes = images if instances == "audio" else padded_audios(audios, dtype == torch.float64)
+    cache = kernels.cache_shape(visual, audios, cached, maps=2)
+    softmaxes = images if instances == "audio" else kernels.padded_audios(audios, dtype == torch.float64)
     return (
         visual.new_empty(images, audios, dtype=dtype),
         visual.new_empty(2, images, audios, dtype=dtype),
@@ -104,115 +91,146 @@ def _outputs(visual, audio, reduce, instances, keep):
         visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
         visual.new_empty(images, cells, dtype=dtype),
         visual.new_empty(images, cells, dtype=dtype),
-        visual.new_empty(kept, dtype=dtype),
-        visual.new_empty(kept, dtype=dtype),
+        visual.new_empty(cache, dtype=dtype),
+        visual.new_empty(cache, dtype=dtype),
     )
 
 
-def _run(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,) * 4):
+def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,) * 4):
+    """The forward pass, or with grad_scores the backward pass."""
     visual_loc, visual_avc, audio_loc, audio_avc = features
-    scores, space_norm, instance_norm, best_cell, norm_loc, norm_avc, kept_loc, kept_avc = saved
-    extension.product(
-        kernel_shape(visual_loc, len(audio_loc)),
-        tuple(map(address, (visual_loc, audio_loc, norm_loc, kept_loc, grads[0], grads[2]))),
-        tuple(map(address, (visual_avc, audio_avc, norm_avc, kept_avc, grads[1], grads[3]))),
-        tau=tau,
-        reduce=REDUCTIONS.index(reduce),
-        instances=INSTANCES.index(instances),
-        kept=kept_images(kept_loc, visual_loc, len(audio_loc)),
-        scores=address(scores),
-        space_norm=address(space_norm),
-        instance_norm=address(instance_norm),
-        best_cell=address(best_cell),
-        grad_scores=address(grad_scores),
-        threads=torch.get_num_threads(),
-    )
+    scores, space_norm, instance_norm, argmax, norm_loc, norm_avc, alphas_loc, alphas_avc = saved
+
+    def space(visual, audio, inverse_norm, alphas, grad_visual, grad_audio):
+        return launch.kernels.Features(
+            visual=buffer(visual),
+            audio=buffer(audio),
+            inverse_norm=buffer(inverse_norm),
+            cached_alphas=buffer(alphas),
+            grad_visual=buffer(grad_visual),
+            grad_audio=buffer(grad_audio),
+        )
+
+    with kernels.launch_on(visual_loc) as launch:
+        args = {
+            "shape": kernels.shape_of(launch.kernels, visual_loc, len(audio_loc)),
+            "loc": space(visual_loc, audio_loc, norm_loc, alphas_loc, grads[0], grads[2]),
+            "avc": space(visual_avc, audio_avc, norm_avc, alphas_avc, grads[1], grads[3]),
+            "tau": tau,
+            "reduce": getattr(launch.kernels.Reduce, reduce),
+            "instances": getattr(launch.kernels.Instances, instances),
+            "cached_images": kernels.cached_images(alphas_loc, visual_loc, len(audio_loc)),
+            "scores": buffer(scores),
+            "space_norm": buffer(space_norm),
+            "instance_norm": buffer(instance_norm),
+            "argmax": buffer(argmax),
+            **launch.args,
+        }
+        if grad_scores is None:
+            launch.kernels.product_forward(**args)
+        else:
+            launch.kernels.product_backward(**args, grad_scores=buffer(grad_scores))
 
 
 class _Cuda:
     """The kernels of CUDA: chunk of images by chunk, both maps of cosines are computed, and then used by several
     stages."""
 
-    def __init__(self, features, tau, reduce, instances, saved, place):
+    def __init__(self, launch, features, tau, reduce, instances, saved):
         visual_loc, visual_avc, audio_loc, audio_avc = features
-        self.kernels, self.where = place
-        self.spaces = Pairs(visual_loc, audio_loc, saved[4], *place), Pairs(visual_avc, audio_avc, saved[5], *place)
+        self.launch, self.kernels = launch, launch.kernels
+        self.spaces = Space(launch, visual_loc, audio_loc, saved[4]), Space(launch, visual_avc, audio_avc, saved[5])
         self.tau, self.reduce, self.instances = tau, reduce, instances
-        self.scores, space_norm, instance_norm, self.best_cell = saved[:4]
+        self.scores, space_norm, instance_norm, self.argmax = saved[:4]
         self.space_norm, self.instance_norm = space_norm.unbind(), instance_norm.unbind()
 
-    def for_chunks(self, function, row_bytes=None, new_norms=False):
-        """function(first image, images, cosines of both spaces)"""
+    def for_chunks(self, body, row_bytes=None, new_norms=False):
+        """body(chunks of both spaces, cosines of both)"""
 
-        def call(first, count):
-            cosines = [space.matrix() for space in self.spaces]
-            for space, out in zip(self.spaces, cosines):
-                self.kernels.alphas(space.pairs, out=address(out), **self.where)
-            function(first, count, cosines)
+        def call(*chunks):
+            cosines = [space.matrix(chunk.images) for space, chunk in zip(self.spaces, chunks)]
+            for chunk, out in zip(chunks, cosines):
+                self.kernels.alphas(chunk.pairs, out=buffer(out), **self.launch.args)
+            body(chunks, cosines)
 
         row_bytes = row_bytes or sum(space.matrix_bytes for space in self.spaces)
-        for first, count in chunks(*self.spaces, row_bytes=row_bytes, new_norms=new_norms):
-            call(first, count)
+        for_chunks(self.spaces, call, row_bytes=row_bytes, new_norms=new_norms)
 
-    def run(self, stage, first, count, cosines, **gradient):
+    def chunk(self, chunk, cosines, **gradient):
+        """ProductChunk of csrc/cuda/kernels.h"""
+        space, first = self.spaces[0], chunk.first
         of_instances = first if self.instances == "audio" else 0
-        space, best = self.spaces[0], self.best_cell if self.reduce == "max" else None
-        self.kernels.product(
-            stage,
-            (
-                space.dtype,
-                REDUCTIONS.index(self.reduce),
-                INSTANCES.index(self.instances),
-                count,
-                space.audios,
-                space.cells,
-            ),
+        return self.kernels.ProductChunk(
+            dtype=space.sizes["dtype"],
+            reduce=getattr(self.kernels.Reduce, self.reduce),
+            instances=getattr(self.kernels.Instances, self.instances),
             tau=self.tau,
-            cosines=[address(map) for map in cosines],
-            instance_norm=[address(norm, of_instances) for norm in self.instance_norm],
-            space_norm=[address(norm, first) for norm in self.space_norm],
-            scores=address(self.scores, first),
-            best_cell=address(best, first),
-            first=first == 0,
-            last=first + count == space.images,
+            images=chunk.images,
+            audios=space.audios,
+            cells=space.cells,
+            loc=buffer(cosines[0]),
+            avc=buffer(cosines[1]),
+            instance_top=buffer(self.instance_norm[0], of_instances),
+            instance_log=buffer(self.instance_norm[1], of_instances),
+            space_top=buffer(self.space_norm[0], first),
+            space_log=buffer(self.space_norm[1], first),
+            scores=buffer(self.scores, first),
+            argmax=buffer(self.argmax, first) if self.reduce == "max" else None,
             **gradient,
-            **self.where,
         )
 
+    def softmax_instances(self, chunk, args):
+        """A stage: where instances are images, their softmax is over all chunks."""
+        last = chunk.first + chunk.images == self.spaces[0].images
+        self.kernels.product_instances(args, first=chunk.first == 0, last=last, **self.launch.args)
+
     def forward(self):
-        if self.instances == "image":  # their softmax is over all chunks
-            self.for_chunks(lambda *chunk: self.run("instances", *chunk), new_norms=True)
-
-        def score(*chunk):
+        def score(chunks, cosines):
+            args = self.chunk(chunks[0], cosines)
             if self.instances == "audio":
-                self.run("instances", *chunk)
-            self.run("scores", *chunk)
+                self.softmax_instances(chunks[0], args)
+            self.kernels.product_scores(args, **self.launch.args)
 
+        if self.instances == "image":
+            self.for_chunks(
+                lambda chunks, cosines: self.softmax_instances(chunks[0], self.chunk(chunks[0], cosines)),
+                new_norms=True,
+            )
         self.for_chunks(score, new_norms=self.instances == "audio")
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
         shares = torch.empty_like(self.instance_norm[0]) if self.instances == "image" else None
 
-        def run(stage, first, *chunk, **more):
-            self.run(stage, first, *chunk, grad_scores=address(grad_scores, first), shares=address(shares), **more)
+        def chunk_of(chunk, cosines, **norms):
+            return self.chunk(
+                chunk, cosines, grad_scores=buffer(grad_scores, chunk.first), shares=buffer(shares), **norms
+            )
 
-        def add(first, count, cosines):
-            run("slopes", first, count, cosines, norms=[norm for space in self.spaces for norm in space.addresses[2:]])
-            for of, slopes in zip(gradients, cosines):
-                of.add(first, slopes)
+        def sum_shares(chunks, cosines):
+            args = chunk_of(chunks[0], cosines)
+            self.kernels.product_shares(args, first=chunks[0].first == 0, **self.launch.args)
+
+        def add(chunks, cosines):
+            norms = {}
+            for name, space, chunk in zip(("loc", "avc"), self.spaces, chunks):
+                norms[f"{name}_audio_norm"] = buffer(space.audio_norm)
+                norms[f"{name}_cell_norm"] = buffer(space.cell_norm, chunk.first)
+            self.kernels.product_slopes(chunk_of(chunks[0], cosines, **norms), **self.launch.args)
+            for of, chunk, slopes in zip(gradients, chunks, cosines):
+                of.add(chunk, slopes)
 
         if self.instances == "image":
-            self.for_chunks(lambda *chunk: run("shares", *chunk))
+            self.for_chunks(sum_shares)
         self.for_chunks(add, sum(of.row_bytes for of in gradients))
         for of in gradients:
             of.finish()
 
 
 def _dense(visual_loc, visual_avc, audio_loc, audio_avc):
-    layout = memory_format(visual_loc)
+    layout = kernels.memory_format(visual_loc)
     return (
-        visual_loc.contiguous(memory_format=layout),
+        dense(visual_loc),
         visual_avc.contiguous(memory_format=layout),
         audio_loc.contiguous(),
         audio_avc.contiguous(),
@@ -228,33 +246,26 @@ def _product(
     tau: float,
     reduce: str,
     instances: str,
-    keep: bool,
+    cached: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
-    outputs = _outputs(visual_loc, audio_loc, reduce, instances, keep)
-    if outputs[0].numel() and on_cuda(visual_loc):
-        with kernels_for(visual_loc) as place:
-            _Cuda(features, tau, reduce, instances, outputs, place).forward()
+    outputs = _outputs(visual_loc, audio_loc, reduce, instances, cached)
+    if outputs[0].numel() and kernels.runs_on_cuda(visual_loc):
+        with kernels.launch_on(visual_loc) as launch:
+            _Cuda(launch, features, tau, reduce, instances, outputs).forward()
     elif outputs[0].numel():
-        _run(features, tau, reduce, instances, outputs)
+        _run_cpu(features, tau, reduce, instances, outputs)
     return outputs
 
 
 @_product.register_fake
-def _(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, keep):
-    return _outputs(visual_loc, audio_loc, reduce, instances, keep)
+def _(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances, cached):
+    return _outputs(visual_loc, audio_loc, reduce, instances, cached)
 
 
 def _gradients(visual_loc, audio_loc, need_visual, need_audio):
-    layout = memory_format(visual_loc)
-    visual = [
-        torch.empty_like(visual_loc, memory_format=layout) if need_visual else visual_loc.new_empty(0) for _ in "la"
-    ]
-    audio = [
-        torch.empty_like(audio_loc, memory_format=torch.contiguous_format) if need_audio else audio_loc.new_empty(0)
-        for _ in "la"
-    ]
-    return (*visual, *audio)
+    loc, avc = (kernels.empty_gradients(visual_loc, audio_loc, need_visual, need_audio) for _ in range(2))
+    return loc[0], avc[0], loc[1], avc[1]
 
 
 @library.op("product_log_scores_backward")
@@ -271,17 +282,17 @@ def _product_backward(
     need_visual: bool,
     need_audio: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    check_kept(saved[-1], visual_loc.dtype == torch.float64)
+    kernels.check_cache(saved[-1], visual_loc.dtype == torch.float64)
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     grads = _gradients(visual_loc, audio_loc, need_visual, need_audio)
     if not grad_scores.numel():
         return tuple(grad.zero_() for grad in grads)
     needed = [grad if need else None for grad, need in zip(grads, (need_visual, need_visual, need_audio, need_audio))]
-    if on_cuda(visual_loc):
-        with kernels_for(visual_loc) as place:
-            _Cuda(features, tau, reduce, instances, saved, place).backward(grad_scores.contiguous(), needed)
+    if kernels.runs_on_cuda(visual_loc):
+        with kernels.launch_on(visual_loc) as launch:
+            _Cuda(launch, features, tau, reduce, instances, saved).backward(grad_scores.contiguous(), needed)
     else:
-        _run(features, tau, reduce, instances, saved, grad_scores.contiguous(), needed)
+        _run_cpu(features, tau, reduce, instances, saved, grad_scores.contiguous(), needed)
     return grads
 
 

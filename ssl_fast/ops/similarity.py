@@ -1,80 +1,20 @@
 """All-pairs cosine similarity maps, pooled over the cells of each image (LVS, MarginNCE, EZ-VSL, SSL-Align)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from . import cuda_chunks as rows
-from . import library
-from .checks import (
-    address,
-    autocast_inputs,
-    check_kept,
-    check_pair,
-    extension,
-    kept_images,
-    kept_shape,
-    kernel_shape,
-    kernels_for,
-    memory_format,
-    on_cuda,
-    use_compiled,
-    without_autocast,
-)
+from . import cuda_chunks, kernels, library
+from .checks import autocast_inputs, check_pair, use_compiled, without_autocast
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
-from .cuda_chunks import DenseGradients, Pairs, VisualGradient, chunks
+from .cuda_chunks import DenseGradients, Space, VisualGradient, for_chunks
+from .kernels import buffer, dense, empty_gradients
 from .mean import mean_vector
+from .poolings import KERNEL_POOLINGS, Mean, Pooling, SoftThreshold
 from .reference import accumulate_dtype, similarity_maps
-
-# Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
-# cells all lie 80 beta below epsilon are pooled by the plain mean.
-LOWEST_LOGIT = -80.0
-
-
-@dataclass(frozen=True)
-class Mean:
-    """S = mean over cells of alpha (SSL-Align's s_L), or over the cells of `mask` (N, h, w), weights >= 0."""
-
-    mask: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class SoftThreshold:
-    """S = sum_p w alpha / sum_p w with w = sigmoid((alpha - epsilon) / beta) (LVS, MarginNCE)."""
-
-    epsilon: float = 0.65
-    beta: float = 0.03
-
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"beta: expected > 0, got {self.beta}")
-
-
-@dataclass(frozen=True)
-class Max:
-    """S = max over cells of alpha (EZ-VSL). The gradient goes to the first cell that attains it."""
-
-
-Pooling = Mean | SoftThreshold | Max
-
-
-def soft_threshold(maps: Tensor, epsilon: float, beta: float) -> Tensor:
-    """Soft-threshold pooling of maps (..., cells) -> (...)."""
-    weight = torch.sigmoid(((maps - epsilon) / beta).clamp_min(LOWEST_LOGIT))
-    return (weight * maps).sum(-1) / weight.sum(-1)
 
 
 def pooled_similarity_reference(visual: Tensor, audio: Tensor, pooling: Pooling) -> Tensor:
-    maps = similarity_maps(visual, audio)
-    if isinstance(pooling, SoftThreshold):
-        return soft_threshold(maps, pooling.epsilon, pooling.beta)
-    if isinstance(pooling, Max):
-        return maps.max(-1).values
-    if pooling.mask is None:
-        return maps.mean(-1)
-    weight = pooling.mask.flatten(1).to(maps.dtype)
-    return (maps * weight[:, None]).sum(-1) / weight.sum(-1)[:, None]
+    return pooling.reference(similarity_maps(visual, audio))
 
 
 def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backend: str = "auto") -> Tensor:
@@ -84,7 +24,7 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
     Args:
         visual: raw features (N, C, h, w); float32, bfloat16, float16 or float64, channels first or last.
         audio: raw features (M, C), same dtype and device.
-        pooling: `Mean(mask=None)`, `SoftThreshold(epsilon=.65, beta=.03)` or `Max()`.
+        pooling: one of `ops.poolings`: `Mean(mask=None)`, `SoftThreshold(epsilon=.65, beta=.03)`, `Max()` ...
         backend: "auto" (the compiled kernel where there is one), "compiled" (RuntimeError where there is none) or
             "reference" (plain PyTorch).
 
@@ -100,14 +40,15 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
     visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio)
     if not isinstance(pooling, Pooling):
-        raise TypeError(f"pooling: expected ops.Mean, ops.SoftThreshold or ops.Max, got {pooling!r}")
+        *names, last = (f"ops.{pooling.__name__}" for pooling in (Mean, *KERNEL_POOLINGS.values()))
+        raise TypeError(f"pooling: expected {', '.join(names)} or {last}, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
     if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling)
     if isinstance(pooling, Mean):
         return _mean_similarity(visual, audio, pooling.mask)
-    return _call(visual, audio, pooling, None)[0]
+    return _pooled_similarity(visual, audio, *_options(visual, audio, pooling, None))[0]
 
 
 def similarity_and_map(
@@ -127,7 +68,7 @@ def similarity_and_map(
         )
     if not use_compiled(backend, visual):
         return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
-    scores, maps = _call(visual, audio, pooling, positives)[:2]
+    scores, maps = _pooled_similarity(visual, audio, *_options(visual, audio, pooling, positives))[:2]
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
 
 
@@ -163,127 +104,221 @@ def _mean_similarity(visual, audio, mask):
 # ---- the torch.library op ----
 
 
-def _call(visual, audio, pooling, positives):
-    keep = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad) and not on_cuda(visual)
-    soft = isinstance(pooling, SoftThreshold)
-    epsilon, beta = (pooling.epsilon, pooling.beta) if soft else (0.0, 1.0)
-    return _pooled_similarity(
-        visual, audio, "soft_threshold" if soft else "max", epsilon, beta, positives, keep and soft
-    )
+def _options(visual, audio, pooling, positives):
+    """Arguments of the op besides the features; alphas are cached where a backward pass will need them."""
+    backward = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
+    cached = backward and not pooling.sparse and not kernels.runs_on_cuda(visual)
+    return pooling.kind, pooling.parameters, positives, cached
 
 
-POOLINGS = {"soft_threshold": 0, "max": 1}  # in the order of csrc/params.h
-
-
-def _outputs(visual, audio, pooling, positives, keep):
-    """scores, positive map, what the pooling keeps of a pair, 1 / |visual|, kept alphas"""
+def _outputs(visual, audio, kind, positives, cached):
+    """scores, positive map, residual of the pooling, 1 / |visual|, cached alphas"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
     return (
         visual.new_empty(images, audios, dtype=dtype),
         visual.new_empty(images if positives is not None else 0, cells, dtype=dtype),
-        visual.new_empty(images, audios, dtype=torch.int32 if pooling == "max" else dtype),
+        visual.new_empty(images, audios, dtype=torch.int32 if KERNEL_POOLINGS[kind].sparse else dtype),
         visual.new_empty(images, cells, dtype=dtype),
-        visual.new_empty(kept_shape(visual, audios, keep), dtype=dtype),
+        visual.new_empty(kernels.cache_shape(visual, audios, cached), dtype=dtype),
     )
 
 
 @library.op("pooled_similarity")
 def _pooled_similarity(
-    visual: Tensor, audio: Tensor, pooling: str, epsilon: float, beta: float, positives: Tensor | None, keep: bool
+    visual: Tensor, audio: Tensor, kind: str, parameters: list[float], positives: Tensor | None, cached: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    on_cuda = kernels.runs_on_cuda(visual)
     # on a GPU, torch's own check of an index: this one would wait for it
-    if (
-        positives is not None
-        and positives.numel()
-        and not on_cuda(positives)
-        and not (positives.min() >= 0 and positives.max() < len(audio))
-    ):
-        raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {positives.min()}..{positives.max()}")
-    visual = visual.contiguous(memory_format=memory_format(visual))
-    audio = audio.contiguous()
-    scores, maps, pair, inverse_norm, kept = outputs = _outputs(visual, audio, pooling, positives, keep)
-    if not scores.numel():
-        pass
-    elif on_cuda(visual):
-        with kernels_for(visual) as place:
-            pairs = Pairs(visual, audio, inverse_norm, *place)
-            for first, _ in chunks(pairs, new_norms=True):
-                _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair)
-        if positives is not None:
-            maps.copy_(_cosine_map.function(visual, audio[positives])[0])
-    else:
-        extension.similarity(
-            kernel_shape(visual, len(audio)),
-            (address(visual), address(audio), address(inverse_norm), address(kept), 0, 0),
-            pooling=POOLINGS[pooling],
-            epsilon=epsilon,
-            beta=beta,
-            kept=kept_images(kept, visual, len(audio)),
-            positives=address(positives),
-            positive_map=address(maps),
-            scores=address(scores),
-            pair=address(pair),
-            threads=torch.get_num_threads(),
-        )
+    if positives is not None and positives.numel() and not on_cuda:
+        low, high = positives.min(), positives.max()
+        if not (low >= 0 and high < len(audio)):
+            raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {low}..{high}")
+    visual, audio = dense(visual), audio.contiguous()
+    outputs = _outputs(visual, audio, kind, positives, cached)
+    if outputs[0].numel():
+        (_forward_cuda if on_cuda else _forward_cpu)(visual, audio, kind, parameters, positives, *outputs)
     return outputs
 
 
-def _run_cuda(pairs, first, pooling, epsilon, beta, scores, pair, **gradient):
-    pairs.kernels.similarity(
-        pairs.pairs,
-        pooling=POOLINGS[pooling],
-        epsilon=epsilon,
-        beta=beta,
-        scores=address(scores, first),
-        kept=address(pair, first),
-        **gradient,
-        **pairs.where,
-    )
-
-
 @_pooled_similarity.register_fake
-def _(visual, audio, pooling, epsilon, beta, positives, keep):
-    return _outputs(visual, audio, pooling, positives, keep)
+def _(visual, audio, kind, parameters, positives, cached):
+    return _outputs(visual, audio, kind, positives, cached)
 
 
-def _gradients(visual, audio, need_visual, need_audio):
-    return (
-        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
-        torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0),
-    )
+def _launch_args(launch, visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
+    """Of both CPU kernels."""
+    return {
+        "pooling": getattr(launch.kernels.Pooling, kind),
+        "parameters": parameters,
+        "cached_images": kernels.cached_images(alphas, visual, len(audio)),
+        "positives": buffer(positives),
+        "positive_map": buffer(maps),
+        "scores": buffer(scores),
+        "residual": buffer(residual),
+        **launch.args,
+    }
+
+
+def _forward_cpu(visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
+    saved = scores, maps, residual, inverse_norm, alphas
+    with kernels.launch_on(visual) as launch:
+        launch.kernels.similarity_forward(
+            kernels.shape_of(launch.kernels, visual, len(audio)),
+            launch.kernels.Features(
+                visual=buffer(visual),
+                audio=buffer(audio),
+                inverse_norm=buffer(inverse_norm),
+                cached_alphas=buffer(alphas),
+            ),
+            **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
+        )
+
+
+def _forward_cuda(visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
+    with kernels.launch_on(visual) as launch:
+        pooling = getattr(launch.kernels.Pooling, kind)
+
+        def pool(chunk):
+            launch.kernels.pool_forward(
+                chunk.pairs,
+                pooling=pooling,
+                parameters=parameters,
+                scores=buffer(scores, chunk.first),
+                residual=buffer(residual, chunk.first),
+                **launch.args,
+            )
+
+        for_chunks([Space(launch, visual, audio, inverse_norm)], pool, new_norms=True)
+    if positives is not None:
+        maps.copy_(_cosine_map.function(visual, audio[positives])[0])
+
+
+@library.op("pooled_similarity_backward")
+def _pooled_similarity_backward(
+    grad_scores: Tensor,
+    grad_map: Tensor | None,
+    visual: Tensor,
+    audio: Tensor,
+    kind: str,
+    parameters: list[float],
+    positives: Tensor | None,
+    scores: Tensor,
+    maps: Tensor,
+    residual: Tensor,
+    inverse_norm: Tensor,
+    alphas: Tensor,
+    need_visual: bool,
+    need_audio: bool,
+) -> tuple[Tensor, Tensor]:
+    kernels.check_cache(alphas, visual.dtype == torch.float64)
+    visual, audio, grad_scores = dense(visual), audio.contiguous(), grad_scores.contiguous()
+    grad_map = None if grad_map is None else grad_map.contiguous()
+    gradients = empty_gradients(visual, audio, need_visual, need_audio)
+    if not scores.numel():
+        return tuple(gradient.zero_() for gradient in gradients)
+    backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
+    wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
+    saved = scores, maps, residual, inverse_norm, alphas
+    backward(grad_scores, grad_map, visual, audio, kind, parameters, positives, *saved, *wanted)
+    return gradients
+
+
+@_pooled_similarity_backward.register_fake
+def _(grad_scores, grad_map, visual, audio, kind, parameters, positives, *rest):
+    return empty_gradients(visual, audio, *rest[-2:])
+
+
+def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, positives, *saved_and_gradients):
+    *saved, grad_visual, grad_audio = saved_and_gradients
+    *_, inverse_norm, alphas = saved
+    with kernels.launch_on(visual) as launch:
+        launch.kernels.similarity_backward(
+            kernels.shape_of(launch.kernels, visual, len(audio)),
+            launch.kernels.Features(
+                visual=buffer(visual),
+                audio=buffer(audio),
+                inverse_norm=buffer(inverse_norm),
+                cached_alphas=buffer(alphas),
+                grad_visual=buffer(grad_visual),
+                grad_audio=buffer(grad_audio),
+            ),
+            grad_scores=buffer(grad_scores),
+            grad_map=buffer(grad_map),
+            **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
+        )
 
 
 def _backward_cuda(
-    grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, grad_visual, grad_audio
+    grad_scores,
+    grad_map,
+    visual,
+    audio,
+    kind,
+    parameters,
+    positives,
+    scores,
+    maps,
+    residual,
+    inverse_norm,
+    alphas,
+    grad_visual,
+    grad_audio,
 ):
-    with kernels_for(visual) as (kernels, where):
-        pairs = Pairs(visual, audio, inverse_norm, kernels, where)
-        if pooling == "max":
-            _gather(pairs, grad_scores, pair, grad_visual, grad_audio)
-            return
-        gradients = DenseGradients(pairs, grad_visual, grad_audio)
-        for first, _ in chunks(pairs, row_bytes=gradients.row_bytes):
-            slopes = gradients.slopes()
-            _run_cuda(
-                pairs,
-                first,
-                pooling,
-                epsilon,
-                beta,
-                scores,
-                pair,
-                grad_scores=address(grad_scores, first),
-                slopes=address(slopes),
+    with kernels.launch_on(visual) as launch:
+        space = Space(launch, visual, audio, inverse_norm)
+        if KERNEL_POOLINGS[kind].sparse:
+            _sparse_gradients(space, grad_scores, residual, grad_visual, grad_audio)
+        else:
+            pooling = getattr(launch.kernels.Pooling, kind)
+            gradients = DenseGradients(space, grad_visual, grad_audio)
+
+            def add(chunk):
+                slopes = space.matrix(chunk.images)
+                launch.kernels.pool_slopes(
+                    chunk.pairs,
+                    pooling=pooling,
+                    parameters=parameters,
+                    scores=buffer(scores, chunk.first),
+                    residual=buffer(residual, chunk.first),
+                    grad_scores=buffer(grad_scores, chunk.first),
+                    slopes=buffer(slopes),
+                    **launch.args,
+                )
+                gradients.add(chunk, slopes)
+
+            for_chunks([space], add, row_bytes=gradients.row_bytes)
+            gradients.finish()
+    if grad_map is not None:
+        _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, grad_visual, grad_audio)
+
+
+def _sparse_gradients(space, grad_scores, argmax, grad_visual, grad_audio):
+    """Of a pooling whose residual is the one cell of a pair that has a gradient."""
+    launch = space.launch
+    sums = None if grad_audio is None else space.audio_norm.new_zeros(space.audios, space.width)
+    visual = None if grad_visual is None else VisualGradient(space, grad_visual)
+
+    def add(chunk):
+        of_chunk = {"grad_scores": buffer(grad_scores, chunk.first), "argmax": buffer(argmax, chunk.first)}
+        if visual:
+            rows = visual.rows(chunk)
+            launch.kernels.max_backward_visual(
+                chunk.pairs, **of_chunk, gradient=buffer(rows), real_gradient=space.is_real(rows), **launch.args
             )
-            gradients.add(first, slopes)
-        gradients.finish()
+            visual.write(chunk, rows)
+        if sums is not None:
+            launch.kernels.max_backward_audio(chunk.pairs, **of_chunk, sums=buffer(sums), **launch.args)
+
+    for_chunks([space], add, row_bytes=visual.row_bytes if visual else 0)
+    if sums is not None:
+        space.write_audio(sums, grad_audio)
 
 
 def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, grad_visual, grad_audio):
     """To both gradients (None: not wanted), those of the map of each image with its positive; within the workspace."""
     own, sums = audio[positives], maps.new_zeros(audio.shape)
-    step = max(1, rows.WORKSPACE_BYTES // visual[0].nbytes)
+    step = max(1, cuda_chunks.WORKSPACE_BYTES // visual[0].nbytes)
     for first in range(0, len(visual), step):
         part = slice(first, first + step)
         of_visual, of_audio = _cosine_map_backward.function(
@@ -303,130 +338,25 @@ def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, g
         grad_audio += sums
 
 
-def _gather(pairs, grad_scores, best, grad_visual, grad_audio):
-    kernels, where = pairs.kernels, pairs.where
-    sums = None if grad_audio is None else pairs.audio_norm.new_zeros(pairs.audios, pairs.width)
-    visual = None if grad_visual is None else VisualGradient(pairs, grad_visual)
-    for first, _ in chunks(pairs, row_bytes=visual.row_bytes if visual else 0):
-        of_chunk = {"grad_scores": address(grad_scores, first), "best": address(best, first)}
-        if visual:
-            gradient = visual.of_chunk(first)
-            kernels.gather_visual(
-                pairs.pairs, **of_chunk, gradient=address(gradient), real_gradient=pairs.is_real(gradient), **where
-            )
-            visual.write(first, gradient)
-        if grad_audio is not None:
-            kernels.gather_audio(pairs.pairs, **of_chunk, sums=address(sums), **where)
-    if grad_audio is not None:
-        pairs.write_audio(sums, grad_audio)
-
-
-@library.op("pooled_similarity_backward")
-def _pooled_similarity_backward(
-    grad_scores: Tensor,
-    grad_map: Tensor | None,
-    visual: Tensor,
-    audio: Tensor,
-    pooling: str,
-    epsilon: float,
-    beta: float,
-    positives: Tensor | None,
-    scores: Tensor,
-    maps: Tensor,
-    pair: Tensor,
-    inverse_norm: Tensor,
-    kept: Tensor,
-    need_visual: bool,
-    need_audio: bool,
-) -> tuple[Tensor, Tensor]:
-    check_kept(kept, visual.dtype == torch.float64)
-    grad_scores, audio = grad_scores.contiguous(), audio.contiguous()
-    grad_map = None if grad_map is None else grad_map.contiguous()
-    visual = visual.contiguous(memory_format=memory_format(visual))
-    grads = _gradients(visual, audio, need_visual, need_audio)
-    if not scores.numel():
-        return tuple(grad.zero_() for grad in grads)
-    if on_cuda(visual):
-        wanted = grads[0] if need_visual else None, grads[1] if need_audio else None
-        _backward_cuda(grad_scores, visual, audio, pooling, epsilon, beta, scores, pair, inverse_norm, *wanted)
-        if grad_map is not None:
-            _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, *wanted)
-        return grads
-    extension.similarity(
-        kernel_shape(visual, len(audio)),
-        (
-            address(visual),
-            address(audio),
-            address(inverse_norm),
-            address(kept),
-            address(grads[0]) if need_visual else 0,
-            address(grads[1]) if need_audio else 0,
-        ),
-        pooling=POOLINGS[pooling],
-        epsilon=epsilon,
-        beta=beta,
-        kept=kept_images(kept, visual, len(audio)),
-        positives=address(positives),
-        positive_map=address(maps),
-        scores=address(scores),
-        pair=address(pair),
-        grad_scores=address(grad_scores),
-        grad_map=address(grad_map),
-        threads=torch.get_num_threads(),
-    )
-    return grads
-
-
-@_pooled_similarity_backward.register_fake
-def _(
-    grad_scores,
-    grad_map,
-    visual,
-    audio,
-    pooling,
-    epsilon,
-    beta,
-    positives,
-    scores,
-    maps,
-    pair,
-    inverse_norm,
-    kept,
-    need_visual,
-    need_audio,
-):
-    return _gradients(visual, audio, need_visual, need_audio)
-
-
 def _setup_context(ctx, inputs, output):
-    visual, audio, ctx.pooling, ctx.epsilon, ctx.beta, positives, _ = inputs
+    visual, audio, ctx.kind, ctx.parameters, positives, _ = inputs
     ctx.save_for_backward(visual, audio, positives, *output)
     ctx.mark_non_differentiable(*output[2:])
-    if ctx.pooling == "max":
+    if KERNEL_POOLINGS[ctx.kind].sparse:
         ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, grad_scores, grad_map, *_):
-    none = (None,) * 5
+    none = (None,) * 4
     if grad_scores is None and grad_map is None:
         return None, None, *none
     visual, audio, positives, scores, *rest = ctx.saved_tensors
     need_visual, need_audio = ctx.needs_input_grad[:2]
     grad_scores = torch.zeros_like(scores) if grad_scores is None else grad_scores
+    pooling = ctx.kind, ctx.parameters, positives
     grad_visual, grad_audio = _pooled_similarity_backward(
-        grad_scores,
-        grad_map,
-        visual,
-        audio,
-        ctx.pooling,
-        ctx.epsilon,
-        ctx.beta,
-        positives,
-        scores,
-        *rest,
-        need_visual,
-        need_audio,
+        grad_scores, grad_map, visual, audio, *pooling, scores, *rest, need_visual, need_audio
     )
     return grad_visual if need_visual else None, grad_audio if need_audio else None, *none
 

@@ -8,9 +8,10 @@ from .. import ops
 from ..data.transforms import MASKS, POLICIES, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
+from ..ops.poolings import KERNEL_POOLINGS, Pooling
 
 METHODS = tuple(LOSSES)
-POOLINGS = {"mean": ops.Mean, "soft_threshold": ops.SoftThreshold, "max": ops.Max}
+POOLINGS = {"mean": ops.Mean, **KERNEL_POOLINGS}
 VIEWS = ("original", "augmented", "conceptual")
 _CHOICES = {
     "optimizer": ("adamw", "adam"),
@@ -170,7 +171,7 @@ class Recipe:
         return float(progress < end) if start == end else min(1.0, max(0.0, (end - progress) / (end - start)))
 
 
-def _pooling(spec: dict) -> ops.Mean | ops.SoftThreshold | ops.Max:
+def _pooling(spec: dict) -> Pooling:
     """{"name": name in POOLINGS, **its options}"""
     options = dict(spec) if isinstance(spec, dict) else {}
     name = options.pop("name", None)

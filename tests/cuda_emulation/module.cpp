@@ -3,6 +3,7 @@
 #include "cuda_runtime.h"
 
 PYBIND11_MODULE(ssl_fast_emulation, m) {
+  ssl_fast::bind_types(m);
   ssl_fast::cuda::bind(m);
   m.def("set_device", emulation::set_device);
 }

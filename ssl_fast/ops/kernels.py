@@ -1,0 +1,124 @@
+"""The launch of a kernel: which module holds it, and what it is given of tensors (shape, layout, memory)."""
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .checks import extension, without_autocast
+
+# Alphas of a forward pass that are cached for its backward pass; those beyond are computed again.
+CACHED_ALPHA_BYTES = 32 * 2**20
+
+
+class Launch(NamedTuple):
+    """Where kernels run. kernels: a compiled module; args: keyword arguments of every launch, threads or stream."""
+
+    kernels: Any
+    args: dict[str, int]
+
+
+def runs_on_cuda(tensor: Tensor) -> bool:
+    """True if this tensor's kernels are those of csrc/cuda, which take images chunk by chunk."""
+    return tensor.is_cuda
+
+
+@contextlib.contextmanager
+def launch_on(tensor: Tensor) -> Iterator[Launch]:
+    """The launch for this tensor's device. What torch computes inside is not subject to autocast."""
+    with without_autocast(tensor):
+        if tensor.is_cuda:
+            with torch.cuda.device(tensor.device):
+                yield Launch(extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream})
+        else:
+            yield Launch(extension, {"threads": torch.get_num_threads()})
+
+
+# ---- tensors as kernels see them ----
+
+
+def memory_format(visual: Tensor) -> torch.memory_format:
+    """The layout in which a kernel reads this tensor (after a copy, where it has neither)."""
+    last = visual.is_contiguous(memory_format=torch.channels_last) and not visual.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def dense(visual: Tensor) -> Tensor:
+    """The same values in one of the two layouts that kernels read."""
+    return visual.contiguous(memory_format=memory_format(visual))
+
+
+@functools.cache
+def dtype_of(kernels, dtype: torch.dtype):
+    """The DType of csrc/params.h."""
+    return getattr(kernels.DType, str(dtype).removeprefix("torch."))
+
+
+def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None):
+    """The Shape of csrc/params.h; images: of the first ones (None: all).
+
+    A map of one cell counts as channels last: its channels are contiguous.
+    """
+    count, channels, height, width = visual.shape
+    last = memory_format(visual) == torch.channels_last or height * width == 1
+    return kernels.Shape(
+        dtype=dtype_of(kernels, visual.dtype),
+        channels_last=last,
+        images=count if images is None else images,
+        audios=audios,
+        channels=channels,
+        cells=height * width,
+    )
+
+
+def buffer(tensor: Tensor | None, first: int = 0) -> tuple[int, int] | None:
+    """(address, bytes) of tensor[first:], which is contiguous from there on; None for None."""
+    if tensor is None:
+        return None
+    skipped = first * tensor.stride(0) * tensor.element_size() if first else 0
+    return tensor.data_ptr() + skipped, tensor.nbytes - skipped
+
+
+def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
+    """Room for the gradients of visual (N, C, h, w) and audio (M, C); (0,) for one that is not needed."""
+    return (
+        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0),
+    )
+
+
+# ---- alphas cached by the CPU kernels ----
+
+
+def padded_audios(audios: int, float64: bool) -> int:
+    """Audios in whole panels of the CPU kernels."""
+    lanes = extension.panel(float64)
+    return (audios + lanes - 1) // lanes * lanes
+
+
+def cache_shape(visual: Tensor, audios: int, cached: bool, maps: int = 1) -> tuple[int, int]:
+    """(images * panels * cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
+    kernel's order.
+
+    The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
+    """
+    float64 = visual.dtype == torch.float64
+    lanes = extension.panel(float64)
+    per_image = padded_audios(audios, float64) // lanes * visual.shape[2] * visual.shape[3]
+    bytes_per_image = maps * max(per_image * lanes, 1) * (8 if float64 else 4)
+    images = min(visual.shape[0], CACHED_ALPHA_BYTES // bytes_per_image) if cached else 0
+    return images * per_image, lanes
+
+
+def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
+    """Number of images that cached alphas belong to."""
+    per_image = padded_audios(audios, visual.dtype == torch.float64) * visual.shape[2] * visual.shape[3]
+    return alphas.numel() // max(per_image, 1)
+
+
+def check_cache(alphas: Tensor, float64: bool) -> None:
+    if alphas.shape[1] != extension.panel(float64):
+        raise RuntimeError("the instruction set was changed between the forward and the backward pass")

@@ -1,0 +1,75 @@
+"""The poolings of the cells of an image. Each says what the kernels are given, and its formula in plain PyTorch."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Max", "Mean", "Pooling", "SoftThreshold"]
+
+# Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
+# cells all lie 80 beta below epsilon are pooled by the plain mean.
+LOWEST_LOGIT = -80.0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """S = mean over cells of alpha (SSL-Align's s_L), or over the cells of `mask` (N, h, w), weights >= 0.
+
+    It needs no map: a mean of cosines is the product with a mean unit vector (`ops.mean`).
+    """
+
+    mask: Tensor | None = None
+
+    def reference(self, maps: Tensor) -> Tensor:
+        """Maps (N, M, cells) -> S (N, M)."""
+        if self.mask is None:
+            return maps.mean(-1)
+        weight = self.mask.flatten(1).to(maps.dtype)
+        return (maps * weight[:, None]).sum(-1) / weight.sum(-1)[:, None]
+
+
+@dataclass(frozen=True)
+class SoftThreshold:
+    """S = sum_p w alpha / sum_p w with w = sigmoid((alpha - epsilon) / beta) (LVS, MarginNCE)."""
+
+    epsilon: float = 0.65
+    beta: float = 0.03
+
+    kind: ClassVar[str] = "soft_threshold"  # its name in csrc/pooling.h
+    sparse: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.beta > 0:
+            raise ValueError(f"beta: expected > 0, got {self.beta}")
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.epsilon, self.beta]
+
+    def reference(self, maps: Tensor) -> Tensor:
+        """Maps (..., cells) -> S (...)."""
+        weight = torch.sigmoid(((maps - self.epsilon) / self.beta).clamp_min(LOWEST_LOGIT))
+        return (weight * maps).sum(-1) / weight.sum(-1)
+
+
+@dataclass(frozen=True)
+class Max:
+    """S = max over cells of alpha (EZ-VSL). The gradient goes to the first cell that attains it."""
+
+    kind: ClassVar[str] = "max"
+    sparse: ClassVar[bool] = True  # one cell of a pair has a gradient, and its index is the residual
+
+    @property
+    def parameters(self) -> list[float]:
+        return []
+
+    def reference(self, maps: Tensor) -> Tensor:
+        """Maps (..., cells) -> S (...)."""
+        return maps.max(-1).values
+
+
+Pooling = Mean | SoftThreshold | Max
+# Those that kernels pool, by the name that an op takes; Mean is a product.
+KERNEL_POOLINGS = {pooling.kind: pooling for pooling in (SoftThreshold, Max)}

@@ -1,0 +1,70 @@
+"""The compiled module checks once more what ssl_fast.ops hands over: a swapped or short buffer is an error."""
+
+import pytest
+import torch
+
+from op_checks import needs_compiled
+from ssl_fast.ops import checks
+from ssl_fast.ops.kernels import buffer
+
+pytestmark = needs_compiled
+N, M, C, P = 3, 5, 8, 6
+SIZES = {"visual": N * C * P, "audio": M * C, "inverse_norm": N * P, "scores": N * M, "residual": N * M}
+SIZES |= {"grad_scores": N * M, "grad_visual": N * C * P, "grad_audio": M * C}
+FEATURES = ("visual", "audio", "inverse_norm", "cached_alphas", "grad_visual", "grad_audio")
+
+
+def backward(parameters=(0.4, 0.1), **changes):
+    """One backward pass with good buffers but for `changes` (None: no buffer)."""
+    compiled = checks.extension
+    tensors = {name: torch.ones(size) for name, size in SIZES.items()} | {"cached_alphas": torch.empty(0)}
+    buffers = {name: buffer(tensor) for name, tensor in (tensors | changes).items()}
+    compiled.similarity_backward(
+        compiled.Shape(dtype=compiled.DType.float32, channels_last=False, images=N, audios=M, channels=C, cells=P),
+        compiled.Features(**{name: buffers.pop(name) for name in FEATURES}),
+        pooling=compiled.Pooling.soft_threshold,
+        parameters=list(parameters),
+        cached_images=0,
+        positives=None,
+        positive_map=None,
+        grad_map=None,
+        threads=1,
+        **buffers,
+    )
+    return tensors
+
+
+def test_good_buffers_are_taken():
+    assert backward(grad_visual=None)["grad_audio"].isfinite().all()
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_short_buffer_is_an_error(name):
+    bytes_ = 4 * SIZES[name]
+    with pytest.raises(ValueError, match=f"^{name}: expected {bytes_} bytes, got {bytes_ - 4}$"):
+        backward(**{name: torch.ones(SIZES[name] - 1)})
+
+
+@pytest.mark.parametrize("name", [name for name in SIZES if name not in ("grad_visual", "grad_audio")])
+def test_a_missing_buffer_is_an_error(name):
+    with pytest.raises(ValueError, match=f"^{name}: expected {4 * SIZES[name]} bytes, got null$"):
+        backward(**{name: None})
+
+
+def test_swapped_features_are_an_error():
+    with pytest.raises(ValueError, match="^visual: expected 576 bytes, got 160$"):
+        backward(visual=torch.ones(M * C), audio=torch.ones(N * C * P))
+
+
+@pytest.mark.parametrize("parameters", [(), (0.4,), (0.4, 0.1, 1.0)])
+def test_another_number_of_parameters_is_an_error(parameters):
+    with pytest.raises(ValueError, match=f"^parameters: expected 2, got {len(parameters)}$"):
+        backward(parameters)
+
+
+def test_numbers_are_no_enums():
+    compiled = checks.extension
+    with pytest.raises(TypeError, match="incompatible constructor arguments"):
+        compiled.Shape(dtype=0, channels_last=False, images=N, audios=M, channels=C, cells=P)
+    with pytest.raises(ValueError, match="^shape: negative size$"):
+        compiled.Shape(dtype=compiled.DType.float32, channels_last=False, images=-1, audios=M, channels=C, cells=P)
