@@ -5,8 +5,8 @@
 // and its epilogue hands it to the pooling while it is still in registers. So a pooling is a monoid with a local
 // derivative:
 //
-//   of(parameters)             the pooling with the parameters of its Python object (ssl_fast/ops/poolings.py), in
-//   order State                      what must be remembered of the cells seen so far; State{} has seen none
+//   of(parameters, cells)      for an image of so many cells; parameters of ssl_fast/ops/poolings.py, in order
+//   State                      what must be remembered of the cells seen so far; State{} has seen none
 //   absorb(state, alpha, p)    takes in cell p
 //   merge(state, other)        takes in all that another state has seen
 //   score(state)               S
@@ -54,7 +54,9 @@ struct SoftThreshold {
   static constexpr Scalar kLowestLogit = -80;
   using Residual = V;
   Scalar epsilon, inverse_beta;
-  static SoftThreshold of(const double* parameters) { return {Scalar(parameters[0]), Scalar(1 / parameters[1])}; }
+  static SoftThreshold of(const double* parameters, int64_t) {
+    return {Scalar(parameters[0]), Scalar(1 / parameters[1])};
+  }
 
   struct State {
     V weighted{}, weight{};
@@ -84,7 +86,7 @@ template <class V, class Scalar>
 struct Max {
   static constexpr bool kSparse = true;
   using Residual = Index<V>;
-  static Max of(const double*) { return {}; }
+  static Max of(const double*, int64_t) { return {}; }
 
   struct State {
     V best = V{} - 2;  // below any cosine
@@ -128,10 +130,12 @@ struct LogSumExp {
 
 // Calls f(pooling), for the forward and the backward pass of every device.
 template <class V, class Scalar, class F>
-auto with_pooling(Pooling pooling, const double* parameters, F f) {
+auto with_pooling(Pooling pooling, const double* parameters, int64_t cells, F f) {
   switch (pooling) {
-#define SSL_FAST_CASE(name, Pool, count, sparse) \
-  case Pooling::name: static_assert(Pool<V, Scalar>::kSparse == (sparse)); return f(Pool<V, Scalar>::of(parameters));
+#define SSL_FAST_CASE(name, Pool, count, sparse)         \
+  case Pooling::name:                                    \
+    static_assert(Pool<V, Scalar>::kSparse == (sparse)); \
+    return f(Pool<V, Scalar>::of(parameters, cells));
     SSL_FAST_POOLINGS(SSL_FAST_CASE)
 #undef SSL_FAST_CASE
   }

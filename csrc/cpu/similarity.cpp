@@ -184,7 +184,7 @@ void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
     return hand_over(kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel, p, workspace, bytes);
   with_type(p, [&](auto zero) {
     using T = decltype(zero);
-    with_pooling<Vec<T>, T>(p.pooling, p.parameters, [&](auto pool) {
+    with_pooling<Vec<T>, T>(p.pooling, p.parameters, p.shape.cells, [&](auto pool) {
       if constexpr (!kBackward)
         forward<T>(p, pool, workspace, bytes);
       else if constexpr (!decltype(pool)::kSparse)

@@ -130,7 +130,7 @@ const char* pool_forward(const PoolParams& p, void* stream) {
     using Math = decltype(math);
     using T = typename Math::T;
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
-    with_pooling<T, T>(p.pooling, p.parameters, [&](auto pool) {
+    with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) {
       SSL_FAST_LAUNCH_SHARED((pool_scores<Math, decltype(pool)>), plan.blocks, kThreads, plan.shared, stream, p.pairs,
                              plan, pool, p.scores, p.residual);
     });
@@ -144,7 +144,7 @@ const char* pool_slopes(const PoolParams& p, void* stream) {
     using T = typename Math::T;
     using Out = InMatrix<Math, BFloat16>;
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
-    return with_pooling<T, T>(p.pooling, p.parameters, [&](auto pool) -> const char* {
+    return with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) -> const char* {
       if constexpr (decltype(pool)::kSparse) {
         return "the pooling is sparse";
       } else {
