@@ -88,7 +88,12 @@ inline void bind_types(py::module_& m) {
       .value("float16", DType::float16)
       .value("float64", DType::float64);
   py::enum_<Pooling> poolings(m, "Pooling", py::module_local());
-  for (const PoolingTraits& one : kPoolings) poolings.value(one.name, Pooling(&one - kPoolings));
+  py::dict traits;  // name: (number of parameters, sparse)
+  for (const PoolingTraits& one : kPoolings) {
+    poolings.value(one.name, Pooling(&one - kPoolings));
+    traits[one.name] = py::make_tuple(one.parameters, one.sparse);
+  }
+  m.attr("poolings") = traits;
   py::enum_<Reduce>(m, "Reduce", py::module_local()).value("sum", Reduce::sum).value("max", Reduce::max);
   py::enum_<Instances>(m, "Instances", py::module_local())
       .value("audio", Instances::audio)

@@ -18,7 +18,6 @@ from pathlib import Path
 
 SOURCES = Path(__file__).resolve().parent.parent / "csrc"
 EMULATION = Path(__file__).resolve().parent / "cuda_emulation"
-POOLINGS = {"soft_threshold": [0.4, 0.1], "max": []}  # and their parameters
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2, "float64": 8}  # bytes of a number
 
 
@@ -136,12 +135,11 @@ def run_all(kernels) -> None:
             sizes = {"dtype": dtype, "tf32": tf32, "audios": audios, "images": images, "cells": cells, "slabs": slabs}
             pairs = kernels.Pairs(**sizes, audio_rows=at(audio_rows), cell_rows=at(cell_rows), **norms)
             matrix = stored(name, images * cells, columns) if name == "bfloat16" else numbers(images * cells, columns)
-            for pooling, parameters in POOLINGS.items():
-                sparse = pooling == "max"
+            for pooling, (count, sparse) in kernels.poolings.items():
                 residual = np.zeros((images, audios), np.int32) if sparse else numbers(images, audios)
                 pool = {
                     "pooling": getattr(kernels.Pooling, pooling),
-                    "parameters": parameters,
+                    "parameters": [0.4, 0.1][:count],
                     "scores": at(numbers(images, audios)),
                     "residual": at(residual),
                 }

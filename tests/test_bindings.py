@@ -6,6 +6,7 @@ import torch
 from op_checks import needs_compiled
 from ssl_fast.ops import checks
 from ssl_fast.ops.kernels import buffer
+from ssl_fast.ops.poolings import KERNEL_POOLINGS
 
 pytestmark = needs_compiled
 N, M, C, P = 3, 5, 8, 6
@@ -68,3 +69,8 @@ def test_numbers_are_no_enums():
         compiled.Shape(dtype=0, channels_last=False, images=N, audios=M, channels=C, cells=P)
     with pytest.raises(ValueError, match="^shape: negative size$"):
         compiled.Shape(dtype=compiled.DType.float32, channels_last=False, images=-1, audios=M, channels=C, cells=P)
+
+
+def test_poolings_of_python_are_those_of_the_kernels():
+    python = {kind: (len(pooling().parameters), pooling.sparse) for kind, pooling in KERNEL_POOLINGS.items()}
+    assert python == checks.extension.poolings and python.keys() == checks.extension.Pooling.__members__.keys()
