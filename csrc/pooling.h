@@ -26,7 +26,8 @@
 // POOLING(name, struct, number of parameters, sparse): `name` is the `kind` of the Python object
 #define SSL_FAST_POOLINGS(POOLING)                 \
   POOLING(soft_threshold, SoftThreshold, 2, false) \
-  POOLING(max, Max, 0, true)
+  POOLING(max, Max, 0, true)                       \
+  POOLING(log_mean_exp, LogMeanExp, 1, false)
 
 namespace ssl_fast {
 
@@ -126,6 +127,25 @@ struct LogSumExp {
     s.top = top;
   }
   SSL_FAST_INLINE V score(const State& s) const { return s.top * scale + logarithm(s.sum); }
+};
+
+// Log-sum-exp pooling, the smooth maximum between mean (large tau) and max (small tau):
+// S = tau log mean_p exp(alpha / tau). The slope is a softmax over cells, exp((alpha - S) / tau) / cells.
+template <class V, class Scalar>
+struct LogMeanExp : LogSumExp<V, Scalar> {
+  static constexpr bool kSparse = false;
+  using Residual = V;
+  using typename LogSumExp<V, Scalar>::State;
+  Scalar tau, per_cell;
+  static LogMeanExp of(const double* parameters, int64_t cells) {
+    return {{Scalar(1 / parameters[0])}, Scalar(parameters[0]), Scalar(1. / cells)};
+  }
+  SSL_FAST_INLINE void absorb(State& s, V alpha, int) const { LogSumExp<V, Scalar>::absorb(s, alpha); }
+  SSL_FAST_INLINE V score(const State& s) const { return s.top + tau * logarithm(s.sum * per_cell); }
+  SSL_FAST_INLINE Residual residual(const State&) const { return V{} + per_cell; }
+  SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
+    return scale * exponential((alpha - score) * this->scale);
+  }
 };
 
 // Calls f(pooling), for the forward and the backward pass of every device.

@@ -21,6 +21,7 @@ def dtypes(*which):
     return pytest.mark.parametrize("dtype", which, ids=[str(x).removeprefix("torch.") for x in which])
 
 
+TAU = 0.1  # of log-sum-exp pooling
 EPSILON, BETA = 0.45, 0.05  # planted correlations lie on both sides of epsilon
 
 
@@ -125,6 +126,14 @@ def _soft_threshold(alpha, epsilon, beta):
     return score[..., 0], weight / total * (1 + change), weight / total * (1 + abs(change))
 
 
+def _log_mean_exp(alpha, tau):
+    top = alpha.max(2, keepdims=True)
+    powers = np.exp((alpha - top) / tau)
+    score = top[..., 0] + tau * np.log(powers.mean(2))
+    slope = powers / powers.sum(2, keepdims=True)
+    return score, slope, slope
+
+
 def _pooled(kind, epsilon=EPSILON, beta=BETA):
     def truth(alphas, extra):
         (alpha,) = alphas
@@ -135,6 +144,8 @@ def _pooled(kind, epsilon=EPSILON, beta=BETA):
             size = slope
         elif kind in ("soft", "soft+map"):
             score, slope, size = _soft_threshold(alpha, epsilon, beta)
+        elif kind == "log-mean-exp":
+            score, slope, size = _log_mean_exp(alpha, TAU)
         else:
             weight = extra.mask.flatten(1).cpu().numpy() if kind == "masked" else np.ones_like(alpha[:, 0])
             weight = weight.astype(alpha.dtype)
@@ -251,6 +262,7 @@ OPS = {
     "masked-mean": _pooling_op("masked", lambda extra: ops.Mean(extra.mask), library_product=True),
     "soft-threshold": soft_op(),
     "max": _pooling_op("max", lambda extra: ops.Max()),
+    "log-mean-exp": _pooling_op("log-mean-exp", lambda extra: ops.LogMeanExp(TAU)),
     "similarity-and-map": Op(_with_map, _pooled("soft+map")),
     "product-sum-audio": product_op(),
     "product-max-audio": product_op(reduce="max"),

@@ -1,12 +1,13 @@
 """The poolings of the cells of an image. Each says what the kernels are given, and its formula in plain PyTorch."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Max", "Mean", "Pooling", "SoftThreshold"]
+__all__ = ["LogMeanExp", "Max", "Mean", "Pooling", "SoftThreshold"]
 
 # Logits of the soft threshold are cut off here, so that the sum of the weights never underflows in float32: pairs whose
 # cells all lie 80 beta below epsilon are pooled by the plain mean.
@@ -70,6 +71,28 @@ class Max:
         return maps.max(-1).values
 
 
-Pooling = Mean | SoftThreshold | Max
+@dataclass(frozen=True)
+class LogMeanExp:
+    """S = tau log mean_p exp(alpha / tau): log-sum-exp pooling, a smooth maximum between mean (tau -> inf) and max."""
+
+    tau: float = 0.07
+
+    kind: ClassVar[str] = "log_mean_exp"
+    sparse: ClassVar[bool] = False
+
+    def __post_init__(self):
+        if not self.tau > 0:
+            raise ValueError(f"tau: expected > 0, got {self.tau}")
+
+    @property
+    def parameters(self) -> list[float]:
+        return [self.tau]
+
+    def reference(self, maps: Tensor) -> Tensor:
+        """Maps (..., cells) -> S (...)."""
+        return self.tau * (torch.logsumexp(maps / self.tau, -1) - math.log(maps.shape[-1]))
+
+
+Pooling = Mean | SoftThreshold | Max | LogMeanExp
 # Those that kernels pool, by the name that an op takes; Mean is a product.
-KERNEL_POOLINGS = {pooling.kind: pooling for pooling in (SoftThreshold, Max)}
+KERNEL_POOLINGS = {pooling.kind: pooling for pooling in (SoftThreshold, Max, LogMeanExp)}
