@@ -80,8 +80,9 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
-    if published.weights_of(state) is not None:
-        return Checkpoint(file, *published.localizer_of(file, state, layout))
+    found = published.weights_of(state)
+    if found is not None:
+        return Checkpoint(file, *published.localizer_of(file, *found, layout))
     if layout is not None:
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
