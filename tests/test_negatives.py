@@ -11,7 +11,7 @@ from ssl_fast.data.annotations import read
 from ssl_fast.data.categories import BROAD as CATEGORIES
 from ssl_fast.data.categories import broad_categories
 from ssl_fast.data.datasets import DataError, SampleSet
-from ssl_fast.data.io.audio import FrontEnd
+from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.negatives import SEEDS, Negatives, negative_spectrograms, negatives
 from test_annotations import FOLDER, published
 

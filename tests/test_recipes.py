@@ -4,7 +4,7 @@ import math
 import pytest
 
 from ssl_fast import losses, ops
-from ssl_fast.data.io.audio import FRONT_ENDS
+from ssl_fast.data.io.front_ends import FRONT_ENDS
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.training import recipes
 from ssl_fast.training.recipes import Recipe, recipe

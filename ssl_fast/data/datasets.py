@@ -40,8 +40,9 @@ import numpy as np
 import torch
 
 from ..progress import progress_bar
-from .io.audio import FrontEnd, decode_audio, front_end_named
+from .io.audio import decode_audio
 from .io.cache import DecodedCache
+from .io.front_ends import FrontEnd, front_end_named
 from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
 from .io.media import MediaError
 

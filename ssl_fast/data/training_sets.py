@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .annotations import Annotation, some
 from .datasets import DataError, FileSet, FolderReport, Item, check_files, find_list, read_ids
-from .io.audio import FrontEnd
+from .io.front_ends import FrontEnd
 from .io.video import VIDEOS, pyav
 from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
 

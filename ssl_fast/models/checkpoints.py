@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.io.audio import FrontEnd, front_end_named
+from ..data.io.front_ends import FrontEnd, front_end_named
 from . import published, storage
 from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError

@@ -1,6 +1,6 @@
 """Image files to RGB tensors, and their boxes and masks along with them.
 
-    from ssl_fast.data.images import Geometry, decode_image, load_image
+    from ssl_fast.data.io.images import Geometry, decode_image, load_image
     image = load_image("frames/clip.jpg", 224)                  # uint8 (3, 224, 224), aspect ratio not kept
     frame = decode_image("frames/clip.jpg")                     # uint8 (H, W, 3), as it is
     geometry = Geometry((0.1, 0.0, 0.8, 0.9), flip=True)        # 70 % of its width, 90 % of its height, mirrored
