@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .datasets import DataError, read_annotations, read_ids
+from .sample_lists import DataError, read_annotations, read_ids
 
 SIZE = 224  # pixels a side: every published evaluator works at this size
 DIRT = {

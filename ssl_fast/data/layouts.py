@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .annotations import Annotation
-from .datasets import DataError, Item, missing
+from .datasets import Item, missing
+from .sample_lists import DataError
 
 
 @dataclass(frozen=True)

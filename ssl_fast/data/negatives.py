@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .datasets import DataError, SampleSet
+from .datasets import SampleSet
+from .sample_lists import DataError
 
 KINDS = ("silence", "noise", "offscreen")
 SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of vssl_eval, whose figures pool all ten

@@ -17,10 +17,11 @@ from collections import Counter
 from pathlib import Path
 
 from .annotations import Annotation, some
-from .datasets import DataError, FileSet, FolderReport, Item, check_files, find_list, read_ids
+from .datasets import FileSet, FolderReport, Item, check_files
 from .io.front_ends import FrontEnd
 from .io.video import VIDEOS, pyav
 from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
+from .sample_lists import DataError, find_list, read_ids
 
 _MP4 = Layout("videos/{image}.mp4", "videos/{audio}.mp4")
 # Of every set the first layout is the default. SSL-TIE's frames are those at 5 s, its sounds of VGGSound 3 s long.
