@@ -1,4 +1,4 @@
-"""Sets of (image, sound) samples: what training and evaluation ask of one, and folders of media files.
+"""Sets of (image, sound) samples: the interface that training and evaluation use, and folders of media files.
 
     from ssl_fast.data.datasets import FolderSet, check
     test = FolderSet("vggss", front_end="ez_vsl", size=224, split="test")
@@ -69,7 +69,7 @@ class Item:
 
 
 class SampleSet(torch.utils.data.Dataset):
-    """A map-style data set of (image, sound) pairs: what training and evaluation use. Subclasses fill it in.
+    """Map-style data set of (image, sound) pairs, the interface that training and evaluation use.
 
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
@@ -172,7 +172,7 @@ class FileSet(SampleSet):
         return Geometry().image(self._frame(frame), self.size, self.resampler)
 
     def _spectrogram(self, sound: Path) -> torch.Tensor:
-        return self.front_end.spectrogram(torch.from_numpy(self._heard(sound)))[None]
+        return self.front_end.spectrogram(torch.from_numpy(self._segment(sound)))[None]
 
     def _frame(self, frame: Path) -> np.ndarray:
         if self._cache is None:
@@ -185,12 +185,12 @@ class FileSet(SampleSet):
             return front_end.clip(sound)
         return self._cache.get(sound, ("clip", *front_end.decoding), front_end.clip, np.float32)
 
-    def _heard(self, sound: Path) -> np.ndarray:
+    def _segment(self, sound: Path) -> np.ndarray:
         return self.front_end.load(sound) if self._cache is None else self.front_end.segment(self._clip(sound))
 
     @property
     def preloaded_bytes(self) -> int:
-        """What `preload` would take: size * size * 3 for every frame, 4 * F * T for every sound."""
+        """Bytes that `preload` takes: size * size * 3 for every frame, 4 * F * T for every sound."""
         bands, times = self.front_end.shape
         frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sound"))
         return len(frames) * self.size**2 * 3 + len(sounds) * bands * times * 4
@@ -216,7 +216,7 @@ class FileSet(SampleSet):
         return None if path is None else load_mask(path, self.size)
 
     def waveform(self, index: int) -> np.ndarray:
-        return self._heard(self._items[self._checked(index)].sound)
+        return self._segment(self._items[self._checked(index)].sound)
 
     def frame(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the whole frame, as it is in the file."""
@@ -270,8 +270,8 @@ class FolderSet(FileSet):
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What `check` found: ids of complete samples, what is missing, empty or ambiguous, what is broken (each names the
-    file), and notes on what rules dropped."""
+    """Findings of `check`: ids of complete samples, files that are missing, empty or ambiguous, files that are broken
+    (each named), and notes on what rules dropped."""
 
     root: str
     ids: list[str]
@@ -412,7 +412,7 @@ class _Folder:
 
 
 def missing(path: Path) -> str:
-    """Why a file has nothing to be read, or ""."""
+    """Reason why a file has nothing to be read, or ""."""
     try:
         state = path.stat()  # once: sets have some hundred thousand files
     except OSError:
@@ -423,7 +423,7 @@ def missing(path: Path) -> str:
 
 
 def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
-    """Of each item: what its annotation says; else the classes of all items of its image."""
+    """Visible classes of each item, by its annotation, else the classes of all items of its image."""
     together: dict[str, set[str]] = {}
     for item in items:
         together.setdefault(item.image_id, set()).update({item.category} - {None})
@@ -435,9 +435,9 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
-    for place, _, names in os.walk(folder, followlinks=True):
+    for directory, _, names in os.walk(folder, followlinks=True):
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(directory, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):
                 found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found

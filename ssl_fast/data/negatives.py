@@ -1,4 +1,4 @@
-"""Negative sounds: silence, noise, and what is not in the picture. A localizer should find nothing under them.
+"""Negative sounds: silence, noise, and off-screen sounds. A localizer should find nothing under them.
 
     from ssl_fast.data.negatives import negatives, negative_spectrograms
     offscreen = negatives(test, "offscreen", seed=0)
@@ -65,9 +65,9 @@ class Negatives(Sequence):
         known = path is not None and Path(path).exists()
         files = _read(Path(path), self) if known else None
         if kind == "offscreen":
-            heard, seen = _groups(sample_set, broad)
-            self.sources = _draw(sample_set, seed, heard, seen, broad is not None) if files is None else files
-            wrong = [i for i, source in enumerate(self.sources) if heard[source] in seen[i]]
+            categories, visible = _groups(sample_set, broad)
+            self.sources = _draw(sample_set, seed, categories, visible, broad is not None) if files is None else files
+            wrong = [i for i, source in enumerate(self.sources) if categories[source] in visible[i]]
             if wrong:
                 name, source = (sample_set.ids[i] for i in (wrong[0], self.sources[wrong[0]]))
                 raise DataError(f"{path}: {len(wrong)} sounds are not off screen: for {name!r} that of {source!r}")
@@ -125,7 +125,7 @@ def negative_spectrograms(sample_set: SampleSet, kind: str, seed: int = 0) -> Te
 
 
 def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[list[str], list[frozenset[str]]]:
-    """Of every sample what it sounds like and what its image shows: categories, or their `broad` ones."""
+    """Category of the sound and visible categories of every sample, or their `broad` ones."""
     for name, category, visible in zip(sample_set.ids, sample_set.categories, sample_set.visible):
         if category is None or not visible:
             unknown = "its category" if category is None else "what its image shows"
@@ -141,15 +141,15 @@ def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[lis
 
 
 def _draw(
-    sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozenset[str]], group_first: bool
+    sample_set: SampleSet, seed: int, categories: Sequence[str], visible: Sequence[frozenset[str]], group_first: bool
 ) -> np.ndarray:
-    """For every sample the index of one that sounds like nothing seen there, int64 (n,).
+    """Index of an off-screen sound for every sample, int64 (n,): a sample whose category is not visible.
 
-    Uniform among these samples or, `group_first`, among what they sound like, then among those that sound like it."""
-    groups = np.array(heard)
+    Uniform among these samples or, `group_first`, among their categories, then among the samples of one."""
+    groups = np.array(categories)
     candidates: dict[frozenset[str], list[np.ndarray]] = {}  # images show few different sets of things
     sources = np.zeros(len(sample_set), np.int64)
-    for i, shown in enumerate(seen):
+    for i, shown in enumerate(visible):
         if shown not in candidates:
             allowed = np.flatnonzero(~np.isin(groups, list(shown)))
             if not len(allowed):

@@ -173,7 +173,7 @@ def _partial(path: Path) -> Path:
 
 
 def _about(path: Path) -> dict:
-    """What the .json beside `path` says of it."""
+    """Record in the .json beside `path`. ValueError where there is none, or of another format."""
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
         raise ValueError(f"{path}: expected {sidecar.name} beside it, that says what it was made of; it is missing")
@@ -280,7 +280,7 @@ def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> Tensor:
 
 @contextlib.contextmanager
 def _full_float32():
-    """Inside, float32 products are of float32, whatever else was allowed (TF32, bfloat16)."""
+    """Context of full float32 products, whatever else was allowed (TF32, bfloat16)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -61,7 +61,7 @@ def read_annotations(path: Path) -> dict[str, dict]:
 
 
 def _wrong(entry: dict) -> str:
-    """What is wrong with an annotation, or ""."""
+    """Fault of an annotation in words, or ""."""
     unknown = sorted(entry.keys() - {"file", "class", "bbox", "mask", "image", "audio", "visible"})
     if unknown:
         return f"unknown key {unknown[0]!r}"

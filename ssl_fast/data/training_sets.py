@@ -90,11 +90,11 @@ def _items(root: Path, name: str, split, layout: str | None, exclude) -> tuple[l
     if exclude is not None:
         other = find_list(root, exclude)
         left_out = set(_ids(other, name))
-        kept = [one for one in ids if one not in left_out]
-        notes.append(f"{len(ids) - len(kept)} of the {len(ids)} ids in {path} left out, since they are in {other}")
-        if not kept:
+        remaining = [one for one in ids if one not in left_out]
+        notes.append(f"{len(ids) - len(remaining)} of the {len(ids)} ids in {path} left out, since they are in {other}")
+        if not remaining:
             raise DataError(f"{path}: expected ids that are not in {other}, all {len(ids)} are")
-        ids = kept
+        ids = remaining
     items, problems = find_items(root, found, [Annotation(one, one, one, None, one) for one in ids])
     return items, [f"{problem} in {path}" for problem in problems], notes
 

@@ -145,7 +145,7 @@ class _Passes:
         return {self._named(column): values for column, values in out.items()}
 
     def _named(self, column: str) -> str:
-        """Where the threshold is not from validation data, names say so."""
+        """Column with the name of the rule in place of "universal", where the threshold is not from validation data."""
         if self.rule != "universal" and column.startswith("pia_"):
             return f"{column}_{self.rule}"
         return column.replace("iou_universal", f"iou_{self.rule}")
@@ -186,7 +186,7 @@ def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: i
 
 
 def _sounds(kinds: Iterable[str], seed: int, seeds: Sequence[int]) -> list[str]:
-    """What the negatives of a seed are called: by their kind and, where there are several seeds, KIND/SEED."""
+    """Names of the negatives of a seed: their kind or, where there are several seeds, KIND/SEED."""
     return [kind if len(seeds) == 1 else f"{kind}/{seed}" for kind in kinds]
 
 

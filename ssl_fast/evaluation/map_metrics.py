@@ -1,4 +1,4 @@
-"""From low-resolution maps to counts of pixels: up-sampling, threshold rules and intersections, in one pass per map.
+"""Counts of pixels from low-resolution maps: up-sampling, threshold rules and intersections, in one pass per map.
 
 Here are the rules as data, the plain numpy path, made of the functions of `metrics`, and the call of the kernel.
 """
@@ -20,7 +20,7 @@ KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")  # in 
 
 @dataclass(frozen=True)
 class Upsampling:
-    """How a map comes to the size of the ground truth (`metrics.upsample`)."""
+    """Up-sampling of a map to the size of the ground truth (`metrics.upsample`)."""
 
     interpolation: str = "bilinear"
     align_corners: bool = False
@@ -32,7 +32,7 @@ class Upsampling:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a map becomes a binary prediction.
+    """Rule that makes a map a binary prediction.
 
     kind: "fraction": a share of the pixels; "truth": as many as have ground truth > 0; "value": those above a value.
     comparison: "exact": that many pixels, ties in row-major order, a constant map predicts everything (not for
@@ -63,8 +63,8 @@ class Rule:
     def universal(self) -> bool:
         return self.kind == "value" and self.value is None
 
-    def share(self, pixels: int) -> int:
-        """How many of so many pixels `fraction` stands for; as published, those from ascending index
+    def pixel_count(self, pixels: int) -> int:
+        """Number of pixels, of so many, that `fraction` stands for; as published, those from ascending index
         int((1 - fraction) · pixels) on."""
         if self.comparison == "exact":
             return metrics.fraction_count(self.fraction, pixels)
@@ -75,7 +75,7 @@ class Rule:
         if self.kind == "value":
             return metrics.above(maps, self.value if self.value is not None else value, strict=self.comparison == ">")
         pixels = math.prod(maps.shape[1:])
-        counts = np.full(len(maps), self.share(pixels))
+        counts = np.full(len(maps), self.pixel_count(pixels))
         if self.kind == "truth":
             counts = np.where(objects > 0, objects, counts)
         if self.comparison == "exact":
@@ -84,7 +84,7 @@ class Rule:
 
 
 class Counts(typing.NamedTuple):
-    """Of N images with K maps each (the first one is compared with the ground truth) under R rules."""
+    """Counts for N images with K maps each (the first one is compared with the ground truth) under R rules."""
 
     hit: np.ndarray  # float64 (N, R): sum of weights of ground truth under the prediction
     false: np.ndarray  # float64 (N, R): predicted pixels without ground truth
@@ -159,7 +159,7 @@ def _compiled(
             (
                 KINDS.index(rule.kind),
                 COMPARISONS.index(rule.comparison),
-                rule.share(pixels),
+                rule.pixel_count(pixels),
                 0.0 if rule.kind != "value" else rule.value if rule.value is not None else value,
             )
             for rule in rules

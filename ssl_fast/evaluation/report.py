@@ -70,7 +70,7 @@ scale. Green outline: ground truth of the sound. Ring: maximum of the map.</smal
 
 
 def number(value: float) -> str:
-    """How the page prints a rate."""
+    """A rate as the page prints it."""
     return f"{value:.3f}"
 
 
@@ -112,11 +112,11 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, Iterable
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = None) -> str:
+def _card(title: str, value: float, note: str, baseline: tuple[float, str] | None = None) -> str:
     rival = ""
-    if deaf is not None:
-        who = f" ({name_of(deaf[1])})" if deaf[0] else ""
-        rival = f'<dd class="deaf"><small>best without hearing: {number(deaf[0])}{_text(who)}</small></dd>'
+    if baseline is not None:
+        who = f" ({name_of(baseline[1])})" if baseline[0] else ""
+        rival = f'<dd class="baseline"><small>best without hearing: {number(baseline[0])}{_text(who)}</small></dd>'
     return (
         f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
         f"<dd><small>{_text(note)}</small></dd></div>"
@@ -124,12 +124,12 @@ def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = 
 
 
 def _cards(results: Mapping) -> str:
-    """Headline figures; beside each the best that a predictor without ears gets."""
+    """Headline figures; beside each that of the best image-only baseline."""
 
     def measured(title, name, key, note, total):
         one = results["sets"][name]
-        deaf = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
-        return _card(title, one["model"][key], f"{note}: {one['model']['counts'][key]} of {one[total]}", deaf)
+        best = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
+        return _card(title, one["model"][key], f"{note}: {one['model']['counts'][key]} of {one[total]}", best)
 
     main, retrieval = results["interactive_on"], results["retrieval"]
     success = "samples with IoU ≥ .5, adaptive threshold"
@@ -459,7 +459,7 @@ def write_report(
     history=None,
     config: Mapping | None = None,
 ) -> None:
-    """Write the page of an evaluation: headline figures, overlays, tables beside the deaf baselines, box plots,
+    """Write the page of an evaluation: headline figures, overlays, tables beside the image-only baselines, box plots,
     curves, settings.
 
     results: what `evaluate` gives, or the content of a metrics.json. overlays: what `overlays.collect` gives.

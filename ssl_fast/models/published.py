@@ -132,7 +132,7 @@ def localizer_of(
 
 
 def _published_name(layout: CheckpointLayout, key: str) -> str:
-    """How the released programs name one of our keys."""
+    """Name of one of our keys in the released programs."""
     theirs = {ours: name for name, ours in layout.modules.items()}
     module = max((ours for ours in theirs if key.startswith(f"{ours}.")), key=len)
     return theirs[module] + key.removeprefix(module)

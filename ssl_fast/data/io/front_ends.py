@@ -180,8 +180,8 @@ class PublishedFrontEnd(FrontEnd):
         return bands, times if self.frames is None else min(times, self.frames)
 
     def _clip(self, path: str | os.PathLike, sound: np.ndarray, rate: int) -> np.ndarray:
-        """See FrontEnd; with `roll` the part that is heard. MediaError, which names the file, also for one of another
-        rate."""
+        """FrontEnd's clip; with `roll` the part that is heard. MediaError, which names the file, also for one of
+        another rate."""
         if rate != self.sample_rate:
             raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, got {rate}")
         clip = super()._clip(path, sound, rate)
@@ -192,7 +192,7 @@ class PublishedFrontEnd(FrontEnd):
         return *super().decoding, self.roll, self.samples
 
     def _loaded_range(self, samples: int, rate: int) -> tuple[int, int] | None:
-        """See FrontEnd; a roll goes by the length of the whole file."""
+        """FrontEnd's range; None with `roll`, which goes by the length of the whole file."""
         return None if self.roll else super()._loaded_range(samples, rate)
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:

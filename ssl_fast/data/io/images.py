@@ -37,7 +37,7 @@ def decode_image(path: str | os.PathLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a frame becomes a square: a box of it is resized to the whole square, which then may be mirrored.
+    """Crop and flip that make a frame a square: a box of it is resized to the whole square, which then may be mirrored.
 
     box: left, top, right, bottom as fractions of the frame's width and height. flip: left to right.
     ValueError for a box without area or beyond the frame.

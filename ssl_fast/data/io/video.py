@@ -58,8 +58,8 @@ def middle_frame(path: str | os.PathLike) -> np.ndarray:
 
 
 def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
-    """Of each whole second of a video, of a shorter one of all of it: the second in its middle, counted from the first
-    frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
+    """Frames in the middle of each whole second of a video (of a shorter one, of all of it): the time in seconds from
+    the first frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
     with _opened(path) as container:
         stream = _stream(path, container, "video")
         shown = _shown(path, container, stream)
@@ -161,7 +161,7 @@ def _shown(path: str | os.PathLike, container, stream) -> list[tuple[int, int]]:
 
 
 def _stamp(shown: list[tuple[int, int]], when: Fraction | float) -> int:
-    """Of the frames that are shown, the last one whose stamp is not after `when`."""
+    """Time stamp of the last of the frames that are shown, (stamp, duration) each, that is not after `when`."""
     return shown[bisect.bisect(shown, when, key=lambda one: one[0]) - 1][0]
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, cast, scene
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, compose, scene
 
 MANIFEST = "manifest.json"
 MOST_WORKERS, LEAST_SCENES = 8, 50  # workers by default: at most, and fewest scenes that are worth a process
@@ -76,7 +76,7 @@ def default_cache() -> Path:
 
 
 def split_folder(split: str, settings: Settings, cache: str | Path | None = None) -> Path:
-    """Where `split` is cached, whether it is there or not."""
+    """Folder in which `split` is cached, whether it is there or not."""
     digest = hashlib.sha256(json.dumps(_identity(split, settings), sort_keys=True).encode()).hexdigest()
     root = default_cache() if cache is None else Path(cache)
     return root / "scenes" / f"{split}-{_image_count(split, settings)}-{digest[:16]}"
@@ -170,8 +170,8 @@ def _make(folder: Path, split: str, settings: Settings, progress: bool, workers:
 
 def _offsets(split: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """First object and first sound of each scene, (n + 1,) each; known before anything is drawn."""
-    casts = [cast(settings, split, index) for index in range(_image_count(split, settings))]
-    counts = np.array([[len(who.categories), len(who.sounding)] for who in casts])
+    compositions = [compose(settings, split, index) for index in range(_image_count(split, settings))]
+    counts = np.array([[len(one.categories), len(one.sounding)] for one in compositions])
     objects, sounds = np.concatenate([np.zeros((1, 2), int), np.cumsum(counts, 0)]).T
     return objects, sounds
 
@@ -240,7 +240,7 @@ import json, sys
 job = json.load(sys.stdin)
 sys.path[:] = job["path"]
 from importlib import import_module
-import_module(job["module"]).work(job)
+import_module(job["module"]).run_worker(job)
 """
 _COUNTS = "counts.npy"
 
@@ -251,8 +251,8 @@ def _default_workers(scenes: int) -> int:
     return workers if workers > 1 and sys.executable else 0
 
 
-def work(job: dict) -> None:
-    """Body of a worker process."""
+def run_worker(job: dict) -> None:
+    """Worker process: every `workers`-th scene of a split."""
     folder, parent = Path(job["folder"]), os.getppid()
     settings, split = Settings(**job["settings"]), job["split"]
     arrays, counts = _open(folder), np.load(folder / _COUNTS, mmap_mode="r+")
@@ -304,7 +304,7 @@ def _log(folder: Path, worker: int) -> Path:
 
 
 def _watch(processes: list[subprocess.Popen], counts: np.ndarray, bar, folder: Path) -> None:
-    """Until all workers are done. Raises RuntimeError with the output of a worker that failed."""
+    """Wait until all workers are done. Raises RuntimeError with the output of a worker that failed."""
     while True:
         codes = [process.poll() for process in processes]
         bar.update(int(counts.sum()) - bar.n)
