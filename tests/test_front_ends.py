@@ -101,7 +101,7 @@ def test_stereo(tmp_path):
 def test_other_rates_are_errors(name, tmp_path):
     path = tmp_path / "a.wav"
     wav(path, 1.0, rate=44100)
-    with pytest.raises(MediaError, match=rf"a.wav: expected 16000 Hz, as published/{name} never resamples, got 44100"):
+    with pytest.raises(MediaError, match=rf"a.wav: expected 16000 Hz, as {name} never resamples, got 44100"):
         published(name, path)
     with pytest.raises(MediaError, match="none.wav: no such file"):
         published(name, tmp_path / "none.wav")

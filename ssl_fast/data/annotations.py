@@ -251,10 +251,11 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     samples = []
     for sample, given in raw:
         if given is not None:
-            sample = replace(sample, boxes=_pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt))
-            if not len(sample.boxes):
+            boxes = _pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt)
+            sample = replace(sample, boxes=boxes)
+            if not len(boxes):
                 dirt["empty"].append(sample.id)
-            elif weight_map(sample.boxes).all():
+            elif weight_map(boxes).all():
                 dirt["whole frame"].append(sample.id)
         if sample.category in SPELLING:
             dirt["misspelt"].append(sample.id)

@@ -310,8 +310,6 @@ def check_files(
     root: str | os.PathLike, items: Sequence[Item], missing: list[str], notes: list[str], *, progress: bool = False
 ) -> FolderReport:
     """Decode every file of `items`; the report of it, with what else is missing and noted."""
-    if progress:
-        items = progress_bar(items, unit="sample", desc="check")
     # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
     errors: dict[tuple, str] = {}
 
@@ -325,7 +323,7 @@ def check_files(
         return not errors[path, read]
 
     complete = []
-    for item in items:
+    for item in progress_bar(items, unit="sample", desc="check", disable=not progress):
         parts = [(item.frame, decode_image), (item.sound, decode_audio)]
         parts += [(item.mask, _check_mask)] if item.mask else []
         if all([good(*part) for part in parts]):  # noqa: C419, all are read, so that all faults are found
@@ -426,7 +424,9 @@ def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
     """Visible classes of each item, by its annotation, else the classes of all items of its image."""
     together: dict[str, set[str]] = {}
     for item in items:
-        together.setdefault(item.image_id, set()).update({item.category} - {None})
+        classes = together.setdefault(item.image_id, set())
+        if item.category is not None:
+            classes.add(item.category)
     return [item.visible or frozenset(together[item.image_id]) for item in items]
 
 

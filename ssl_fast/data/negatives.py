@@ -63,7 +63,7 @@ class Negatives(Sequence):
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
         self.set, self.kind, self.seed, self.sources = sample_set, kind, seed, None
         known = path is not None and Path(path).exists()
-        files = _read(Path(path), self) if known else None
+        files = _read(Path(path), self) if path is not None and known else None
         if kind == "offscreen":
             categories, visible = _groups(sample_set, broad)
             self.sources = _draw(sample_set, seed, categories, visible, broad is not None) if files is None else files
@@ -126,6 +126,7 @@ def negative_spectrograms(sample_set: SampleSet, kind: str, seed: int = 0) -> Te
 
 def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[list[str], list[frozenset[str]]]:
     """Category of the sound and visible categories of every sample, or their `broad` ones."""
+    sounding: list[str] = []
     for name, category, visible in zip(sample_set.ids, sample_set.categories, sample_set.visible):
         if category is None or not visible:
             unknown = "its category" if category is None else "what its image shows"
@@ -133,11 +134,10 @@ def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[lis
         strange = [] if broad is None else sorted((visible | {category}) - broad.keys())
         if strange:
             raise ValueError(f"sample {name!r}: expected categories that have a broad one, got {strange[0]!r}")
+        sounding.append(category)
     if broad is None:
-        return sample_set.categories, sample_set.visible
-    return [broad[one] for one in sample_set.categories], [
-        frozenset(broad[one] for one in shown) for shown in sample_set.visible
-    ]
+        return sounding, sample_set.visible
+    return [broad[one] for one in sounding], [frozenset(broad[one] for one in shown) for shown in sample_set.visible]
 
 
 def _draw(

@@ -205,7 +205,7 @@ def _digest(features: np.ndarray) -> str:
     """Hash of values, type and shape."""
     digest = hashlib.sha256(f"{features.dtype} {features.shape}".encode())
     for start in range(0, len(features), _ROWS):
-        digest.update(np.ascontiguousarray(features[start : start + _ROWS]))
+        digest.update(np.ascontiguousarray(features[start : start + _ROWS]).data)
     return digest.hexdigest()[:16]
 
 

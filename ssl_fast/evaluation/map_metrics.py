@@ -73,7 +73,8 @@ class Rule:
     def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
         """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
         if self.kind == "value":
-            return metrics.above(maps, self.value if self.value is not None else value, strict=self.comparison == ">")
+            threshold = typing.cast(float, value if self.value is None else self.value)
+            return metrics.above(maps, threshold, strict=self.comparison == ">")
         pixels = math.prod(maps.shape[1:])
         counts = np.full(len(maps), self.pixel_count(pixels))
         if self.kind == "truth":
@@ -97,9 +98,10 @@ class Counts(typing.NamedTuple):
         return metrics.ratio(self.hit, self.weight[:, None] + self.false, empty)
 
     def map_iou(self, first: int, second: int) -> np.ndarray:
-        """(N,): agreement of two maps above `value`; two empty ones agree."""
-        both = self.shared[:, first, second]
-        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.0)
+        """IoU (N,) of two maps above `value`, which must have been given; 1 for two empty ones."""
+        shared = typing.cast(np.ndarray, self.shared)
+        both = shared[:, first, second]
+        return metrics.ratio(both, shared[:, first, first] + shared[:, second, second] - both, empty=1.0)
 
 
 def counts_of_pixels(
@@ -139,12 +141,9 @@ def _compiled(
     low = np.ascontiguousarray(np.stack(maps, 1))  # stacking keeps the order of transposed maps
     truth = np.ascontiguousarray(truth, bool if truth.dtype == bool else np.float32)
     n, k = low.shape[:2]
-    found = Counts(
-        *(np.empty((n, len(rules))) for _ in range(2)),
-        np.empty(n),
-        np.empty(n, np.int64),
-        None if value is None else np.empty((n, k, k), np.int64),
-    )
+    shared = None if value is None else np.empty((n, k, k), np.int64)
+    hit, false = np.empty((n, len(rules))), np.empty((n, len(rules)))
+    found = Counts(hit, false, np.empty(n), np.empty(n, np.int64), shared)
     axes = [
         [_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])
     ]
@@ -169,7 +168,7 @@ def _compiled(
         outside=found.false.ctypes.data,
         weight=found.weight.ctypes.data,
         objects=found.objects.ctypes.data,
-        shared=0 if value is None else found.shared.ctypes.data,
+        shared=0 if shared is None else shared.ctypes.data,
         threads=torch.get_num_threads(),
     )
     if (found.objects < 0).any():

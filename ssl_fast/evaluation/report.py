@@ -4,7 +4,7 @@ screens (report.css)."""
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from importlib import resources
+from pathlib import Path
 
 from ..reproducibility import replace_file
 from . import pictures
@@ -440,7 +440,7 @@ def render(
         singles,
         _footer(results, config),
     ]
-    style = resources.files(__package__ or "").joinpath("report.css").read_text(encoding="utf-8")
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'

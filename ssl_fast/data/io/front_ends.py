@@ -183,7 +183,8 @@ class PublishedFrontEnd(FrontEnd):
         """FrontEnd's clip; with `roll` the part that is heard. MediaError, which names the file, also for one of
         another rate."""
         if rate != self.sample_rate:
-            raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {self.name} never resamples, got {rate}")
+            program = self.name.removeprefix("published/")
+            raise MediaError(f"{path}: expected {self.sample_rate} Hz, as {program} never resamples, got {rate}")
         clip = super()._clip(path, sound, rate)
         return np.roll(self.segment(clip), self.samples // 2 - len(sound) // 2) if self.roll else clip
 

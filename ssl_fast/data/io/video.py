@@ -32,6 +32,7 @@ def pyav():
     """The module av; ValueError that tells how to install it."""
     try:
         import av
+        import av.error
     except ImportError as error:
         raise ValueError(
             'videos and m4a files are read by PyAV, which is not installed: pip install "ssl_fast[video]"'
@@ -109,8 +110,9 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         stream = _stream(path, container, "audio")
         for pictures in container.streams.video[:1]:
             spans = [_span(one) for one in (stream, pictures)]
-            if None not in spans and max(abs(a - b) for a, b in zip(*spans)) > APART:
-                sound, seen = ("{:.2f} to {:.2f} s".format(*span) for span in spans)
+            known = [span for span in spans if span is not None]
+            if len(known) == 2 and max(abs(a - b) for a, b in zip(*known)) > APART:
+                sound, seen = ("{:.2f} to {:.2f} s".format(*span) for span in known)
                 raise MediaError(
                     f"{path}: expected sound and pictures of the same time, got sound of {sound} and pictures of {seen}"
                 )
@@ -133,10 +135,10 @@ def _opened(path: str | os.PathLike) -> Iterator:
     check_file(Path(path))
     try:
         # titles may be in any encoding; from 19 on PyAV takes care of that
-        options = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        options: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(os.fspath(path), **options) as container:
             yield container
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise MediaError(f"{path}: cannot be read as video ({error.strerror})") from error
 
 

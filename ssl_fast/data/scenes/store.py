@@ -26,6 +26,7 @@ import uuid
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
@@ -130,7 +131,7 @@ def _read(folder: Path, split: str, settings: Settings) -> Arrays:
 
 
 def _describe(array: np.ndarray) -> dict[str, object]:
-    checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": checksum}
 
 
@@ -285,8 +286,8 @@ def _fill_in_processes(folder: Path, split: str, settings: Settings, progress: b
                 )
             processes.append(process)
             # a worker that died already is reported by _watch
-            with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(json.dumps(job | {"worker": worker}).encode())
+            with contextlib.suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as stdin:
+                stdin.write(json.dumps(job | {"worker": worker}).encode())
         with _progress_bar(split, total, progress) as bar:
             _watch(processes, counts, bar, folder)
     finally:
