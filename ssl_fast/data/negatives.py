@@ -9,10 +9,10 @@
     negatives(test, "offscreen", seed=1234, broad=broad_categories("vgg-ss"), path="offscreen-1234.json")
 
 Unlike the published programs (which skip the logarithm for most models, do not clip noise, and draw other negatives for
-every model), negatives take the way of every other sound, and are decided by set and seed alone. A file keeps what was
-drawn, for whoever compares with it: {"kind", "seed", "draws": {ID: {"file", "offset"}}}, in the order of the set;
-"file" is the id of the sample whose sound it is (null for silence and noise), "offset" where in it the front end begins
-to look for its part, in seconds (always 0).
+every model), negatives go through the front end as every other sound, and set and seed alone decide them. A file stores
+the draws, so that other evaluations use the same: {"kind", "seed", "draws": {ID: {"file", "offset"}}}, in the order of
+the set; "file" is the id of the sample whose sound it is (null for silence and noise), "offset" where in it the front
+end begins to look for its part, in seconds (always 0).
 """
 
 from __future__ import annotations

@@ -294,7 +294,7 @@ def _false_alarms(columns: Mapping) -> dict:
     return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
 
 
-# By the name under which a protocol asks for them: (columns of a predictor, names of its rules, labels) -> figures.
+# Families of figures by name: (columns of a predictor, names of its rules, labels) -> figures.
 FIGURES: dict[str, Callable] = {
     "localization": lambda columns, rules, labels: table(columns, labels["image_ids"] or None),
     "detection": lambda columns, rules, labels: _detection(columns, rules, np.array(labels["sounding"])),

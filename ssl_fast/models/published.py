@@ -1,7 +1,7 @@
 """Checkpoints as the released programs wrote them: recognised by their keys, loaded strictly (see checkpoints.load).
 
-EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix; files that
-were stripped of what lies round the weights need `layout` there.
+EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix. Bare weights
+of LVS, SSL-Align and SSL-TIE cannot be told apart: they need `layout`.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the project's own, one file, written atomically, with the one before it kept beside it."""
+"""Checkpoints on disk: the project's own, one file, written atomically; the previous one stays beside it."""
 
 import hashlib
 import os

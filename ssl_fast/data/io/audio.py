@@ -25,7 +25,7 @@ from .video import CONTAINERS, decode_sound
 
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
-RATES = (1000, 768000)  # Hz; a head that tells of another is damaged
+RATES = (1000, 768000)  # Hz; a header with a rate outside is damaged
 _INTEGERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
 CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
 Range = Callable[[int, int], tuple[int, int] | None]  # samples of a file, rate -> first and number of those to read
