@@ -293,9 +293,9 @@ def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarr
     """The highest products of rows (n, C) with units (N, C), of one device: float32 (n, wanted), in any order, and
     their columns, int64.
 
-    torch multiplies tile by tile (OpenBLAS in faiss's wheels does not know newer processors), faiss keeps a heap for
-    each row. Most products are turned away at once, since heaps start full of a threshold that about `wanted` of them
-    exceed, as a sample tells; where too few did, the row is searched again from scratch.
+    torch multiplies tile by tile (several times faster than the BLAS in faiss's wheels on newer processors), faiss
+    keeps a heap for each row. Most products are turned away at once, since heaps start full of a threshold that about
+    `wanted` of them exceed, as a sample tells; where too few did, the row is searched again from scratch.
     """
     import faiss
 
