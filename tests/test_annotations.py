@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssl_fast.data.annotations import DIRT, read, weight_map
-from ssl_fast.data.datasets import DataError
+from ssl_fast.data.sample_lists import DataError
 
 FOLDER = Path(
     os.environ.get("SSL_FAST_ANNOTATIONS", Path(__file__).resolve().parents[1] / "../shared/annotations")

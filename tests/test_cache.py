@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader
 
 from ssl_fast.data import datasets
 from ssl_fast.data.io import cache
-from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError
+from ssl_fast.data.io.audio import MediaError
 from ssl_fast.data.io.cache import DecodedCache
-from ssl_fast.data.io.published_front_ends import PUBLISHED
+from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from test_datasets import FRONT_END, folder_set, put
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of newer Pythons, about forking with threads
@@ -95,7 +95,9 @@ def test_front_ends_share_what_decodes_alike(root, monkeypatch):
     for front_end in (FRONT_ENDS["ez_vsl"], FRONT_ENDS["lvs"], FRONT_ENDS["fnac"]):
         folder_set(root, front_end=front_end, cache=root / "cache").clip(0)
     assert read == ["a b.wav"]
-    published = [PUBLISHED[name] for name in ("ezvsl", "sslalign", "sslalign_ezvsl", "sslalign_ezvsl_avs")]
+    published = [
+        FRONT_ENDS[f"published/{name}"] for name in ("ezvsl", "sslalign", "sslalign_ezvsl", "sslalign_ezvsl_avs")
+    ]
     for front_end in (*published, FRONT_ENDS["ssl_align"], FrontEnd(name="x", seconds=1.0, hop=160, sample_rate=8000)):
         got = folder_set(root, front_end=front_end, cache=root / "cache").clip(0)
         np.testing.assert_array_equal(got, front_end.clip(root / "audio/a b.wav"))

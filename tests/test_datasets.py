@@ -13,9 +13,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ssl_fast.data import datasets
-from ssl_fast.data.datasets import DataError, FolderSet, SampleSet, check
-from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError, load_audio
+from ssl_fast.data.datasets import FolderSet, SampleSet, check
+from ssl_fast.data.io.audio import MediaError, load_audio
+from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.data.io.images import load_image
+from ssl_fast.data.sample_lists import DataError
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 

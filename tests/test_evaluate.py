@@ -11,9 +11,10 @@ import torch
 from evaluation_fakes import SIDE, FakeLocalizer, FakeSet
 from ssl_fast.data.negatives import negative_spectrograms
 from ssl_fast.evaluation import BASELINES, Protocol, Results, evaluate
-from ssl_fast.evaluation.evaluate import batches, inference, retrieval
 from ssl_fast.evaluation.map_metrics import Rule, Upsampling
+from ssl_fast.evaluation.predictors import batches, inference
 from ssl_fast.evaluation.results import table
+from ssl_fast.evaluation.retrieval import retrieval
 
 SINGLE = [[(c % 5, c % 3, c % 2, 2, 2)] for c in range(12)]
 DUO = [[(c % 5, 0, 0, 2, 2), ((c + 1) % 5, 2, 1, 2, 3)] for c in range(10)]

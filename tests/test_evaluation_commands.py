@@ -12,6 +12,7 @@ from PIL import Image
 from ssl_fast.cli import main as cli
 from ssl_fast.cli.evaluate import published_set
 from ssl_fast.data.annotations import weight_map
+from ssl_fast.data.io.front_ends import FRONT_ENDS, file_spectrogram
 from ssl_fast.data.io.images import load_image
 from ssl_fast.evaluation import evaluate as evaluate_model
 from ssl_fast.evaluation import protocols
@@ -200,6 +201,21 @@ def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
     for kind in KINDS:  # the spectrogram of silence is constant
         assert (results["sets"]["vgg-ss"]["map_maxima"][kind][-1] > 1e-6) == (kind != "silence")
     assert torch.tensor(results["sets"]["vgg-ss"]["map_maxima"]["positive"]).diff().min() >= 0
+
+
+def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
+    """--front-end published/NAME: a function is given that program's spectrograms, in the order of the set."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "listener.py").write_text(
+        "import torch\ndef maps(images, spectrograms):\n"
+        "    if len(images) > 1:  # the report asks for single ones\n        torch.save(spectrograms, 'given.pt')\n"
+        "    return torch.zeros(len(images), 7, 7)\n"
+    )
+    options = "--model", "listener:maps", "--negatives", "", "--front-end", "published/sslalign_ezvsl"
+    assert evaluate(folder, tmp_path / "out", *options) == 0
+    pipeline = FRONT_ENDS["published/sslalign_ezvsl"]
+    want = torch.stack([file_spectrogram(pipeline, folder / "audio" / f"{name}.wav") for name in IDS])
+    torch.testing.assert_close(torch.load(tmp_path / "given.pt"), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

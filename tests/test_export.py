@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ssl_fast.cli import main as cli
-from ssl_fast.data.io import audio
+from ssl_fast.data.io import front_ends
 from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.inference.localize import Viewer
 from ssl_fast.models import LocalizerConfig, build, checkpoints
@@ -37,7 +37,7 @@ def run_alone(program, images, waveforms, folder):
 
 @pytest.mark.slow
 def test_the_embedded_localizer_runs_without_the_package(tmp_path):
-    audio._tukey.cache_clear()  # what is cached while tracing must not be used afterwards, nor in the program
+    front_ends._tukey.cache_clear()  # what is cached while tracing must not be used afterwards, nor in the program
     assert cli.main(["export", str(checkpoints.EMBEDDED), str(tmp_path / "a.pt2")]) == 0
     viewer = Viewer(checkpoints.load(checkpoints.EMBEDDED))
     made = [scenes.scene(scenes.Settings(), "duo", k) for k in range(3)]
@@ -65,7 +65,7 @@ def test_published_nets_and_front_ends(method, front_end, tmp_path):
     found = checkpoints.Checkpoint(tmp_path, build(config).eval(), recipe, "ssl_fast")
     from ssl_fast.inference.export import export
 
-    audio._filters.cache_clear()
+    front_ends._filters.cache_clear()
     export(found, tmp_path / "a.pt2")
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (2, 3, 64, 64), np.uint8)

@@ -1,6 +1,7 @@
 """The published audio pipelines against plain loops written from their description (recorded values: test_golden)."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,14 @@ import torch
 from scipy.signal import spectrogram
 
 from ssl_fast.data.io.audio import MediaError
-from ssl_fast.data.io.published_front_ends import PUBLISHED, run
+from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd, PublishedFrontEnd, file_spectrogram, front_end_named
+from ssl_fast.models import checkpoints
+
+PUBLISHED = [name.removeprefix("published/") for name in FRONT_ENDS if name.startswith("published/")]
+
+
+def published(name, path):
+    return file_spectrogram(FRONT_ENDS[f"published/{name}"], path)
 
 
 def wav(path, seconds, channels=1, rate=16000, seed=0):
@@ -37,17 +45,17 @@ def test_by_the_description(tmp_path, seconds):
     for name in ("ezvsl", "fnac"):
         start = int(max(seconds / 2 - 1.5, 0) * 16000)
         cut = tile(pyav, 48000)[start : start + 48000]
-        np.testing.assert_allclose(run(PUBLISHED[name], path)[0], log_psd(cut, 274), rtol=1e-5)
-    np.testing.assert_allclose(run(PUBLISHED["lvs"], path)[0], log_psd(tile(plain, 160000)[:160000], 274), rtol=1e-5)
+        np.testing.assert_allclose(published(name, path)[0], log_psd(cut, 274), rtol=1e-5)
+    np.testing.assert_allclose(published("lvs", path)[0], log_psd(tile(plain, 160000)[:160000], 274), rtol=1e-5)
     for name, length, first, last in (("sslalign", 10, 3.5, 6.5), ("sslalign_avs", 5, 1, 4)):
         cut = tile(plain, 16000 * length)[: 16000 * length][int(16000 * first) : int(16000 * last)]
-        np.testing.assert_allclose(run(PUBLISHED[name], path)[0], log_psd(cut, 353), rtol=1e-5)
+        np.testing.assert_allclose(published(name, path)[0], log_psd(cut, 353), rtol=1e-5)
     for name, n, first in (("sslalign_ezvsl", 160000, 236), ("sslalign_ezvsl_avs", 80000, 67)):
         clip = tile(pyav, n)[:n]
         shift = n // 2 - int(seconds / 2 * 16000)
         rolled = np.array([clip[(i - shift) % n] for i in range(n)])
         expected = log_psd(rolled, 274)[:, first : first + 200]
-        np.testing.assert_allclose(run(PUBLISHED[name], path)[0], expected, rtol=1e-5)
+        np.testing.assert_allclose(published(name, path)[0], expected, rtol=1e-5)
 
 
 def test_mel_by_the_description(tmp_path):
@@ -66,7 +74,7 @@ def test_mel_by_the_description(tmp_path):
         filters[:, k] = np.clip(np.minimum((hertz - low) / (middle - low), (high - hertz) / (high - middle)), 0, None)
     assert (filters.max(0) == 0).sum() == 28
     expected = 10 * np.log10(np.maximum(power @ filters, 1e-10)).T
-    got = run(PUBLISHED["ssltie"], path)
+    got = published("ssltie", path)
     assert got.shape == (1, 257, 670) and got.dtype == torch.float32
     np.testing.assert_allclose(got[0], expected, atol=5e-3)  # decibels; the filters are float32
     assert ((got[0] == -100).all(1)).sum() == 28
@@ -74,9 +82,9 @@ def test_mel_by_the_description(tmp_path):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_silence_and_shapes(name, tmp_path):
-    front_end, path = PUBLISHED[name], tmp_path / "a.wav"
+    front_end, path = FRONT_ENDS[f"published/{name}"], tmp_path / "a.wav"
     soundfile.write(path, np.zeros(16000, np.int16), 16000)
-    got = run(front_end, path)
+    got = published(name, path)
     assert got.shape == (1, *front_end.shape)
     np.testing.assert_allclose(got, -100 if name == "ssltie" else -1.343175, rtol=1e-6)
 
@@ -86,7 +94,7 @@ def test_stereo(tmp_path):
     whole = wav(path, 4.0, channels=2)
     for name, mixed in (("ezvsl", np.ceil(whole.mean(1))), ("sslalign", whole[:, 0]), ("ssltie", whole[:, 0])):
         soundfile.write(mono, mixed.astype(np.int16), 16000)
-        assert torch.equal(run(PUBLISHED[name], path), run(PUBLISHED[name], mono))
+        assert torch.equal(published(name, path), published(name, mono))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -94,6 +102,42 @@ def test_other_rates_are_errors(name, tmp_path):
     path = tmp_path / "a.wav"
     wav(path, 1.0, rate=44100)
     with pytest.raises(MediaError, match=rf"a.wav: expected 16000 Hz, as {name} never resamples, got 44100"):
-        run(PUBLISHED[name], path)
+        published(name, path)
     with pytest.raises(MediaError, match="none.wav: no such file"):
-        run(PUBLISHED[name], tmp_path / "none.wav")
+        published(name, tmp_path / "none.wav")
+
+
+# Names and cache keys lie in checkpoints, results and caches that were written before: they must stay.
+STORED = {
+    "ez_vsl": (3.0, 238, (16000, None, "mean", "float")),
+    "slavc": (3.0, 238, (16000, None, "mean", "float")),
+    "fnac": (3.0, 238, (16000, None, "mean", "float")),
+    "lvs": (10.0, 238, (16000, None, "mean", "float")),
+    "ssl_align": (3.0, 159, (16000, 10.0, "mean", "float")),
+    "ssl_tie": (10.0, 239, (16000, None, "mean", "float")),
+    "scenes": (1.0, 238, (16000, None, "mean", "float")),
+    "published/ezvsl": (3.0, 238, (16000, None, "mean", "int16", False, 48000)),
+    "published/fnac": (3.0, 238, (16000, None, "mean", "int16", False, 48000)),
+    "published/lvs": (10.0, 238, (16000, None, "mean", "float", False, 160000)),
+    "published/sslalign": (3.0, 159, (16000, 10.0, "first", "float", False, 48000)),
+    "published/sslalign_ezvsl": (10.0, 238, (16000, None, "mean", "int16", True, 160000)),
+    "published/sslalign_avs": (3.0, 159, (16000, 5.0, "first", "float", False, 48000)),
+    "published/sslalign_ezvsl_avs": (5.0, 238, (16000, None, "mean", "int16", True, 80000)),
+    "published/ssltie": (10.0, 239, (16000, None, "first", "float", False, 160000)),
+}
+
+
+def test_stored_names_and_cache_keys_stay():
+    assert STORED.keys() == FRONT_ENDS.keys()
+    for name, (seconds, hop, decoding) in STORED.items():
+        front_end = front_end_named(name)
+        assert (front_end.name, front_end.seconds, front_end.hop, front_end.decoding) == (name, seconds, hop, decoding)
+        assert type(front_end) is (PublishedFrontEnd if name.startswith("published/") else FrontEnd)
+
+
+@pytest.mark.parametrize("name", FRONT_ENDS)
+def test_checkpoints_hear_by_every_front_end(name, tmp_path):
+    """What a checkpoint stores is the name alone."""
+    found = checkpoints.load(checkpoints.EMBEDDED)
+    checkpoints.write(replace(found, recipe=found.recipe | {"front_end": name}), tmp_path / "a.pt")
+    assert checkpoints.load(tmp_path / "a.pt").front_end is FRONT_ENDS[name]

@@ -10,9 +10,10 @@ import torch
 from ssl_fast.data.annotations import read
 from ssl_fast.data.categories import BROAD as CATEGORIES
 from ssl_fast.data.categories import broad_categories
-from ssl_fast.data.datasets import DataError, SampleSet
-from ssl_fast.data.io.audio import FrontEnd
+from ssl_fast.data.datasets import SampleSet
+from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.negatives import SEEDS, Negatives, negative_spectrograms, negatives
+from ssl_fast.data.sample_lists import DataError
 from test_annotations import FOLDER, published
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.125, hop=256)

@@ -16,7 +16,6 @@ from ssl_fast.data import neighbors
 from ssl_fast.data.neighbors import Neighbors, mine, nearest
 from training_toys import ToySet
 
-SEARCHES = "_search_in_heaps", "_search_by_topk"
 RNG = np.random.default_rng(5)
 GAUSSIAN = RNG.standard_normal((2500, 48))
 FEATURES = {
@@ -56,14 +55,9 @@ def all_of(features, k, **options):
     return np.concatenate(list(nearest(features, k, **options)))
 
 
-@pytest.fixture(params=SEARCHES)
-def search(request, monkeypatch):
-    monkeypatch.setattr(neighbors, "_search_in_heaps", getattr(neighbors, request.param))
-
-
 @pytest.mark.grid
 @pytest.mark.parametrize("name", FEATURES)
-def test_equals_all_pairs(name, search):
+def test_equals_all_pairs(name):
     features = FEATURES[name]
     for k in {k for k in (1, 10, 150) if k < len(features)} | {min(len(features) - 1, 1200)}:
         found = all_of(features, k)
@@ -71,7 +65,7 @@ def test_equals_all_pairs(name, search):
         assert_nearest(found, features)
 
 
-def test_ties_go_by_index(search):
+def test_ties_go_by_index():
     """Rows of one 1: all cosines are exactly 0 or 1."""
     features = np.eye(8)[RNG.integers(0, 8, 300)]
     np.testing.assert_array_equal(all_of(features, 299), every_pair(features, 299))
@@ -95,9 +89,9 @@ def test_blocks_and_threads_do_not_matter(monkeypatch, set_threads):
 
 
 def test_rows_that_the_sample_misleads(monkeypatch):
-    """Where only the sampled rows are alike, the first floor is too high and the rows are searched again."""
+    """Where only the sampled rows are alike, the first threshold is too high and the rows are searched again."""
     features = GAUSSIAN.copy()
-    sampled = np.random.default_rng(0).permutation(2500)[: 2500 // neighbors._SHARE]
+    sampled = np.random.default_rng(0).permutation(2500)[: 2500 // neighbors._SAMPLED]
     features[sampled] = 0.01 * features[sampled] + 1
     searched, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, **out: (searched.append(len(a)), mm(a, b, **out))[1])

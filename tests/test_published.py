@@ -18,6 +18,7 @@ from ssl_fast.models import checkpoints
 from ssl_fast.models.checkpoints import load
 from ssl_fast.models.published import LAYOUTS
 from ssl_fast.models.storage import CheckpointError
+from ssl_fast.training.recipes import recipe
 
 GOLDEN = Path(os.environ.get("SSL_FAST_GOLDEN", Path(__file__).resolve().parents[1] / "../shared/golden")).resolve()
 pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason=f"no golden folder {GOLDEN}")
@@ -82,6 +83,13 @@ def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path
     np.testing.assert_allclose(maps_of(found.localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
     assert (found.recipe["method"], len(found.unused)) == (method, unused)
     assert found.front_end.seconds == heard
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_hear_and_see_as_the_published_recipes(name):
+    layout = LAYOUTS[name]
+    published = recipe(layout.method, "published")
+    assert (layout.front_end, layout.image_size) == (published.front_end, published.image_size)
 
 
 def test_heads_that_the_released_evaluator_drops_are_reported(tmp_path):

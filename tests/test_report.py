@@ -134,7 +134,7 @@ def test_the_tables_hold_the_figures(job, text):
             assert f"{title}, by {hit}" + "".join(f"{recalls[k]:.3f}" for k in ("r1", "r5", "r10")) in rows
 
 
-def test_the_headline_figures_stand_beside_the_best_deaf_one(job, text):
+def test_the_headline_figures_stand_beside_the_best_image_only_one(job, text):
     results = job[2]
     cards = [element["text"] for element in Page(text).all("div") if element.get("class") == "card"]
     best = max(row["ciou_adaptive"] for row in results["sets"]["single"]["baselines"].values())

@@ -176,7 +176,7 @@ def test_interrupted_generation_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "start", ["import sys; sys.exit('a bad day')", store._START.replace(".work(job)", ".absent(job)")]
+    "start", ["import sys; sys.exit('a bad day')", store._START.replace(".run_worker(job)", ".absent(job)")]
 )
 def test_worker_that_fails_is_reported(tmp_path, monkeypatch, start):
     monkeypatch.setattr(store, "_START", start)

@@ -15,7 +15,7 @@ from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.data.scenes import generator
 from ssl_fast.data.scenes import looks as scene_looks
 from ssl_fast.data.scenes import shapes as scene_shapes
-from ssl_fast.data.scenes.generator import CATALOGUE, CATEGORIES, SIZES, SPLITS, Settings, cast, scene
+from ssl_fast.data.scenes.generator import CATALOGUE, CATEGORIES, SIZES, SPLITS, Settings, compose, scene
 from ssl_fast.data.scenes.shapes import Plane
 from ssl_fast.data.scenes.store import load_arrays
 
@@ -257,33 +257,35 @@ def test_random_colours_have_uniform_hue_and_bounded_value():
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Who is in a scene
+# Objects of a scene
 
 
 def test_leads_are_balanced_and_sound_in_train():
-    casts = [cast(DEFAULT, "train", index) for index in range(1200)]
-    leads = [who.categories[who.sounding[0]] for who in casts]
-    assert all(len(who.sounding) == 1 for who in casts)
+    compositions = [compose(DEFAULT, "train", index) for index in range(1200)]
+    leads = [one.categories[one.sounding[0]] for one in compositions]
+    assert all(len(one.sounding) == 1 for one in compositions)
     for start in range(0, 1200, 12):
         assert sorted(leads[start : start + 12]) == sorted(CATEGORIES[:12])
-    counts = Counter(len(who.categories) for who in casts)
+    counts = Counter(len(one.categories) for one in compositions)
     assert [abs(counts[k] / 1200 - p) < 0.05 for k, p in zip((1, 2, 3), generator.TRAIN_OBJECTS)] == [True] * 3
-    shown = Counter(category for who in casts for category in who.categories)
+    shown = Counter(category for one in compositions for category in one.categories)
     assert set(shown) == set(CATEGORIES[:12]) and max(shown.values()) < 1.25 * min(shown.values())
-    places = Counter(who.sounding[0] for who in casts if len(who.categories) == 3)
-    assert min(places.values()) > 0.2 * places.total()  # the one that sounds is not always painted first, nor last
+    positions = Counter(one.sounding[0] for one in compositions if len(one.categories) == 3)
+    assert (
+        min(positions.values()) > 0.2 * positions.total()
+    )  # the one that sounds is not always painted first, nor last
 
 
 @pytest.mark.parametrize("split, objects", [("single", {1}), ("duo", {2}), ("trio", {3}), ("val", {1, 2})])
 def test_all_objects_of_the_other_splits_sound(split, objects):
-    casts = [cast(DEFAULT, split, index) for index in range(60)]
-    assert {len(who.categories) for who in casts} == objects
-    assert all(who.sounding == tuple(range(len(who.categories))) for who in casts)
-    assert all(len(set(who.categories)) == len(who.categories) for who in casts)
+    compositions = [compose(DEFAULT, split, index) for index in range(60)]
+    assert {len(one.categories) for one in compositions} == objects
+    assert all(one.sounding == tuple(range(len(one.categories))) for one in compositions)
+    assert all(len(set(one.categories)) == len(one.categories) for one in compositions)
 
 
 def test_sixteen_categories():
-    shown = {c for index in range(32) for c in cast(Settings(categories=16), "duo", index).categories}
+    shown = {c for index in range(32) for c in compose(Settings(categories=16), "duo", index).categories}
     assert shown == set(CATEGORIES) and len(CATEGORIES) == 16
 
 

@@ -12,9 +12,11 @@ from PIL import Image
 
 from ssl_fast.cli import main as cli
 from ssl_fast.data.annotations import read, weight_map
-from ssl_fast.data.datasets import DataError, SampleSet
-from ssl_fast.data.io.audio import FrontEnd, load_audio
+from ssl_fast.data.datasets import SampleSet
+from ssl_fast.data.io.audio import load_audio
+from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.io.images import load_image
+from ssl_fast.data.sample_lists import DataError
 from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, check
 from ssl_fast.evaluation import evaluate, metrics
 from test_annotations import write

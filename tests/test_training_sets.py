@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from ssl_fast.cli import main as cli
-from ssl_fast.data.datasets import DataError, SampleSet
+from ssl_fast.data.datasets import SampleSet
 from ssl_fast.data.io.audio import MediaError, load_audio
 from ssl_fast.data.io.images import load_image
+from ssl_fast.data.sample_lists import DataError
 from ssl_fast.data.training_sets import LAYOUTS, TrainingSet, check
 from test_test_sets import FRONT_END, put
 

@@ -10,9 +10,9 @@ import pytest
 
 from films import film, turn
 from ssl_fast.data.io import video
-from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd, MediaError, decode_audio
+from ssl_fast.data.io.audio import MediaError, decode_audio
+from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.data.io.images import decode_image, load_image
-from ssl_fast.data.io.published_front_ends import PUBLISHED
 
 pytest.importorskip("av", reason="mp4 files are read and written by PyAV")
 
@@ -79,10 +79,10 @@ def test_the_seconds_around_the_middle_are_heard(tmp_path):
 def test_published_front_ends_hear_mp4(tmp_path):
     sound = tone(4.0, 16000)
     path = film(tmp_path / "a.mp4", greys(4), fps=1, sound=sound)
-    np.testing.assert_allclose(PUBLISHED["ezvsl"].load(path), sound[8000:56000, 0], atol=0.01)
+    np.testing.assert_allclose(FRONT_ENDS["published/ezvsl"].load(path), sound[8000:56000, 0], atol=0.01)
     film(path, greys(4), fps=1, sound=tone(4.0, 48000), rate=48000)
     with pytest.raises(MediaError, match="a.mp4: expected 16000 Hz, as ezvsl never resamples, got 48000"):
-        PUBLISHED["ezvsl"].load(path)
+        FRONT_ENDS["published/ezvsl"].load(path)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_fast.data.datasets import FolderSet
-from ssl_fast.data.io.audio import FRONT_ENDS, FrontEnd
+from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.models import checkpoints
 
 

@@ -144,8 +144,8 @@ def published_set(args: argparse.Namespace, front_end: str, image_size: int):
 def options_of(args: argparse.Namespace, tests: dict) -> dict:
     """Keyword arguments of `write` that `ssl-fast evaluate` decides."""
     from ..data.categories import broad_categories
-    from ..data.datasets import read_ids
     from ..data.negatives import SEEDS, negatives
+    from ..data.sample_lists import read_ids
     from ..evaluation.protocols import protocol_of
     from ..models.object_prior import ObjectPrior
 

@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from ..data.datasets import read_ids
     from ..data.neighbors import mine, open_array
+    from ..data.sample_lists import read_ids
 
     if args.weights is None and (args.data or args.split or args.modality or args.features_out):
         raise ValueError("--data, --split, --modality, --features-out: expected with --weights")

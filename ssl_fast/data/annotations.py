@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .datasets import DataError, read_annotations, read_ids
+from .sample_lists import DataError, read_annotations, read_ids
 
 SIZE = 224  # pixels a side: every published evaluator works at this size
 DIRT = {
@@ -45,10 +45,13 @@ SPELLING = {"eletric blender running": "electric blender running"}
 
 @dataclass(frozen=True)
 class Annotation:
-    """Of one sample: id, unique in its set; image and audio, the stems of its files, with folders; category of the
-    sounding object, None where unknown; group, the image (of S4 the video) that IIoU takes together; boxes (k, 4) int,
-    xmin, ymin, xmax, ymax in pixels of 224 x 224, ends excluded, or None; mask, the path of one, or None; sounding:
-    False for an image with a sound that nothing in it makes (boxes then are (0, 4))."""
+    """Annotation of one sample.
+
+    id: unique in its set. image, audio: stems of its files, with folders. category: of the sounding object, None where
+    unknown. group: the image (of S4 the video) that IIoU takes together. boxes: (k, 4) int, xmin, ymin, xmax, ymax in
+    pixels of 224 x 224, ends excluded, or None. mask: the path of one, or None. sounding: False for an image with a
+    sound that nothing in it makes (boxes then are (0, 4)).
+    """
 
     id: str
     image: str
@@ -248,10 +251,11 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     samples = []
     for sample, given in raw:
         if given is not None:
-            sample = replace(sample, boxes=_pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt))
-            if not len(sample.boxes):
+            boxes = _pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt)
+            sample = replace(sample, boxes=boxes)
+            if not len(boxes):
                 dirt["empty"].append(sample.id)
-            elif weight_map(sample.boxes).all():
+            elif weight_map(boxes).all():
                 dirt["whole frame"].append(sample.id)
         if sample.category in SPELLING:
             dirt["misspelt"].append(sample.id)
@@ -263,14 +267,14 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     return Annotations(tuple(samples), rule, dirt, str(path))
 
 
-def _pixels(given: list, unit: float, where: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
+def _pixels(given: list, unit: float, source: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
     """Boxes in fractions of `unit` -> (k, 4) int, by the rules of DIRT."""
     try:
         boxes = np.asarray(given, np.float64).reshape(len(given), 4)
     except (TypeError, ValueError):
         boxes = np.full((1, 4), np.nan)
     if not np.isfinite(boxes).all() or boxes.max(initial=0) > 2 * unit:
-        raise DataError(f"{where}: expected boxes of four numbers up to {unit:g}, got {str(given)[:80]}")
+        raise DataError(f"{source}: expected boxes of four numbers up to {unit:g}, got {str(given)[:80]}")
     inside = boxes.clip(0, unit)
     dirt["outside"] += [name] * int((inside != boxes).sum())
     # fractions times 224, then truncated: the factor is exact for pixels of 256 and 224

@@ -8,7 +8,7 @@ from another broad category are the off-screen negatives of a test set (`negativ
 """
 
 import json
-from importlib import resources
+from pathlib import Path
 
 BROAD = (
     "music/instruments",
@@ -24,7 +24,7 @@ BROAD = (
 
 def broad_categories(name: str) -> dict[str, str]:
     """{class: broad category} of "vgg-ss" (221 classes, spelt right), "is3" (111 tokens) or "s4" (23)."""
-    sets = json.loads(resources.files(__package__).joinpath("broad_categories.json").read_text(encoding="utf-8"))
+    sets = json.loads(Path(__file__).with_name("broad_categories.json").read_text(encoding="utf-8"))
     if name not in sets:
         raise ValueError(f"set: expected one of {', '.join(sets)}, got {name!r}")
     return {one: broad for broad, classes in sets[name].items() for one in classes}

@@ -1,4 +1,4 @@
-"""Sets of (image, sound) samples: what training and evaluation ask of one, and folders of media files.
+"""Sets of (image, sound) samples: the interface that training and evaluation use, and folders of media files.
 
     from ssl_fast.data.datasets import FolderSet, check
     test = FolderSet("vggss", front_end="ez_vsl", size=224, split="test")
@@ -27,8 +27,6 @@ file. No sample is ever skipped or replaced by another.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import stat
 from collections import Counter
@@ -40,18 +38,16 @@ import numpy as np
 import torch
 
 from ..progress import progress_bar
-from .io.audio import FrontEnd, decode_audio, front_end_named
+from .io.audio import decode_audio
 from .io.cache import DecodedCache
+from .io.front_ends import FrontEnd, front_end_named
 from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
 from .io.media import MediaError
+from .sample_lists import DataError, find_list, read_annotations, read_ids
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 ANNOTATIONS = "annotations.json"
-
-
-class DataError(ValueError):
-    """A folder's files, lists and annotations do not fit together. Names the first problems and tells how many."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ class Item:
 
 
 class SampleSet(torch.utils.data.Dataset):
-    """A map-style data set of (image, sound) pairs: what training and evaluation use. Subclasses fill it in.
+    """Map-style data set of (image, sound) pairs, the interface that training and evaluation use.
 
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
@@ -176,7 +172,7 @@ class FileSet(SampleSet):
         return Geometry().image(self._frame(frame), self.size, self.resampler)
 
     def _spectrogram(self, sound: Path) -> torch.Tensor:
-        return self.front_end.spectrogram(torch.from_numpy(self._heard(sound)))[None]
+        return self.front_end.spectrogram(torch.from_numpy(self._segment(sound)))[None]
 
     def _frame(self, frame: Path) -> np.ndarray:
         if self._cache is None:
@@ -189,12 +185,12 @@ class FileSet(SampleSet):
             return front_end.clip(sound)
         return self._cache.get(sound, ("clip", *front_end.decoding), front_end.clip, np.float32)
 
-    def _heard(self, sound: Path) -> np.ndarray:
+    def _segment(self, sound: Path) -> np.ndarray:
         return self.front_end.load(sound) if self._cache is None else self.front_end.segment(self._clip(sound))
 
     @property
     def preloaded_bytes(self) -> int:
-        """What `preload` would take: size * size * 3 for every frame, 4 * F * T for every sound."""
+        """Bytes that `preload` takes: size * size * 3 for every frame, 4 * F * T for every sound."""
         bands, times = self.front_end.shape
         frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sound"))
         return len(frames) * self.size**2 * 3 + len(sounds) * bands * times * 4
@@ -220,7 +216,7 @@ class FileSet(SampleSet):
         return None if path is None else load_mask(path, self.size)
 
     def waveform(self, index: int) -> np.ndarray:
-        return self._heard(self._items[self._checked(index)].sound)
+        return self._segment(self._items[self._checked(index)].sound)
 
     def frame(self, index: int) -> np.ndarray:
         """(H, W, 3) uint8 RGB: the whole frame, as it is in the file."""
@@ -274,8 +270,8 @@ class FolderSet(FileSet):
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What `check` found: ids of complete samples, what is missing, empty or ambiguous, what is broken (each names the
-    file), and notes on what rules dropped."""
+    """Findings of `check`: ids of complete samples, files that are missing, empty or ambiguous, files that are broken
+    (each named), and notes on what rules dropped."""
 
     root: str
     ids: list[str]
@@ -314,8 +310,6 @@ def check_files(
     root: str | os.PathLike, items: Sequence[Item], missing: list[str], notes: list[str], *, progress: bool = False
 ) -> FolderReport:
     """Decode every file of `items`; the report of it, with what else is missing and noted."""
-    if progress:
-        items = progress_bar(items, unit="sample", desc="check")
     # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
     errors: dict[tuple, str] = {}
 
@@ -329,7 +323,7 @@ def check_files(
         return not errors[path, read]
 
     complete = []
-    for item in items:
+    for item in progress_bar(items, unit="sample", desc="check", disable=not progress):
         parts = [(item.frame, decode_image), (item.sound, decode_audio)]
         parts += [(item.mask, _check_mask)] if item.mask else []
         if all([good(*part) for part in parts]):  # noqa: C419, all are read, so that all faults are found
@@ -416,7 +410,7 @@ class _Folder:
 
 
 def missing(path: Path) -> str:
-    """Why a file has nothing to be read, or ""."""
+    """Reason why a file has nothing to be read, or ""."""
     try:
         state = path.stat()  # once: sets have some hundred thousand files
     except OSError:
@@ -427,10 +421,12 @@ def missing(path: Path) -> str:
 
 
 def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
-    """Of each item: what its annotation says; else the classes of all items of its image."""
+    """Visible classes of each item, by its annotation, else the classes of all items of its image."""
     together: dict[str, set[str]] = {}
     for item in items:
-        together.setdefault(item.image_id, set()).update({item.category} - {None})
+        classes = together.setdefault(item.image_id, set())
+        if item.category is not None:
+            classes.add(item.category)
     return [item.visible or frozenset(together[item.image_id]) for item in items]
 
 
@@ -439,80 +435,9 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
-    for place, _, names in os.walk(folder, followlinks=True):
+    for directory, _, names in os.walk(folder, followlinks=True):
         for name in sorted(names):
-            path = Path(place, name)
+            path = Path(directory, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):
                 found.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return found
-
-
-def find_list(root: Path, split: str | os.PathLike) -> Path:
-    """The list of ids: "NAME" for NAME.txt or NAME.csv in the folder, else a path from here or from the folder."""
-    if Path(split).suffix in (".txt", ".csv"):
-        candidates = list(dict.fromkeys((Path(split), root / split)))
-    else:
-        candidates = [root / f"{split}.txt", root / f"{split}.csv"]
-    path = next((p for p in candidates if p.is_file()), None)
-    if path is None:
-        raise DataError(f"{' or '.join(map(str, candidates))}: no such list of ids")
-    return path
-
-
-def read_ids(path: Path) -> list[str]:
-    """Ids of a list file in order: one a line, of a .csv the first column. DataError where there is none."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: expected ids in UTF-8, got {error.reason} at byte {error.start}") from error
-    if path.suffix == ".csv":
-        lines = [row[0] for row in csv.reader(lines) if row]
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise DataError(f"{path}: expected a list of ids, got none")
-    return ids
-
-
-def read_annotations(path: Path) -> dict[str, dict]:
-    """{id: entry} of an annotation file, every entry checked."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: expected annotations as a JSON list, got {error}") from error
-    if not isinstance(entries, list) or not entries:
-        got = "an empty one" if entries == [] else type(entries).__name__
-        raise DataError(f"{path}: expected a JSON list of annotations, got {got}")
-    out: dict[str, dict] = {}
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str) or not entry["file"]:
-            raise DataError(f'{path}: entry {i}: expected an object with "file": id, got {str(entry)[:80]}')
-        wrong = "annotated twice" if entry["file"] in out else _wrong(entry)
-        if wrong:
-            raise DataError(f"{path}: entry {i}, {entry['file']!r}: {wrong}")
-        out[entry["file"]] = entry
-    return out
-
-
-def _wrong(entry: dict) -> str:
-    """What is wrong with an annotation, or ""."""
-    unknown = sorted(entry.keys() - {"file", "class", "bbox", "mask", "image", "audio", "visible"})
-    if unknown:
-        return f"unknown key {unknown[0]!r}"
-    for key in ("class", "mask", "image", "audio"):
-        if key in entry and (not isinstance(entry[key], str) or not entry[key]):
-            return f"{key}: expected a string, got {entry[key]!r}"
-    visible = entry.get("visible", [])
-    if not isinstance(visible, list) or not all(isinstance(name, str) for name in visible):
-        return f"visible: expected a list of strings, got {visible!r}"
-    if visible and "class" in entry and entry["class"] not in visible:
-        return f"visible: expected the sample's own class {entry['class']!r} among them, got {visible!r}"
-    boxes = entry.get("bbox", [])
-    try:
-        array = np.asarray(boxes, np.float64)
-    except (TypeError, ValueError):
-        array = np.zeros(1)
-    if not isinstance(boxes, list) or (array.size and array.shape[1:] != (4,)) or not np.isfinite(array).all():
-        return f"bbox: expected [[xmin, ymin, xmax, ymax], ...], got {str(boxes)[:80]}"
-    if array.size and array.max() > 2:  # far below 0 is known dirt, far above 1 another unit
-        return f"bbox: expected fractions of the frame, got pixels or the like ({array.max():g})"
-    return ""

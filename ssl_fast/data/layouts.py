@@ -1,4 +1,4 @@
-"""Where the files of published sets lie: folder layouts, and the samples whose files are there."""
+"""Folder layouts of published sets, and the samples whose files are there."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .annotations import Annotation
-from .datasets import DataError, Item, missing
+from .datasets import Item, missing
+from .sample_lists import DataError
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where files lie, from the root. {image}, {audio}, {mask} are the stems of the annotation (of a mask with its
+    """Paths of files from the root. {image}, {audio}, {mask} are the stems of the annotation (of a mask with its
     suffix); {image_clip} and {audio_clip} the ids of VGG-SS as YTID_START_END in ms; of a * there is one file."""
 
     image: str
@@ -57,7 +58,7 @@ def find_items(root: Path, layout: Layout, samples: Sequence[Annotation]) -> tup
 
 
 def _files(root: Path, template: str, sample: Annotation) -> list[Path]:
-    """What may be meant: one path, but of a template with a * all files that fit."""
+    """Candidates for a template: one path, with a * all files that fit."""
     fields = {"image": sample.image, "audio": sample.audio, "mask": sample.mask}
     if "_clip}" in template:
         fields |= {f"{kind}_clip": _clip(fields[kind]) for kind in ("image", "audio")}

@@ -1,4 +1,4 @@
-"""Negative sounds: silence, noise, and what is not in the picture. A localizer should find nothing under them.
+"""Negative sounds: silence, noise, and off-screen sounds. A localizer should find nothing under them.
 
     from ssl_fast.data.negatives import negatives, negative_spectrograms
     offscreen = negatives(test, "offscreen", seed=0)
@@ -9,10 +9,10 @@
     negatives(test, "offscreen", seed=1234, broad=broad_categories("vgg-ss"), path="offscreen-1234.json")
 
 Unlike the published programs (which skip the logarithm for most models, do not clip noise, and draw other negatives for
-every model), negatives take the way of every other sound, and are decided by set and seed alone. A file keeps what was
-drawn, for whoever compares with it: {"kind", "seed", "draws": {ID: {"file", "offset"}}}, in the order of the set;
-"file" is the id of the sample whose sound it is (null for silence and noise), "offset" where in it the front end begins
-to look for its part, in seconds (always 0).
+every model), negatives go through the front end as every other sound, and set and seed alone decide them. A file stores
+the draws, so that other evaluations use the same: {"kind", "seed", "draws": {ID: {"file", "offset"}}}, in the order of
+the set; "file" is the id of the sample whose sound it is (null for silence and noise), "offset" where in it the front
+end begins to look for its part, in seconds (always 0).
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .datasets import DataError, SampleSet
+from .datasets import SampleSet
+from .sample_lists import DataError
 
 KINDS = ("silence", "noise", "offscreen")
 SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of vssl_eval, whose figures pool all ten
@@ -62,11 +63,11 @@ class Negatives(Sequence):
             raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
         self.set, self.kind, self.seed, self.sources = sample_set, kind, seed, None
         known = path is not None and Path(path).exists()
-        files = _read(Path(path), self) if known else None
+        files = _read(Path(path), self) if path is not None and known else None
         if kind == "offscreen":
-            heard, seen = _groups(sample_set, broad)
-            self.sources = _draw(sample_set, seed, heard, seen, broad is not None) if files is None else files
-            wrong = [i for i, source in enumerate(self.sources) if heard[source] in seen[i]]
+            categories, visible = _groups(sample_set, broad)
+            self.sources = _draw(sample_set, seed, categories, visible, broad is not None) if files is None else files
+            wrong = [i for i, source in enumerate(self.sources) if categories[source] in visible[i]]
             if wrong:
                 name, source = (sample_set.ids[i] for i in (wrong[0], self.sources[wrong[0]]))
                 raise DataError(f"{path}: {len(wrong)} sounds are not off screen: for {name!r} that of {source!r}")
@@ -124,7 +125,8 @@ def negative_spectrograms(sample_set: SampleSet, kind: str, seed: int = 0) -> Te
 
 
 def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[list[str], list[frozenset[str]]]:
-    """Of every sample what it sounds like and what its image shows: categories, or their `broad` ones."""
+    """Category of the sound and visible categories of every sample, or their `broad` ones."""
+    sounding: list[str] = []
     for name, category, visible in zip(sample_set.ids, sample_set.categories, sample_set.visible):
         if category is None or not visible:
             unknown = "its category" if category is None else "what its image shows"
@@ -132,23 +134,22 @@ def _groups(sample_set: SampleSet, broad: Mapping[str, str] | None) -> tuple[lis
         strange = [] if broad is None else sorted((visible | {category}) - broad.keys())
         if strange:
             raise ValueError(f"sample {name!r}: expected categories that have a broad one, got {strange[0]!r}")
+        sounding.append(category)
     if broad is None:
-        return sample_set.categories, sample_set.visible
-    return [broad[one] for one in sample_set.categories], [
-        frozenset(broad[one] for one in shown) for shown in sample_set.visible
-    ]
+        return sounding, sample_set.visible
+    return [broad[one] for one in sounding], [frozenset(broad[one] for one in shown) for shown in sample_set.visible]
 
 
 def _draw(
-    sample_set: SampleSet, seed: int, heard: list[str], seen: list[frozenset[str]], group_first: bool
+    sample_set: SampleSet, seed: int, categories: Sequence[str], visible: Sequence[frozenset[str]], group_first: bool
 ) -> np.ndarray:
-    """For every sample the index of one that sounds like nothing seen there, int64 (n,).
+    """Index of an off-screen sound for every sample, int64 (n,): a sample whose category is not visible.
 
-    Uniform among these samples or, `group_first`, among what they sound like, then among those that sound like it."""
-    groups = np.array(heard)
+    Uniform among these samples or, `group_first`, among their categories, then among the samples of one."""
+    groups = np.array(categories)
     candidates: dict[frozenset[str], list[np.ndarray]] = {}  # images show few different sets of things
     sources = np.zeros(len(sample_set), np.int64)
-    for i, shown in enumerate(seen):
+    for i, shown in enumerate(visible):
         if shown not in candidates:
             allowed = np.flatnonzero(~np.isin(groups, list(shown)))
             if not len(allowed):

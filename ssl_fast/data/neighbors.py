@@ -32,9 +32,9 @@ from ..progress import progress_bar
 from ..reproducibility import fingerprint, replace_file, versions
 
 FORMAT = "ssl_fast neighbors 1"
-_QUERIES, _COLUMNS = 1024, 4096  # a block of the product: 16 MiB, which stay in the cache until they are searched
+_QUERIES, _COLUMNS = 1024, 4096  # a tile of the product: 16 MiB, searched while in cache
 _ROWS = 4096  # of features at a time, where all are read
-_SHARE = 32  # one in so many samples tells where a row's search begins
+_SAMPLED = 32  # one column in so many is sampled for the thresholds that heaps start with
 
 
 def mine(
@@ -49,7 +49,7 @@ def mine(
     """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
 
     features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). device: "cpu"
-    or "cuda".
+    or "cuda", where the products are computed.
     Takes 4 N C bytes (normalised rows) and less than 0.2 GiB more. Rows go to `path`.partial as they are found, and
     this takes the name when it is complete; after an interruption the same call goes on where that ends. Where `path`
     is complete nothing is done.
@@ -173,7 +173,7 @@ def _partial(path: Path) -> Path:
 
 
 def _about(path: Path) -> dict:
-    """What the .json beside `path` says of it."""
+    """Record in the .json beside `path`. ValueError where there is none, or of another format."""
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
         raise ValueError(f"{path}: expected {sidecar.name} beside it, that says what it was made of; it is missing")
@@ -205,7 +205,7 @@ def _digest(features: np.ndarray) -> str:
     """Hash of values, type and shape."""
     digest = hashlib.sha256(f"{features.dtype} {features.shape}".encode())
     for start in range(0, len(features), _ROWS):
-        digest.update(np.ascontiguousarray(features[start : start + _ROWS]))
+        digest.update(np.ascontiguousarray(features[start : start + _ROWS]).data)
     return digest.hexdigest()[:16]
 
 
@@ -243,11 +243,10 @@ def nearest(
 
 
 def _blocks(units: Tensor, k: int, first: int) -> Iterator[np.ndarray]:
-    search = _search_in_heaps if units.device.type == "cpu" else _search_by_topk
     for start in range(first, len(units), _QUERIES):
         queries = np.arange(start, min(start + _QUERIES, len(units)))
         with _full_float32():
-            found = _in_order(*search(units, units[start : start + _QUERIES], k + 1))
+            found = _in_order(*_search_in_heaps(units, units[start : start + _QUERIES], k + 1))
         others = found != queries[:, None]
         others[others.all(1), -1] = False  # rows that have more than k duplicates
         yield found[others].reshape(len(queries), k).astype(np.int32)
@@ -281,7 +280,7 @@ def _unit_rows(features: np.ndarray, ids: Sequence[str] | None) -> Tensor:
 
 @contextlib.contextmanager
 def _full_float32():
-    """Inside, float32 products are of float32, whatever else was allowed (TF32, bfloat16)."""
+    """Context of full float32 products, whatever else was allowed (TF32, bfloat16)."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -291,38 +290,34 @@ def _full_float32():
 
 
 def _search_in_heaps(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The highest products of rows (n, C) with units (N, C): float32 (n, wanted), in any order, and where, int64.
+    """The highest products of rows (n, C) with units (N, C), of one device: float32 (n, wanted), in any order, and
+    their columns, int64.
 
-    torch multiplies (several times faster than the BLAS in faiss's wheels on newer processors), faiss keeps a heap for
-    each row. Most products are turned away at once, since heaps start full of a value that about `wanted` of them
-    exceed, as a sample tells; where too few did, the row is searched again from scratch.
+    torch multiplies tile by tile (several times faster than the BLAS in faiss's wheels on newer processors), faiss
+    keeps a heap for each row. Most products are turned away at once, since heaps start full of a threshold that about
+    `wanted` of them exceed, as a sample tells; where too few did, the row is searched again from scratch.
     """
     import faiss
 
     faiss.omp_set_num_threads(torch.get_num_threads())
-    sample = units[np.random.default_rng(0).permutation(len(units))[: len(units) // _SHARE]]
-    expected = wanted / _SHARE
+    sample = units[np.random.default_rng(0).permutation(len(units))[: len(units) // _SAMPLED]]
+    expected = wanted / _SAMPLED
     rank = int(expected + 4 * expected**0.5)  # four standard deviations: hardly ever too few
-    floors = np.full((len(rows), 1), -np.inf, np.float32)
+    thresholds = np.full((len(rows), 1), -np.inf, np.float32)
     if rank < len(sample):
-        floors[:] = torch.mm(rows, sample.T).topk(rank, sorted=False).values.amin(1, keepdim=True).numpy()
+        sampled = torch.mm(rows, sample.T).topk(rank, sorted=False).values
+        thresholds[:] = sampled.amin(1, keepdim=True).cpu().numpy()
     scores, found = np.empty((len(rows), wanted), np.float32), np.empty((len(rows), wanted), np.int64)
-    buffer, again = torch.empty(len(rows) * _COLUMNS), np.arange(len(rows))
+    buffer, again = units.new_empty(len(rows) * _COLUMNS), np.arange(len(rows))
     while len(again):
         heaps = faiss.ResultHeap(len(again), wanted, keep_max=True)
-        heaps.D[:], left = floors[again], rows[again]
+        heaps.D[:], left = thresholds[again], rows[again]
         for start in range(0, len(units), _COLUMNS):
             columns = units[start : start + _COLUMNS]
             products = buffer[: len(again) * len(columns)].view(len(again), len(columns))
-            torch.mm(left, columns.T, out=products)
-            heaps.heaps.addn(len(columns), faiss.swig_ptr(products.numpy()), start, 0, len(again))
+            host = torch.mm(left, columns.T, out=products).cpu().numpy()  # the buffer itself on a CPU
+            heaps.heaps.addn(len(columns), faiss.swig_ptr(host), start, 0, len(again))
         scores[again], found[again] = heaps.D, heaps.I
         again = np.flatnonzero((found < 0).any(1))
-        floors[:] = -np.inf
+        thresholds[:] = -np.inf
     return scores, found
-
-
-def _search_by_topk(units: Tensor, rows: Tensor, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `_search_in_heaps`, on any device: 4 n N bytes for all products at once."""
-    scores, found = (rows @ units.T).topk(wanted)
-    return scores.cpu().numpy(), found.cpu().numpy()

@@ -19,7 +19,7 @@ import numpy as np
 
 from .annotations import SIZE, Annotations, weight_map
 from .datasets import FileSet, FolderReport, check_files
-from .io.audio import FrontEnd
+from .io.front_ends import FrontEnd
 from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
 
 # Of every set the first layout is the default.

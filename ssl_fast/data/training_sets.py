@@ -17,10 +17,11 @@ from collections import Counter
 from pathlib import Path
 
 from .annotations import Annotation, some
-from .datasets import DataError, FileSet, FolderReport, Item, check_files, find_list, read_ids
-from .io.audio import FrontEnd
+from .datasets import FileSet, FolderReport, Item, check_files
+from .io.front_ends import FrontEnd
 from .io.video import VIDEOS, pyav
 from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
+from .sample_lists import DataError, find_list, read_ids
 
 _MP4 = Layout("videos/{image}.mp4", "videos/{audio}.mp4")
 # Of every set the first layout is the default. SSL-TIE's frames are those at 5 s, its sounds of VGGSound 3 s long.
@@ -89,11 +90,11 @@ def _items(root: Path, name: str, split, layout: str | None, exclude) -> tuple[l
     if exclude is not None:
         other = find_list(root, exclude)
         left_out = set(_ids(other, name))
-        kept = [one for one in ids if one not in left_out]
-        notes.append(f"{len(ids) - len(kept)} of the {len(ids)} ids in {path} left out, since they are in {other}")
-        if not kept:
+        remaining = [one for one in ids if one not in left_out]
+        notes.append(f"{len(ids) - len(remaining)} of the {len(ids)} ids in {path} left out, since they are in {other}")
+        if not remaining:
             raise DataError(f"{path}: expected ids that are not in {other}, all {len(ids)} are")
-        ids = kept
+        ids = remaining
     items, problems = find_items(root, found, [Annotation(one, one, one, None, one) for one in ids])
     return items, [f"{problem} in {path}" for problem in problems], notes
 

@@ -48,10 +48,10 @@ def random_resized_crop(
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Tensor:
-    """Of every image a random box, resized (bilinear) to the full size.
+    """Random box of every image, resized (bilinear) to the full size.
 
     scale: range of the box's share of the image's area. ratio: range of its width : height relative to the image's own,
-    uniform in the logarithm, narrowed where a box of that area would not fit. The place is uniform.
+    uniform in the logarithm, narrowed where a box of that area would not fit. The position is uniform.
     """
     pixels = _checked(images)
     if not 0 < scale[0] <= scale[1] <= 1:
@@ -92,7 +92,8 @@ def colour_jitter(
     hue: float = 0.1,
     p: float = 0.8,
 ) -> Tensor:
-    """With probability p an image's hue, saturation, contrast and brightness change, in this order; clipped at the end.
+    """Jitter of colours: with probability p an image's hue, saturation, contrast and brightness change, in this order;
+    clipped at the end.
 
     brightness, contrast, saturation: factors from U(1 - x, 1 + x), away from black, from the image's mean grey and from
     each pixel's grey. hue: the plane of chroma (YIQ) is turned by U(-hue, hue) of a full turn.

@@ -1,4 +1,4 @@
-"""What a rule of prediction allows at most: the best map there can be, and a square that looks at nothing.
+"""Ceilings of a rule of prediction: the best map there can be, and a square that looks at nothing.
 
 Under the top-50 % rule every prediction has the same area, so an object that fills less than a quarter of the image can
 never reach IoU .5. A figure is to be read beside the ceiling of its set.
@@ -31,9 +31,9 @@ def best_iou(ground_truth: np.ndarray, pixels: int) -> float:
     return _iou(weights[weights.size - pixels :], weights)
 
 
-def _iou(kept: np.ndarray, weights: np.ndarray) -> float:
-    """Consensus IoU (`metrics.consensus_iou`) of predicting the pixels whose weights are `kept`, of all `weights`."""
-    return kept.sum(dtype=np.float64) / (weights.sum(dtype=np.float64) + np.count_nonzero(kept == 0))
+def _iou(predicted: np.ndarray, weights: np.ndarray) -> float:
+    """Consensus IoU (`metrics.consensus_iou`) of a prediction, by the weights of its pixels and of all pixels."""
+    return predicted.sum(dtype=np.float64) / (weights.sum(dtype=np.float64) + np.count_nonzero(predicted == 0))
 
 
 def centre_square(pixels: int, shape: tuple[int, int] = (224, 224)) -> np.ndarray:

@@ -4,173 +4,33 @@ One pass over each set streams batches through the model and all baselines; only
 maps become numbers is the `Protocol` that every result carries.
 """
 
-import contextlib
-import itertools
 import os
 import typing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..distributed import collect, share
-from ..progress import progress_bar
 from ..reproducibility import versions
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
+from .predictors import Localizer, MapFunction, Predictor, batches, from_images, from_localizer, inference, predictor_of
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
 from .results import Results, flat_keys, table
+from .retrieval import retrieval
 
 if typing.TYPE_CHECKING:
     from ..data.datasets import SampleSet
 
 NEGATIVES = ("silence", "noise", "offscreen")
-RECALLS = (1, 5, 10)
 
 
-class Localizer(typing.Protocol):
-    """What `evaluate` asks of a model; images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) of a `SampleSet`."""
-
-    def normalize_images(self, images: Tensor) -> Tensor: ...
-    def normalize_spectrograms(self, spectrograms: Tensor) -> Tensor: ...
-    def visual_features(self, images: Tensor) -> dict[str, Tensor]: ...
-    def audio_features(self, spectrograms: Tensor) -> dict[str, Tensor]: ...
-    def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor: ...
-    def retrieval(self, visual: dict[str, Tensor], audio: dict[str, Tensor], *, similarity: str) -> Tensor: ...
-
-
-# images uint8 (B, 3, H, W), {"positive" or a kind of negative: spectrograms (B, 1, F, T)}, ids of the samples
-# -> {the same keys: maps (B, h, w)}
-Predictor = Callable[[Tensor, dict[str, Tensor], list[str]], dict[str, np.ndarray]]
-# images uint8 (B, 3, H, W), spectrograms (B, 1, F, T) -> maps (B, h, w): a model that is no `Localizer`
-MapFunction = Callable[[Tensor, Tensor], Tensor]
 # sample set, its name, kind, seed -> `data.negatives.Negatives`
 Draw = Callable[["SampleSet", str, str, int], typing.Any]
-
-
-def _device(localizer) -> torch.device:
-    if not isinstance(localizer, nn.Module):
-        return torch.device("cpu")
-    tensor = next(itertools.chain(localizer.parameters(), localizer.buffers()), None)
-    return torch.device("cpu") if tensor is None else tensor.device
-
-
-def _visual(localizer: Localizer, images: Tensor) -> dict[str, Tensor]:
-    return localizer.visual_features(localizer.normalize_images(images.to(_device(localizer))))
-
-
-def _audio(localizer: Localizer, spectrograms: Tensor) -> dict[str, Tensor]:
-    return localizer.audio_features(localizer.normalize_spectrograms(spectrograms.to(_device(localizer))))
-
-
-def from_localizer(localizer: Localizer) -> Predictor:
-    """The visual features are computed once for all the sounds that an image is tried with."""
-
-    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
-        visual = _visual(localizer, images)
-        return {
-            kind: metrics.array(localizer.maps(visual, _audio(localizer, sound)), "maps")
-            for kind, sound in sounds.items()
-        }
-
-    return predict
-
-
-def from_images(baseline: Baseline) -> Predictor:
-    """A baseline: one map of the image, whatever the sound."""
-
-    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
-        return dict.fromkeys(sounds, metrics.array(baseline(images), "maps"))
-
-    return predict
-
-
-def from_function(function: MapFunction) -> Predictor:
-    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
-        return {kind: metrics.array(function(images, sound), "maps") for kind, sound in sounds.items()}
-
-    return predict
-
-
-def from_folder(folder: str | os.PathLike) -> Predictor:
-    """Maps computed elsewhere: FOLDER/ID.npy (h, w) under a sample's own sound, FOLDER/KIND/ID.npy under a negative, or
-    FOLDER/KIND/SEED/ID.npy where there are several draws."""
-
-    def load(path: Path) -> np.ndarray:
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{path}: expected a map as .npy, got: {error}") from None
-        if values.ndim != 2 or values.dtype.kind != "f":
-            raise ValueError(f"{path}: expected floats (h, w), got {values.dtype} {values.shape}")
-        return values
-
-    def predict(images: Tensor, sounds: dict[str, Tensor], ids: list[str]) -> dict[str, np.ndarray]:
-        out = {}
-        for kind in sounds:
-            maps = [load(Path(folder, *(() if kind == "positive" else (kind,)), f"{sample}.npy")) for sample in ids]
-            for sample, one in zip(ids, maps):
-                if one.shape != maps[0].shape:
-                    raise ValueError(
-                        f"{folder}: expected maps of one size, {maps[0].shape} as of {ids[0]!r}, "
-                        f"got {one.shape} of {sample!r}"
-                    )
-            out[kind] = np.stack(maps)
-        return out
-
-    return predict
-
-
-def predictor_of(model: "Localizer | MapFunction | str | os.PathLike") -> Predictor:
-    if isinstance(model, (str, os.PathLike)):
-        return from_folder(model)
-    if hasattr(model, "visual_features"):
-        return from_localizer(model)
-    if callable(model):
-        return from_function(model)
-    raise TypeError(
-        f"model: expected a localizer, a function of images and spectrograms, or a folder of maps, "
-        f"got {type(model).__name__}"
-    )
-
-
-@contextlib.contextmanager
-def inference(localizer):
-    """Evaluation mode without gradients; each module's own training flag comes back afterwards."""
-    modules = [(m, m.training) for m in localizer.modules()] if isinstance(localizer, nn.Module) else []
-    try:
-        for module, _ in modules:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modules:
-            module.training = training
-
-
-def _collate(samples: list[dict]) -> tuple[Tensor, Tensor, Tensor]:
-    keys = "index", "image", "spectrogram"
-    return tuple(torch.stack([torch.as_tensor(sample[key]) for sample in samples]) for key in keys)
-
-
-def batches(
-    sample_set: "SampleSet", batch_size: int, *, workers: int = 0, progress: bool = False, title: str = ""
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """(indices (B,), images uint8 (B, 3, H, W), spectrograms (B, 1, F, T)) in the set's order.
-
-    Leaves torch's random state alone.
-    """
-    loader = torch.utils.data.DataLoader(
-        sample_set, batch_size, num_workers=workers, collate_fn=_collate, generator=torch.Generator()
-    )
-    for index, images, spectrograms in progress_bar(
-        loader, desc=title, unit="batch", leave=False, disable=not progress
-    ):
-        yield index.numpy(), images, spectrograms
 
 
 def _checked(
@@ -184,8 +44,8 @@ def _checked(
         yield name, maps
 
 
-class _Run:
-    """What the passes of one evaluation have in common."""
+class _Passes:
+    """Passes over the sets of one evaluation, and the arguments that they share."""
 
     def __init__(
         self,
@@ -230,7 +90,7 @@ class _Run:
         }
         size, kinds = (0, 0), dict.fromkeys(map(_kind, negatives))
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
-            size, ids = tuple(images.shape[-2:]), [sample_set.ids[i] for i in index]
+            size, ids = _size(images), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
@@ -285,10 +145,15 @@ class _Run:
         return {self._named(column): values for column, values in out.items()}
 
     def _named(self, column: str) -> str:
-        """Where the threshold is not from validation data, names say so."""
+        """Column with the name of the rule in place of "universal", where the threshold is not from validation data."""
         if self.rule != "universal" and column.startswith("pia_"):
             return f"{column}_{self.rule}"
         return column.replace("iou_universal", f"iou_{self.rule}")
+
+
+def _size(images: Tensor) -> tuple[int, int]:
+    height, width = images.shape[-2:]
+    return height, width
 
 
 def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], title: str) -> tuple[np.ndarray, list]:
@@ -314,14 +179,14 @@ def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: i
         part = torch.utils.data.Subset(sample_set, own)
         for index, images, spectrograms in batches(part, batch_size, workers=workers):
             ids = [sample_set.ids[i] for i in index]
-            truth, _ = _truths(sample_set, index, tuple(images.shape[-2:]), "validation")
+            truth, _ = _truths(sample_set, index, _size(images), "validation")
             total.update(predict(images, {"positive": spectrograms}, ids)["positive"], truth, ids=ids)
-    iou = total.columns["audio_visual"]["iou_adaptive"] if own else []
+    iou = total.columns["audio_visual"]["iou_adaptive"].tolist() if own else []
     return float(np.mean(np.asarray(collect(iou, len(sample_set))) >= 0.5))
 
 
 def _sounds(kinds: Iterable[str], seed: int, seeds: Sequence[int]) -> list[str]:
-    """What the negatives of a seed are called: by their kind and, where there are several seeds, KIND/SEED."""
+    """Names of the negatives of a seed: their kind or, where there are several seeds, KIND/SEED."""
     return [kind if len(seeds) == 1 else f"{kind}/{seed}" for kind in kinds]
 
 
@@ -348,44 +213,6 @@ def by_seed(sample_set: "SampleSet", name: str, kind: str, seed: int):
     from ..data.negatives import negatives
 
     return negatives(sample_set, kind, seed)
-
-
-def retrieval(
-    localizer: Localizer,
-    sample_set: "SampleSet",
-    *,
-    similarity: str = "auto",
-    batch_size: int = 64,
-    workers: int = 0,
-    progress: bool = False,
-) -> dict:
-    """R@k both ways among all samples of a set, by the localizer's score of that name.
-
-    -> {"n": N, "instance": {"a2i": {"r1": ...}, "i2a": ...}, "class": ...}. Instance: right is what has the query's
-    image id. Class: the sound's category is among those visible in the image; left out where a sample has no category.
-    Memory: the N x N scores and the sounds' features; images are streamed.
-    """
-    loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    with inference(localizer):
-        parts = [_audio(localizer, sounds) for _, _, sounds in batches(sample_set, title="sounds", **loading)]
-        audio = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-        rows = [
-            localizer.retrieval(_visual(localizer, images), audio, similarity=similarity)
-            for _, images, _ in batches(sample_set, title="retrieval", **loading)
-        ]
-        scores = np.concatenate([metrics.array(row, "retrieval scores", 2) for row in rows])
-    labels = {"instance": (sample_set.image_ids, sample_set.image_ids)}
-    if None not in sample_set.categories:
-        shown = [frozenset(visible) | {own} for visible, own in zip(sample_set.visible, sample_set.categories)]
-        labels["class"] = (shown, sample_set.categories)
-    out: dict = {"n": len(sample_set)}
-    for hit, (images, sounds) in labels.items():
-        recalls = {
-            "a2i": metrics.recall_at(scores.T, sounds, images, RECALLS),
-            "i2a": metrics.recall_at(scores, images, sounds, RECALLS),
-        }
-        out[hit] = {way: {f"r{k}": rate for k, rate in recall.items()} for way, recall in recalls.items()}
-    return out
 
 
 def _pick(argument: str, name: str | None, preferred: str, test_sets: Mapping) -> str:
@@ -415,7 +242,7 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
 
 
 def evaluate(
-    localizer: "Localizer | MapFunction | str | os.PathLike",
+    localizer: Localizer | MapFunction | str | os.PathLike,
     test_sets: Mapping[str, "SampleSet"],
     *,
     validation: "SampleSet | None" = None,
@@ -463,18 +290,18 @@ def evaluate(
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
     rule = "universal" if validation is not None else "test_threshold"
-    run = _Run(predictors, protocol, rule, published, seeds, prior, **loading)
+    passes = _Passes(predictors, protocol, rule, published, seeds, prior, **loading)
     notes: list[str] = []
     samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
     with inference(localizer):
         if validation is not None:
             drawn = _negatives(validation, "validation", negatives, draw, seeds, notes)
-            thresholds = chosen["validation"] = run.thresholds(validation, drawn, "validation")
+            thresholds = chosen["validation"] = passes.thresholds(validation, drawn, "validation")
         for name, sample_set in test_sets.items():
             drawn = _negatives(sample_set, name, negatives, draw, seeds, notes)
             if validation is None:
-                thresholds = chosen[name] = run.thresholds(sample_set, drawn, name)
-            columns, size, computed[name] = run.columns(sample_set, drawn, thresholds, name)
+                thresholds = chosen[name] = passes.thresholds(sample_set, drawn, name)
+            columns, size, computed[name] = passes.columns(sample_set, drawn, thresholds, name)
             tables[name] = _set_table(sample_set, columns, size, dict.fromkeys(map(_kind, drawn)))
             values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
             samples[name] = {
@@ -485,9 +312,10 @@ def evaluate(
             }
         recalls = {}
         if hasattr(localizer, "retrieval"):
+            model = typing.cast(Localizer, localizer)
             recalls = {
                 "similarity": similarity,
-                **retrieval(localizer, test_sets[retrieval_on], similarity=similarity, **loading),
+                **retrieval(model, test_sets[retrieval_on], similarity=similarity, **loading),
             }
         else:
             notes.append("no retrieval, because the model gives maps alone")

@@ -1,4 +1,4 @@
-"""From low-resolution maps to counts of pixels: up-sampling, threshold rules and intersections, in one pass per map.
+"""Counts of pixels from low-resolution maps: up-sampling, threshold rules and intersections, in one pass per map.
 
 Here are the rules as data, the plain numpy path, made of the functions of `metrics`, and the call of the kernel.
 """
@@ -21,7 +21,7 @@ _COMPARISON_NAMES = {"exact": "exact", ">": "above", ">=": "at_least"}  # of csr
 
 @dataclass(frozen=True)
 class Upsampling:
-    """How a map comes to the size of the ground truth (`metrics.upsample`)."""
+    """Up-sampling of a map to the size of the ground truth (`metrics.upsample`)."""
 
     interpolation: str = "bilinear"
     align_corners: bool = False
@@ -33,7 +33,7 @@ class Upsampling:
 
 @dataclass(frozen=True)
 class Rule:
-    """How a map becomes a binary prediction.
+    """Rule that makes a map a binary prediction.
 
     kind: "fraction": a share of the pixels; "truth": as many as have ground truth > 0; "value": those above a value.
     comparison: "exact": that many pixels, ties in row-major order, a constant map predicts everything (not for
@@ -64,8 +64,8 @@ class Rule:
     def universal(self) -> bool:
         return self.kind == "value" and self.value is None
 
-    def share(self, pixels: int) -> int:
-        """How many of so many pixels `fraction` stands for; as published, those from ascending index
+    def pixel_count(self, pixels: int) -> int:
+        """Number of pixels, of so many, that `fraction` stands for; as published, those from ascending index
         int((1 - fraction) · pixels) on."""
         if self.comparison == "exact":
             return metrics.fraction_count(self.fraction, pixels)
@@ -74,9 +74,10 @@ class Rule:
     def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
         """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
         if self.kind == "value":
-            return metrics.above(maps, self.value if self.value is not None else value, strict=self.comparison == ">")
+            threshold = typing.cast(float, value if self.value is None else self.value)
+            return metrics.above(maps, threshold, strict=self.comparison == ">")
         pixels = math.prod(maps.shape[1:])
-        counts = np.full(len(maps), self.share(pixels))
+        counts = np.full(len(maps), self.pixel_count(pixels))
         if self.kind == "truth":
             counts = np.where(objects > 0, objects, counts)
         if self.comparison == "exact":
@@ -85,7 +86,7 @@ class Rule:
 
 
 class Counts(typing.NamedTuple):
-    """Of N images with K maps each (the first one is compared with the ground truth) under R rules."""
+    """Counts for N images with K maps each (the first one is compared with the ground truth) under R rules."""
 
     hit: np.ndarray  # float64 (N, R): sum of weights of ground truth under the prediction
     false: np.ndarray  # float64 (N, R): predicted pixels without ground truth
@@ -98,9 +99,10 @@ class Counts(typing.NamedTuple):
         return metrics.ratio(self.hit, self.weight[:, None] + self.false, empty)
 
     def map_iou(self, first: int, second: int) -> np.ndarray:
-        """(N,): agreement of two maps above `value`; two empty ones agree."""
-        both = self.shared[:, first, second]
-        return metrics.ratio(both, self.shared[:, first, first] + self.shared[:, second, second] - both, empty=1.0)
+        """IoU (N,) of two maps above `value`, which must have been given; 1 for two empty ones."""
+        shared = typing.cast(np.ndarray, self.shared)
+        both = shared[:, first, second]
+        return metrics.ratio(both, shared[:, first, first] + shared[:, second, second] - both, empty=1.0)
 
 
 def counts_of_pixels(
@@ -145,12 +147,9 @@ def _compiled(
     low = np.ascontiguousarray(np.stack(maps, 1))  # stacking keeps the order of transposed maps
     truth = np.ascontiguousarray(truth, bool if truth.dtype == bool else np.float32)
     n, k = low.shape[:2]
-    found = Counts(
-        *(np.empty((n, len(rules))) for _ in range(2)),
-        np.empty(n),
-        np.empty(n, np.int64),
-        None if value is None else np.empty((n, k, k), np.int64),
-    )
+    shared = None if value is None else np.empty((n, k, k), np.int64)
+    hit, false = np.empty((n, len(rules))), np.empty((n, len(rules)))
+    found = Counts(hit, false, np.empty(n), np.empty(n, np.int64), shared)
     axes = [
         [_taps(low.shape[axis], truth.shape[axis - 1], up) for axis in (2, 3)] for up in (upsampling[0], upsampling[-1])
     ]
@@ -165,7 +164,7 @@ def _compiled(
             (
                 getattr(extension.RuleKind, rule.kind),
                 getattr(extension.Comparison, _COMPARISON_NAMES[rule.comparison]),
-                rule.share(pixels),
+                rule.pixel_count(pixels),
                 0.0 if rule.kind != "value" else rule.value if rule.value is not None else value,
             )
             for rule in rules

@@ -62,7 +62,7 @@ def check_truth(ground_truth, shape: tuple | None = None) -> np.ndarray:
     if shape is not None and ground_truth.shape != tuple(shape):
         raise ValueError(f"ground_truth: expected shape {tuple(shape)}, got {ground_truth.shape}")
     if ground_truth.size and not (ground_truth.min() >= 0 and ground_truth.max() <= 1):  # a NaN fails both
-        refuse_truth((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2)))
+        refuse_truth(np.asarray((~((ground_truth >= 0) & (ground_truth <= 1))).any((1, 2))))
     return ground_truth
 
 
@@ -220,7 +220,8 @@ def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarra
     for i, (b, g) in enumerate(zip(prediction, truth)):  # image by image: what a loop touches stays in cache
         weights = g.astype(np.float64)
         out[:, i] = np.vdot(b.astype(np.float64), weights), np.count_nonzero(b & (g == 0)), weights.sum()
-    return tuple(out)
+    hit, false, weight = out
+    return hit, false, weight
 
 
 def ratio(part, whole, empty: float) -> np.ndarray:

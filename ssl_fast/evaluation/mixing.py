@@ -40,7 +40,7 @@ def unit_range(maps) -> np.ndarray:
     return (check_maps(maps) + 1) / 2
 
 
-# By the name under which a protocol asks for them.
+# Normalisations by name, as protocols store them.
 NORMALISATIONS: dict[str, Callable] = {
     "none": check_maps,
     "min_max": min_max,

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import metrics
-from .evaluate import NEGATIVES, Draw, Localizer, by_seed, inference, predictor_of
+from .evaluate import NEGATIVES, Draw, by_seed
+from .predictors import Localizer, inference, predictor_of
 from .results import Results
 
 if typing.TYPE_CHECKING:

@@ -117,7 +117,7 @@ def chart(draw: Callable, size: tuple[float, float]) -> tuple[str, str]:
 
     out = []
     for paper, ink, faint in (("#ffffff", "#1c2430", "#d5dae2"), ("#1b212b", "#e8ecf2", "#3b4454")):
-        style = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), paper)
+        style: dict = dict.fromkeys(("figure.facecolor", "axes.facecolor", "legend.facecolor"), paper)
         style |= dict.fromkeys(("axes.edgecolor", "grid.color", "legend.edgecolor"), faint)
         style |= dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), ink)
         style |= {

@@ -22,8 +22,8 @@ from .results import table
 
 @dataclass(frozen=True)
 class Protocol:
-    """How maps become numbers. The default: bilinear up-sampling to the image's size with corners not aligned, exact
-    pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
+    """Steps from maps to numbers. The default: bilinear up-sampling to the image's size with corners not aligned,
+    exact pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
     columns).
 
     Steps: maps / tau; up-sampling; fixed range of tau; normalisation; mixture with the object prior, where one is
@@ -54,11 +54,11 @@ class Protocol:
                 )
 
     def record(self) -> dict:
-        """What a result file stores: plain lists, dicts, numbers and strings."""
+        """Record for a result file: plain lists, dicts, numbers and strings."""
         return json.loads(json.dumps(asdict(self)))
 
     def exact(self) -> "Protocol":
-        """The same with up-sampling rounded once: counts may differ by the pixels that rounding puts on the other
+        """This protocol with up-sampling rounded once: counts may differ by the pixels that rounding puts on the other
         side of a threshold, and the compiled kernel can be used."""
         sizes = {key: replace(getattr(self, key), arithmetic="exact") for key in ("positive", "negative", "prior")}
         return replace(self, name=f"{self.name} (exact)", **sizes)
@@ -294,12 +294,12 @@ def _false_alarms(columns: Mapping) -> dict:
     return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
 
 
-# By the name under which a protocol asks for them: (columns of a predictor, names of its rules, marks) -> figures.
+# Families of figures by name: (columns of a predictor, names of its rules, labels) -> figures.
 FIGURES: dict[str, Callable] = {
-    "localization": lambda columns, rules, marks: table(columns, marks["image_ids"] or None),
-    "detection": lambda columns, rules, marks: _detection(columns, rules, np.array(marks["sounding"])),
-    "segmentation": lambda columns, rules, marks: _segmentation(columns, rules),
-    "false_alarms": lambda columns, rules, marks: _false_alarms(columns),
+    "localization": lambda columns, rules, labels: table(columns, labels["image_ids"] or None),
+    "detection": lambda columns, rules, labels: _detection(columns, rules, np.array(labels["sounding"])),
+    "segmentation": lambda columns, rules, labels: _segmentation(columns, rules),
+    "false_alarms": lambda columns, rules, labels: _false_alarms(columns),
 }
 
 
@@ -312,7 +312,7 @@ class Accumulator:
     def __init__(self, protocol: str | Protocol, *, threshold: float | None = None, backend: str = "auto"):
         self.protocol, self.threshold, self.backend = protocol_of(protocol), threshold, backend
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
-        self.marks: dict[str, list] = {"image_ids": [], "sounding": []}
+        self.labels: dict[str, list] = {"image_ids": [], "sounding": []}
         if not {*self.protocol.figures} <= FIGURES.keys():
             raise ValueError(
                 f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
@@ -336,15 +336,15 @@ class Accumulator:
             ("image_ids", image_ids, self.protocol.grouped),
             ("sounding", sounding, "detection" in self.protocol.figures),
         ):
-            if given is None and (needed or self.marks[name]):
+            if given is None and (needed or self.labels[name]):
                 raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
-            if given is not None and len(self.marks[name]) != self.n:
+            if given is not None and len(self.labels[name]) != self.n:
                 raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
         self._batches.append(batch)
-        self.marks["image_ids"].extend(() if image_ids is None else image_ids)
-        self.marks["sounding"].extend(() if sounding is None else np.asarray(sounding) > 0)
+        self.labels["image_ids"].extend(() if image_ids is None else image_ids)
+        self.labels["sounding"].extend(() if sounding is None else np.asarray(sounding) > 0)
 
     @property
     def n(self) -> int:
@@ -366,7 +366,7 @@ class Accumulator:
         left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
         rules = [rule.name for rule in self.protocol.rules if rule.name not in left_out]
         figures = {
-            predictor: {family: FIGURES[family](columns, rules, self.marks) for family in self.protocol.figures}
+            predictor: {family: FIGURES[family](columns, rules, self.labels) for family in self.protocol.figures}
             for predictor, columns in self.columns.items()
         }
         return {

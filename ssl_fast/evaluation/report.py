@@ -1,53 +1,15 @@
-"""One self-contained HTML page of an evaluation: no script, no outside address; for light, dark and narrow screens."""
+"""The page of an evaluation, one self-contained HTML file: no script, no outside address; for light, dark and narrow
+screens (report.css)."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from ..reproducibility import replace_file
 from . import pictures
 from .overlays import Row, Tile
 from .results import shortened
-
-STYLE = """
-:root{--paper:#fff;--ink:#1c2430;--soft:#5b6675;--line:#d5dae2;--card:#f5f7fa;--mark:#0072b2;--other:#d55e00}
-@media(prefers-color-scheme:dark){:root{--paper:#12161d;--ink:#e8ecf2;--soft:#a3adbb;--line:#3b4454;--card:#1b212b;
---mark:#6cb8e6;--other:#f0955a}}
-:root{color-scheme:light dark}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:72rem;padding:1rem 1rem 3rem;background:var(--paper);color:var(--ink);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
-h1{font-size:1.7rem;line-height:1.2;margin:.6rem 0 .2rem}h2{font-size:1.25rem;margin:2.4rem 0 .4rem}
-h3{font-size:1rem;margin:1.4rem 0 .3rem}
-p{margin:.4rem 0;max-width:60rem}.soft,figcaption,caption,small{color:var(--soft)}small,figcaption{font-size:.8rem}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(13.5rem,1fr));gap:.8rem;margin:1rem 0;padding:0}
-.card{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.8rem 1rem}
-.card small{line-height:1.35;display:block;margin-top:.15rem}.card dt{font-size:.9rem}.card dd{margin:0}.card
-.value{font-size:1.9rem;font-weight:650;line-height:1.2;color:var(--mark)} .card .deaf{color:var(--other)}
-.warning{background:var(--card);border:2px solid var(--other);border-radius:.6rem;padding:.8rem 1rem;font-weight:650}
-.wide{overflow-x:auto;margin:.8rem 0}
-table{border-collapse:collapse;font-size:.88rem;font-variant-numeric:tabular-nums;min-width:28rem}
-caption{text-align:left;padding:.2rem 0;font-size:.85rem}
-th,td{padding:.35rem .7rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-thead th{vertical-align:bottom;font-weight:600;white-space:normal}
-tr.model td,tr.model th{font-weight:650;color:var(--mark)}
-td small{display:block;font-weight:400}
-.row{display:grid;gap:.8rem;margin:.8rem 0 1.4rem;max-width:calc(var(--n)*16.8rem);
-grid-template-columns:repeat(auto-fit,minmax(max(6.2rem,calc(100%/var(--n) - 1rem)),1fr))}
-.pairs{display:grid;gap:0 1.6rem;grid-template-columns:repeat(auto-fill,minmax(min(30rem,100%),1fr))}
-figure{margin:0;min-width:0}.chart{max-width:46rem;margin:1rem 0}
-.chart.full{max-width:none}
-img{max-width:100%;height:auto;display:block;border-radius:.4rem}.row img{width:100%}
-.chart img{border:1px solid var(--line)}
-audio{width:100%;height:2.2rem;margin-top:.35rem}
-figcaption b{color:var(--ink)}
-details{margin:.4rem 0 1.2rem}summary{cursor:pointer;font-size:.88rem}
-pre{background:var(--card);border:1px solid
-var(--line);border-radius:.4rem;padding:.8rem;overflow-x:auto;font-size:.78rem} footer{margin-top:3rem;border-top:1px
-solid var(--line);padding-top:.6rem} .scale{height:.6rem;border-radius:.3rem;max-width:16rem;
-background:linear-gradient(90deg,#0d0887,#6a00a8,#b12a90,#e16462,#fca636,#f0f921)}
-"""
 
 TITLES = {
     "random": "random map",
@@ -108,7 +70,7 @@ scale. Green outline: ground truth of the sound. Ring: maximum of the map.</smal
 
 
 def number(value: float) -> str:
-    """How the page prints a rate."""
+    """A rate as the page prints it."""
     return f"{value:.3f}"
 
 
@@ -150,11 +112,11 @@ def _table(caption: str, head: Sequence[str], rows: Iterable[tuple[str, Iterable
 # ------------------------------------------------------------------------------------------------ figures
 
 
-def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = None) -> str:
+def _card(title: str, value: float, note: str, baseline: tuple[float, str] | None = None) -> str:
     rival = ""
-    if deaf is not None:
-        who = f" ({name_of(deaf[1])})" if deaf[0] else ""
-        rival = f'<dd class="deaf"><small>best without hearing: {number(deaf[0])}{_text(who)}</small></dd>'
+    if baseline is not None:
+        who = f" ({name_of(baseline[1])})" if baseline[0] else ""
+        rival = f'<dd class="baseline"><small>best without hearing: {number(baseline[0])}{_text(who)}</small></dd>'
     return (
         f'<div class="card"><dt>{_text(title)}</dt><dd class="value">{number(value)}</dd>{rival}'
         f"<dd><small>{_text(note)}</small></dd></div>"
@@ -162,12 +124,12 @@ def _card(title: str, value: float, note: str, deaf: tuple[float, str] | None = 
 
 
 def _cards(results: Mapping) -> str:
-    """Headline figures; beside each the best that a predictor without ears gets."""
+    """Headline figures; beside each that of the best image-only baseline."""
 
     def measured(title, name, key, note, total):
         one = results["sets"][name]
-        deaf = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
-        return _card(title, one["model"][key], f"{note}: {one['model']['counts'][key]} of {one[total]}", deaf)
+        best = max(((row[key], baseline) for baseline, row in one["baselines"].items()), default=None)
+        return _card(title, one["model"][key], f"{note}: {one['model']['counts'][key]} of {one[total]}", best)
 
     main, retrieval = results["interactive_on"], results["retrieval"]
     success = "samples with IoU ≥ .5, adaptive threshold"
@@ -301,7 +263,9 @@ def _protocols(results: Mapping) -> str:
                     )
                 )
             parts.append(f"<details><summary>{_text(name)}: protocol {_text(protocol)}</summary>{table}</details>")
-    return parts and _section(
+    if not parts:
+        return ""
+    return _section(
         "Published protocols",
         "<p>The same maps as other evaluators would score them. Their figures do not compare "
         "with each other: up-sampling, threshold, comparison and ground truth differ, and each is stored with the "
@@ -345,7 +309,9 @@ def _false_positives(results: Mapping) -> str:
     origin = "the negatives of the validation set"
     if of_test:
         origin = "the test set's own negatives, for want of a validation set: what depends on it is optimistic"
-    return parts and _section(
+    if not parts:
+        return ""
+    return _section(
         "Sounds of nothing visible",
         "<p>The threshold of a predictor is the highest third quartile of its map maxima over the kinds of negative "
         f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>",
@@ -474,11 +440,12 @@ def render(
         singles,
         _footer(results, config),
     ]
+    style = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{_text(title)}</title>\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>{STYLE}</style>\n</head>\n<body>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<style>\n{style}</style>\n</head>\n<body>\n'
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
@@ -492,7 +459,7 @@ def write_report(
     history=None,
     config: Mapping | None = None,
 ) -> None:
-    """Write the page of an evaluation: headline figures, overlays, tables beside the deaf baselines, box plots,
+    """Write the page of an evaluation: headline figures, overlays, tables beside the image-only baselines, box plots,
     curves, settings.
 
     results: what `evaluate` gives, or the content of a metrics.json. overlays: what `overlays.collect` gives.

@@ -45,7 +45,7 @@ class Results(dict):
 
 
 def shortened(results: Mapping) -> str | None:
-    """What to tell where a time budget ended the training of what was evaluated; None of a run of full length."""
+    """Note that a time budget ended the training of what was evaluated; None for a run of full length."""
     if not results.get("shortened"):
         return None
     return (

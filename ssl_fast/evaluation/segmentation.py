@@ -37,7 +37,8 @@ def segmentation(prediction, ground_truth) -> Segmentation:
 
 
 def per_sample(true, false, area, pixels: float) -> Segmentation:
-    """From counts (N,): predicted pixels on and off the object, pixels of the object; pixels of the image."""
+    """Segmentation from counts (N,): predicted pixels on and off the object, pixels of the object; pixels of the
+    image."""
     iou = np.where(area > 0, true / np.maximum(area + false, 1), 1 - false / pixels)
     return Segmentation(iou, _f(true, true + false, area), _f(area, pixels, area))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..data.io.audio import FrontEnd, front_end_named
+from ..data.io.front_ends import FrontEnd, front_end_named
 from . import published, storage
 from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError
@@ -23,7 +23,7 @@ from .storage import CheckpointError
 SAFE = ".safetensors"
 OURS = "ssl_fast"  # layout of the project's own files, and where they keep what is no weight in .safetensors
 EMBEDDED = Path(__file__).with_name("quickstart.pt")  # `ssl-fast quickstart --seed 0`, converted with --half
-_KEPT = ("method", "front_end", "image_size", "model")  # of a recipe: what a localizer needs to be used
+_STORED = ("method", "front_end", "image_size", "model")  # of a recipe: what a localizer needs to be used
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,9 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
-    if published.weights_of(state) is not None:
-        return Checkpoint(file, *published.localizer_of(file, state, layout))
+    found = published.weights_of(state)
+    if found is not None:
+        return Checkpoint(file, *published.localizer_of(file, *found, layout))
     if layout is not None:
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
@@ -103,7 +104,7 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> Non
         raise ValueError(f"{path}: exists already; choose another name")
     about = {
         "format": storage.FORMAT,
-        "recipe": {key: found.recipe[key] for key in _KEPT},
+        "recipe": {key: found.recipe[key] for key in _STORED},
         "layout": found.layout,
         "threshold": found.threshold,
     }
@@ -128,7 +129,7 @@ def _safetensors(path: Path):
 
 
 def _read_safetensors(path: Path) -> dict:
-    """As storage.read_file: bare weights, or the state of a file of ours."""
+    """Bare weights, or the state of a file of ours, as storage.read_file gives them."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     safetensors = _safetensors(path)

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ def fill(localizer: "Localizer", weights: dict[str, Tensor]) -> "Localizer":
     return localizer.to(memory_format=torch.channels_last).eval()
 
 
-def _backbone(config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int]) -> nn.Module:
+def _backbone(config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int]) -> ResNet18 | SmallResNet:
     if config.backbone == "small":
         return SmallResNet(in_channels, strides, config.width)
     return ResNet18(in_channels, 16 if config.backbone == "resnet18_stride16" else 32)
@@ -126,6 +127,11 @@ class Localizer(nn.Module):
         with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is ssl_align's s_A.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
     """
+
+    image_mean: Tensor  # buffers
+    image_std: Tensor
+    spectrogram_mean: Tensor
+    spectrogram_std: Tensor
 
     def __init__(self, config: LocalizerConfig):
         super().__init__()
@@ -157,7 +163,7 @@ class Localizer(nn.Module):
         for head in (*self.visual_heads.values(), *self.audio_heads.values(), self.project_visual, self.project_audio):
             if isinstance(head, nn.Conv2d):
                 nn.init.kaiming_normal_(head.weight, mode="fan_out", nonlinearity="relu")
-            elif head is not None:
+            elif isinstance(head, nn.Linear):
                 nn.init.trunc_normal_(head.weight, std=0.01)
 
     def normalize_images(self, images: Tensor) -> Tensor:
@@ -252,9 +258,12 @@ def _check_float(name: str, x: Tensor, normalize: str) -> None:
 
 def _largest_mean_cosine(images: list[Tensor], sounds: list[Tensor]) -> Tensor:
     """max over cells of the mean of the cosines in several spaces: (N, C, h, w) and (M, C) each -> (N, M)."""
-    maps = sum(
-        torch.einsum("nchw,mc->nmhw", nn.functional.normalize(image), nn.functional.normalize(sound))
-        for image, sound in zip(images, sounds)
+    maps = reduce(
+        torch.add,
+        (
+            torch.einsum("nchw,mc->nmhw", nn.functional.normalize(image), nn.functional.normalize(sound))
+            for image, sound in zip(images, sounds)
+        ),
     )
     return maps.amax((2, 3)) / len(images)
 

@@ -1,4 +1,4 @@
-"""Where there are objects at all: the prior that EZ-VSL, SLAVC and SSL-Align mix with their maps."""
+"""Object prior, the map of an image alone that EZ-VSL, SLAVC and SSL-Align mix with their maps."""
 
 import os
 

@@ -1,7 +1,7 @@
 """Checkpoints as the released programs wrote them: recognised by their keys, loaded strictly (see checkpoints.load).
 
-EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix; files that
-were stripped of what lies round the weights need `layout` there. Front ends are those of the method's published recipe.
+EZ-VSL, FNAC and the model called "margin" share one layout, as do LVS and SSL-Align but for their prefix. Bare weights
+of LVS, SSL-Align and SSL-TIE cannot be told apart: they need `layout`.
 """
 
 import re
@@ -24,28 +24,37 @@ _LVS_UNUSED = r"imgnet\.(conv1_a|conv1_flow|fc)\..*|audnet\.(conv1|conv1_flow|fc
 
 
 @dataclass(frozen=True)
-class Layout:
-    """container: the key that the weights lie under. modules: published module -> ours. unused: pattern of the known
-    keys that a map does not depend on."""
+class CheckpointLayout:
+    """Names of weights in a published file, and what its nets were trained on.
+
+    container: the key that the weights lie under. modules: published module -> ours. unused: pattern of the known keys
+    that a map does not depend on. front_end, image_size: those of the method's published recipe.
+    """
 
     method: str
+    front_end: str
     container: str
     modules: dict[str, str]
     unused: str = r"(?!)"
+    image_size: int = 224
 
 
-LAYOUTS: dict[str, Layout] = {
-    "ezvsl": Layout("ez_vsl", "model", _TRUNK | _HEAD),
-    "fnac": Layout("fnac", "model", _TRUNK | _HEAD),
-    "margin": Layout("margin_nce", "model", _TRUNK | _HEAD),
-    "slavc": Layout("slavc", "model", _TRUNK | _HEADS, r"momentum_.*"),
-    "slavc_momentum": Layout(
-        "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
+LAYOUTS: dict[str, CheckpointLayout] = {
+    "ezvsl": CheckpointLayout("ez_vsl", "ez_vsl", "model", _TRUNK | _HEAD),
+    "fnac": CheckpointLayout("fnac", "fnac", "model", _TRUNK | _HEAD),
+    "margin": CheckpointLayout("margin_nce", "ez_vsl", "model", _TRUNK | _HEAD),
+    "slavc": CheckpointLayout("slavc", "slavc", "model", _TRUNK | _HEADS, r"momentum_.*"),
+    "slavc_momentum": CheckpointLayout(
+        "slavc", "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
     ),
-    "lvs": Layout("lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
+    "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
     # heads, of which nothing is published but that the released evaluator leaves them out
-    "sslalign": Layout("ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"),
-    "ssltie": Layout("ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"),
+    "sslalign": CheckpointLayout(
+        "ssl_align", "ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"
+    ),
+    "ssltie": CheckpointLayout(
+        "ssl_tie", "ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"
+    ),
 }
 
 
@@ -78,15 +87,17 @@ def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
     return "lvs" if any(key.startswith("module.") for key in weights) else "sslalign"
 
 
-def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[Localizer, dict, str, list[str]]:
-    """Of what was read from `path`: the localizer in evaluation mode, its recipe (method, front_end, image_size and
-    model), its layout, and the known keys that a map does not depend on.
+def localizer_of(
+    path: Path, container: str, weights: dict[str, Tensor], layout: str | None = None
+) -> tuple[Localizer, dict, str, list[str]]:
+    """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size and model), its
+    layout, and the known keys that a map does not depend on.
 
-    layout: a key of LAYOUTS; None: by the keys of the file, where "ezvsl" stands for "fnac" and "margin" too, whose
-    keys and maps are the same, and "slavc" for the online nets ("slavc_momentum": the momentum nets of that file).
-    CheckpointError, which names the file, and all keys that are missing, unexpected or wrongly shaped.
+    path: names the file in errors. container, weights: see `weights_of`. layout: a key of LAYOUTS; None: by the keys of
+    the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc" for the
+    online nets ("slavc_momentum": the momentum nets of that file). CheckpointError, which names the file, and all keys
+    that are missing, unexpected or wrongly shaped.
     """
-    container, weights = weights_of(state)
     name = layout or _recognise(path, container, weights)
     kind = LAYOUTS[name]
     config = LocalizerConfig.published(kind.method, **({"projection": None} if kind.method == "ssl_align" else {}))
@@ -111,15 +122,17 @@ def localizer_of(path: Path, state: object, layout: str | None = None) -> tuple[
         shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
     fill(localizer, {**{key: expected[key] for key in constants}, **ours})
-    from ..training.recipes import recipe
+    recipe = {
+        "method": kind.method,
+        "front_end": kind.front_end,
+        "image_size": kind.image_size,
+        "model": vars(config).copy(),
+    }
+    return localizer, recipe, name, unused
 
-    published = recipe(kind.method, "published").to_dict()
-    used = {key: published[key] for key in ("method", "front_end", "image_size")} | {"model": vars(config).copy()}
-    return localizer, used, name, unused
 
-
-def _published_name(layout: Layout, key: str) -> str:
-    """How the released programs name one of our keys."""
+def _published_name(layout: CheckpointLayout, key: str) -> str:
+    """Name of one of our keys in the released programs."""
     theirs = {ours: name for name, ours in layout.modules.items()}
     module = max((ours for ours in theirs if key.startswith(f"{ours}.")), key=len)
     return theirs[module] + key.removeprefix(module)

@@ -54,6 +54,10 @@ class ResNet18(nn.Module):
     """
 
     channels = 512
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
 
     def __init__(self, in_channels: int = 3, stride: int = 32):
         super().__init__()
@@ -113,6 +117,11 @@ class SmallResNet(nn.Module):
     every feature is centred on the pixels of its cell; an odd kernel on an even grid would shift all maps by half a
     pixel at each stage, up to half a cell in the end.
     """
+
+    layer1: CentredBlock
+    layer2: CentredBlock
+    layer3: CentredBlock
+    layer4: CentredBlock
 
     def __init__(self, in_channels: int = 3, strides: tuple[int, int, int, int] = (1, 2, 2, 1), width: int = 16):
         super().__init__()

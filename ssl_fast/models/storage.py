@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the project's own, one file, written atomically, with the one before it kept beside it."""
+"""Checkpoints on disk: the project's own, one file, written atomically; the previous one stays beside it."""
 
 import hashlib
 import os
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 def previous(path: str | os.PathLike) -> Path:
-    """Where the checkpoint before `path` is kept."""
+    """Path of the checkpoint before `path`."""
     path = Path(path)
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
@@ -52,7 +52,7 @@ def save(state: dict, path: str | os.PathLike) -> None:
 
 
 def read_file(path: Path):
-    """What torch.load reads without running code, on the CPU. CheckpointError, naming the file."""
+    """Content of a file of torch.save, on the CPU, read without running code. CheckpointError, naming the file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -81,7 +81,7 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
 
 
 def checked(path: Path, state: object) -> dict:
-    """What was read from `path`, if it is a state of this project; else CheckpointError."""
+    """State of this project that was read from `path`; CheckpointError for anything else."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r}")

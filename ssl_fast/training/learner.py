@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import distributed
 from ..data import transforms as augmentation
-from ..data.io.audio import FrontEnd, front_end_named
+from ..data.io.front_ends import FrontEnd, front_end_named
 from ..models import Localizer, Momentum, build
 from ..models.storage import load_torchvision
 from ..ops.reference import accumulate_dtype

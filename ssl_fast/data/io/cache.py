@@ -68,7 +68,7 @@ class DecodedCache:
 
 @lru_cache(maxsize=1)
 def _versions() -> tuple:
-    """Of the libraries that decode and resample; None for what is not installed."""
+    """Versions of the libraries that decode and resample; None for what is not installed."""
     found = []
     for name in ("pillow", "soundfile", "torchaudio", "av"):
         try:

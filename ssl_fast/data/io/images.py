@@ -1,6 +1,6 @@
 """Image files to RGB tensors, and their boxes and masks along with them.
 
-    from ssl_fast.data.images import Geometry, decode_image, load_image
+    from ssl_fast.data.io.images import Geometry, decode_image, load_image
     image = load_image("frames/clip.jpg", 224)                  # uint8 (3, 224, 224), aspect ratio not kept
     frame = decode_image("frames/clip.jpg")                     # uint8 (H, W, 3), as it is
     geometry = Geometry((0.1, 0.0, 0.8, 0.9), flip=True)        # 70 % of its width, 90 % of its height, mirrored
@@ -37,7 +37,7 @@ def decode_image(path: str | os.PathLike) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a frame becomes a square: a box of it is resized to the whole square, which then may be mirrored.
+    """Crop and flip that make a frame a square: a box of it is resized to the whole square, which then may be mirrored.
 
     box: left, top, right, bottom as fractions of the frame's width and height. flip: left to right.
     ValueError for a box without area or beyond the frame.

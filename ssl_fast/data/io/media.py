@@ -1,4 +1,4 @@
-"""What all files of images and sounds have in common."""
+"""Errors of media files, and the check that comes before every decoder."""
 
 from pathlib import Path
 

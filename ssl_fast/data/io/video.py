@@ -32,6 +32,7 @@ def pyav():
     """The module av; ValueError that tells how to install it."""
     try:
         import av
+        import av.error
     except ImportError as error:
         raise ValueError(
             'videos and m4a files are read by PyAV, which is not installed: pip install "ssl_fast[video]"'
@@ -58,8 +59,8 @@ def middle_frame(path: str | os.PathLike) -> np.ndarray:
 
 
 def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
-    """Of each whole second of a video, of a shorter one of all of it: the second in its middle, counted from the first
-    frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
+    """Frames in the middle of each whole second of a video (of a shorter one, of all of it): the time in seconds from
+    the first frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
     with _opened(path) as container:
         stream = _stream(path, container, "video")
         shown = _shown(path, container, stream)
@@ -109,8 +110,9 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         stream = _stream(path, container, "audio")
         for pictures in container.streams.video[:1]:
             spans = [_span(one) for one in (stream, pictures)]
-            if None not in spans and max(abs(a - b) for a, b in zip(*spans)) > APART:
-                sound, seen = ("{:.2f} to {:.2f} s".format(*span) for span in spans)
+            known = [span for span in spans if span is not None]
+            if len(known) == 2 and max(abs(a - b) for a, b in zip(*known)) > APART:
+                sound, seen = ("{:.2f} to {:.2f} s".format(*span) for span in known)
                 raise MediaError(
                     f"{path}: expected sound and pictures of the same time, got sound of {sound} and pictures of {seen}"
                 )
@@ -133,10 +135,10 @@ def _opened(path: str | os.PathLike) -> Iterator:
     check_file(Path(path))
     try:
         # titles may be in any encoding; from 19 on PyAV takes care of that
-        options = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+        options: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
         with av.open(os.fspath(path), **options) as container:
             yield container
-    except av.FFmpegError as error:
+    except av.error.FFmpegError as error:
         raise MediaError(f"{path}: cannot be read as video ({error.strerror})") from error
 
 
@@ -161,7 +163,7 @@ def _shown(path: str | os.PathLike, container, stream) -> list[tuple[int, int]]:
 
 
 def _stamp(shown: list[tuple[int, int]], when: Fraction | float) -> int:
-    """Of the frames that are shown, the last one whose stamp is not after `when`."""
+    """Time stamp of the last of the frames that are shown, (stamp, duration) each, that is not after `when`."""
     return shown[bisect.bisect(shown, when, key=lambda one: one[0]) - 1][0]
 
 

@@ -1,6 +1,10 @@
 """Scenes with sound that are generated: `load` gives them as a sample set (see dataset.py)."""
 
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .dataset import CATEGORIES, CacheError, Scenes, Settings, load, scene
 
 __all__ = ["CATEGORIES", "CacheError", "Scenes", "Settings", "load", "scene"]
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..datasets import SampleSet
-from ..io.audio import FRONT_ENDS, FrontEnd
+from ..io.front_ends import FRONT_ENDS, FrontEnd
 from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, scene
 from .sounds import SAMPLE_RATE
 from .store import Arrays, CacheError, default_cache, load_arrays, split_folder

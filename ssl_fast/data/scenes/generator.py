@@ -9,8 +9,8 @@ purpose), so a scene does not depend on the scenes before it, on the process tha
 in a split. All arithmetic is float64 and is rounded once, to uint8 and int16, so that the last bits of sin, exp or a
 Fourier transform, which differ between builds of numpy and processors, practically never show: numpy 1.26, 2.1 and
 2.4, with and without AVX, gave the same bytes for 150 scenes. What would change scenes: another algorithm behind
-Generator.random / uniform / integers / normal / poisson / permutation in a later numpy, and edits of the rooms
-scene_*.py. After such an edit, raise VERSION (the hashes in the tests show it); old caches are then left alone.
+Generator.random / uniform / integers / normal / poisson / permutation in a later numpy, and edits of this
+folder. After such an edit, raise VERSION (the hashes in the tests show it); old caches are then left alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VERSION = 2  # of the bytes that this generator produces
 
 @dataclass(frozen=True)
 class Category:
-    """What an object of the category looks and sounds like."""
+    """Shape, texture and timbre of the objects of a category."""
 
     shape: looks.Shape
     texture: looks.Texture
@@ -68,15 +68,15 @@ NOISE = 0.02  # standard deviation of the pixel noise, image range [0, 1]
 VISIBLE_SHARE, VISIBLE_AREA = 0.7, 0.008
 ATTEMPTS, CANDIDATES = 100, 64
 
-# What a stream is for. The sound of the object at position k has purpose SOUND + k.
-_BALANCE, _CAST, _PICTURE, _SOUND = 0, 1, 2, 8
+# Purposes of streams. The sound of the object at position k has purpose SOUND + k.
+_BALANCE, _COMPOSITION, _PICTURE, _SOUND = 0, 1, 2, 8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to generate: `seed`, side of the square images in pixels, number of categories (the first of CATEGORIES),
-    number of images in each split, and length of the sounds. Raises ValueError naming the field that is out of
-    range."""
+    """Settings of the generator: `seed`, side of the square images in pixels, number of categories (the first of
+    CATEGORIES), number of images in each split, and length of the sounds. Raises ValueError naming the field that is
+    out of range."""
 
     seed: int = 0
     size: int = 112
@@ -115,8 +115,8 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Cast:
-    """Who is in a scene, known before anything is drawn: `categories` in the order of painting; `sounding`, the
+class Composition:
+    """Objects of a scene, known before anything is drawn: `categories` in the order of painting; `sounding`, the
     positions of the objects whose sound belongs to the split (one of them in train, all in the others)."""
 
     categories: tuple[str, ...]
@@ -146,22 +146,22 @@ def scene(settings: Settings, split: str, index: int) -> Scene:
 
     Raises ValueError for an unknown split or a negative index.
     """
-    who = cast(settings, split, index)
-    image, masks = _picture(_stream(settings, split, index, _PICTURE), who.categories, settings.size)
+    objects = compose(settings, split, index)
+    image, masks = _picture(_stream(settings, split, index, _PICTURE), objects.categories, settings.size)
     waveforms = [
         sounds.render_sound(
-            CATALOGUE[who.categories[k]].timbre, _stream(settings, split, index, _SOUND + k), settings.samples
+            CATALOGUE[objects.categories[k]].timbre, _stream(settings, split, index, _SOUND + k), settings.samples
         )
-        for k in who.sounding
+        for k in objects.sounding
     ]
     boxes = np.stack([bounding_box(mask) for mask in masks])
-    return Scene(image, masks, boxes, who.categories, who.sounding, np.stack(waveforms))
+    return Scene(image, masks, boxes, objects.categories, objects.sounding, np.stack(waveforms))
 
 
-def cast(settings: Settings, split: str, index: int) -> Cast:
+def compose(settings: Settings, split: str, index: int) -> Composition:
     """Categories and sounding objects of a scene, without drawing it.
 
-    One object is the lead: the only one that sounds in train. Leads are balanced: each run of `settings.categories`
+    One object is the lead: the only one that sounds in train. Leads are balanced: each cycle of `settings.categories`
     scenes has every category once. The other objects are drawn from the remaining categories, and the order of
     painting is shuffled.
     """
@@ -169,14 +169,14 @@ def cast(settings: Settings, split: str, index: int) -> Cast:
         raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
     if index < 0:
         raise ValueError(f"index: expected 0 or more, got {index}")
-    run, place = divmod(index, settings.categories)
-    lead = _stream(settings, split, run, _BALANCE).permutation(settings.categories)[place]
-    rng = _stream(settings, split, index, _CAST)
+    cycle, position = divmod(index, settings.categories)
+    lead = _stream(settings, split, cycle, _BALANCE).permutation(settings.categories)[position]
+    rng = _stream(settings, split, index, _COMPOSITION)
     count = _object_count(rng, split, index)
     others = rng.permutation(np.delete(np.arange(settings.categories), lead))[: count - 1]
     order = rng.permutation(np.append(lead, others))
     sounding = [int(np.flatnonzero(order == lead)[0])] if split == "train" else range(count)
-    return Cast(tuple(CATEGORIES[c] for c in order), tuple(sounding))
+    return Composition(tuple(CATEGORIES[c] for c in order), tuple(sounding))
 
 
 def bounding_box(mask: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How scenes look: colours, textures of the categories, painted objects and cluttered backgrounds. numpy only.
+"""Looks of scenes: colours, textures of the categories, painted objects and cluttered backgrounds. numpy only.
 
 Images here are float64 (H, W, 3) RGB, about [0, 1], y down; they are rounded to uint8 once, when a scene is complete.
 Colours never depend on the category: shape and texture alone identify an object.
@@ -182,9 +182,9 @@ def enlarge(grid: np.ndarray, size: int) -> np.ndarray:
     last = grid.shape[0] - 1
     position = np.linspace(0, last, size)
     low = np.minimum(position.astype(int), last - 1)
-    share = (position - low)[:, None, None]
-    rows = grid[low] * (1 - share) + grid[low + 1] * share
-    columns = share.transpose(1, 0, 2)
+    weight = (position - low)[:, None, None]
+    rows = grid[low] * (1 - weight) + grid[low + 1] * weight
+    columns = weight.transpose(1, 0, 2)
     return rows[:, low] * (1 - columns) + rows[:, low + 1] * columns
 
 

@@ -34,12 +34,12 @@ class Plane:
     y: np.ndarray
 
     def turned(self, angle: float) -> Plane:
-        """The same points seen from a frame turned by `angle` radians."""
+        """Points in a frame turned by `angle` radians."""
         c, s = np.cos(angle), np.sin(angle)
         return Plane(c * self.x + s * self.y, c * self.y - s * self.x)
 
     def moved(self, x: float, y: float) -> Plane:
-        """The same points seen from a frame whose origin is (x, y)."""
+        """Points in a frame whose origin is (x, y)."""
         return Plane(self.x - x, self.y - y)
 
     def polar(self) -> tuple[np.ndarray, np.ndarray]:

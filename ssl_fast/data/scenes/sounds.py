@@ -1,4 +1,4 @@
-"""How scenes sound: one timbre per category, with varied pitch, tempo, envelope, level and added noise. numpy only.
+"""Sounds of scenes: one timbre per category, with varied pitch, tempo, envelope, level and added noise. numpy only.
 
 A timbre is a function (rng, samples) -> float64 (samples,), of any level; `render_sound` adds noise, sets the level
 and rounds to int16. Repeated events start before the clip does, so a clip may open within a ring or a bark, and no

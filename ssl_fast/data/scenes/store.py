@@ -26,10 +26,11 @@ import uuid
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 
-from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, cast, scene
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, compose, scene
 
 MANIFEST = "manifest.json"
 MOST_WORKERS, LEAST_SCENES = 8, 50  # workers by default: at most, and fewest scenes that are worth a process
@@ -76,7 +77,7 @@ def default_cache() -> Path:
 
 
 def split_folder(split: str, settings: Settings, cache: str | Path | None = None) -> Path:
-    """Where `split` is cached, whether it is there or not."""
+    """Folder in which `split` is cached, whether it is there or not."""
     digest = hashlib.sha256(json.dumps(_identity(split, settings), sort_keys=True).encode()).hexdigest()
     root = default_cache() if cache is None else Path(cache)
     return root / "scenes" / f"{split}-{_image_count(split, settings)}-{digest[:16]}"
@@ -130,7 +131,7 @@ def _read(folder: Path, split: str, settings: Settings) -> Arrays:
 
 
 def _describe(array: np.ndarray) -> dict[str, object]:
-    checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    checksum = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return {"shape": list(array.shape), "dtype": str(array.dtype), "crc32": checksum}
 
 
@@ -170,8 +171,8 @@ def _make(folder: Path, split: str, settings: Settings, progress: bool, workers:
 
 def _offsets(split: str, settings: Settings) -> tuple[np.ndarray, np.ndarray]:
     """First object and first sound of each scene, (n + 1,) each; known before anything is drawn."""
-    casts = [cast(settings, split, index) for index in range(_image_count(split, settings))]
-    counts = np.array([[len(who.categories), len(who.sounding)] for who in casts])
+    compositions = [compose(settings, split, index) for index in range(_image_count(split, settings))]
+    counts = np.array([[len(one.categories), len(one.sounding)] for one in compositions])
     objects, sounds = np.concatenate([np.zeros((1, 2), int), np.cumsum(counts, 0)]).T
     return objects, sounds
 
@@ -240,7 +241,7 @@ import json, sys
 job = json.load(sys.stdin)
 sys.path[:] = job["path"]
 from importlib import import_module
-import_module(job["module"]).work(job)
+import_module(job["module"]).run_worker(job)
 """
 _COUNTS = "counts.npy"
 
@@ -251,8 +252,8 @@ def _default_workers(scenes: int) -> int:
     return workers if workers > 1 and sys.executable else 0
 
 
-def work(job: dict) -> None:
-    """Body of a worker process."""
+def run_worker(job: dict) -> None:
+    """Worker process: every `workers`-th scene of a split."""
     folder, parent = Path(job["folder"]), os.getppid()
     settings, split = Settings(**job["settings"]), job["split"]
     arrays, counts = _open(folder), np.load(folder / _COUNTS, mmap_mode="r+")
@@ -285,8 +286,8 @@ def _fill_in_processes(folder: Path, split: str, settings: Settings, progress: b
                 )
             processes.append(process)
             # a worker that died already is reported by _watch
-            with contextlib.suppress(BrokenPipeError), process.stdin:
-                process.stdin.write(json.dumps(job | {"worker": worker}).encode())
+            with contextlib.suppress(BrokenPipeError), cast(IO[bytes], process.stdin) as stdin:
+                stdin.write(json.dumps(job | {"worker": worker}).encode())
         with _progress_bar(split, total, progress) as bar:
             _watch(processes, counts, bar, folder)
     finally:
@@ -304,7 +305,7 @@ def _log(folder: Path, worker: int) -> Path:
 
 
 def _watch(processes: list[subprocess.Popen], counts: np.ndarray, bar, folder: Path) -> None:
-    """Until all workers are done. Raises RuntimeError with the output of a worker that failed."""
+    """Wait until all workers are done. Raises RuntimeError with the output of a worker that failed."""
     while True:
         codes = [process.poll() for process in processes]
         bar.update(int(counts.sum()) - bar.n)
