@@ -1,6 +1,7 @@
 // What Python sees. It takes addresses and sizes of tensors that ssl_fast/ops has checked; tensors never cross.
 #include <array>
 #include <optional>
+#include <utility>
 
 #include "bindings.h"
 #include "cpu/isa.h"
@@ -89,6 +90,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
+  // For tests. None: no kernel has run on this thread since the last call.
+  m.def("take_last_instruction_set", [] { return std::exchange(last_instruction_set, nullptr); });
   m.def("panel", [](bool float64) { return float64 ? kernels().panel_double : kernels().panel_float; });
 #ifdef SSL_FAST_CUDA
   m.attr("cuda_architectures") = SSL_FAST_CUDA;

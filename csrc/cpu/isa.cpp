@@ -81,6 +81,8 @@ const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
 }  // namespace
 
+__thread const char* last_instruction_set = nullptr;
+
 const KernelTable& kernels() {
   const KernelTable* table = in_use.load();
   return table ? *table : *tables().back();

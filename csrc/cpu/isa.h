@@ -29,6 +29,10 @@ const KernelTable& kernels();                  // of the instruction set in use
 std::vector<std::string> instruction_sets();   // built and supported by this processor, best last
 void use_instruction_set(const std::string&);  // for tests; throws std::invalid_argument
 
+// For tests: of the kernel that ran last on this thread. It need not be the set in use, see kernel_table.h. __thread,
+// as a thread_local would be read through an inline function that the linker could take from another instruction set.
+extern __thread const char* last_instruction_set;
+
 // Runs a kernel with its workspace. `large` are outputs whose pages it is about to touch for the first time.
 template <class Params>
 void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large = {});

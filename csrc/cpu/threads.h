@@ -4,6 +4,8 @@
 #pragma once
 #include <cstdint>
 
+#include "isa.h"
+
 extern "C" {
 void GOMP_parallel(void (*body)(void*), void* data, unsigned threads, unsigned flags);
 void GOMP_barrier();
@@ -13,9 +15,12 @@ int omp_get_num_threads();
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-// Calls body() on each of `threads` threads.
+extern const KernelTable table;
+
+// Calls body() on each of `threads` threads. Each run of a kernel calls this once, in its own instruction set.
 template <class Body>
 void parallel(int threads, Body body) {
+  last_instruction_set = table.instruction_set;
   GOMP_parallel([](void* data) { (*static_cast<Body*>(data))(); }, &body, threads, 0);
 }
 
