@@ -69,7 +69,7 @@ inline void bind(py::module_ m) {
       "unpack",
       [check](std::array<int64_t, 6> shape, int64_t slabs, Address features, Address rows, Address inverse_norm,
               Address gradient, bool real_gradient, Address stream) {
-        RowsParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), false};
+        PackParams p{shape_of(shape), slabs, at(features), at(rows), at(inverse_norm), false};
         check("unpack", unpack(p, at(gradient), real_gradient, at(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
@@ -105,7 +105,7 @@ inline void bind(py::module_ m) {
                        at(norms[3])};
         check("product", stage == "instances" ? product_instances(p, first, last, at(stream))
                          : stage == "scores"  ? product_scores(p, at(stream))
-                         : stage == "shares"  ? product_shares(p, first, at(stream))
+                         : stage == "shares"  ? product_grad_sums(p, first, at(stream))
                                               : product_slopes(p, at(stream)));
       },
       py::arg("stage"), py::arg("sizes"), py::kw_only(), py::arg("tau"), py::arg("cosines"), py::arg("instance_norm"),
