@@ -2,15 +2,15 @@
 // images, handed to the epilogue while the tile is in registers. The products never reach global memory.
 //
 //   Operands   packed (kernels.h), K contiguous: audios (M, K), cells (N * P, K); a k-block is 64 bytes of each row
-//   Grid       plan.blocks CTAs: one for each tile of cells, as many whole images as fit kTileColumns (an image wider
-//              than that is looped over), times plan.splits CTAs that share its audio tiles
-//   Block      kThreads = 8 warps, one CTA an SM
-//   Shared     plan.shared bytes: audio stages of all warp groups | epilogue scratch | cells
+//   Grid       plan.blocks = tiles of cells * plan.splits CTAs, which take the audio tiles in turn; a tile of cells is
+//              as many whole images as fit kTileColumns, or one wider image, looped over in parts
+//   Block      kThreads = 256, 8 warps; one CTA per SM
+//   Shared     plan.shared bytes, dynamic: audio stages | epilogue scratch | cells
 //
 // One CTA owns a tile of cells; two 4-warp groups ping-pong over audio tiles in a 3-stage cp.async pipeline: one warp
 // group is in its epilogue while the other one multiplies. The cells are resident in shared memory; where they do not
 // fit they are streamed through the stages as well, and all 8 warps are one warp group with audio tiles twice as tall.
-// A warp has kMTiles m16 tiles (audios) by kNTiles n8 tiles (cells; every fourth n8 tile of the CTA). Math policies:
+// A warp computes kMTiles m16 tiles (audios) by up to kNTiles n8 tiles (every fourth one of the cells). Math policies:
 //
 //   TensorCore<S>   bfloat16, float16: mma.m16n8k16; float rounded to tf32: mma.m16n8k8. Accumulates in float.
 //   Exact<T>        float or double: FMAs of that type on CUDA cores.
@@ -24,7 +24,7 @@
 namespace ssl_fast::cuda {
 
 constexpr int kKBlock = 64;  // bytes of K of a row in one pipeline stage
-constexpr int kStages = 3;
+constexpr int kStages = 3;   // of the cp.async pipeline
 constexpr int kGroupWarps = 4, kMaxWarpGroups = 2;
 static_assert(kGroupWarps * kMaxWarpGroups == kWarps);
 
@@ -63,14 +63,14 @@ struct Exact {
 
   template <int kCount>
   static __device__ void multiply(const char* audios, const char* cells, T (&acc)[kMTiles][kNTiles][4]) {
-    const int group = threadIdx.x % kWarpSize / 4, quad = threadIdx.x % 4;
+    const int g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;  // as of mma_m16n8
     for (int c = 0; c < kKBlock / 16; ++c) {
       Chunk a[2 * kMTiles];
       for (int r = 0; r < 2 * kMTiles; ++r)
-        a[r] = *reinterpret_cast<const Chunk*>(audios + swizzled_offset(r * 8 + group, c));
+        a[r] = *reinterpret_cast<const Chunk*>(audios + swizzled_offset(r * 8 + g, c));
       for (int ni = 0; ni < kCount; ++ni)
         for (int j = 0; j < 2; ++j) {
-          Chunk b = *reinterpret_cast<const Chunk*>(cells + swizzled_offset(ni * kGroupWarps * 8 + 2 * quad + j, c));
+          Chunk b = *reinterpret_cast<const Chunk*>(cells + swizzled_offset(ni * kGroupWarps * 8 + 2 * q + j, c));
           for (int r = 0; r < 2 * kMTiles; ++r)
             for (int e = 0; e < int(16 / sizeof(T)); ++e) acc[r / 2][ni][r % 2 * 2 + j] += a[r].at[e] * b.at[e];
         }
@@ -82,20 +82,22 @@ struct Exact {
 struct Plan {
   bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
   int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
-  int64_t blocks, shared;
-  int64_t time;  // estimated, in halves of the time for one audio tile with one tile of cells
+  int64_t blocks;  // CTAs of the grid
+  int64_t shared;  // bytes of dynamic shared memory
+  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
 };
 
 template <class Math>
 struct Engine {
   using T = typename Math::T;
   static constexpr int kMTiles = Math::kMTiles, kNTiles = Math::kNTiles;
+  // Audios (rows of accumulators) of a thread, a warp and the CTA; cells (columns) of a tile.
   static constexpr int kThreadAudios = 2 * kMTiles;
   static constexpr int kWarpAudios = 16 * kMTiles, kBlockAudios = kMaxWarpGroups * kWarpAudios;
   static constexpr int kTileColumns = 8 * kNTiles * kGroupWarps;
   static constexpr int kAudioBytes = kStages * kBlockAudios * kKBlock;  // stages of all warp groups
   static constexpr int kAudioCopies = kMTiles / 2;  // 16-byte cp.async of audios of a thread, for each k-block
-  static constexpr int kScratchBytes = 16;          // for each audio of each warp, for the epilogue
+  static constexpr int kScratchBytes = 16;          // of the epilogue, for each audio of each warp
 
   // Whole images in a tile of cells, or 1 where an image is wider than a tile.
   static __host__ __device__ int64_t images_per_tile(int64_t cells) {
