@@ -18,8 +18,8 @@
 #else
 #define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
-// With dynamic shared memory above 48 KiB. The attribute belongs to the kernel, not to the launch: always the device's
-// maximum, so that host threads that launch the same kernel with different sizes do not race.
+// Launch with more than 48 KiB of dynamic shared memory. The attribute belongs to the kernel, not to the launch: always
+// the device's maximum, so that host threads that launch the same kernel with different sizes do not race.
 #define SSL_FAST_LAUNCH_SHARED(kernel, ...)                                                                  \
   (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, \
                         this_device().shared),                                                               \
@@ -70,7 +70,7 @@ struct alignas(16) AlignedVector {
   T at[kCount];
 };
 
-// 1 / |v|, or 0 for a zero vector: it has cosine 0 with everything, and gradient 0. NaN propagates.
+// 1 / |v|; 0 for a zero vector, which so has cosine 0 with everything, and gradient 0. NaN propagates.
 template <class T>
 __device__ T safe_rsqrt(T sum_of_squares) {
   T norm = sqrt(sum_of_squares);

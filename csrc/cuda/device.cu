@@ -12,7 +12,7 @@ const char* device_count(int* count) {
   *count = 0;
   cudaError_t error = cudaGetDeviceCount(count);
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // clears the sticky error, so that a missing driver does not fail the next call
+  cudaGetLastError();  // clears it, so that a missing driver does not fail the next launch
   int driver = 0;
   if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver)
     return "there is no CUDA driver";

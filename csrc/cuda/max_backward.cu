@@ -4,13 +4,14 @@
 //   gather_visual   D[n, p] = 1 / |v[n, p]| sum over m with argmax[n, m] = p of g[n, m] a[m] / |a[m]|
 //   gather_audio    dA[m] += 1 / |a[m]| sum_n g[n, m] v[n, argmax[n, m]] / |v[n, argmax[n, m]]|
 //
-// These are gradients with respect to unit vectors, over the vectors' norms; unpack (pack.cu) projects them.
+// These are gradients with respect to the unit vectors, divided by the norms of the vectors; unpack (pack.cu) projects
+// them.
 //
 //   Inputs   g real (N, M), argmax int32 (N, M), packed rows (kernels.h): audios (M, K), cells (N * P, K)
 //   Output   D (N * P, K) in the storage type or real; dA (M, K) real, accumulated into
-//   Grid     a warp for each 512 bytes of an output row, 8 warps a block; no shared memory
+//   Grid     for each output row a warp for each 512 bytes of a packed row, 8 warps a block; no shared memory
 //
-// No atomics: a lane owns 16 bytes of an output row and adds its terms in order.
+// No atomics: a lane owns the elements of 16 bytes of a packed row and adds its terms in order.
 #include "common.cuh"
 #include "kernels.h"
 
@@ -23,7 +24,7 @@ __host__ __device__ int64_t warps_per_row(int64_t k_blocks) {
   return (k_blocks * 64 + kWarpSize * 16 - 1) / (kWarpSize * 16);
 }
 
-// 16 bytes of an output row that one thread accumulates.
+// The part of an output row that one thread accumulates: the elements of 16 bytes of a packed row.
 template <class S, class T>
 struct RowSlice {
   static constexpr int kCount = 16 / sizeof(S);

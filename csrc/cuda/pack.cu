@@ -2,8 +2,8 @@
 //
 //   pack     packed[p, k] = x[p, k], zero-padded to k_blocks * 64 bytes, float32 optionally rounded to tf32
 //            inverse_norm[p] = 1 / |x[p]|
-//   unpack   grad_x[p, k] = y[p, k] - x[p, k] (x[p] . y[p]) / |x[p]|^2, with y the gradient with respect to the unit
-//            vector, over |x[p]|
+//   unpack   grad_x[p, k] = y[p, k] - x[p, k] (x[p] . y[p]) / |x[p]|^2, where y is the gradient with respect to the
+//            unit vector, divided by |x[p]|
 //
 //   Features      (N, C, P) or, channels last, (N, P, C), storage type
 //   Packed, y     (N * P, k_blocks * 64 bytes), K contiguous, aligned to 16 bytes; y in the storage type or real

@@ -5,10 +5,10 @@
 //   S[n,m]   = log-sum-exp, or maximum, of a + b over p
 //
 // Backward, with u = grad S dS/da (softmax-weighted, or at the argmax cell alone) and R the sum of u over instances:
-//   d avc = (u - exp(a) R) / tau,   d loc = (u - grad S exp(b)) / tau,   each over the norms of both vectors
+//   d avc = (u - exp(a) R) / tau,   d loc = (u - grad S exp(b)) / tau,   each divided by the norms of both vectors
 //
 //   Matrices   loc, avc (N * P, M), row stride stride_of(M); float32, float64 or, of bfloat16 features, Cosine16.
-//              row_slopes overwrites them with the gradients, Cosine16 with bfloat16
+//              row_slopes overwrites them with the gradients (Cosine16 becomes bfloat16)
 //   Softmaxes  real: maximum and log of the sum, (N * P) or (P, M) of the instances, (N, M) of the space
 //   Scores     S, grad S real (N, M)
 //   Grid       one-dimensional, 256 threads a block, no shared memory:
