@@ -52,7 +52,7 @@ inline void bind(py::module_ m) {
       "good_chunk",
       [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t slabs, int64_t most) {
         PairsParams p{};
-        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.slabs = slabs;
+        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.k_blocks = slabs;
         return good_chunk(p, most);
       },
       py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("slabs"),
@@ -104,7 +104,7 @@ inline void bind(py::module_ m) {
       [=](const PairBuffers& pairs, Buffer grad_scores, Buffer argmax, Buffer gradient, bool real_gradient,
           Stream stream) {
         const PairsParams& p = pairs.params;
-        const int64_t bytes = gradient_bytes(p.images * p.cells, p.dtype, p.slabs, real_gradient);
+        const int64_t bytes = gradient_bytes(p.images * p.cells, p.dtype, p.k_blocks, real_gradient);
         check("max_backward_visual",
               max_backward_visual(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
                                   need<int32_t>("argmax", argmax, pairs.pairs * 4), need("gradient", gradient, bytes),
@@ -119,7 +119,7 @@ inline void bind(py::module_ m) {
         check("max_backward_audio",
               max_backward_audio(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
                                  need<int32_t>("argmax", argmax, pairs.pairs * 4),
-                                 need("sums", sums, gradient_bytes(p.audios, p.dtype, p.slabs, true)),
+                                 need("sums", sums, gradient_bytes(p.audios, p.dtype, p.k_blocks, true)),
                                  stream_of(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("argmax"), py::arg("sums"),
@@ -128,7 +128,7 @@ inline void bind(py::module_ m) {
   auto rows_params = [](const Shape& s, int64_t slabs, const Buffer& features, const Buffer& rows,
                         const Buffer& inverse_norm, bool tf32, bool optional) {
     const int64_t count = s.images * s.cells;
-    return RowsParams{s,
+    return PackParams{s,
                       slabs,
                       need("features", features, visual_bytes(s)),
                       need("rows", rows, count * slabs * kSlabBytes, optional),
@@ -211,8 +211,8 @@ inline void bind(py::module_ m) {
   m.def(
       "product_shares",
       [=](const ProductChunk& chunk, bool first, Stream stream) {
-        given("grad_scores", chunk.grad_scores), given("shares", chunk.shares);
-        check("product_shares", product_shares(chunk, first, stream_of(stream)));
+        given("grad_scores", chunk.grad_scores), given("shares", chunk.grad_sums);
+        check("product_shares", product_grad_sums(chunk, first, stream_of(stream)));
       },
       py::arg("chunk"), py::kw_only(), py::arg("first"), py::arg("stream") = 0);
   m.def(
@@ -221,7 +221,7 @@ inline void bind(py::module_ m) {
         given("grad_scores", chunk.grad_scores), given("loc_audio_norm", chunk.loc_audio_norm);
         given("loc_cell_norm", chunk.loc_cell_norm), given("avc_audio_norm", chunk.avc_audio_norm);
         given("avc_cell_norm", chunk.avc_cell_norm);
-        if (chunk.instances == Instances::image) given("shares", chunk.shares);
+        if (chunk.instances == Instances::image) given("shares", chunk.grad_sums);
         check("product_slopes", product_slopes(chunk, stream_of(stream)));
       },
       py::arg("chunk"), py::kw_only(), py::arg("stream") = 0);

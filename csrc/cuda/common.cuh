@@ -1,12 +1,14 @@
-// What device code stands on: launches, storage types, sums over a block. The same files are compiled by nvcc for GPUs
-// and, against tests/cuda_emulation, by a C++ compiler for tests.
+// Shared by all kernels: launch macros, storage types, deterministic reductions, dispatch by dtype, math functions. The
+// same files are compiled by nvcc for GPUs and, against tests/cuda_emulation, by a C++ compiler for tests.
 #pragma once
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <type_traits>
+
 #include "../params.h"
 
-#define SSL_FAST_ISA cuda  // the namespace of ../pooling.h
+#define SSL_FAST_ISA cuda  // namespace of ../pooling.h
 
 #ifdef SSL_FAST_EMULATION
 #define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
@@ -16,7 +18,8 @@
 #else
 #define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
   kernel<<<unsigned(blocks), threads, shared, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
-// The attribute is the kernel's and not the launch's: all there is, so that no other thread's launch can be in its way.
+// Launch with more than 48 KiB of dynamic shared memory. The attribute belongs to the kernel, not to the launch: always
+// the device's maximum, so that host threads that launch the same kernel with different sizes do not race.
 #define SSL_FAST_LAUNCH_SHARED(kernel, ...)                                                                  \
   (cudaFuncSetAttribute(reinterpret_cast<const void*>(&kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, \
                         this_device().shared),                                                               \
@@ -28,18 +31,20 @@
 
 namespace ssl_fast::cuda {
 
-constexpr int kWarp = 32, kWarps = 8, kThreads = kWarp * kWarps;  // of every block
+constexpr int kWarpSize = 32;
+constexpr int kWarps = 8, kThreads = kWarpSize * kWarps;  // of a block, unless a file has its own
 
-// ---- storage types: values are computed in float, double for double ----
+// ---- storage types; computed in float, double for double ----
 struct BFloat16 {
   uint16_t bits;
 };
 
-// A cosine in steps of 1 / 32767, or NaN: finer than features are that were rounded to bfloat16.
+// A cosine as int16 fixed point in steps of 1 / 32767, or NaN: finer than bfloat16 features are.
 struct Cosine16 {
   int16_t steps;
 };
 
+// value: storage -> compute type; put: rounds to the storage type
 __device__ inline float value(float x) { return x; }
 __device__ inline double value(double x) { return x; }
 __device__ inline float value(__half x) { return __half2float(x); }
@@ -49,7 +54,7 @@ __device__ inline float value(Cosine16 x) { return x.steps == INT16_MIN ? NAN : 
 __device__ inline void put(float* to, float x) { *to = x; }
 __device__ inline void put(double* to, double x) { *to = x; }
 __device__ inline void put(__half* to, float x) { *to = __float2half_rn(x); }
-__device__ inline void put(BFloat16* to, float x) {  // to nearest even
+__device__ inline void put(BFloat16* to, float x) {  // round to nearest even
 #ifdef SSL_FAST_EMULATION
   uint32_t wide = __float_as_uint(x);
   to->bits = x != x ? 0x7fff : (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
@@ -59,44 +64,42 @@ __device__ inline void put(BFloat16* to, float x) {  // to nearest even
 }
 __device__ inline void put(Cosine16* to, float x) { to->steps = x == x ? int16_t(rintf(x * 32767)) : INT16_MIN; }
 
-// As many numbers as are loaded or stored in steps of 16 bytes.
+// For vectorized loads and stores, 16 bytes each.
 template <class T, int kCount>
-struct alignas(16) Numbers {
+struct alignas(16) AlignedVector {
   T at[kCount];
 };
 
+// 1 / |v|; 0 for a zero vector, which so has cosine 0 with everything, and gradient 0. NaN propagates.
 template <class T>
-__device__ T inverse_length(T sum_of_squares) {
-  T length = sqrt(sum_of_squares);
-  return length < T(1e-12) ? T(0)
-                           : T(1) / length;  // a zero vector has cosine 0 with everything, and gradient 0; NaN stays
+__device__ T safe_rsqrt(T sum_of_squares) {
+  T norm = sqrt(sum_of_squares);
+  return norm < T(1e-12) ? T(0) : T(1) / norm;
 }
 
-// ---- sums, in an order that does not depend on timing ----
+// ---- reductions, in a fixed order: deterministic ----
+// Butterfly all-reduce: every lane gets the sum.
 template <class T>
-__device__ T sum_warp(T x) {
-  for (int apart = kWarp / 2; apart; apart /= 2) x += __shfl_xor_sync(0xffffffffu, x, apart);
+__device__ T warp_sum(T x) {
+  for (int lane_mask = kWarpSize / 2; lane_mask; lane_mask /= 2) x += __shfl_xor_sync(0xffffffffu, x, lane_mask);
   return x;
 }
-// For all threads of the block; `scratch` holds a value for each warp and may be used again after the next barrier.
+// All-reduce over the block; `scratch` has one value per warp and may be reused after the next barrier.
 template <int kWarps, class T>
-__device__ T sum_block(T x, T (&scratch)[kWarps]) {
-  x = sum_warp(x);
-  if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = x;
+__device__ T block_sum(T x, T (&scratch)[kWarps]) {
+  x = warp_sum(x);
+  if (threadIdx.x % kWarpSize == 0) scratch[threadIdx.x / kWarpSize] = x;
   __syncthreads();
   T sum = 0;
   for (int w = 0; w < kWarps; ++w) sum += scratch[w];
   return sum;
 }
 
-// From one row of a matrix of slopes or cosines to the next.
+// Row stride of a matrix of slopes or cosines, in elements.
 __host__ __device__ inline int64_t stride_of(int64_t audios) { return (audios + 7) / 8 * 8; }
 
-template <bool B>
-struct Constant {
-  static constexpr bool value = B;
-};
-// Calls f(S(), T()) with the storage type of the tensors and the type in which they are computed.
+// ---- dispatch ----
+// Calls f(S(), T()) with the storage type of the tensors and their compute type.
 template <class F>
 const char* with_types(DType dtype, F f) {
   switch (dtype) {
@@ -106,23 +109,24 @@ const char* with_types(DType dtype, F f) {
     default: return f(double(), double());
   }
 }
-// Calls f(Constant<channels last>(), S(), T()).
+// Calls f(std::bool_constant<channels last>(), S(), T()).
 template <class F>
 const char* with_layout(const Shape& s, F f) {
   return with_types(s.dtype, [&](auto stored, auto computed) {
-    return s.channels_last ? f(Constant<true>{}, stored, computed) : f(Constant<false>{}, stored, computed);
+    return s.channels_last ? f(std::true_type{}, stored, computed) : f(std::false_type{}, stored, computed);
   });
 }
 
 struct Device {
-  int processors, shared;  // multiprocessors; bytes of shared memory that a block may have
+  int multiprocessors;
+  int shared;  // bytes of shared memory that a block can opt in to
 };
 inline Device this_device() {
-  int number = 0;
+  int ordinal = 0;
   Device device{};
-  cudaGetDevice(&number);
-  cudaDeviceGetAttribute(&device.processors, cudaDevAttrMultiProcessorCount, number);
-  cudaDeviceGetAttribute(&device.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, number);
+  cudaGetDevice(&ordinal);
+  cudaDeviceGetAttribute(&device.multiprocessors, cudaDevAttrMultiProcessorCount, ordinal);
+  cudaDeviceGetAttribute(&device.shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, ordinal);
   return device;
 }
 
@@ -131,7 +135,7 @@ inline const char* last_error() {
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
-// ---- the numbers that ../pooling.h works on: a thread owns a pair, so a plain float or double ----
+// ---- math for ../pooling.h: a thread owns a pair, so V is float or double ----
 template <class V>
 using Index = int;
 
@@ -143,8 +147,8 @@ __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
-// 1 / (1 + exp(-x)). For floats by the instructions of the GPU, to about 2^-22 but for the rounding of the exponent in
-// base 2, which is no more than that of the x that comes here.
+// Sigmoid, 1 / (1 + exp(-x)). For float by ex2.approx and rcp.approx: relative error about 2^-22, besides the rounding
+// of the base-2 exponent, which is no larger than that of the x that comes here.
 __device__ inline float logistic(float x) {
   float power = x * -1.44269504f;
 #ifdef SSL_FAST_EMULATION

@@ -1,3 +1,4 @@
+// CUDA runtime queries: the number of devices, and why kernels do not load on one. No kernels here.
 #include <cuda_runtime.h>
 
 #include <thread>
@@ -11,7 +12,7 @@ const char* device_count(int* count) {
   *count = 0;
   cudaError_t error = cudaGetDeviceCount(count);
   if (error == cudaSuccess) return nullptr;
-  cudaGetLastError();  // a missing driver must not haunt the next call
+  cudaGetLastError();  // clears it, so that a missing driver does not fail the next launch
   int driver = 0;
   if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess && !driver)
     return "there is no CUDA driver";
@@ -20,13 +21,14 @@ const char* device_count(int* count) {
 
 LoadError load_error(int device) {
   LoadError found{};
-  // In a thread of its own: current device and last error belong to a thread, and those of the caller are left alone.
+  // On a thread of its own: the current device and the last error are per thread, and the caller's stay as they are.
   std::thread([&] {
-    auto mode = cudaStreamCaptureModeRelaxed;  // loading must not break a CUDA graph that another thread captures
+    // so that lazy loading of the module does not invalidate a CUDA graph capture of another thread
+    auto mode = cudaStreamCaptureModeRelaxed;
     cudaThreadExchangeStreamCaptureMode(&mode);
     cudaFuncAttributes attributes;
     cudaError_t error = cudaSetDevice(device);
-    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, a_kernel());
+    if (error == cudaSuccess) error = cudaFuncGetAttributes(&attributes, probe_kernel());
     if (error == cudaSuccess) return;
     found.name = cudaGetErrorName(error), found.text = cudaGetErrorString(error);
     cudaRuntimeGetVersion(&found.runtime);

@@ -1,49 +1,55 @@
-// The tile engine: products of all audios with all cells, handed on while they are in registers.
+// GEMM main loop with a fused epilogue: dot[m, p] = sum_k audio[m, k] cell[p, k] for all audios m and cells p of all
+// images, handed to the epilogue while the tile is in registers. The products never reach global memory.
 //
-// A block has the cells of some images: as many whole images as fit a tile of kColumns, or one wider image, part by
-// part. Their features stay in shared memory, and its two teams of four warps take turns with tiles of audios, which
-// stream through shared memory in slabs of 64 bytes a row: while one team pools its tile, the other multiplies. Where
-// the cells do not fit, they stream as well, and all warps are one team with tiles twice as tall. A warp has kTall x 16
-// audios, and of the cells every fourth group of 8. What multiplies:
+//   Operands   packed (kernels.h), K contiguous: audios (M, K), cells (N * P, K); a k-block is 64 bytes of each row
+//   Grid       plan.blocks = tiles of cells * plan.splits CTAs, which take the audio tiles in turn; a tile of cells is
+//              as many whole images as fit kTileColumns, or one wider image, looped over in parts
+//   Block      kThreads = 256, 8 warps; one CTA per SM
+//   Shared     plan.shared bytes, dynamic: audio stages | epilogue scratch | cells
 //
-//   TensorCore<S>   bfloat16, float16: mma m16n8k16; float, rounded to tf32: mma m16n8k8. Sums in float.
-//   Exact<T>        float or double: multiply-adds of that type.
+// One CTA owns a tile of cells; two 4-warp groups ping-pong over audio tiles in a 3-stage cp.async pipeline: one warp
+// group is in its epilogue while the other one multiplies. The cells are resident in shared memory; where they do not
+// fit they are streamed through the stages as well, and all 8 warps are one warp group with audio tiles twice as tall.
+// A warp computes kMTiles m16 tiles (audios) by up to kNTiles n8 tiles (every fourth one of the cells). Math policies:
 //
-// Whatever multiplies, a thread ends with at(r, ni, j) of audio(r), consecutive in r, and of column(ni, j).
+//   TensorCore<S>   bfloat16, float16: mma.m16n8k16; float rounded to tf32: mma.m16n8k8. Accumulates in float.
+//   Exact<T>        float or double: FMAs of that type on CUDA cores.
+//
+// Both leave their accumulators as fragments of mma.m16n8: at(r, ni, j) is the product of audio(r), consecutive in r,
+// with column(ni, j) of the tile of cells.
 #pragma once
 #include "kernels.h"
 #include "ptx.cuh"
 
 namespace ssl_fast::cuda {
 
-constexpr int kSlab = 64;   // bytes of a row that are multiplied at a time
-constexpr int kStages = 3;  // slabs in flight
-constexpr int kTeamWarps = 4, kMostTeams = 2;
-static_assert(kTeamWarps * kMostTeams == kWarps);
+constexpr int kKBlock = 64;  // bytes of K of a row in one pipeline stage
+constexpr int kStages = 3;   // of the cp.async pipeline
+constexpr int kGroupWarps = 4, kMaxWarpGroups = 2;
+static_assert(kGroupWarps * kMaxWarpGroups == kWarps);
 
-// Place in shared memory of 16 bytes of a row: eight rows of one column lie in different banks.
-__device__ inline int place_of(int row, int chunk) { return row * kSlab + (chunk ^ ((row >> 1) & 3)) * 16; }
+// XOR swizzle: byte offset of a 16-byte chunk of a row in a stage, for conflict-free ldmatrix.
+__device__ inline int swizzled_offset(int row, int chunk) { return row * kKBlock + (chunk ^ ((row >> 1) & 3)) * 16; }
 
 template <class S>
 struct TensorCore {
   using Stored = S;
   using T = float;
-  static constexpr int kTallTiles = 4, kWideTiles = 7;
+  static constexpr int kMTiles = 4, kNTiles = 7;  // of a warp
 
-  // sums += products with kGroups times 8 columns, of which `cells` are the first and the next ones come 4 times 8
-  // later.
-  template <int kGroups>
-  static __device__ void multiply(const char* audios, const char* cells, float (&sums)[kTallTiles][kWideTiles][4]) {
-    const int lane = threadIdx.x % kWarp;
-    uint32_t a[2][kTallTiles][4];
+  // acc += products of one k-block with kCount n8 tiles: `cells` is the first one, the next ones follow 4 tiles apart.
+  template <int kCount>
+  static __device__ void multiply(const char* audios, const char* cells, float (&acc)[kMTiles][kNTiles][4]) {
+    const int lane = threadIdx.x % kWarpSize;
+    uint32_t a[2][kMTiles][4];
     for (int half = 0; half < 2; ++half)
-      for (int mi = 0; mi < kTallTiles; ++mi)
-        load_matrices(a[half][mi], audios + place_of(mi * 16 + lane % 16, 2 * half + lane / 16));
-    for (int ni = 0; ni < kGroups; ++ni) {
+      for (int mi = 0; mi < kMTiles; ++mi)
+        ldmatrix_x4(a[half][mi], audios + swizzled_offset(mi * 16 + lane % 16, 2 * half + lane / 16));
+    for (int ni = 0; ni < kCount; ++ni) {
       uint32_t b[4];
-      load_matrices(b, cells + place_of(ni * kTeamWarps * 8 + lane % 8, lane / 8));
+      ldmatrix_x4(b, cells + swizzled_offset(ni * kGroupWarps * 8 + lane % 8, lane / 8));
       for (int half = 0; half < 2; ++half)
-        for (int mi = 0; mi < kTallTiles; ++mi) multiply_tile(sums[mi][ni], a[half][mi], b + 2 * half, S());
+        for (int mi = 0; mi < kMTiles; ++mi) mma_m16n8(acc[mi][ni], a[half][mi], b + 2 * half, S());
     }
   }
 };
@@ -52,200 +58,222 @@ template <class S>
 struct Exact {
   using Stored = S;
   using T = S;
-  static constexpr int kTallTiles = sizeof(T) == 8 ? 2 : 4, kWideTiles = sizeof(T) == 8 ? 3 : 7;
-  using Chunk = Numbers<T, 16 / sizeof(T)>;
+  static constexpr int kMTiles = sizeof(T) == 8 ? 2 : 4, kNTiles = sizeof(T) == 8 ? 3 : 7;  // of a warp
+  using Chunk = AlignedVector<T, 16 / sizeof(T)>;
 
-  template <int kGroups>
-  static __device__ void multiply(const char* audios, const char* cells, T (&sums)[kTallTiles][kWideTiles][4]) {
-    const int group = threadIdx.x % kWarp / 4, quad = threadIdx.x % 4;
-    for (int c = 0; c < kSlab / 16; ++c) {
-      Chunk a[2 * kTallTiles];
-      for (int r = 0; r < 2 * kTallTiles; ++r)
-        a[r] = *reinterpret_cast<const Chunk*>(audios + place_of(r * 8 + group, c));
-      for (int ni = 0; ni < kGroups; ++ni)
+  template <int kCount>
+  static __device__ void multiply(const char* audios, const char* cells, T (&acc)[kMTiles][kNTiles][4]) {
+    const int g = threadIdx.x % kWarpSize / 4, q = threadIdx.x % 4;  // as of mma_m16n8
+    for (int c = 0; c < kKBlock / 16; ++c) {
+      Chunk a[2 * kMTiles];
+      for (int r = 0; r < 2 * kMTiles; ++r)
+        a[r] = *reinterpret_cast<const Chunk*>(audios + swizzled_offset(r * 8 + g, c));
+      for (int ni = 0; ni < kCount; ++ni)
         for (int j = 0; j < 2; ++j) {
-          Chunk b = *reinterpret_cast<const Chunk*>(cells + place_of(ni * kTeamWarps * 8 + 2 * quad + j, c));
-          for (int r = 0; r < 2 * kTallTiles; ++r)
-            for (int e = 0; e < int(16 / sizeof(T)); ++e) sums[r / 2][ni][r % 2 * 2 + j] += a[r].at[e] * b.at[e];
+          Chunk b = *reinterpret_cast<const Chunk*>(cells + swizzled_offset(ni * kGroupWarps * 8 + 2 * q + j, c));
+          for (int r = 0; r < 2 * kMTiles; ++r)
+            for (int e = 0; e < int(16 / sizeof(T)); ++e) acc[r / 2][ni][r % 2 * 2 + j] += a[r].at[e] * b.at[e];
         }
     }
   }
 };
 
-// How the work is cut up, chosen on the host.
+// Launch configuration, chosen on the host.
 struct Plan {
-  bool resident;   // the cells of a block stay in shared memory
-  int64_t splits;  // blocks that share the cells of the same images
-  int64_t blocks, shared;
-  int64_t time;  // as long as it takes to multiply half a tile of audios with one of cells
+  bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
+  int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
+  int64_t blocks;  // CTAs of the grid
+  int64_t shared;  // bytes of dynamic shared memory
+  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
 };
 
 template <class Math>
 struct Engine {
   using T = typename Math::T;
-  static constexpr int kTall = Math::kTallTiles, kWide = Math::kWideTiles;
-  static constexpr int kAudios = 2 * kTall;  // of a thread
-  static constexpr int kWarpRows = 16 * kTall, kBlockRows = kMostTeams * kWarpRows, kColumns = 8 * kWide * kTeamWarps;
-  static constexpr int kAudioBytes = kStages * kBlockRows * kSlab;
-  static constexpr int kLoads = kTall / 2;  // of 16 bytes of audios, of a thread, for each slab
-  static constexpr int kPartBytes = 16;     // for each audio of each warp, to be used by f
+  static constexpr int kMTiles = Math::kMTiles, kNTiles = Math::kNTiles;
+  // Audios (rows of accumulators) of a thread, a warp and the CTA; cells (columns) of a tile.
+  static constexpr int kThreadAudios = 2 * kMTiles;
+  static constexpr int kWarpAudios = 16 * kMTiles, kBlockAudios = kMaxWarpGroups * kWarpAudios;
+  static constexpr int kTileColumns = 8 * kNTiles * kGroupWarps;
+  static constexpr int kAudioBytes = kStages * kBlockAudios * kKBlock;  // stages of all warp groups
+  static constexpr int kAudioCopies = kMTiles / 2;  // 16-byte cp.async of audios of a thread, for each k-block
+  static constexpr int kScratchBytes = 16;          // of the epilogue, for each audio of each warp
 
-  // Whole images in a tile, or, where an image is wider than a tile, 1.
-  static __host__ __device__ int64_t images_per_tile(int64_t cells) { return cells < kColumns ? kColumns / cells : 1; }
+  // Whole images in a tile of cells, or 1 where an image is wider than a tile.
+  static __host__ __device__ int64_t images_per_tile(int64_t cells) {
+    return cells < kTileColumns ? kTileColumns / cells : 1;
+  }
 
   static Plan plan(const PairsParams& p, const Device& device) {
-    const int64_t group = images_per_tile(p.cells), columns = (p.images < group ? p.images : group) * p.cells;
-    const int64_t audios_and_parts = kAudioBytes + kTeamWarps * kBlockRows * kPartBytes;
-    const int64_t resident = audios_and_parts + (columns * p.slabs + 7) * kSlab;  // the last 8 columns may lack 7
-    Plan plan{columns <= kColumns && resident <= device.shared, 1, 0, 0, INT64_MAX};
-    plan.shared = plan.resident ? resident : audios_and_parts + kStages * kColumns * kSlab;
-    const int64_t tiles = (p.audios + kBlockRows - 1) / kBlockRows, groups = (p.images + group - 1) / group;
-    for (int64_t splits = 1; splits <= tiles; ++splits) {  // to load the cells of a block takes as long as half a tile
-      const int64_t waves = (groups * splits + device.processors - 1) / device.processors;
-      const int64_t time = waves * (2 * ((tiles + splits - 1) / splits) + 1);
+    const int64_t images = images_per_tile(p.cells), columns = (p.images < images ? p.images : images) * p.cells;
+    const int64_t audios_and_scratch = kAudioBytes + kGroupWarps * kBlockAudios * kScratchBytes;
+    // ldmatrix reads 8 rows at a time: up to 7 beyond the last column
+    const int64_t resident = audios_and_scratch + (columns * p.k_blocks + 7) * kKBlock;
+    Plan plan{columns <= kTileColumns && resident <= device.shared, 1, 0, 0, INT64_MAX};
+    plan.shared = plan.resident ? resident : audios_and_scratch + kStages * kTileColumns * kKBlock;
+    const int64_t audio_tiles = (p.audios + kBlockAudios - 1) / kBlockAudios;
+    const int64_t cell_tiles = (p.images + images - 1) / images;
+    for (int64_t splits = 1; splits <= audio_tiles; ++splits) {
+      const int64_t waves = (cell_tiles * splits + device.multiprocessors - 1) / device.multiprocessors;
+      // + 1: loading the cells of a CTA takes as long as half an audio tile
+      const int64_t time = waves * (2 * ((audio_tiles + splits - 1) / splits) + 1);
       if (time < plan.time) plan.splits = splits, plan.time = time;
     }
-    plan.blocks = groups * plan.splits;
+    plan.blocks = cell_tiles * plan.splits;
     return plan;
   }
 
   const PairsParams& p;
-  char *audios, *cells,
-      *parts;  // in shared memory: stages of this team, stages or slabs of all cells, what f has to share
+  // Shared memory: audio stages of this warp group; all k-blocks (resident) or the stages (streamed) of the cells;
+  // epilogue scratch of this warp group.
+  char *audios, *cells, *scratch;
   bool resident;
   int64_t splits;
-  int threads, team, mine, warp_row,
-      warp_column;                        // threads of a team; of this thread: team, number in it, place of its warp
-  int slabs, audios_of_all, first_audio;  // the latter of the tile
-  T sums[kTall][kWide][4];
+  int group_threads;          // threads of a warp group
+  int warp_group;             // of this thread
+  int group_thread;           // thread index in the warp group
+  int warp_row, warp_column;  // position of the warp in the tile
+  int k_blocks;               // of a row
+  int audio_count;            // of the problem
+  int first_audio;            // of the warp group's audio tile
+  T acc[kMTiles][kNTiles][4];
 
   __device__ Engine(const PairsParams& p, const Plan& plan, char* shared)
       : p(p),
         resident(plan.resident),
         splits(plan.splits),
-        threads(plan.resident ? kThreads / kMostTeams : kThreads),
-        team(threadIdx.x / threads),
-        mine(threadIdx.x % threads),
-        warp_row(mine / kWarp / kTeamWarps),
-        warp_column((threadIdx.x / kWarp + team) % kTeamWarps),  // a warp with most columns beside one with less
-        slabs(int(p.slabs)),
-        audios_of_all(int(p.audios)) {
-    audios = shared + team * (kStages * kWarpRows * kSlab);
-    parts = shared + kAudioBytes + team * (kTeamWarps * kWarpRows * kPartBytes);
-    cells = shared + kAudioBytes + kTeamWarps * kBlockRows * kPartBytes;
+        group_threads(plan.resident ? kThreads / kMaxWarpGroups : kThreads),
+        warp_group(threadIdx.x / group_threads),
+        group_thread(threadIdx.x % group_threads),
+        warp_row(group_thread / kWarpSize / kGroupWarps),
+        // + warp_group: the warps of both groups that have one n8 tile more lie on different SM sub-partitions
+        warp_column((threadIdx.x / kWarpSize + warp_group) % kGroupWarps),
+        k_blocks(int(p.k_blocks)),
+        audio_count(int(p.audios)) {
+    audios = shared + warp_group * (kStages * kWarpAudios * kKBlock);
+    scratch = shared + kAudioBytes + warp_group * (kGroupWarps * kWarpAudios * kScratchBytes);
+    cells = shared + kAudioBytes + kGroupWarps * kBlockAudios * kScratchBytes;
   }
 
-  __device__ int rows() const { return resident ? kWarpRows : kBlockRows; }  // of the team's tile
-  // Audio of the tile, r < kAudios, and column of the tile, j < 2.
-  __device__ int audio(int r) const { return warp_row * kWarpRows + threadIdx.x % kWarp / 4 * kAudios + r; }
-  __device__ int column(int ni, int j) const { return (ni * kTeamWarps + warp_column) * 8 + threadIdx.x % 4 * 2 + j; }
-  __device__ T at(int r, int ni, int j) const { return sums[r / 2][ni][r % 2 * 2 + j]; }
-  __device__ void wait_for_team() const { ssl_fast::cuda::wait_for_team(team, threads); }
+  __device__ int tile_audios() const { return resident ? kWarpAudios : kBlockAudios; }  // of the warp group's tile
+  // Audio of the tile, r < kThreadAudios, and column of the tile, j < 2.
+  __device__ int audio(int r) const { return warp_row * kWarpAudios + threadIdx.x % kWarpSize / 4 * kThreadAudios + r; }
+  __device__ int column(int ni, int j) const { return (ni * kGroupWarps + warp_column) * 8 + threadIdx.x % 4 * 2 + j; }
+  __device__ T at(int r, int ni, int j) const { return acc[r / 2][ni][r % 2 * 2 + j]; }
+  __device__ void sync_group() const { sync_warp_group(warp_group, group_threads); }
 
-  // A slab of a tile of audios and, unless they are resident, of a tile of cells, counted from the block's first one;
-  // and the stage that they go to.
-  struct Step {
-    int audio, cell, slab, stage;
+  // The next k-block to prefetch, of the audio tile from `audio` on and, where cells are streamed, of the tile of cells
+  // from the CTA's cell number `cell` on; and the stage to fill.
+  struct Prefetch {
+    int audio, cell, k_block, stage;
   };
-  // What a thread copies of each slab of audios: kLoads times 16 bytes, of rows so far apart. Row r * 8 + g of a warp's
-  // part of a stage holds audio g * kAudios + r.
-  struct Share {
-    int place, audio, audios_apart;
+  // A thread's copies of an audio k-block: kAudioCopies chunks of 16 bytes, of audios `audio_stride` apart. Row r * 8 +
+  // g of a warp's rows in a stage is audio g * kThreadAudios + r, so that a thread's accumulators are of consecutive
+  // audios.
+  struct ThreadCopy {
+    int offset, audio, audio_stride;
   };
-  __device__ Share share() const {
-    const int row = mine / 4, in_warp = row % kWarpRows;
-    return {place_of(row, mine % 4), row - in_warp + in_warp % 8 * kAudios + in_warp / 8,
-            resident ? threads / 32 : kWarpRows};
+  __device__ ThreadCopy thread_copy() const {
+    const int row = group_thread / 4, in_warp = row % kWarpAudios;
+    return {swizzled_offset(row, group_thread % 4), row - in_warp + in_warp % 8 * kThreadAudios + in_warp / 8,
+            resident ? group_threads / 32 : kWarpAudios};
   }
-  __device__ void load(Step& s, const Share& share, int64_t first_cell, int cells_of_block, int next_audio) const {
-    if (s.audio < audios_of_all) {
-      const int chunk = mine % 4, rows_at_once = threads / 4;
-      const char* from = static_cast<const char*>(p.audio_rows) + ((s.audio + share.audio) * p.slabs + s.slab) * kSlab;
-      char* to = audios + s.stage * rows() * kSlab + share.place;
-      for (int i = 0; i < kLoads; ++i)
-        copy_async(to + i * rows_at_once * kSlab, from + i * share.audios_apart * p.slabs * kSlab + chunk * 16,
-                   s.audio + share.audio + i * share.audios_apart < audios_of_all);
+  // Fills one stage, and moves `next` on. Commits a group even past the end, so that groups count stages.
+  __device__ void prefetch(Prefetch& next, const ThreadCopy& copy, int64_t first_cell, int cell_count,
+                           int audio_step) const {
+    if (next.audio < audio_count) {
+      const int chunk = group_thread % 4, rows_at_once = group_threads / 4;
+      const char* from =
+          static_cast<const char*>(p.packed_audios) + ((next.audio + copy.audio) * p.k_blocks + next.k_block) * kKBlock;
+      char* to = audios + next.stage * tile_audios() * kKBlock + copy.offset;
+      for (int i = 0; i < kAudioCopies; ++i)
+        cp_async_16(to + i * rows_at_once * kKBlock, from + i * copy.audio_stride * p.k_blocks * kKBlock + chunk * 16,
+                    next.audio + copy.audio + i * copy.audio_stride < audio_count);
       if (!resident) {
-        from = static_cast<const char*>(p.cell_rows) + ((first_cell + s.cell + mine / 4) * p.slabs + s.slab) * kSlab;
-        to = cells + s.stage * kColumns * kSlab + share.place;
-        for (int row = mine / 4; row < kColumns; row += rows_at_once) {
-          copy_async(to, from + chunk * 16, s.cell + row < cells_of_block);
-          to += rows_at_once * kSlab, from += rows_at_once * p.slabs * kSlab;
+        from = static_cast<const char*>(p.packed_cells) +
+               ((first_cell + next.cell + group_thread / 4) * p.k_blocks + next.k_block) * kKBlock;
+        to = cells + next.stage * kTileColumns * kKBlock + copy.offset;
+        for (int row = group_thread / 4; row < kTileColumns; row += rows_at_once) {
+          cp_async_16(to, from + chunk * 16, next.cell + row < cell_count);
+          to += rows_at_once * kKBlock, from += rows_at_once * p.k_blocks * kKBlock;
         }
       }
-      s.stage = s.stage + 1 == kStages ? 0 : s.stage + 1;
-      if (++s.slab == slabs) {
-        s.slab = 0, s.cell += kColumns;
-        if (s.cell >= cells_of_block) s.cell = 0, s.audio += next_audio;
+      next.stage = next.stage + 1 == kStages ? 0 : next.stage + 1;
+      if (++next.k_block == k_blocks) {
+        next.k_block = 0, next.cell += kTileColumns;
+        if (next.cell >= cell_count) next.cell = 0, next.audio += audio_step;
       }
     }
-    close_copies();
+    cp_async_commit();
   }
-  __device__ void load_resident(int64_t first, int columns) const {
+  __device__ void load_resident_cells(int64_t first, int columns) const {
     const int chunk = threadIdx.x % 4;
     for (int row = threadIdx.x / 4; row < columns; row += kThreads / 4)
-      for (int slab = 0; slab < slabs; ++slab)
-        copy_async(cells + slab * columns * kSlab + place_of(row, chunk),
-                   static_cast<const char*>(p.cell_rows) + ((first + row) * p.slabs + slab) * kSlab + chunk * 16, true);
-    close_copies();
+      for (int k_block = 0; k_block < k_blocks; ++k_block)
+        cp_async_16(
+            cells + k_block * columns * kKBlock + swizzled_offset(row, chunk),
+            static_cast<const char*>(p.packed_cells) + ((first + row) * p.k_blocks + k_block) * kKBlock + chunk * 16,
+            true);
+    cp_async_commit();
   }
-  template <int kGroups = kWide>
-  __device__ void multiply(int groups, const char* of_audios, const char* of_cells) {
-    if (groups == kGroups)
-      Math::template multiply<kGroups>(of_audios, of_cells, sums);
-    else if constexpr (kGroups > 1)
-      multiply<kGroups - 1>(groups, of_audios, of_cells);
+  // Dispatches the warp's number of n8 tiles to a constant.
+  template <int kCount = kNTiles>
+  __device__ void multiply(int n_tiles, const char* stage_audios, const char* stage_cells) {
+    if (n_tiles == kCount)
+      Math::template multiply<kCount>(stage_audios, stage_cells, acc);
+    else if constexpr (kCount > 1)
+      multiply<kCount - 1>(n_tiles, stage_audios, stage_cells);
   }
 
-  // After the products of each tile, calls f(image, first cell, low, high, last) for each image in it: its cells from
-  // the first one on are in columns [low, high), `last` if no cells of the image follow in another tile.
-  template <class F>
-  __device__ void run(F f) {
-    const int64_t group = images_per_tile(p.cells), first_image = blockIdx.x / splits * group;
-    const int64_t end_image = first_image + group < p.images ? first_image + group : p.images;
-    const int teams = kThreads / threads, next_audio = int(splits) * teams * rows();
+  // Main loop. After each tile calls epilogue(image, cell, low, high, last) for each image in it: columns [low, high)
+  // are the image's cells from `cell` on; `last` unless more cells of the image follow in the next tile.
+  template <class Epilogue>
+  __device__ void run(Epilogue epilogue) {
+    const int64_t images = images_per_tile(p.cells), first_image = blockIdx.x / splits * images;
+    const int64_t end_image = first_image + images < p.images ? first_image + images : p.images;
+    const int warp_groups = kThreads / group_threads, audio_step = int(splits) * warp_groups * tile_audios();
     const int64_t first_cell = first_image * p.cells;
-    const int cells_of_block = int((end_image - first_image) * p.cells);
-    const Share share = this->share();
+    const int cell_count = int((end_image - first_image) * p.cells);  // of the CTA
+    const ThreadCopy copy = thread_copy();
     int stage = 0;
-    first_audio = (int(blockIdx.x % splits) * teams + team) * rows();
-    Step ahead{first_audio, 0, 0, 0};
-    if (resident) load_resident(first_cell, cells_of_block);
-    for (int i = 0; i < kStages - 1; ++i) load(ahead, share, first_cell, cells_of_block, next_audio);
+    first_audio = (int(blockIdx.x % splits) * warp_groups + warp_group) * tile_audios();
+    Prefetch next{first_audio, 0, 0, 0};
+    if (resident) load_resident_cells(first_cell, cell_count);
+    for (int i = 0; i < kStages - 1; ++i) prefetch(next, copy, first_cell, cell_count, audio_step);
     if (resident) {
-      wait_for_copies<kStages - 1>();
+      cp_async_wait<kStages - 1>();
       __syncthreads();
     }
-    for (; first_audio < audios_of_all; first_audio += next_audio)
-      for (int first = 0; first < cells_of_block; first += kColumns) {
-        const int columns = cells_of_block - first < kColumns ? cells_of_block - first : kColumns;
-        const int groups = ((columns + 7) / 8 - warp_column + kTeamWarps - 1) / kTeamWarps;
-        for (auto& tall : sums)
-          for (auto& wide : tall)
-            for (T& sum : wide) sum = 0;
-        for (int slab = 0; slab < slabs; ++slab) {
-          wait_for_copies<kStages - 2>();
-          wait_for_team();  // all have copied what is multiplied now, and multiplied what is copied over now
-          load(ahead, share, first_cell, cells_of_block, next_audio);
-          multiply(groups, audios + (stage * rows() + warp_row * kWarpRows) * kSlab,
-                   cells + ((resident ? slab * columns : stage * kColumns) + warp_column * 8) * kSlab);
+    for (; first_audio < audio_count; first_audio += audio_step)
+      for (int tile_cell = 0; tile_cell < cell_count; tile_cell += kTileColumns) {
+        const int columns = cell_count - tile_cell < kTileColumns ? cell_count - tile_cell : kTileColumns;
+        const int n_tiles = ((columns + 7) / 8 - warp_column + kGroupWarps - 1) / kGroupWarps;
+        for (auto& m_tile : acc)
+          for (auto& n_tile : m_tile)
+            for (T& x : n_tile) x = 0;
+        for (int k_block = 0; k_block < k_blocks; ++k_block) {
+          cp_async_wait<kStages - 2>();
+          sync_group();  // stage full; the stage to refill is no longer read
+          prefetch(next, copy, first_cell, cell_count, audio_step);
+          multiply(n_tiles, audios + (stage * tile_audios() + warp_row * kWarpAudios) * kKBlock,
+                   cells + ((resident ? k_block * columns : stage * kTileColumns) + warp_column * 8) * kKBlock);
           stage = stage + 1 == kStages ? 0 : stage + 1;
         }
         for (int64_t n = first_image; n < end_image; ++n) {
-          const int low = int((n - first_image) * p.cells) - first, high = low + int(p.cells);
+          const int low = int((n - first_image) * p.cells) - tile_cell, high = low + int(p.cells);
           const int from = low > 0 ? low : 0, to = high < columns ? high : columns;
-          f(n, from - low, from, to, high <= columns);
+          epilogue(n, from - low, from, to, high <= columns);
         }
       }
-    wait_for_copies<0>();
+    cp_async_wait<0>();
   }
   // f(ni, j, column) for the columns of this thread in [low, high).
   template <class F>
   __device__ void for_columns(int low, int high, F f) const {
 #pragma unroll
-    for (int ni = 0; ni < kWide; ++ni) {
+    for (int ni = 0; ni < kNTiles; ++ni) {
       const int first = column(ni, 0) - threadIdx.x % 4 * 2;
-      if (first >= high || first + 8 <= low) continue;  // the same for the whole warp
+      if (first >= high || first + 8 <= low) continue;  // warp-uniform
 #pragma unroll
       for (int j = 0; j < 2; ++j)
         if (column(ni, j) >= low && column(ni, j) < high) f(ni, j, column(ni, j));

@@ -1,7 +1,7 @@
 // The CUDA kernels, as the module calls them: on the current device, in order on `stream` (a cudaStream_t). They return
 // null, or what went wrong at the launch. Pointers are to device memory; `threads` of CellsParams means nothing here.
 //
-// "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `slabs` times 64
+// "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `k_blocks` times 64
 // bytes, aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell,
 // one column an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16
 // rows it has 16 bits a number: bfloat16 slopes, Cosine16 (common.cuh).
@@ -12,26 +12,26 @@ namespace ssl_fast::cuda {
 
 const char* cosine(const CellsParams& p, void* stream);  // backward where p.grad_out is given
 const char* mean(const CellsParams& p, void* stream);
-const void* a_kernel();  // for device.cu, which asks whether it loads
+const void* probe_kernel();  // for device.cu, which tries to load it
 
 // Features (of shape.images, channels and cells) and the same as rows.
-struct RowsParams {
+struct PackParams {
   Shape shape;
-  int64_t slabs;
-  void *features, *rows, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
-  bool tf32;                             // float32: rows are rounded to 11 bits
+  int64_t k_blocks;
+  void *features, *packed, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
+  bool tf32;                               // float32: rows are rounded to 11 bits
 };
 // Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last.
-const char* pack(const RowsParams& p, void* stream);
+const char* pack(const PackParams& p, void* stream);
 // features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real.
-const char* unpack(const RowsParams& p, const void* gradient, bool real_gradient, void* stream);
+const char* unpack(const PackParams& p, const void* gradient, bool real_gradient, void* stream);
 
 // All pairs of audios with the cells of images.
 struct PairsParams {
   DType dtype;  // of rows
   bool tf32;    // float32: products on tensor cores, of rows packed so
-  int64_t audios, images, cells, slabs;
-  const void *audio_rows, *cell_rows;
+  int64_t audios, images, cells, k_blocks;
+  const void *packed_audios, *packed_cells;
   const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
 };
 
@@ -53,13 +53,13 @@ const char* pool_slopes(const PoolParams& p, void* stream);
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
 // The gradients of scores that depend on one cell a pair, argmax (N, M), with respect to unit vectors, over their
-// lengths. gradient, of the cells, is like cell_rows, or real; sums (M, channels of a row), real, are added to.
+// lengths. gradient, of the cells, is like packed_cells, or real; sums (M, channels of a row), real, are added to.
 const char* max_backward_visual(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* gradient,
                                 bool real_gradient, void* stream);
 const char* max_backward_audio(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* sums,
                                void* stream);
 
-// SLAVC's product, for a chunk of images. Whatever is neither a matrix nor `best` is real.
+// SLAVC's product, for a chunk of images. Whatever is neither a matrix nor `argmax` is real.
 struct ProductChunk {
   DType dtype;
   Reduce reduce;
@@ -70,15 +70,15 @@ struct ProductChunk {
   void *instance_top, *instance_log;  // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
   void *space_top, *space_log;        // (N, M): the same of loc
   void* scores;                       // (N, M)
-  int32_t* best;                      // (N, M), reduce = max only
+  int32_t* argmax;                    // (N, M), reduce = max only
   const void* grad_scores;            // (N, M)
-  void* shares;                       // like instance_top, instances = image only
+  void* grad_sums;                    // like instance_top, instances = image only
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);
 const char* product_scores(const ProductChunk& p, void* stream);
-const char* product_shares(const ProductChunk& p, bool first, void* stream);  // instances = image only
+const char* product_grad_sums(const ProductChunk& p, bool first, void* stream);  // instances = image only
 const char* product_slopes(const ProductChunk& p, void* stream);
 
 }  // namespace ssl_fast::cuda

@@ -1,123 +1,137 @@
-// Gradients of a maximum, whose slope is 1 at one cell of a pair and 0 elsewhere: of each row, a sum of other rows. A
-// warp adds up 512 bytes of a row, rows in order.
+// Backward pass of the max pooling. Its gradient is g[n, m] at the argmax cell of a pair and 0 at all others, so each
+// gradient row is a weighted sum of gathered rows; v and a are the packed cells and audios:
+//
+//   max_backward_visual   D[n, p] = 1 / |v[n, p]| sum over m with argmax[n, m] = p of g[n, m] a[m] / |a[m]|
+//   max_backward_audio    dA[m] += 1 / |a[m]| sum_n g[n, m] v[n, argmax[n, m]] / |v[n, argmax[n, m]]|
+//
+// These are gradients with respect to the unit vectors, divided by the norms of the vectors; unpack (pack.cu) projects
+// them.
+//
+//   Inputs   g real (N, M), argmax int32 (N, M), packed rows (kernels.h): audios (M, K), cells (N * P, K)
+//   Output   D (N * P, K) in the storage type or real; dA (M, K) real, accumulated into
+//   Grid     for each output row a warp for each 512 bytes of a packed row, 8 warps a block; no shared memory
+//
+// No atomics: a lane owns the elements of 16 bytes of a packed row and adds its terms in order.
 #include "common.cuh"
 #include "kernels.h"
 
 namespace ssl_fast::cuda {
 namespace {
 
-constexpr int kAhead = 4;  // groups of audios whose best cells are looked up at a time
+constexpr int kUnroll = 4;  // warp-wide argmax loads in flight
 
-// Warps that a row takes.
-__host__ __device__ int64_t warps_of(int64_t slabs) { return (slabs * 64 + kWarp * 16 - 1) / (kWarp * 16); }
+__host__ __device__ int64_t warps_per_row(int64_t k_blocks) {
+  return (k_blocks * 64 + kWarpSize * 16 - 1) / (kWarpSize * 16);
+}
 
-// A thread's share of a row: 16 bytes.
+// The part of an output row that one thread accumulates: the elements of 16 bytes of a packed row.
 template <class S, class T>
-struct Share {
+struct RowSlice {
   static constexpr int kCount = 16 / sizeof(S);
-  int64_t width, row, channel;  // numbers of a row; the row and the first number that are this thread's
-  bool there;                   // whether the row has such numbers
-  T sums[kCount]{};
+  int64_t width;         // elements of a packed row
+  int64_t row, channel;  // of the first element
+  bool active;           // channel < width
+  T acc[kCount]{};
 
-  __device__ explicit Share(int64_t slabs) : width(slabs * 64 / int(sizeof(S))) {
-    const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarp, of_row = unsigned(warps_of(slabs));
-    row = warp / of_row, channel = (warp % of_row * kWarp + threadIdx.x % kWarp) * kCount;
-    there = channel < width;
-    if (!there) channel = 0;  // so that nothing depends on it until the end
+  __device__ explicit RowSlice(int64_t k_blocks) : width(k_blocks * 64 / int(sizeof(S))) {
+    const unsigned warp = blockIdx.x * kWarps + threadIdx.x / kWarpSize, per_row = unsigned(warps_per_row(k_blocks));
+    row = warp / per_row, channel = (warp % per_row * kWarpSize + threadIdx.x % kWarpSize) * kCount;
+    active = channel < width;
+    if (!active) channel = 0;  // loads stay in bounds without a predicate; update() drops the result
   }
-  __device__ void add(T weight, const void* rows, int64_t from) {
-    using Values = Numbers<S, kCount>;
-    const Values values = *reinterpret_cast<const Values*>(static_cast<const S*>(rows) + from * width + channel);
-    for (int i = 0; i < kCount; ++i) sums[i] += weight * T(value(values.at[i]));
+  __device__ void add(T weight, const void* packed, int64_t from_row) {
+    using Vector = AlignedVector<S, kCount>;
+    const Vector values = *reinterpret_cast<const Vector*>(static_cast<const S*>(packed) + from_row * width + channel);
+    for (int i = 0; i < kCount; ++i) acc[i] += weight * T(value(values.at[i]));
   }
-  // to = f(to, sum), in a matrix of such rows
+  // to = f(to, acc), in a matrix of such rows
   template <class Y, class F>
-  __device__ void finish(Y* to, F f) const {
-    if (!there) return;
-    auto* place = reinterpret_cast<Numbers<Y, kCount>*>(to + row * width + channel);
-    Numbers<Y, kCount> numbers = *place;
-    for (int i = 0; i < kCount; ++i) put(&numbers.at[i], f(numbers.at[i], sums[i]));
-    *place = numbers;
+  __device__ void update(Y* to, F f) const {
+    if (!active) return;
+    auto* slice = reinterpret_cast<AlignedVector<Y, kCount>*>(to + row * width + channel);
+    AlignedVector<Y, kCount> values = *slice;
+    for (int i = 0; i < kCount; ++i) put(&values.at[i], f(values.at[i], acc[i]));
+    *slice = values;
   }
 };
 
-// Of each cell, over the audios whose best cell it is.
+// One output row per cell: lanes test 32 audios at a time, and a ballot picks those whose argmax is this cell.
 template <class S, class Y, class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_visual_kernel(PairsParams p, const T* grad_scores, const int32_t* best, Y* gradient) {
-  Share<S, T> share(p.slabs);
-  if (share.row >= p.images * p.cells) return;
-  const int64_t n = unsigned(share.row) / unsigned(p.cells), cell = share.row - n * p.cells;
-  for (int64_t start = 0; start < p.audios; start += kAhead * kWarp) {
-    bool hit[kAhead];
-    T weight[kAhead];
-    for (int i = 0; i < kAhead; ++i) {
-      const int64_t m = start + i * kWarp + threadIdx.x % kWarp, pair = n * p.audios + m;
-      hit[i] = m < p.audios && best[pair] == cell;
+    gather_visual_kernel(PairsParams p, const T* grad_scores, const int32_t* argmax, Y* gradient) {
+  RowSlice<S, T> slice(p.k_blocks);
+  if (slice.row >= p.images * p.cells) return;
+  const int64_t n = unsigned(slice.row) / unsigned(p.cells), cell = slice.row - n * p.cells;
+  for (int64_t start = 0; start < p.audios; start += kUnroll * kWarpSize) {
+    bool hit[kUnroll];
+    T weight[kUnroll];
+    for (int i = 0; i < kUnroll; ++i) {
+      const int64_t m = start + i * kWarpSize + threadIdx.x % kWarpSize, pair = n * p.audios + m;
+      hit[i] = m < p.audios && argmax[pair] == cell;
       weight[i] = hit[i] ? grad_scores[pair] * static_cast<const T*>(p.audio_norm)[m] : T(0);
     }
-    for (int i = 0; i < kAhead; ++i)
+    for (int i = 0; i < kUnroll; ++i)
       for (unsigned hits = __ballot_sync(0xffffffffu, hit[i]); hits; hits &= hits - 1) {
-        const int of = __ffs(hits) - 1;
-        share.add(__shfl_sync(0xffffffffu, weight[i], of), p.audio_rows, start + i * kWarp + of);
+        const int lane = __ffs(hits) - 1;
+        slice.add(__shfl_sync(0xffffffffu, weight[i], lane), p.packed_audios, start + i * kWarpSize + lane);
       }
   }
-  const T norm = static_cast<const T*>(p.cell_norm)[share.row];
-  share.finish(gradient, [&](Y, T sum) { return sum * norm; });
+  const T norm = static_cast<const T*>(p.cell_norm)[slice.row];
+  slice.update(gradient, [&](Y, T sum) { return sum * norm; });
 }
 
-// Of each audio, over the images.
+// One output row per audio: lanes load the argmax cells of 32 images at a time and broadcast them in order.
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads)
-    gather_audio_kernel(PairsParams p, const T* grad_scores, const int32_t* best, T* sums) {
-  Share<S, T> share(p.slabs);
-  if (share.row >= p.audios) return;
-  const T norm = static_cast<const T*>(p.audio_norm)[share.row];
-  for (int64_t first = 0; first < p.images; first += kWarp) {
-    const int64_t n = first + threadIdx.x % kWarp, pair = n * p.audios + share.row;
+    gather_audio_kernel(PairsParams p, const T* grad_scores, const int32_t* argmax, T* sums) {
+  RowSlice<S, T> slice(p.k_blocks);
+  if (slice.row >= p.audios) return;
+  const T norm = static_cast<const T*>(p.audio_norm)[slice.row];
+  for (int64_t first = 0; first < p.images; first += kWarpSize) {
+    const int64_t n = first + threadIdx.x % kWarpSize, pair = n * p.audios + slice.row;
     int cell = 0;
     T weight = 0;
     if (n < p.images) {
-      cell = best[pair];
+      cell = argmax[pair];
       weight = grad_scores[pair] * static_cast<const T*>(p.cell_norm)[n * p.cells + cell] * norm;
     }
-    const int count = p.images - first < kWarp ? int(p.images - first) : kWarp;
+    const int count = p.images - first < kWarpSize ? int(p.images - first) : kWarpSize;
 #pragma unroll 8
-    for (int of = 0; of < count; ++of)
-      share.add(__shfl_sync(0xffffffffu, weight, of), p.cell_rows,
-                (first + of) * p.cells + __shfl_sync(0xffffffffu, cell, of));
+    for (int lane = 0; lane < count; ++lane)
+      slice.add(__shfl_sync(0xffffffffu, weight, lane), p.packed_cells,
+                (first + lane) * p.cells + __shfl_sync(0xffffffffu, cell, lane));
   }
-  share.finish(sums, [](T before, T sum) { return before + sum; });
+  slice.update(sums, [](T before, T sum) { return before + sum; });
 }
 
-int64_t blocks(int64_t rows, int64_t slabs) { return (rows * warps_of(slabs) + kWarps - 1) / kWarps; }
+int64_t blocks(int64_t rows, int64_t k_blocks) { return (rows * warps_per_row(k_blocks) + kWarps - 1) / kWarps; }
 
 }  // namespace
 
-const char* max_backward_visual(const PairsParams& p, const void* grad_scores, const int32_t* best, void* gradient,
+const char* max_backward_visual(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* gradient,
                                 bool real_gradient, void* stream) {
   return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
     const auto* grad = static_cast<const T*>(grad_scores);
-    const int64_t count = blocks(p.images * p.cells, p.slabs);
+    const int64_t count = blocks(p.images * p.cells, p.k_blocks);
     if (real_gradient)
-      SSL_FAST_LAUNCH((gather_visual_kernel<S, T, T>), count, kThreads, stream, p, grad, best,
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, T, T>), count, kThreads, stream, p, grad, argmax,
                       static_cast<T*>(gradient));
     else
-      SSL_FAST_LAUNCH((gather_visual_kernel<S, S, T>), count, kThreads, stream, p, grad, best,
+      SSL_FAST_LAUNCH((gather_visual_kernel<S, S, T>), count, kThreads, stream, p, grad, argmax,
                       static_cast<S*>(gradient));
     return last_error();
   });
 }
 
-const char* max_backward_audio(const PairsParams& p, const void* grad_scores, const int32_t* best, void* sums,
+const char* max_backward_audio(const PairsParams& p, const void* grad_scores, const int32_t* argmax, void* sums,
                                void* stream) {
   return with_types(p.dtype, [&](auto stored, auto computed) {
     using S = decltype(stored);
     using T = decltype(computed);
-    SSL_FAST_LAUNCH((gather_audio_kernel<S, T>), blocks(p.audios, p.slabs), kThreads, stream, p,
-                    static_cast<const T*>(grad_scores), best, static_cast<T*>(sums));
+    SSL_FAST_LAUNCH((gather_audio_kernel<S, T>), blocks(p.audios, p.k_blocks), kThreads, stream, p,
+                    static_cast<const T*>(grad_scores), argmax, static_cast<T*>(sums));
     return last_error();
   });
 }

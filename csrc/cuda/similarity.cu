@@ -27,37 +27,38 @@ __global__ void __launch_bounds__(kThreads, 1)
   using E = Engine<Math>;
   using T = typename E::T;
   using State = typename Pool::State;
-  static_assert(sizeof(State) <= E::kPartBytes);
+  static_assert(sizeof(State) <= E::kScratchBytes);
   SSL_FAST_SHARED_BYTES(shared);
   E engine(p, plan, shared);
-  State* parts = reinterpret_cast<State*>(engine.parts);  // (warps by columns, audios of the tile)
-  State states[E::kAudios];
+  State* parts = reinterpret_cast<State*>(engine.scratch);  // (warps by columns, audios of the tile)
+  State states[E::kThreadAudios];
   engine.run([&](int64_t n, int cell, int low, int high, bool last) {
-    T audio_norm[E::kAudios];
-    for (int r = 0; r < E::kAudios; ++r) {
+    T audio_norm[E::kThreadAudios];
+    for (int r = 0; r < E::kThreadAudios; ++r) {
       audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + engine.audio(r), p.audios);
       if (cell == 0) states[r] = State{};
     }
     engine.for_columns(low, high, [&](int ni, int j, int column) {
       const int here = cell + column - low;
       const T norm = static_cast<const T*>(p.cell_norm)[n * p.cells + here];
-      for (int r = 0; r < E::kAudios; ++r) pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], here);
+      for (int r = 0; r < E::kThreadAudios; ++r)
+        pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], here);
     });
     if (!last) return;
-    for (int r = 0; r < E::kAudios; ++r) {
+    for (int r = 0; r < E::kThreadAudios; ++r) {
       for (int apart = 1; apart < 4; apart *= 2) pool.merge(states[r], shuffle_xor(states[r], apart));
-      if (threadIdx.x % 4 == 0) parts[engine.warp_column * engine.rows() + engine.audio(r)] = states[r];
+      if (threadIdx.x % 4 == 0) parts[engine.warp_column * engine.tile_audios() + engine.audio(r)] = states[r];
     }
-    engine.wait_for_team();
-    const int row = engine.mine;
-    if (row < engine.rows() && engine.first_audio + row < p.audios) {
+    engine.sync_group();
+    const int row = engine.group_thread;
+    if (row < engine.tile_audios() && engine.first_audio + row < p.audios) {
       State all = parts[row];
-      for (int w = 1; w < kTeamWarps; ++w) pool.merge(all, parts[w * engine.rows() + row]);
+      for (int w = 1; w < kGroupWarps; ++w) pool.merge(all, parts[w * engine.tile_audios() + row]);
       const int64_t pair = n * p.audios + engine.first_audio + row;
       static_cast<T*>(scores)[pair] = pool.score(all);
       static_cast<typename Pool::Residual*>(residual)[pair] = pool.residual(all);
     }
-    engine.wait_for_team();
+    engine.sync_group();
   });
 }
 
@@ -72,21 +73,21 @@ __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan pla
   engine.run([&](int64_t n, int cell, int low, int high, bool) {
     const int64_t first = engine.first_audio + engine.audio(0);
     if (first >= stride) return;
-    T audio_norm[E::kAudios];
-    typename F::Pair pairs[E::kAudios];
-    for (int r = 0; r < E::kAudios; ++r) {
+    T audio_norm[E::kThreadAudios];
+    typename F::Pair pairs[E::kThreadAudios];
+    for (int r = 0; r < E::kThreadAudios; ++r) {
       audio_norm[r] = norm_at<T>(p.audio_norm, first + r, p.audios);
       pairs[r] = first + r < p.audios ? f.pair(n * p.audios + first + r) : typename F::Pair{};
     }
     engine.for_columns(low, high, [&](int ni, int j, int column) {
       const int64_t row = n * p.cells + cell + column - low;
       const T cell_norm = static_cast<const T*>(p.cell_norm)[row];
-      Numbers<Out, E::kAudios> values;
-      for (int r = 0; r < E::kAudios; ++r) {
+      AlignedVector<Out, E::kThreadAudios> values;
+      for (int r = 0; r < E::kThreadAudios; ++r) {
         const T scale = audio_norm[r] * cell_norm;
         put(&values.at[r], f(engine.at(r, ni, j) * scale, pairs[r], scale));
       }
-      *reinterpret_cast<Numbers<Out, E::kAudios>*>(out + row * stride + first) = values;
+      *reinterpret_cast<AlignedVector<Out, E::kThreadAudios>*>(out + row * stride + first) = values;
     });
   });
 }

@@ -1,4 +1,4 @@
-// float16 of the emulation.
+// The emulation's cuda_fp16.h: float16 as its 16 bits.
 #pragma once
 #include "../../csrc/float16.h"
 

@@ -1,7 +1,7 @@
 // CUDA on the CPU, for tests: the kernels of csrc/cuda compiled as C++ against this header instead of the toolkit's.
-// Each thread of a block is a fiber, and blocks run one after the other. What a GPU forbids is reported: threads of a
-// block that wait at different barriers, a warp exchange outside its mask, more threads than a block may have. Not
-// seen: races between blocks, and time.
+// Each CUDA thread is a fiber, and blocks run one after the other. What a GPU forbids aborts with a message: threads of
+// a block at different barriers, a warp intrinsic by or from a lane outside its mask, a launch over the device's
+// limits. Not seen: races between blocks, and time. Races within a block: sanitizers.h.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -30,49 +30,51 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
 
 namespace emulation {
 
-// Multiprocessors, and the bytes of shared memory that a block may have.
-void set_device(int processors, int shared);
+// Device attributes: multiprocessors, and bytes of shared memory that a block can opt in to.
+void set_device(int multiprocessors, int shared);
 
 extern Dim3 thread_index, block_index, block_size, grid_size;  // of the running thread
 
-// Runs `kernel` once for each of `blocks` x `threads`. Each block finds `shared` bytes full of NaN.
+// Runs `kernel` once for each of `blocks` x `threads`. Each block starts with `shared` bytes full of NaN.
 void launch(int64_t blocks, int threads, int64_t shared, const std::function<void()>& kernel);
 char* shared_bytes();
 
-void wait_for_block();
-void wait_for_some(int barrier, int threads);
+void syncthreads();
+void named_barrier_sync(int barrier, int threads);
 [[noreturn]] void fail(const char* what);
 int lane();
 
-// Every lane of `mask` hands over `bytes` <= kHanded; returns what all lanes handed over, kHanded bytes apart, to be
-// read before the next exchange.
-constexpr int kHanded = 32;
-const unsigned char* exchange(unsigned mask, const void* mine, int bytes);
+// Every lane of `mask` contributes `bytes` <= kLaneBytes; returns the values of all lanes, kLaneBytes apart, valid
+// until the lane's next call.
+constexpr int kLaneBytes = 32;
+const unsigned char* warp_exchange(unsigned mask, const void* value, int bytes);
 
+// The values of all lanes.
 template <class T>
 struct Lanes {
-  const unsigned char* handed;
+  const unsigned char* bytes;
   T operator[](int lane) const {
-    T theirs;
-    std::memcpy(&theirs, handed + lane * kHanded, sizeof(T));
-    return theirs;
+    T value;
+    std::memcpy(&value, bytes + lane * kLaneBytes, sizeof(T));
+    return value;
   }
 };
 template <class T>
-Lanes<T> hand_over(unsigned mask, const T& mine) {
-  static_assert(sizeof(T) <= kHanded);
-  return {exchange(mask, &mine, sizeof(T))};
+Lanes<T> warp_all_gather(unsigned mask, const T& value) {
+  static_assert(sizeof(T) <= kLaneBytes);
+  return {warp_exchange(mask, &value, sizeof(T))};
 }
 template <class T>
 T shuffle(unsigned mask, T value, int source) {
   if (!(mask >> source & 1)) fail("a warp exchange with a thread outside its mask");
-  return hand_over(mask, value)[source];
+  return warp_all_gather(mask, value)[source];
 }
 
-// Copies of 16 bytes that happen as late as they may: when their group is waited for. Until then the place holds NaN.
-void copy_async(void* to, const void* from, bool valid);
-void close_copies();
-void wait_for_copies(int pending);
+// cp.async of 16 bytes, as late as a GPU may do it: when the commit group is waited for. Until then the destination is
+// NaN.
+void cp_async(void* to, const void* from, bool valid);
+void cp_async_commit();
+void cp_async_wait(int pending);
 
 }  // namespace emulation
 
@@ -81,20 +83,20 @@ void wait_for_copies(int pending);
 #define blockDim (emulation::block_size)
 #define gridDim (emulation::grid_size)
 
-inline void __syncthreads() { emulation::wait_for_block(); }
+inline void __syncthreads() { emulation::syncthreads(); }
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int apart) {
-  return emulation::shuffle(mask, value, emulation::lane() ^ apart);
+T __shfl_xor_sync(unsigned mask, T value, int lane_mask) {
+  return emulation::shuffle(mask, value, emulation::lane() ^ lane_mask);
 }
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source) {
   return emulation::shuffle(mask, value, source);
 }
-inline unsigned __ballot_sync(unsigned mask, bool hit) {
-  auto lanes = emulation::hand_over(mask, hit);
-  unsigned hits = 0;
-  for (int i = 0; i < 32; ++i) hits |= unsigned((mask >> i & 1) && lanes[i]) << i;
-  return hits;
+inline unsigned __ballot_sync(unsigned mask, bool predicate) {
+  auto lanes = emulation::warp_all_gather(mask, predicate);
+  unsigned ballot = 0;
+  for (int i = 0; i < 32; ++i) ballot |= unsigned((mask >> i & 1) && lanes[i]) << i;
+  return ballot;
 }
 inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 inline float __uint_as_float(uint32_t bits) {

@@ -1,3 +1,5 @@
+// Runtime of the emulation: a cooperative scheduler of the CUDA threads of one block, each a fiber with a stack of its
+// own. A thread runs until it waits at a barrier or for its warp.
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -10,7 +12,7 @@
 #error "the emulation switches stacks of x86-64"
 #endif
 
-// Saves the callee's registers on this stack, keeps its place in *from, and goes on where `to` was left.
+// Context switch: pushes the callee-saved registers, stores the stack pointer in *from, and resumes the stack `to`.
 extern "C" void ssl_fast_switch_stack(void** from, void* to);
 asm(R"(
 .text
@@ -39,13 +41,14 @@ Dim3 thread_index, block_index, block_size, grid_size;
 
 namespace {
 
-constexpr int kWarp = 32, kMostThreads = 1024;
+constexpr int kWarpSize = 32, kMaxThreads = 1024;
 constexpr size_t kStack = 64 << 10;
 constexpr int kBarriers = 15;
-int processors = 3, most_shared = 99 << 10;  // the latter is granted by every GPU since sm_80
+int multiprocessors = 3, max_shared = 99 << 10;  // shared memory that every GPU since sm_80 grants
 
 enum class State { ready, at_barrier, at_warp, done };
 
+// cp.async; from null: zero-fill
 struct Copy {
   void* to;
   const void* from;
@@ -53,25 +56,25 @@ struct Copy {
 struct Thread {
   State state;
   void* stack_pointer;
-  int barrier;  // where it waits
+  int barrier;  // that it waits at
   bool odd;     // which of the warp's two buffers it uses next
-  std::vector<Copy> open;
-  std::deque<std::vector<Copy>> closed;
+  std::vector<Copy> uncommitted;
+  std::deque<std::vector<Copy>> commit_groups;
   Context context;
 };
 struct Warp {
-  alignas(16) unsigned char values[2][kWarp]
-                                  [kHanded];  // two, so that a fast lane cannot overwrite what a slow one still reads
-  unsigned arrived;
+  // double-buffered, so that a fast lane cannot overwrite what a slow one still reads
+  alignas(16) unsigned char values[2][kWarpSize][kLaneBytes];
+  unsigned arrived;  // mask of lanes
 };
 
 struct Barrier {
   int waiting;
-  bool odd;       // which of the two it is: what a fast thread does next is not ordered with it
-  char order[2];  // addresses that stand for what a thread has seen of the others
+  bool odd;       // phase: what a fast thread does at its next phase is not ordered with this one
+  char order[2];  // addresses of ThreadSanitizer's happens-before edges, one for each phase
 };
 
-Barrier barriers[1 + kBarriers];  // the first one is the block's
+Barrier barriers[1 + kBarriers];  // 0 is that of __syncthreads
 std::vector<Thread> threads;
 std::vector<Warp> warps;
 std::vector<std::unique_ptr<char[]>> stacks;
@@ -86,10 +89,10 @@ Context scheduler_context;
 char launch_order, end_order;
 
 void switch_to_scheduler(bool last = false) {
-  Context& mine = threads[running].context;
-  leave(mine, scheduler_context, last);
+  Context& context = threads[running].context;
+  leave(context, scheduler_context, last);
   ssl_fast_switch_stack(&threads[running].stack_pointer, scheduler);
-  arrive(mine, scheduler_context);
+  arrive(context, scheduler_context);
 }
 
 void run_thread(int i) {
@@ -100,7 +103,7 @@ void run_thread(int i) {
   arrive(scheduler_context, threads[i].context);
 }
 
-void open(int barrier) {
+void release_barrier(int barrier) {
   barriers[barrier].waiting = 0;
   barriers[barrier].odd = !barriers[barrier].odd;
   for (Thread& thread : threads)
@@ -111,7 +114,7 @@ void wait_at(int barrier, int count) {
   char* order = &barriers[barrier].order[barriers[barrier].odd];
   release(order);
   threads[running].state = State::at_barrier, threads[running].barrier = barrier;
-  if (++barriers[barrier].waiting == count) open(barrier);
+  if (++barriers[barrier].waiting == count) release_barrier(barrier);
   switch_to_scheduler();
   acquire(order);
 }
@@ -122,7 +125,7 @@ void thread_main() {
   (*kernel)();
   release(&end_order);
   threads[running].state = State::done;
-  if (--live && barriers[0].waiting == live) open(0);
+  if (--live && barriers[0].waiting == live) release_barrier(0);
   switch_to_scheduler(true);
   std::abort();
 }
@@ -131,44 +134,44 @@ void start(int i) {
   Thread& thread = threads[i];
   begin(thread.context, stacks[i].get(), kStack);
   auto top = (reinterpret_cast<uintptr_t>(stacks[i].get()) + kStack) / 16 * 16;
-  void** frame =
-      reinterpret_cast<void**>(top) - 2;  // the stack of a function is 8 beyond a multiple of 16 when it starts
+  // at the entry of a function the stack pointer is 8 below a multiple of 16
+  void** frame = reinterpret_cast<void**>(top) - 2;
   *frame = reinterpret_cast<void*>(thread_main);
   thread.state = State::ready, thread.stack_pointer = frame - 6, thread.odd = false;
-  thread.open.clear(), thread.closed.clear();
+  thread.uncommitted.clear(), thread.commit_groups.clear();
 }
 
 }  // namespace
 
-void set_device(int of_processors, int shared) { processors = of_processors, most_shared = shared; }
+void set_device(int processors, int shared) { multiprocessors = processors, max_shared = shared; }
 
 void fail(const char* what) {
   std::fprintf(stderr, "emulation: block %u, thread %u: %s\n", block_index.x, thread_index.x, what);
   std::abort();
 }
 
-int lane() { return running % kWarp; }
+int lane() { return running % kWarpSize; }
 
-void wait_for_block() { wait_at(0, live); }
+void syncthreads() { wait_at(0, live); }
 
-void wait_for_some(int barrier, int count) {
-  if (barrier < 0 || barrier >= kBarriers || count < kWarp || count % kWarp) fail("no such barrier");
+void named_barrier_sync(int barrier, int count) {
+  if (barrier < 0 || barrier >= kBarriers || count < kWarpSize || count % kWarpSize) fail("no such barrier");
   wait_at(1 + barrier, count);
 }
 
-const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
+const unsigned char* warp_exchange(unsigned mask, const void* value, int bytes) {
   Thread& thread = threads[running];
-  Warp& warp = warps[running / kWarp];
+  Warp& warp = warps[running / kWarpSize];
   if (!(mask >> lane() & 1)) fail("a warp exchange by a thread outside its mask");
   auto& values = warp.values[thread.odd];
   thread.odd = !thread.odd;
-  // no memcpy, which ThreadSanitizer would see: the exchange is what orders these
-  for (int i = 0; i < bytes; ++i) values[lane()][i] = static_cast<const unsigned char*>(mine)[i];
+  // bytewise: ThreadSanitizer intercepts memcpy and would report a race, as it does not see that the exchange orders it
+  for (int i = 0; i < bytes; ++i) values[lane()][i] = static_cast<const unsigned char*>(value)[i];
   warp.arrived |= 1u << lane();
   if ((warp.arrived & mask) == mask) {
     warp.arrived &= ~mask;
-    for (int i = 0; i < kWarp; ++i)
-      if (mask >> i & 1) threads[running / kWarp * kWarp + i].state = State::ready;
+    for (int i = 0; i < kWarpSize; ++i)
+      if (mask >> i & 1) threads[running / kWarpSize * kWarpSize + i].state = State::ready;
   } else {
     thread.state = State::at_warp;
     switch_to_scheduler();
@@ -176,24 +179,24 @@ const unsigned char* exchange(unsigned mask, const void* mine, int bytes) {
   return values[0];
 }
 
-void copy_async(void* to, const void* from, bool valid) {
+void cp_async(void* to, const void* from, bool valid) {
   if (reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16)
     fail("a copy that is not aligned to 16 bytes");
   std::memset(to, 0xff, 16);
   wrote16(to);
-  threads[running].open.push_back({to, valid ? from : nullptr});
+  threads[running].uncommitted.push_back({to, valid ? from : nullptr});
 }
 
-void close_copies() {
+void cp_async_commit() {
   Thread& thread = threads[running];
-  thread.closed.push_back(std::move(thread.open));
-  thread.open.clear();
+  thread.commit_groups.push_back(std::move(thread.uncommitted));
+  thread.uncommitted.clear();
 }
 
-void wait_for_copies(int pending) {
-  auto& closed = threads[running].closed;
-  for (; int(closed.size()) > pending; closed.pop_front())
-    for (const Copy& copy : closed.front()) {
+void cp_async_wait(int pending) {
+  auto& groups = threads[running].commit_groups;
+  for (; int(groups.size()) > pending; groups.pop_front())
+    for (const Copy& copy : groups.front()) {
       copy.from ? std::memcpy(copy.to, copy.from, 16) : std::memset(copy.to, 0, 16);
       if (copy.from) read16(copy.from);
       wrote16(copy.to);
@@ -203,11 +206,11 @@ void wait_for_copies(int pending) {
 char* shared_bytes() { return shared.get(); }
 
 void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()>& function) {
-  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMostThreads || count % kWarp || bytes > most_shared)
+  if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMaxThreads || count % kWarpSize || bytes > max_shared)
     fail("bad size of a launch");
   shared.reset(new (std::align_val_t(128)) char[bytes]);
   kernel = &function;
-  threads.resize(count), warps.resize(count / kWarp);
+  threads.resize(count), warps.resize(count / kWarpSize);
   while (int(stacks.size()) < count) stacks.emplace_back(new char[kStack]);
   adopt(scheduler_context);
   grid_size = {unsigned(blocks), 1, 1}, block_size = {unsigned(count), 1, 1};
@@ -220,10 +223,10 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
     for (int i = 0; i < count; ++i) start(i);
     release(&launch_order);
     while (live) {
-      bool moved = false;
+      bool progress = false;
       for (int i = 0; i < count; ++i)
-        if (threads[i].state == State::ready) run_thread(i), moved = true;
-      if (!moved) fail("threads wait for each other at different barriers");
+        if (threads[i].state == State::ready) run_thread(i), progress = true;
+      if (!progress) fail("threads wait for each other at different barriers");
     }
     acquire(&end_order);
   }
@@ -233,6 +236,6 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
 
 cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::processors : emulation::most_shared;
+  *value = attribute == cudaDevAttrMultiProcessorCount ? emulation::multiprocessors : emulation::max_shared;
   return cudaSuccess;
 }

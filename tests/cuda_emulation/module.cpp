@@ -1,4 +1,4 @@
-// The CUDA kernels of this project, run on the CPU. Built by the tests.
+// Python module of the emulated CUDA kernels, with the bindings of csrc/cuda/bindings.h. Built by the tests.
 #include "../../csrc/cuda/bindings.h"
 #include "cuda_runtime.h"
 

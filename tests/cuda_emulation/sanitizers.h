@@ -1,6 +1,6 @@
-// What AddressSanitizer and ThreadSanitizer must be told about fibers. For the latter each CUDA thread is a thread,
-// ordered with others by barriers alone, so that a missing __syncthreads() is reported; the emulation itself is
-// compiled without it.
+// Annotations of fibers for AddressSanitizer and ThreadSanitizer. To ThreadSanitizer each CUDA thread is a thread,
+// ordered with others by barriers alone, so that a missing __syncthreads() is reported as a race; the emulation itself
+// is compiled without it.
 #pragma once
 #include <cstddef>
 #if defined(__SANITIZE_ADDRESS__)
@@ -34,7 +34,7 @@ inline void arrive(Context& here, Context& from) {
 }
 #elif defined(SSL_FAST_THREAD_SANITIZER)
 inline void begin(Context& fiber, const void*, size_t) {
-  if (!fiber.fiber) fiber.fiber = __tsan_create_fiber(0);  // or the one that ended there: making them is slow
+  if (!fiber.fiber) fiber.fiber = __tsan_create_fiber(0);  // reused once it has ended: creating one is slow
 }
 inline void adopt(Context& running) { running.fiber = __tsan_get_current_fiber(); }
 inline void leave(Context&, const Context& to, bool) {
@@ -48,7 +48,7 @@ inline void leave(Context&, const Context&, bool) {}
 inline void arrive(Context&, Context&) {}
 #endif
 
-// What a thread did before release(at) happened before what any thread does after its acquire(at).
+// Happens-before edge: from what a thread did before release(at) to what any thread does after its acquire(at).
 #if defined(SSL_FAST_THREAD_SANITIZER)
 inline void release(void* at) { __tsan_release(at); }
 inline void acquire(void* at) { __tsan_acquire(at); }
