@@ -112,28 +112,35 @@ def run_all(kernels) -> None:
                 shape_of(last), visual=visual, inverse_norm=norm, grad_out=at(numbers(images, channels)), **gradient
             )
         argmax = at(random.integers(0, cells, (images, audios)).astype(np.int32))
-        audio_rows, cell_rows = rows(name, audios, channels), rows(name, images * cells, channels)
-        slabs, columns = audio_rows.nbytes // audios // 64, -(-audios // 8) * 8
+        packed_audios, packed_cells = rows(name, audios, channels), rows(name, images * cells, channels)
+        k_blocks, columns = packed_audios.nbytes // audios // 64, -(-audios // 8) * 8
         norms = {"audio_norm": at(numbers(audios)), "cell_norm": at(numbers(images, cells))}
         for tf32 in (False, True) if name == "float32" else (False,):
             kernels.pack(
                 shape_of(True, 1, audios),
-                slabs=slabs,
+                k_blocks=k_blocks,
                 features=at(stored(name, audios, channels)),
-                rows=at(audio_rows),
+                rows=at(packed_audios),
                 inverse_norm=norms["audio_norm"],
                 tf32=tf32,
             )
             kernels.pack(
                 shape_of(False),
-                slabs=slabs,
-                rows=at(cell_rows),
+                k_blocks=k_blocks,
+                rows=at(packed_cells),
                 inverse_norm=norms["cell_norm"],
                 features=at(stored(name, images, channels, cells)),
                 tf32=tf32,
             )
-            sizes = {"dtype": dtype, "tf32": tf32, "audios": audios, "images": images, "cells": cells, "slabs": slabs}
-            pairs = kernels.Pairs(**sizes, audio_rows=at(audio_rows), cell_rows=at(cell_rows), **norms)
+            sizes = {
+                "dtype": dtype,
+                "tf32": tf32,
+                "audios": audios,
+                "images": images,
+                "cells": cells,
+                "k_blocks": k_blocks,
+            }
+            pairs = kernels.Pairs(**sizes, packed_audios=at(packed_audios), packed_cells=at(packed_cells), **norms)
             matrix = stored(name, images * cells, columns) if name == "bfloat16" else numbers(images * cells, columns)
             for pooling, (count, sparse) in kernels.poolings.items():
                 residual = np.zeros((images, audios), np.int32) if sparse else numbers(images, audios)
@@ -150,16 +157,16 @@ def run_all(kernels) -> None:
             kernels.alphas(pairs, out=at(matrix))
         grad_scores = at(numbers(images, audios))
         of_pairs = {"grad_scores": grad_scores, "argmax": argmax}
-        kernels.max_backward_audio(pairs, **of_pairs, sums=at(numbers(*audio_rows.shape)))
+        kernels.max_backward_audio(pairs, **of_pairs, sums=at(numbers(*packed_audios.shape)))
         for last, is_real in product((False, True), (False, True)):
             packed = {
-                "slabs": slabs,
+                "k_blocks": k_blocks,
                 "features": at(stored(name, images, channels, cells)),
-                "rows": at(cell_rows),
+                "rows": at(packed_cells),
                 "inverse_norm": norms["cell_norm"],
             }
             kernels.pack(shape_of(last), **packed)
-            gradient = at(numbers(*cell_rows.shape) if is_real else rows(name, images * cells, channels))
+            gradient = at(numbers(*packed_cells.shape) if is_real else rows(name, images * cells, channels))
             kernels.max_backward_visual(pairs, **of_pairs, gradient=gradient, real_gradient=is_real)
             kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real)
         for reduce, instances in product(("sum", "max"), ("audio", "image")):
@@ -181,13 +188,13 @@ def run_all(kernels) -> None:
                 scores=at(numbers(images, audios)),
                 argmax=argmax,
                 grad_scores=grad_scores,
-                shares=at(numbers(*per_instance)),
+                grad_sums=at(numbers(*per_instance)),
                 **{f"{space}_{norm}": values for space in ("loc", "avc") for norm, values in norms.items()},
             )
             kernels.product_instances(chunk, first=True, last=True)
             kernels.product_scores(chunk)
             if instances == "image":
-                kernels.product_shares(chunk, first=True)
+                kernels.product_grad_sums(chunk, first=True)
             kernels.product_slopes(chunk)
         alive.clear()
 

@@ -189,7 +189,9 @@ def test_emulation_chooses_chunks_that_keep_its_multiprocessors_busy(audios, cel
             / images
         )
 
-    good = kernels.good_chunk(dtype=kernels.DType.bfloat16, tf32=False, audios=audios, cells=cells, slabs=4, most=most)
+    good = kernels.good_chunk(
+        dtype=kernels.DType.bfloat16, tf32=False, audios=audios, cells=cells, k_blocks=4, most=most
+    )
     choice = range(most // 2 + 1, most + 1)
     assert good in choice and time_of_an_image(good) == min(map(time_of_an_image, choice))
     assert time_of_an_image(good) < max(map(time_of_an_image, choice))

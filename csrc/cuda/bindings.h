@@ -9,7 +9,7 @@
 namespace ssl_fast::cuda {
 
 // Bytes of k columns (channels, padded) of a packed row, and of a row of a matrix with a column for each audio.
-constexpr int64_t kSlabBytes = 64;
+constexpr int64_t kKBlockBytes = 64;
 inline int64_t matrix_columns(int64_t audios) { return (audios + 7) / 8 * 8; }
 inline int64_t matrix_bytes(DType dtype) { return dtype == DType::bfloat16 ? 2 : real_bytes(dtype); }
 
@@ -29,33 +29,34 @@ inline void bind(py::module_ m) {
   bind_cells(m, "mean", true, [=](const CellsParams& p, bool, void* stream) { check("mean", mean(p, stream)); });
 
   py::class_<PairBuffers>(m, "Pairs", py::module_local())
-      .def(py::init([](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t slabs,
-                       Buffer audio_rows, Buffer cell_rows, Buffer audio_norm, Buffer cell_norm) {
-             if (std::min({audios, images, cells, slabs}) < 0) throw std::invalid_argument("pairs: negative size");
+      .def(py::init([](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t k_blocks,
+                       Buffer packed_audios, Buffer packed_cells, Buffer audio_norm, Buffer cell_norm) {
+             if (std::min({audios, images, cells, k_blocks}) < 0) throw std::invalid_argument("pairs: negative size");
              const int64_t real = real_bytes(dtype), rows = images * cells;
              PairsParams p{dtype,
                            tf32,
                            audios,
                            images,
                            cells,
-                           slabs,
-                           need("audio_rows", audio_rows, audios * slabs * kSlabBytes),
-                           need("cell_rows", cell_rows, rows * slabs * kSlabBytes),
+                           k_blocks,
+                           need("packed_audios", packed_audios, audios * k_blocks * kKBlockBytes),
+                           need("packed_cells", packed_cells, rows * k_blocks * kKBlockBytes),
                            need("audio_norm", audio_norm, audios * real),
                            need("cell_norm", cell_norm, rows * real)};
              return PairBuffers{p, images * audios, rows * matrix_columns(audios) * matrix_bytes(dtype)};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("images"), py::arg("cells"),
-           py::arg("slabs"), py::arg("audio_rows"), py::arg("cell_rows"), py::arg("audio_norm"), py::arg("cell_norm"));
+           py::arg("k_blocks"), py::arg("packed_audios"), py::arg("packed_cells"), py::arg("audio_norm"),
+           py::arg("cell_norm"));
 
   m.def(
       "good_chunk",
-      [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t slabs, int64_t most) {
+      [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t k_blocks, int64_t most) {
         PairsParams p{};
-        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.k_blocks = slabs;
+        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.k_blocks = k_blocks;
         return good_chunk(p, most);
       },
-      py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("slabs"),
+      py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("k_blocks"),
       py::arg("most"));
 
   auto pool_params = [](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters,
@@ -96,8 +97,8 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
 
   // bytes of gradients of `count` packed rows
-  auto gradient_bytes = [](int64_t count, DType dtype, int64_t slabs, bool real) {
-    return count * slabs * kSlabBytes / bytes_of(dtype) * (real ? real_bytes(dtype) : bytes_of(dtype));
+  auto gradient_bytes = [](int64_t count, DType dtype, int64_t k_blocks, bool real) {
+    return count * k_blocks * kKBlockBytes / bytes_of(dtype) * (real ? real_bytes(dtype) : bytes_of(dtype));
   };
   m.def(
       "max_backward_visual",
@@ -125,41 +126,41 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("argmax"), py::arg("sums"),
       py::arg("stream") = 0);
 
-  auto rows_params = [](const Shape& s, int64_t slabs, const Buffer& features, const Buffer& rows,
+  auto rows_params = [](const Shape& s, int64_t k_blocks, const Buffer& features, const Buffer& rows,
                         const Buffer& inverse_norm, bool tf32, bool optional) {
     const int64_t count = s.images * s.cells;
     return PackParams{s,
-                      slabs,
+                      k_blocks,
                       need("features", features, visual_bytes(s)),
-                      need("rows", rows, count * slabs * kSlabBytes, optional),
+                      need("rows", rows, count * k_blocks * kKBlockBytes, optional),
                       need("inverse_norm", inverse_norm, count * real_bytes(s.dtype), optional),
                       tf32};
   };
   m.def(
       "pack",
-      [=](const Shape& shape, int64_t slabs, Buffer features, Buffer rows, Buffer inverse_norm, bool tf32,
+      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer rows, Buffer inverse_norm, bool tf32,
           Stream stream) {
-        check("pack", pack(rows_params(shape, slabs, features, rows, inverse_norm, tf32, true), stream_of(stream)));
+        check("pack", pack(rows_params(shape, k_blocks, features, rows, inverse_norm, tf32, true), stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
-      py::arg("tf32") = false, py::arg("stream") = 0);
+      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("rows"),
+      py::arg("inverse_norm"), py::arg("tf32") = false, py::arg("stream") = 0);
   m.def(
       "unpack",
-      [=](const Shape& shape, int64_t slabs, Buffer features, Buffer rows, Buffer inverse_norm, Buffer gradient,
+      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer rows, Buffer inverse_norm, Buffer gradient,
           bool real_gradient, Stream stream) {
-        const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, slabs, real_gradient);
-        check("unpack", unpack(rows_params(shape, slabs, features, rows, inverse_norm, false, false),
+        const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, k_blocks, real_gradient);
+        check("unpack", unpack(rows_params(shape, k_blocks, features, rows, inverse_norm, false, false),
                                need("gradient", gradient, bytes), real_gradient, stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("slabs"), py::arg("features"), py::arg("rows"), py::arg("inverse_norm"),
-      py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
+      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("rows"),
+      py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
 
   // A chunk of images of SLAVC's product: ProductChunk of kernels.h.
   py::class_<ProductChunk>(m, "ProductChunk", py::module_local())
       .def(
           py::init([](DType dtype, Reduce reduce, Instances instances, double tau, int64_t images, int64_t audios,
                       int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer space_top,
-                      Buffer space_log, Buffer scores, Buffer argmax, Buffer grad_scores, Buffer shares,
+                      Buffer space_log, Buffer scores, Buffer argmax, Buffer grad_scores, Buffer grad_sums,
                       Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm, Buffer avc_cell_norm) {
             if (std::min({images, audios, cells}) < 0) throw std::invalid_argument("product: negative size");
             const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
@@ -181,7 +182,7 @@ inline void bind(py::module_ m) {
                                 need("scores", scores, pairs),
                                 need<int32_t>("argmax", argmax, reduce == Reduce::max ? images * audios * 4 : 0),
                                 need("grad_scores", grad_scores, pairs, true),
-                                need("shares", shares, softmaxes, true),
+                                need("grad_sums", grad_sums, softmaxes, true),
                                 need("loc_audio_norm", loc_audio_norm, audios * real, true),
                                 need("loc_cell_norm", loc_cell_norm, rows * real, true),
                                 need("avc_audio_norm", avc_audio_norm, audios * real, true),
@@ -190,9 +191,9 @@ inline void bind(py::module_ m) {
           py::kw_only(), py::arg("dtype"), py::arg("reduce"), py::arg("instances"), py::arg("tau"), py::arg("images"),
           py::arg("audios"), py::arg("cells"), py::arg("loc"), py::arg("avc"), py::arg("instance_top"),
           py::arg("instance_log"), py::arg("space_top"), py::arg("space_log"), py::arg("scores"), py::arg("argmax"),
-          py::arg("grad_scores") = py::none(), py::arg("shares") = py::none(), py::arg("loc_audio_norm") = py::none(),
-          py::arg("loc_cell_norm") = py::none(), py::arg("avc_audio_norm") = py::none(),
-          py::arg("avc_cell_norm") = py::none());
+          py::arg("grad_scores") = py::none(), py::arg("grad_sums") = py::none(),
+          py::arg("loc_audio_norm") = py::none(), py::arg("loc_cell_norm") = py::none(),
+          py::arg("avc_audio_norm") = py::none(), py::arg("avc_cell_norm") = py::none());
   auto given = [](const char* name, const void* pointer) {
     if (!pointer) throw std::invalid_argument(std::string(name) + ": expected a buffer, got null");
   };
@@ -209,10 +210,10 @@ inline void bind(py::module_ m) {
       },
       py::arg("chunk"), py::kw_only(), py::arg("stream") = 0);
   m.def(
-      "product_shares",
+      "product_grad_sums",
       [=](const ProductChunk& chunk, bool first, Stream stream) {
-        given("grad_scores", chunk.grad_scores), given("shares", chunk.grad_sums);
-        check("product_shares", product_grad_sums(chunk, first, stream_of(stream)));
+        given("grad_scores", chunk.grad_scores), given("grad_sums", chunk.grad_sums);
+        check("product_grad_sums", product_grad_sums(chunk, first, stream_of(stream)));
       },
       py::arg("chunk"), py::kw_only(), py::arg("first"), py::arg("stream") = 0);
   m.def(
@@ -221,7 +222,7 @@ inline void bind(py::module_ m) {
         given("grad_scores", chunk.grad_scores), given("loc_audio_norm", chunk.loc_audio_norm);
         given("loc_cell_norm", chunk.loc_cell_norm), given("avc_audio_norm", chunk.avc_audio_norm);
         given("avc_cell_norm", chunk.avc_cell_norm);
-        if (chunk.instances == Instances::image) given("shares", chunk.grad_sums);
+        if (chunk.instances == Instances::image) given("grad_sums", chunk.grad_sums);
         check("product_slopes", product_slopes(chunk, stream_of(stream)));
       },
       py::arg("chunk"), py::kw_only(), py::arg("stream") = 0);

@@ -11,7 +11,7 @@ from .kernels import Launch, buffer, dtype_of, shape_of
 
 # Rows, slopes and their products of one chunk of images take at most this (one image at least).
 WORKSPACE_BYTES = 32 * 2**20
-SLAB_BYTES = 64  # rows are filled up with zeros to a multiple of this
+K_BLOCK_BYTES = 64  # rows are filled up with zeros to a multiple of this
 COLUMNS = 8  # rows of matrices with a column for each audio are filled up with zeros to a multiple of this
 
 
@@ -46,16 +46,18 @@ class Space:
         kernels, size = launch.kernels, visual.element_size()
         shape = shape_of(kernels, visual, 0)
         self.images, self.channels, self.cells = visual.shape[0], visual.shape[1], visual.shape[2:].numel()
-        self.audios, self.slabs = audio.shape[0], -(-self.channels * size // SLAB_BYTES)
-        self.width = self.slabs * SLAB_BYTES // size
+        self.audios, self.k_blocks = audio.shape[0], -(-self.channels * size // K_BLOCK_BYTES)
+        self.width = self.k_blocks * K_BLOCK_BYTES // size
         self.tf32 = visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
         whole = shape.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
         self.in_place = bool(whole) and not self.tf32  # the features are rows as they are
-        self.row_bytes = 0 if self.in_place else self.slabs * SLAB_BYTES
+        self.row_bytes = 0 if self.in_place else self.k_blocks * K_BLOCK_BYTES
         # gradients of rows can be smaller than float16 goes
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
         self.columns = self.audios + -self.audios % COLUMNS
-        self.audio_rows = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(self.columns, self.width)
+        self.packed_audios = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(
+            self.columns, self.width
+        )
         self.matrix_bytes = self.columns * self.gradient_dtype.itemsize  # of a row
         self.audio_norm = cell_norm.new_empty(self.audios)
         self.sizes = {
@@ -63,16 +65,16 @@ class Space:
             "tf32": self.tf32,
             "audios": self.audios,
             "cells": self.cells,
-            "slabs": self.slabs,
+            "k_blocks": self.k_blocks,
         }
         self.audio_shape = kernels.Shape(  # one image, whose cells are the audios
             dtype=self.sizes["dtype"], channels_last=True, images=1, audios=0, channels=self.channels, cells=self.audios
         )
         kernels.pack(
             self.audio_shape,
-            slabs=self.slabs,
+            k_blocks=self.k_blocks,
             features=buffer(audio),
-            rows=buffer(self.audio_rows),
+            rows=buffer(self.packed_audios),
             inverse_norm=buffer(self.audio_norm),
             tf32=self.tf32,
             **launch.args,
@@ -91,7 +93,7 @@ class Space:
         if new_norms or not self.in_place:
             self.launch.kernels.pack(
                 shape_of(self.launch.kernels, self.visual, 0, images),
-                slabs=self.slabs,
+                k_blocks=self.k_blocks,
                 features=buffer(self.visual, first),
                 rows=None if self.in_place else buffer(rows),
                 inverse_norm=buffer(self.cell_norm, first) if new_norms else None,
@@ -101,8 +103,8 @@ class Space:
         pairs = self.launch.kernels.Pairs(
             **self.sizes,
             images=images,
-            audio_rows=buffer(self.audio_rows),
-            cell_rows=buffer(rows),
+            packed_audios=buffer(self.packed_audios),
+            packed_cells=buffer(rows),
             audio_norm=buffer(self.audio_norm),
             cell_norm=buffer(self.cell_norm, first),
         )
@@ -123,12 +125,14 @@ class Space:
         )
 
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
-        self._unpack(self.audio_shape, buffer(self.audio_rows), buffer(self.audio_norm), gradient, buffer(grad_audio))
+        self._unpack(
+            self.audio_shape, buffer(self.packed_audios), buffer(self.audio_norm), gradient, buffer(grad_audio)
+        )
 
     def _unpack(self, shape, rows, norm, gradient, features):
         self.launch.kernels.unpack(
             shape,
-            slabs=self.slabs,
+            k_blocks=self.k_blocks,
             features=features,
             rows=rows,
             inverse_norm=norm,
@@ -184,14 +188,14 @@ class DenseGradients:
     def __init__(self, space: Space, grad_visual: Tensor | None, grad_audio: Tensor | None):
         self.space, self.grad_audio = space, grad_audio
         self.visual = None if grad_visual is None else VisualGradient(space, grad_visual)
-        self.audio_rows, self.sums = space.audio_rows.to(space.gradient_dtype), None
+        self.packed_audios, self.sums = space.packed_audios.to(space.gradient_dtype), None
         self.row_bytes = space.matrix_bytes + (self.visual.row_bytes if self.visual else 0)
         if space.gradient_dtype != space.visual.dtype:  # the rows, converted
             self.row_bytes += space.width * space.gradient_dtype.itemsize
 
     def add(self, chunk: Chunk, slopes: Tensor) -> None:
         if self.visual:
-            self.visual.write(chunk, torch.mm(slopes, self.audio_rows, out=self.visual.rows(chunk)))
+            self.visual.write(chunk, torch.mm(slopes, self.packed_audios, out=self.visual.rows(chunk)))
         if self.grad_audio is not None:
             part = torch.mm(slopes.t(), chunk.rows.to(slopes.dtype))
             self.sums = part if self.sums is None else self.sums.to(self.space.cell_norm.dtype).add_(part)

@@ -200,16 +200,16 @@ class _Cuda:
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
-        shares = torch.empty_like(self.instance_norm[0]) if self.instances == "image" else None
+        grad_sums = torch.empty_like(self.instance_norm[0]) if self.instances == "image" else None
 
         def chunk_of(chunk, cosines, **norms):
             return self.chunk(
-                chunk, cosines, grad_scores=buffer(grad_scores, chunk.first), shares=buffer(shares), **norms
+                chunk, cosines, grad_scores=buffer(grad_scores, chunk.first), grad_sums=buffer(grad_sums), **norms
             )
 
-        def sum_shares(chunks, cosines):
+        def sum_instances(chunks, cosines):
             args = chunk_of(chunks[0], cosines)
-            self.kernels.product_shares(args, first=chunks[0].first == 0, **self.launch.args)
+            self.kernels.product_grad_sums(args, first=chunks[0].first == 0, **self.launch.args)
 
         def add(chunks, cosines):
             norms = {}
@@ -221,7 +221,7 @@ class _Cuda:
                 of.add(chunk, slopes)
 
         if self.instances == "image":
-            self.for_chunks(sum_shares)
+            self.for_chunks(sum_instances)
         self.for_chunks(add, sum(of.row_bytes for of in gradients))
         for of in gradients:
             of.finish()
