@@ -1,5 +1,8 @@
 """Cross-entropy of pooled scores against audio or images as negatives, in the batch of one process or of several."""
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -54,6 +57,11 @@ def diagonal(positives: Tensor | None, scores: Tensor) -> Tensor:
     return (torch.arange(len(scores), device=scores.device) if positives is None else positives)[:, None]
 
 
+def total(terms: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one term."""
+    return functools.reduce(torch.add, terms)
+
+
 def cross_entropy(
     batch: JoinedBatch, scores: Tensor, positives: Tensor | None, tau: float, margin: float = 0.0, *, down: bool = False
 ) -> Tensor:
@@ -78,15 +86,15 @@ def contrast(
     """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum)."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)
-    loss = 0
+    terms = []
     if negatives != "image":
         if columns < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        loss = cross_entropy(batch, scores, positives, tau, margin)
+        terms.append(cross_entropy(batch, scores, positives, tau, margin))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
         if batch.group is None:  # some columns may be nobody's positive
             scores, positives = own(scores, positives, 1), None
-        loss = loss + cross_entropy(batch, scores, positives, tau, margin, down=True)
-    return loss
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True))
+    return total(terms)

@@ -14,7 +14,7 @@ from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
-from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own
+from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own, total
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that losses share (cross_entropy.py joins processes)
@@ -135,12 +135,12 @@ def ssl_align(
 
     def over_audio_views(scores: Tensor) -> Tensor:
         blocks = scores.chunk(len(audios), 1)
-        return sum(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
+        return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
-    localization = sum(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
+    localization = total(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
     alignment = torch.zeros_like(localization)
     if projected:
-        alignment = sum(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
+        alignment = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
     loss = localization + alignment
     if return_terms:
         return loss, {"localization": localization.detach(), "alignment": alignment.detach()}
@@ -235,18 +235,18 @@ def _lvs(
     positives,
     backend,
     need_map,
-):
-    """The loss, and the maps (N, h, w) of the positives where they are needed."""
+) -> tuple[Tensor, Tensor]:
+    """The loss, and the maps (N, h, w) of the positives, (0,) where they are not needed."""
     check_tau(tau)
-    pooling, maps = ops.SoftThreshold(epsilon, beta), None
-    if hard_negative or need_map:
-        check_pair(visual, audio)
-        check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
-        columns = diagonal(positives, visual).flatten()
-        scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
-        scores = _blend(scores, visual, audio, mean_weight, backend)
-    else:
+    pooling = ops.SoftThreshold(epsilon, beta)
+    if not (hard_negative or need_map):
         scores = _pooled(visual, audio, pooling, mean_weight, backend)
+        return contrast(batch, scores, positives, "audio", tau, margin), scores.new_empty(0)
+    check_pair(visual, audio)
+    check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
+    columns = diagonal(positives, visual).flatten()
+    scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
+    scores = _blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
         return contrast(batch, scores, positives, "audio", tau, margin), maps
     cells = maps.flatten(1)
@@ -332,7 +332,7 @@ def slavc(
     if momentum is not None:
         terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
     weight = 0.5 if negatives == "both" else 1.0
-    return sum(
+    return total(
         contrast(
             batch,
             ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),

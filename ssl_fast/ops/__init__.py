@@ -7,4 +7,5 @@ from .poolings import *  # noqa: F403, as a new pooling is listed there alone
 from .product import product_log_scores
 from .similarity import pooled_similarity
 
-__all__ = ["cosine_map", "pooled_similarity", "product_log_scores", *poolings.__all__]
+__all__ = ["cosine_map", "pooled_similarity", "product_log_scores"]
+__all__ += poolings.__all__

@@ -3,16 +3,16 @@
 import contextlib
 import functools
 import warnings
+from typing import Any
 
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
+extension: Any = None
+extension_error: str | None = None
 try:
     from .. import _C as extension
-
-    extension_error = None
 except ImportError as error:  # told by `ssl-fast doctor` and by the ops
-    extension = None
     extension_error = str(error)
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

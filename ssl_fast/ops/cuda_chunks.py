@@ -201,5 +201,5 @@ class DenseGradients:
             self.sums = part if self.sums is None else self.sums.to(self.space.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:
-        if self.grad_audio is not None:
+        if self.grad_audio is not None and self.sums is not None:
             self.space.write_audio(self.sums, self.grad_audio)

@@ -286,7 +286,9 @@ def _product_backward(
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     grads = _gradients(visual_loc, audio_loc, need_visual, need_audio)
     if not grad_scores.numel():
-        return tuple(grad.zero_() for grad in grads)
+        for grad in grads:
+            grad.zero_()
+        return grads
     needed = [grad if need else None for grad, need in zip(grads, (need_visual, need_visual, need_audio, need_audio))]
     if kernels.runs_on_cuda(visual_loc):
         with kernels.launch_on(visual_loc) as launch:

@@ -216,7 +216,7 @@ def _pooled_similarity_backward(
     grad_map = None if grad_map is None else grad_map.contiguous()
     gradients = empty_gradients(visual, audio, need_visual, need_audio)
     if not scores.numel():
-        return tuple(gradient.zero_() for gradient in gradients)
+        return gradients[0].zero_(), gradients[1].zero_()
     backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
     wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
     saved = scores, maps, residual, inverse_norm, alphas
