@@ -1,4 +1,4 @@
-"""What makes runs and results repeatable and files whole: versions, fingerprints, derived seeds, atomic writes."""
+"""Repeatable runs and results, and whole files: versions, fingerprints, derived seeds, atomic writes."""
 
 import hashlib
 import os

@@ -62,7 +62,7 @@ def _views(name: str, views: Sequence[Tensor]) -> list[Tensor]:
 def _projections(
     visuals: list[Tensor], audios: list[Tensor], project_visual, project_audio, projected_visuals, projected_audios
 ) -> tuple[list[Tensor], list[Tensor]] | None:
-    """What s_A compares, by either way of handing it over; None without s_A."""
+    """The projected features that s_A compares, by either way of handing them over; None without s_A."""
     ways = {
         "project_visual, project_audio": (project_visual, project_audio),
         "projected_visuals, projected_audios": (projected_visuals, projected_audios),

@@ -22,8 +22,8 @@ INSTALL = "pip install --force-reinstall --no-deps ."
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
-    """Whether to run the compiled kernel; RuntimeError where `backend="compiled"` cannot be honoured. Where "auto" has
-    to do without, a warning says why, once in a process."""
+    """True if the compiled kernel is to run; RuntimeError where `backend="compiled"` cannot be honoured. Where "auto"
+    has to do without, a warning says why, once in a process."""
     if backend not in ("auto", "compiled", "reference"):
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     if backend == "reference":

@@ -115,7 +115,7 @@ class Space:
         return self.visual.new_empty(images * self.cells, self.columns, dtype=self.gradient_dtype)
 
     def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor) -> None:
-        """From gradients with respect to unit vectors, over their lengths, to those of the features of a chunk."""
+        """Gradients of the features of a chunk, from those with respect to unit vectors, over their lengths."""
         self._unpack(
             shape_of(self.launch.kernels, self.visual, 0, chunk.images),
             buffer(chunk.rows),

@@ -15,7 +15,7 @@ CACHED_ALPHA_BYTES = 32 * 2**20
 
 
 class Launch(NamedTuple):
-    """Where kernels run. kernels: a compiled module; args: keyword arguments of every launch, threads or stream."""
+    """The place of a launch. kernels: a compiled module; args: keyword arguments of every launch, threads or stream."""
 
     kernels: Any
     args: dict[str, int]

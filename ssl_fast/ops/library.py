@@ -1,4 +1,4 @@
-"""How an op is known to torch, and how it is called where torch need not know."""
+"""Registration of the ops with torch, and the direct call where torch need not know."""
 
 from typing import Any
 

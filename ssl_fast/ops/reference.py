@@ -1,4 +1,4 @@
-"""What the plain-PyTorch references of all ops share."""
+"""Parts that the plain-PyTorch references of all ops share."""
 
 import torch
 from torch import Tensor

@@ -147,7 +147,7 @@ def _(visual, audio, kind, parameters, positives, cached):
 
 
 def _launch_args(launch, visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
-    """Of both CPU kernels."""
+    """Keyword arguments of both CPU kernels."""
     return {
         "pooling": getattr(launch.kernels.Pooling, kind),
         "parameters": parameters,
@@ -294,7 +294,7 @@ def _backward_cuda(
 
 
 def _sparse_gradients(space, grad_scores, argmax, grad_visual, grad_audio):
-    """Of a pooling whose residual is the one cell of a pair that has a gradient."""
+    """Gradients of a pooling whose residual is the one cell of a pair that has a gradient."""
     launch = space.launch
     sums = None if grad_audio is None else space.audio_norm.new_zeros(space.audios, space.width)
     visual = None if grad_visual is None else VisualGradient(space, grad_visual)
