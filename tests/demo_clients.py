@@ -20,8 +20,8 @@ SCENE = 1  # of which the embedded model localizes both sounds, and nothing unde
 GOOD = {"image": f"scene-{SCENE}", "sound": f"scene-{SCENE}-0", "alpha": 0.4, "threshold": None}
 
 
-def running(viewer, **options):
-    server = Server(viewer, **options)
+def running(pipeline, **options):
+    server = Server(pipeline, **options)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -36,8 +36,8 @@ def uploads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(viewer, uploads):
-    server = running(viewer)
+def server(pipeline, uploads):
+    server = running(pipeline)
     yield server
     server.shutdown()
     server.server_close()

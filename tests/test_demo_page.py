@@ -16,8 +16,8 @@ BROWSER = shutil.which(os.environ.get("SSL_FAST_BROWSER", "chromium"))
 
 
 @pytest.fixture(scope="module")
-def server(viewer):
-    with Server(viewer) as server:
+def server(pipeline):
+    with Server(pipeline) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
