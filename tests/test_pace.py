@@ -1,9 +1,10 @@
-"""What training tells of its speed."""
+"""The line of a run that is too slow, and the time of its parts."""
 
 import time
 
 from ssl_fast.training import loop as training
-from ssl_fast.training.loop import pace, train
+from ssl_fast.training.budget import pace
+from ssl_fast.training.loop import train
 from test_training import assert_same, figures, one_thread, run, tiny, weights  # noqa: F401
 from training_toys import ToySet
 

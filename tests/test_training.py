@@ -14,9 +14,11 @@ from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.reproducibility import derived_seed
 from ssl_fast.training import loop as training
 from ssl_fast.training import recipes
+from ssl_fast.training.budget import progress_of
 from ssl_fast.training.learner import Learner, TrainingError
-from ssl_fast.training.loop import StepSampler, progress_of, train
+from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
+from ssl_fast.training.sampler import StepSampler
 from training_toys import ToySet, loaded
 
 

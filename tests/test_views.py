@@ -9,8 +9,9 @@ import torch
 from ssl_fast.data.io.images import load_image
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.training.learner import Learner
-from ssl_fast.training.loop import StepSampler, train
+from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
+from ssl_fast.training.sampler import StepSampler
 from ssl_fast.training.views import Views
 from training_toys import HEARD, Nearest, ToySet, folder
 
