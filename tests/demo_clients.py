@@ -1,4 +1,4 @@
-"""What the tests of `ssl-fast demo` share: servers, clients, and files that are as they should be."""
+"""Helpers for the tests of `ssl-fast demo`: servers, clients, and files that are as they should be."""
 
 import base64
 import http.client
@@ -44,7 +44,7 @@ def server(pipeline, uploads):
 
 
 def exchange(server, message: bytes, timeout: float = 20) -> tuple[int, dict, bytes]:
-    """What comes back for the bytes of a request, which may be incomplete: status, headers (lower case), content."""
+    """Send the bytes of a request, which may be incomplete; status, headers (lower case) and content that come back."""
     with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
         connection.sendall(message)
         answer = b""

@@ -217,7 +217,7 @@ def test_flops_of_a_brute_force(op):
 
 @pytest.mark.parametrize("op", ["soft_threshold", "product", "margin_nce", "slavc"])
 def test_flops_of_the_products_that_torch_counts(op):
-    """Where the reference does what the method needs: its matrix products, counted by torch."""
+    """Matrix products of the references that do no more than the method needs, counted by torch."""
     inputs = bench.make_inputs(bench.CASES[op], (6, 3, 2, 8), torch.float32, "cpu")
     for which, work in zip(bench.PASSES, (bench.CASES[op].forward, bench.CASES[op].both)):
         with FlopCounterMode(display=False) as counter:

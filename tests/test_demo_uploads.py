@@ -1,4 +1,4 @@
-"""What the server of `ssl-fast demo` makes of files, good and bad."""
+"""Uploads to the server of `ssl-fast demo`: good and bad files."""
 
 import pickle
 import re

@@ -289,7 +289,7 @@ def test_distributed_options_need_several_processes(option):
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_distributed_batches_are_cut_into_shards(parts):
-    """Of every part of the batch of one process, each takes its shard, in order."""
+    """Each process takes its shard of every part of the batch of one process, in order."""
     whole = StepSampler(21, 8, 4, seed=3)
     shards = [StepSampler(21, 8, 4, seed=3, parts=parts, rank=rank, processes=2) for rank in (0, 1)]
     for batch, first, second in zip(whole, *shards, strict=True):

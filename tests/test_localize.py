@@ -96,7 +96,7 @@ def test_colours_below_the_threshold_stay_dark():
 
 
 def test_panels_show_the_map():
-    """Where the map is lowest the picture is the greyed image, where it is highest mostly the last colour."""
+    """The picture is the greyed image where the map is lowest, mostly the last colour where it is highest."""
     image = np.full((448, 448, 3), 100, np.uint8)
     halves, flat = np.array([[0, 1], [0, 1]], np.float32), np.array([[1, 1]], np.float32)
     own, prior, mixed = Answer(image, halves, flat, None, ("a", "b")).panels(1.0)
