@@ -13,7 +13,7 @@ from ssl_fast.inference.localize import LocalizationPipeline
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
-BAD_REQUESTS = {
+BAD_QUESTIONS = {
     "unknown id": (GOOD | {"image": "scene-99"}, 400, 'image: unknown id "scene-99"'),
     "unknown upload": (GOOD | {"sound": "0" * 32}, 410, "no longer kept"),
     "sound as image": (GOOD | {"image": "silence"}, 400, "image: this is the id of a sound"),
@@ -46,9 +46,9 @@ BAD_REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("case", BAD_REQUESTS)
+@pytest.mark.parametrize("case", BAD_QUESTIONS)
 def test_bad_questions(server, case):
-    asked, status, phrase = BAD_REQUESTS[case]
+    asked, status, phrase = BAD_QUESTIONS[case]
     got, answer = ask(server, "/answer", asked if isinstance(asked, (str, bytes)) else json.dumps(asked))
     assert got == status and phrase in answer["error"] and len(answer["error"]) < 200, answer
     still_well(server)
