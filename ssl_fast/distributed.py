@@ -1,4 +1,4 @@
-"""Several processes, as `torchrun --nproc-per-node K` starts them: joined batches, exact shares of a data set.
+"""Several processes, as `torchrun --nproc-per-node K` starts them: joined batches, exact shards of a data set.
 
 There is no launcher of our own: the process group is torch.distributed's, and nets are wrapped in its
 DistributedDataParallel. Without a process group there is one process, and everything here works for it too.
@@ -6,6 +6,7 @@ DistributedDataParallel. Without a process group there is one process, and every
 
 import contextlib
 import os
+import typing
 import zlib
 from collections.abc import Iterator, Sequence
 
@@ -15,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def place(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
-    """The rank of this process in `group` (None: of all processes), and how many there are."""
+def rank_and_world_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
+    """The rank of this process in `group` (None: among all processes), and the number of processes."""
     return (dist.get_rank(group), dist.get_world_size(group)) if dist.is_initialized() else (0, 1)
 
 
@@ -103,7 +104,7 @@ class JoinedBatch:
             own = ", ".join(
                 f"{name} {tuple(x.shape)} {x.dtype}{' with gradient' * x.requires_grad}" for name, x in features.items()
             )
-            every = [None] * len(headers)
+            every: list[typing.Any] = [None] * len(headers)
             dist.all_gather_object(every, own, group=group)
             got = "; ".join(f"on process {rank} {one}" for rank, one in enumerate(every))
             raise ValueError(
@@ -113,12 +114,12 @@ class JoinedBatch:
 
     @property
     def first(self) -> int:
-        """Where the own rows begin."""
+        """Index of the first own row in the batch."""
         return sum(self.counts[: self.rank])
 
     @property
     def size(self) -> int:
-        """Rows of all processes."""
+        """Number of rows of all processes."""
         return self.rows if self.group is None else sum(self.counts)
 
     def sum(self, x: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ class JoinedBatch:
         return x.mean() if self.group is None else self.sum(x.sum()) / self.size
 
     def logsumexp(self, x: Tensor) -> Tensor:
-        """Over the rows of all processes: (N, M) -> (M,). A column has at least one entry above -inf."""
+        """log of the sum of exp over the rows of all processes: (N, M) -> (M,). Each column has an entry above -inf."""
         if self.group is None:
             return x.logsumexp(0)
         highest = x.detach().amax(0)
@@ -146,24 +147,27 @@ class JoinedBatch:
         return highest + self.sum((x - highest).exp().sum(0)).log()
 
 
-def share(samples: int, group: dist.ProcessGroup | None = None) -> range:
+def shard(samples: int, group: dist.ProcessGroup | None = None) -> range:
     """The indices of a data set of `samples` that this process works on: a sampler for a DataLoader.
 
-    Contiguous, in the order of the processes of `group` (None: all there are), sizes differing by one at most: put
-    together they are range(samples), each sample once. (DistributedSampler repeats samples to fill the last round up,
-    which changes what an evaluation says.)
+    Shards are contiguous, in the order of the processes of `group` (None: all there are), and their sizes differ by one
+    at most: put together they are range(samples), each sample once. (DistributedSampler repeats samples to fill the
+    last round up, which changes the result of an evaluation.)
     """
-    rank, processes = place(group)
+    rank, processes = rank_and_world_size(group)
     return range(samples * rank // processes, samples * (rank + 1) // processes)
 
 
+share = shard  # deprecated: its former name
+
+
 def collect(results: Sequence, samples: int, group: dist.ProcessGroup | None = None) -> list:
-    """One result for each index of `share(samples)` -> one for each of range(samples), in order, on every process.
+    """One result for each index of `shard(samples)` -> one for each of range(samples), in order, on every process.
 
     Results are anything that can be pickled. Raises ValueError on every process where one has too few or too many.
     """
-    own = len(share(samples, group)), list(results)
-    every = [own] * place(group)[1]
+    own = len(shard(samples, group)), list(results)
+    every = [own] * rank_and_world_size(group)[1]
     if dist.is_initialized():
         dist.all_gather_object(every, own, group=group)
     for rank, (expected, part) in enumerate(every):

@@ -1,10 +1,11 @@
-"""Repeatable runs and results, and whole files: versions, fingerprints, derived seeds, atomic writes."""
+"""Repeatable runs and complete files: versions, fingerprints, derived seeds, atomic writes."""
 
 import hashlib
 import os
 import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -23,9 +24,16 @@ def versions() -> dict[str, str]:
     }
 
 
-def fingerprint(samples: "SampleSet | Sequence[str]") -> str:  # noqa: F821
-    """Hash of the ids of a set (or of ids), in order: what a checkpoint remembers of its training data."""
-    return hashlib.sha256("\n".join(getattr(samples, "ids", samples)).encode()).hexdigest()[:16]
+class HasIds(Protocol):
+    """Any set of samples with unique ids, as `data.datasets.SampleSet`."""
+
+    ids: list[str]
+
+
+def fingerprint(samples: HasIds | Sequence[str]) -> str:
+    """Hash of the ids of a set (or of ids), in order, by which a checkpoint knows its training data."""
+    ids: Any = getattr(samples, "ids", samples)
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()[:16]
 
 
 def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:

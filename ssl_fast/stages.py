@@ -1,4 +1,4 @@
-"""Where the wall time of a command goes."""
+"""Wall time of a command by stage."""
 
 import contextlib
 import time
@@ -47,4 +47,5 @@ class Stages:
 
 
 def listed(seconds: dict[str, float]) -> str:
+    """{"training": 80.2, "data": 3.1} -> "training 80.2 s, data 3.1 s"."""
     return ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())

@@ -126,9 +126,9 @@ def set_extension(monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def viewer():
+def pipeline():
     """The embedded localizer, with all that an answer takes."""
-    from ssl_fast.inference.localize import Viewer
+    from ssl_fast.inference.localize import LocalizationPipeline
     from ssl_fast.models import checkpoints
 
-    return Viewer(checkpoints.load(checkpoints.EMBEDDED))
+    return LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED))

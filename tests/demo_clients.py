@@ -1,4 +1,4 @@
-"""What the tests of `ssl-fast demo` share: servers, clients, and files that are as they should be."""
+"""Helpers for the tests of `ssl-fast demo`: servers, clients, and files that are as they should be."""
 
 import base64
 import http.client
@@ -20,8 +20,8 @@ SCENE = 1  # of which the embedded model localizes both sounds, and nothing unde
 GOOD = {"image": f"scene-{SCENE}", "sound": f"scene-{SCENE}-0", "alpha": 0.4, "threshold": None}
 
 
-def running(viewer, **options):
-    server = Server(viewer, **options)
+def running(pipeline, **options):
+    server = Server(pipeline, **options)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return server
 
@@ -36,15 +36,15 @@ def uploads(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(viewer, uploads):
-    server = running(viewer)
+def server(pipeline, uploads):
+    server = running(pipeline)
     yield server
     server.shutdown()
     server.server_close()
 
 
 def exchange(server, message: bytes, timeout: float = 20) -> tuple[int, dict, bytes]:
-    """What comes back for the bytes of a request, which may be incomplete: status, headers (lower case), content."""
+    """Send the bytes of a request, which may be incomplete; status, headers (lower case) and content that come back."""
     with socket.create_connection(("127.0.0.1", server.port), timeout) as connection:
         connection.sendall(message)
         answer = b""

@@ -10,8 +10,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_fast import ops
-from ssl_fast.benchmarks import measure
+from ssl_fast.benchmarks import environment, measure
 from ssl_fast.benchmarks import ops as bench
+from ssl_fast.cli import bench as command
+from ssl_fast.cli import main as cli
 
 TINY = ["--batch", "4", "--maps", "3x2", "--channels", "16", "--rounds", "2", "--threads", "1", "--no-compile"]
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
@@ -19,7 +21,7 @@ LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="residen
 
 def parse(*arguments):
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    command.add_arguments(parser)
     return parser.parse_args(arguments)
 
 
@@ -52,7 +54,7 @@ def test_json_rows_and_header(tmp_path, capsys):
     file = tmp_path / "bench.json"
     threads = torch.get_num_threads()
     asked = ["--ops", "max,cosine_map", "--dtype", "float32,bfloat16", "--json", str(file)]
-    assert bench.run(parse(*TINY, *asked)) == 0
+    assert cli.main(["bench", *TINY, *asked]) == 0
     assert torch.get_num_threads() == threads
     result = json.loads(file.read_text())
     rows, head = result["rows"], result["header"]
@@ -81,7 +83,7 @@ def test_json_rows_and_header(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_markdown_table(capsys):
-    assert bench.run(parse(*TINY, "--ops", "mean", "--markdown")) == 0
+    assert cli.main(["bench", *TINY, "--ops", "mean", "--markdown"]) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 2 and len({line.count("|") for line in table}) == 1
     assert table[2].startswith("| mean | 4 | 3x2 | float32 | fwd | ")
@@ -96,7 +98,7 @@ def test_ratios_are_medians_of_rounds(monkeypatch):
     monkeypatch.setattr(bench, "time_rounds", lambda *_: scripted)
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
     for clock, speedup in (("wall", 3), ("cpu", 1.5)):
-        options = bench._resolve(parse(*TINY, "--clock", clock))
+        options = command.resolve(parse(*TINY, "--clock", clock))
         row = bench.measure("soft_threshold", (4, 3, 2, 16), torch.float32, options)[0]
         assert row["speedup"] == speedup and row["speedup_wall"] == 3 and row["speedup_cpu"] == 1.5
         assert (row["ms"], row["reference_ms"]) == (2000, 10000) and row["peak_bytes"] is None
@@ -105,7 +107,7 @@ def test_ratios_are_medians_of_rounds(monkeypatch):
 
 def test_torch_compile_is_timed_or_visibly_absent(monkeypatch):
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
-    options = bench._resolve(parse(*TINY))
+    options = command.resolve(parse(*TINY))
     options.no_compile = False
     monkeypatch.setattr(torch, "compile", lambda call, fullgraph, dynamic: call)
     for row in bench.measure("max", (4, 3, 2, 16), torch.float32, options):
@@ -215,7 +217,7 @@ def test_flops_of_a_brute_force(op):
 
 @pytest.mark.parametrize("op", ["soft_threshold", "product", "margin_nce", "slavc"])
 def test_flops_of_the_products_that_torch_counts(op):
-    """Where the reference does what the method needs: its matrix products, counted by torch."""
+    """Matrix products of the references that do no more than the method needs, counted by torch."""
     inputs = bench.make_inputs(bench.CASES[op], (6, 3, 2, 8), torch.float32, "cpu")
     for which, work in zip(bench.PASSES, (bench.CASES[op].forward, bench.CASES[op].both)):
         with FlopCounterMode(display=False) as counter:
@@ -251,13 +253,14 @@ def wrong(kind, visuals, audios, backend):
 def test_wrong_kernel_is_not_timed(monkeypatch, tmp_path, capsys, kind, where):
     fake = dataclasses.replace(bench.CASES["soft_threshold"], call=partial(wrong, kind))
     monkeypatch.setattr(bench, "CASES", {**bench.CASES, "fake": fake})
+    monkeypatch.setattr(command, "OPS", (*command.OPS, "fake"))
     monkeypatch.setattr(bench.checks, "use_compiled", lambda *_: True)
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
-    monkeypatch.setattr(bench, "copy_gbytes_per_s", lambda *_: 1.0)
+    monkeypatch.setattr(environment, "copy_gbytes_per_s", lambda *_: 1.0)
     timed = []
     monkeypatch.setattr(bench, "_timings", lambda *arguments: timed.append(arguments) or {})
     file = tmp_path / "bench.json"
-    assert bench.run(parse(*TINY, "--ops", "fake", "--json", str(file))) == 1
+    assert cli.main(["bench", *TINY, "--ops", "fake", "--json", str(file)]) == 1
     result = json.loads(file.read_text())
     assert not timed and result["rows"] == [] and len(result["failures"]) == 1
     assert re.search(f"fake float32 batch 4 map 3x2: {where}", result["failures"][0])
@@ -268,7 +271,7 @@ def test_wrong_kernel_is_not_timed(monkeypatch, tmp_path, capsys, kind, where):
 @pytest.mark.parametrize("op", bench.CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_case_agrees(op, dtype):
-    options = bench._resolve(parse())
+    options = command.resolve(parse())
     inputs = bench.make_inputs(bench.CASES[op], (6, 3, 4, 24), dtype, "cpu")
     assert len(inputs.wanted) == 2 * (bench.CASES[op].spaces - bench.CASES[op].frozen)
     bench.verify(bench.CASES[op], partial(bench.CASES[op].call, backend=options.backend), inputs)
@@ -316,6 +319,10 @@ def test_a_process_that_dies_gives_no_peak(capsys):
 # ---- Arguments ----
 
 
+def test_names_of_ops_and_dtypes_are_those_that_can_be_timed():
+    assert list(command.OPS) == list(bench.CASES) and list(command.DTYPES) == list(bench.DTYPES)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -348,16 +355,16 @@ def test_bad_arguments(arguments, message, capsys):
 )
 def test_what_cannot_run_here(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench.run(parse(*arguments)) == 2
+    assert cli.main(["bench", *arguments]) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.out == ""
 
 
 def test_defaults_by_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(bench.torch, "empty", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
     monkeypatch.setattr(bench.checks, "use_compiled", lambda *_: True)
-    cpu, cuda, quick = (bench._resolve(parse(*a)) for a in ([], ["--device", "cuda"], ["--quick", "--rounds", "5"]))
+    cpu, cuda, quick = (command.resolve(parse(*a)) for a in ([], ["--device", "cuda"], ["--quick", "--rounds", "5"]))
     assert cpu.batch == [32, 128, 256] and cpu.maps == [(7, 7), (14, 14)] and cpu.dtype == ["float32"]
     assert max(cuda.batch) == 1024 and cuda.dtype == ["float32", "bfloat16"] and not cuda.no_compile
     assert quick.no_compile and quick.rounds == 5 and cpu.ops == list(bench.CASES)

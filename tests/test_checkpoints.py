@@ -46,6 +46,7 @@ def map_of(found):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_what_is_written_is_read(suffix, run, tmp_path, capsys):
     found = checkpoints.load(run)
+    assert checkpoints.load(run / "checkpoint.pt").threshold == found.threshold
     assert (found.path, found.layout, found.unused) == (run / "checkpoint.pt", "ssl_fast", [])
     assert (found.front_end.name, found.image_size, found.threshold, found.state["step"]) == ("scenes", 112, 0.25, 70)
     out = tmp_path / f"small{suffix}"

@@ -18,7 +18,7 @@ import demo_clients
 from demo_clients import SCENE, ask, exchange, head, of_data_uri, pixels, question, running
 from ssl_fast.cli import main as cli
 from ssl_fast.data.scenes import dataset as scenes
-from ssl_fast.inference.localize import Viewer
+from ssl_fast.inference.localize import LocalizationPipeline
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
@@ -36,9 +36,9 @@ def test_page(server):
     assert exchange(server, head(server, "GET", "/"))[1]["content-security-policy"] != policy  # a nonce is used once
 
 
-def test_about(server, viewer):
+def test_about(server, pipeline):
     status, about = ask(server, "/about")
-    assert status == 200 and about["threshold"] == viewer.threshold and about["alpha"] == 0.4
+    assert status == 200 and about["threshold"] == pipeline.threshold and about["alpha"] == 0.4
     assert about["model"]["categories"] == list(scenes.CATEGORIES[:12]) and about["model"]["method"] == "ssl_align"
     assert about["colours"][0] == "#0d0887" and about["colours"][-1] == "#f0f921"  # plasma
     assert len(about["scenes"]) == 8 and len({one["id"] for one in about["scenes"]}) == 8
@@ -51,10 +51,10 @@ def test_about(server, viewer):
 
 
 @pytest.mark.parametrize("position", [0, 1])
-def test_answer_is_the_viewers(server, viewer, position):
+def test_answer_is_the_pipelines(server, pipeline, position):
     drawn = scenes.scene(scenes.Settings(), "duo", SCENE)
     waveform = drawn.waveforms[position].astype(np.float32) / 32768
-    expected = viewer.localize(drawn.image, waveform)
+    expected = pipeline.localize(drawn.image, waveform)
     status, answer = question(server, sound=f"scene-{SCENE}-{position}", alpha=0.7)
     assert status == 200 and answer["scores"] == pytest.approx(expected.scores(), abs=1e-6)
     panels = expected.panels(0.7)
@@ -74,11 +74,11 @@ def test_two_sounds_move_the_maximum(server):
         assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom and scores["found"] is True
 
 
-def test_sounds_of_nothing_in_the_image(server, viewer):
+def test_sounds_of_nothing_in_the_image(server, pipeline):
     drawn = scenes.scene(scenes.Settings(), "duo", SCENE)
     silent = question(server, sound="silence")[1]
     assert silent["scores"]["found"] is False and silent["scores"]["area"] == 0
-    expected = viewer.localize(drawn.image, np.zeros(16000, np.float32)).scores()
+    expected = pipeline.localize(drawn.image, np.zeros(16000, np.float32)).scores()
     assert silent["scores"] == pytest.approx(expected, abs=1e-6)
     noise = question(server, sound="noise")[1]
     assert noise["scores"]["found"] is False
@@ -88,9 +88,9 @@ def test_sounds_of_nothing_in_the_image(server, viewer):
     assert question(server, sound=offscreen)[1]["scores"]["found"] is False
 
 
-def test_sliders(server, viewer):
+def test_sliders(server, pipeline):
     own, low, high = (question(server, threshold=t)[1] for t in (None, -1, 1))
-    assert own["scores"]["threshold"] == viewer.threshold == own["panels"][0]["threshold"]
+    assert own["scores"]["threshold"] == pipeline.threshold == own["panels"][0]["threshold"]
     assert low["scores"]["area"] == 1 and low["scores"]["found"] is True
     assert high["scores"]["area"] == 0 and high["scores"]["found"] is False
     assert own["scores"]["maximum"] == low["scores"]["maximum"] == high["scores"]["maximum"]
@@ -100,15 +100,15 @@ def test_sliders(server, viewer):
     assert np.abs(pixels(mixtures[0][2]["picture"]) - pixels(mixtures[1][2]["picture"])).mean() > 5
 
 
-def test_sliders_do_not_run_the_net_again(viewer):
-    class Counting(Viewer):
+def test_sliders_do_not_run_the_net_again(pipeline):
+    class Counting(LocalizationPipeline):
         count = 0
 
         def localize(self, image, waveform):
             self.count += 1
             return super().localize(image, waveform)
 
-    counting = Counting(viewer.found)
+    counting = Counting(pipeline.found)
     with running(counting) as server:
         for alpha in (0, 0.5, 1):
             assert question(server, alpha=alpha, threshold=alpha)[0] == 200
@@ -116,8 +116,8 @@ def test_sliders_do_not_run_the_net_again(viewer):
         server.shutdown()
 
 
-def test_a_model_without_threshold(viewer):
-    deaf = Viewer(dataclasses.replace(viewer.found, threshold=None))
+def test_a_model_without_threshold(pipeline):
+    deaf = LocalizationPipeline(dataclasses.replace(pipeline.found, threshold=None))
     with running(deaf) as server:
         assert ask(server, "/about")[1]["threshold"] is None
         assert question(server)[1]["scores"]["found"] is None
@@ -125,9 +125,11 @@ def test_a_model_without_threshold(viewer):
         server.shutdown()
 
 
-def test_front_end_of_another_rate_and_length(viewer):
-    recipe = viewer.found.recipe | {"front_end": dataclasses.replace(viewer.front_end, sample_rate=8000, seconds=2.5)}
-    with running(Viewer(dataclasses.replace(viewer.found, recipe=recipe))) as server:
+def test_front_end_of_another_rate_and_length(pipeline):
+    recipe = pipeline.found.recipe | {
+        "front_end": dataclasses.replace(pipeline.front_end, sample_rate=8000, seconds=2.5)
+    }
+    with running(LocalizationPipeline(dataclasses.replace(pipeline.found, recipe=recipe))) as server:
         heard, rate = soundfile.read(of_data_uri(question(server)[1]["heard"], "audio/wav"))
         assert rate == 8000 and len(heard) == 20000 and heard.std() > 0.01
         np.testing.assert_array_equal(heard[:8000], heard[8000:16000])  # of one second, repeated

@@ -16,8 +16,8 @@ BROWSER = shutil.which(os.environ.get("SSL_FAST_BROWSER", "chromium"))
 
 
 @pytest.fixture(scope="module")
-def server(viewer):
-    with Server(viewer) as server:
+def server(pipeline):
+    with Server(pipeline) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield server
         server.shutdown()
@@ -55,7 +55,7 @@ def settled(page):
 
 
 def shown(page) -> dict:
-    """What is to be seen once all answers came."""
+    """The visible text of the page once all answers came."""
     settled(page)
     panels = [page.get_attribute(f"#panel-{k}", "src") for k in range(3)]
     scores = {name: page.inner_text(f"#{name}") for name in ("maximum", "confidence", "area", "result")}

@@ -1,4 +1,4 @@
-"""What the server of `ssl-fast demo` makes of requests that are not as they should be, and of many at once."""
+"""Answers of the server of `ssl-fast demo` to requests that are not as they should be, and to many at once."""
 
 import json
 import socket
@@ -9,7 +9,7 @@ import pytest
 
 import demo_clients
 from demo_clients import GOOD, ask, exchange, head, question, running, sound_file, still_well, upload
-from ssl_fast.inference.localize import Viewer
+from ssl_fast.inference.localize import LocalizationPipeline
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
 
@@ -124,8 +124,8 @@ def test_same_origin_is_served(server):
         assert exchange(server, message)[0] == 200
 
 
-def test_hosts_of_a_server_that_listens_everywhere(viewer):
-    with running(viewer, host="0.0.0.0") as server:
+def test_hosts_of_a_server_that_listens_everywhere(pipeline):
+    with running(pipeline, host="0.0.0.0") as server:
         for host, status in (
             (f"192.0.2.7:{server.port}", 200),
             (f"localhost:{server.port}", 200),
@@ -147,8 +147,8 @@ def test_refused_before_the_body_is_sent(server):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", [b"POST /ans", b"POST /answer HTTP/1.1\r\nHost: ", None, b"GET"])
-def test_slow_clients(viewer, uploads, part):
-    with running(viewer, deadline=0.6) as server:
+def test_slow_clients(pipeline, uploads, part):
+    with running(pipeline, deadline=0.6) as server:
         part = part or head(server, path="/image", X_Name="a.png", Content_Length=5000) + b"some"
         start = time.monotonic()
         with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
@@ -197,15 +197,15 @@ def test_two_clients_at_once(server):
     assert not wrong
 
 
-def test_too_many_requests_at_once(viewer):
+def test_too_many_requests_at_once(pipeline):
     leave = threading.Event()
 
-    class Waiting(Viewer):
+    class Waiting(LocalizationPipeline):
         def localize(self, image, waveform):
             assert leave.wait(60)
             return super().localize(image, waveform)
 
-    with running(Waiting(viewer.found)) as server:
+    with running(Waiting(pipeline.found)) as server:
         got, refused = [], threading.Semaphore(0)
 
         def client():
@@ -240,8 +240,8 @@ def test_idle_connections_do_not_pile_up(server):
     still_well(server)
 
 
-def test_failure_is_told_and_survived(viewer, capfd, uploads):
-    class Failing(Viewer):
+def test_failure_is_told_and_survived(pipeline, capfd, uploads):
+    class Failing(LocalizationPipeline):
         def localize(self, image, waveform):
             if not waveform.any():
                 raise ZeroDivisionError("a secret of the server")
@@ -250,7 +250,7 @@ def test_failure_is_told_and_survived(viewer, capfd, uploads):
         def read_sound(self, path):
             raise KeyError(str(path))
 
-    with running(Failing(viewer.found)) as server:
+    with running(Failing(pipeline.found)) as server:
         capfd.readouterr()
         for status, answer in (question(server, sound="silence"), upload(server, "sound", "a.wav", sound_file())):
             assert status == 500 and "failed" in answer["error"] and "secret" not in answer["error"]

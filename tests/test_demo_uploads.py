@@ -1,4 +1,4 @@
-"""What the server of `ssl-fast demo` makes of files, good and bad."""
+"""Uploads to the server of `ssl-fast demo`: good and bad files."""
 
 import pickle
 import re
@@ -48,7 +48,7 @@ def jpeg_of_scans(count: int) -> bytes:
     return content[:-2] + content[content.rindex(b"\xff\xda") : -2] * count + content[-2:]
 
 
-def test_uploads_are_answered_like_files(server, viewer, uploads, tmp_path):
+def test_uploads_are_answered_like_files(server, pipeline, uploads, tmp_path):
     picture, tone = tmp_path / "a.png", tmp_path / "b.wav"
     picture.write_bytes(image_file())
     tone.write_bytes(sound_file(rate=44100))
@@ -56,7 +56,7 @@ def test_uploads_are_answered_like_files(server, viewer, uploads, tmp_path):
     sound = upload(server, "sound", "b.wav", tone.read_bytes())
     assert image[0] == sound[0] == 200 and image[1]["id"] != sound[1]["id"]
     assert pixels(image[1]["preview"]).shape == (336, 448, 3)
-    expected = viewer.localize(viewer.read_image(picture), viewer.read_sound(tone))
+    expected = pipeline.localize(pipeline.read_image(picture), pipeline.read_sound(tone))
     answer = question(server, image=image[1]["id"], sound=sound[1]["id"])[1]
     assert answer["scores"] == pytest.approx(expected.scores(), abs=1e-6)
     assert answer["heard"] == sound[1]["preview"] and not list(uploads.iterdir())
@@ -66,9 +66,9 @@ def test_large_image_is_kept_small(server):
     ramp = Image.fromarray(np.linspace(0, 255, 3000, dtype=np.uint8)[:, None, None].repeat(1000, 1).repeat(3, 2))
     status, kept = upload(server, "image", "large.jpg", image_file("JPEG", ramp))
     assert status == 200 and pixels(kept["preview"]).shape == (448, 149, 3)
-    held = server.desk.uploads[kept["id"]].content
-    assert held.shape == (640, 213, 3)
-    assert np.abs(held[:, 100, 0].astype(int) - np.linspace(0, 255, 640)).max() < 4
+    stored = server.session.uploads[kept["id"]].content
+    assert stored.shape == (640, 213, 3)
+    assert np.abs(stored[:, 100, 0].astype(int) - np.linspace(0, 255, 640)).max() < 4
 
 
 TURNED = b"Exif\0\0II*\0" + struct.pack("<IHHHIII", 8, 1, 274, 3, 1, 6, 0)

@@ -1,4 +1,4 @@
-"""Losses, shares and results of several gloo processes against one process that holds everything."""
+"""Losses, shards and results of several gloo processes against one process that holds everything."""
 
 import datetime
 import re
@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from loss_loops import CHANNELS, HEIGHT, WIDTH, features, flip
 from ssl_fast import losses, ops
-from ssl_fast.distributed import collect, share
+from ssl_fast.distributed import collect, shard
 from ssl_fast.ops import checks
 
 PROJECT = torch.from_numpy(np.random.default_rng(9).standard_normal((2, 4, CHANNELS)))
@@ -177,11 +177,11 @@ def outcomes(rank, layouts):
         found["pair"] = evaluate("fnac", slice(first, end), bounds["uneven"][-1], torch.float64, group=pair)
     found["errors"] = {name: message(losses.ez_vsl, **arguments) for name, arguments in misuses(rank, alone).items()}
     found["largest"] = largest_message(lambda: joined("slavc-both", "uneven", "reference", torch.float64))
-    found["shares"] = {n: list(share(n)) for n in (0, 1, 7, 12)}
+    found["shards"] = {n: list(shard(n)) for n in (0, 1, 7, 12)}
     found["collected"] = {
-        n: list(map(torch.from_numpy, collect([np.arange(i) for i in share(n)], n))) for n in (0, 1, 7, 12)
+        n: list(map(torch.from_numpy, collect([np.arange(i) for i in shard(n)], n))) for n in (0, 1, 7, 12)
     }
-    found["too few"] = message(collect, list(share(7))[: -1 if rank == 1 else None], 7)
+    found["too few"] = message(collect, list(shard(7))[: -1 if rank == 1 else None], 7)
     return found
 
 
@@ -221,11 +221,11 @@ def processes(request, tmp_path_factory):
 # Losses
 
 
-def assert_joined(layout, shares, expected, rtol):
-    """`shares` of the processes against `expected` of one process; rtol: of the largest entry."""
+def assert_joined(layout, shards, expected, rtol):
+    """`shards` of the processes against `expected` of one process; rtol: of the largest entry."""
     bounds, count = first_rows(layout), len(layout)
     assert expected["visual"].abs().max() > 0 and expected["audio"].abs().max() > 0
-    for rank, got in enumerate(shares):
+    for rank, got in enumerate(shards):
         for name, truth in expected.items():
             if name in ("visual", "audio"):
                 truth = count * truth[bounds[rank] : bounds[rank + 1]]
@@ -306,10 +306,10 @@ def test_distributed_group_of_others(processes):
 # Shares and results
 
 
-def test_distributed_shares_hold_every_sample_once_in_order(processes):
+def test_distributed_shards_hold_every_sample_once_in_order(processes):
     _, found = processes
     for samples in (0, 1, 7, 12):
-        parts = [one["shares"][samples] for one in found]
+        parts = [one["shards"][samples] for one in found]
         assert [sample for part in parts for sample in part] == list(range(samples))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -323,7 +323,7 @@ def test_distributed_results_come_together_in_order_on_every_process(processes):
 def test_distributed_results_missing(processes):
     _, found = processes
     for one in found:
-        expected = len(found[1]["shares"][7])
+        expected = len(found[1]["shards"][7])
         assert one["too few"] == (
             f"results: expected {expected} on process 1, one for each of its share of 7 samples, got {expected - 1}"
         )

@@ -24,6 +24,9 @@ from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.training import learner
 from ssl_fast.training import loop as training
 from ssl_fast.training.recipes import recipe
+from ssl_fast.training.resume import resume_state
+from ssl_fast.training.sampler import StepSampler
+from ssl_fast.training.validation import best_record
 from training_toys import Others, ToySet, loaded
 
 PROCESSES = 2
@@ -52,7 +55,7 @@ def without_batch_norm(net):
 
 
 def exact(config):
-    """A localizer that can be compared: batch norm would tell the shares of a batch apart, which is not the loss's
+    """A localizer that can be compared: batch norm would tell the shards of a batch apart, which is not the loss's
     doing, so each sample is normalised alone; and in float64, as Adam makes much of the rounding of small gradients."""
     localizer = models.build(config)
     without_batch_norm(localizer)
@@ -79,7 +82,7 @@ RESUMED = tiny(
 class Broken(ToySet):
     def __init__(self):
         super().__init__()
-        index, _ = next(iter(training.StepSampler(40, 8, 10, seed=0)))[0]
+        index, _ = next(iter(StepSampler(40, 8, 10, seed=0)))[0]
         self.spectrograms[index] = float("nan")
 
 
@@ -139,13 +142,13 @@ def outcomes(folder):
         run(RESUMED, seed=5, out=folder / "part", checkpoint_every=1e-9, on_step=crash)
     except Crash:
         dist.barrier()
-    found["alone"] = message(training.resume_state, folder / "part", {"processes": None})
+    found["alone"] = message(resume_state, folder / "part", {"processes": None})
     found["resumed"] = summary(run(RESUMED, seed=5, out=folder / "part", resume=True))
     there = folder / ("part" if dist.get_rank() == 0 else "elsewhere")
     found["elsewhere"] = message(run, RESUMED, seed=5, out=there, resume=True)
     found["broken"] = message(training.train, Broken(), tiny("ez_vsl"), progress=False)
     found["stopped"] = message(run, tiny("ez_vsl"), out=folder / "stopped", on_step=stop_one)
-    found["no shares"] = message(run, tiny("ez_vsl", batch_size=7))
+    found["no shards"] = message(run, tiny("ez_vsl", batch_size=7))
     found["no parts"] = message(run, tiny("ez_vsl", accumulation=4))
     found["norm"] = message(run, tiny("ez_vsl"), sync_batch_norm=True)
     return found
@@ -221,7 +224,7 @@ def test_distributed_validation_is_of_the_net_that_is_kept(processes):
     alone, others = learner.Learner(tiny("ez_vsl")), Others(16)
     alone.load(storage.load(folder / "normed" / "best.pt"))
     batches = zip(others.images[:, None].split(8), others.spectrograms[:, None].split(8))
-    best = training.best_record(found[0]["normed"]["history"])["validation_loss"]
+    best = best_record(found[0]["normed"]["history"])["validation_loss"]
     assert best == pytest.approx(sum(alone.validation_losses(batches)) / 2, rel=1e-6)
     assert found[0]["normed"]["history"] == found[1]["normed"]["history"]
 
@@ -231,7 +234,7 @@ def test_distributed_success_rate_counts_every_sample_once(samples, processes):
     folder, found = processes
     localizer, state = loaded(folder / f"successful{samples}")
     for one in found:
-        best = training.best_record(one["successful", samples]["history"])
+        best = best_record(one["successful", samples]["history"])
         assert best["step"] + 1 == state["step"]
         assert best["validation_success"] == success_rate(localizer, Others(samples, True))
 
@@ -260,14 +263,14 @@ def test_distributed_training_resumes_from_one_checkpoint(processes):
 
 def test_distributed_training_names_the_samples_of_all_processes(processes):
     """A broken sample of one of them breaks the gradient of both."""
-    keys = next(iter(training.StepSampler(40, 8, 10, seed=0)))
+    keys = next(iter(StepSampler(40, 8, 10, seed=0)))
     expected = ", ".join(Broken().ids[index] for index, _ in keys)
     for one in processes[1]:
         assert one["broken"] == f"step 0: the loss is nan for the samples {expected}"
 
 
 ERRORS = {
-    "no shares": "batch_size: expected equal shares of 2 or more for 2 processes, got 7",
+    "no shards": "batch_size: expected equal shares of 2 or more for 2 processes, got 7",
     "no parts": "batch_size: expected equal shares of 2 or more for 2 processes, got 8 in 4 parts",
     "norm": "sync_batch_norm: expected a CUDA device, where torch.nn.SyncBatchNorm works, got cpu",
 }
@@ -285,11 +288,11 @@ def test_distributed_options_need_several_processes(option):
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_distributed_batches_are_cut_into_shares(parts):
-    """Of every part of the batch of one process each takes its share, in order."""
-    whole = training.StepSampler(21, 8, 4, seed=3)
-    shares = [training.StepSampler(21, 8, 4, seed=3, parts=parts, rank=rank, processes=2) for rank in (0, 1)]
-    for batch, first, second in zip(whole, *shares, strict=True):
+def test_distributed_batches_are_cut_into_shards(parts):
+    """Each process takes its shard of every part of the batch of one process, in order."""
+    whole = StepSampler(21, 8, 4, seed=3)
+    shards = [StepSampler(21, 8, 4, seed=3, parts=parts, rank=rank, processes=2) for rank in (0, 1)]
+    for batch, first, second in zip(whole, *shards, strict=True):
         size = 4 // parts
         for part in range(parts):
             both = first[part * size : (part + 1) * size] + second[part * size : (part + 1) * size]

@@ -11,7 +11,7 @@ import torch
 from ssl_fast.cli import main as cli
 from ssl_fast.data.io import front_ends
 from ssl_fast.data.scenes import dataset as scenes
-from ssl_fast.inference.localize import Viewer
+from ssl_fast.inference.localize import LocalizationPipeline
 from ssl_fast.models import LocalizerConfig, build, checkpoints
 
 # Runs in a process of its own, where `import ssl_fast` fails.
@@ -39,20 +39,20 @@ def run_alone(program, images, waveforms, folder):
 def test_the_embedded_localizer_runs_without_the_package(tmp_path):
     front_ends._tukey.cache_clear()  # what is cached while tracing must not be used afterwards, nor in the program
     assert cli.main(["export", str(checkpoints.EMBEDDED), str(tmp_path / "a.pt2")]) == 0
-    viewer = Viewer(checkpoints.load(checkpoints.EMBEDDED))
+    pipeline = LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED))
     made = [scenes.scene(scenes.Settings(), "duo", k) for k in range(3)]
     waveforms = np.stack([one.waveforms[0].astype(np.float32) / 32768 for one in made])
     images = np.stack([one.image.transpose(2, 0, 1) for one in made])
     maps, about = run_alone(tmp_path / "a.pt2", images, waveforms, tmp_path)
     for one, waveform, got in zip(made, waveforms, maps):
-        np.testing.assert_allclose(got, viewer.localize(one.image, waveform).audio_visual, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(got, pipeline.localize(one.image, waveform).audio_visual, rtol=0, atol=1e-4)
     assert about == {
         "method": "ssl_align",
         "image_size": 112,
         "sample_rate": 16000,
         "samples": 16000,
         "channels": "mean",
-        "threshold": viewer.threshold,
+        "threshold": pipeline.threshold,
     }
 
 

@@ -14,7 +14,7 @@ from ssl_fast.cli import main as cli
 from ssl_fast.data.io.images import load_image
 from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.evaluation import evaluate
-from ssl_fast.inference.localize import Answer, Panel, Viewer, scale_of
+from ssl_fast.inference.localize import Answer, LocalizationPipeline, Panel, scale_of
 from ssl_fast.inference.sheets import sheet
 from ssl_fast.models import ResNet18, checkpoints
 from ssl_fast.models.object_prior import ObjectPrior
@@ -46,10 +46,10 @@ def test_the_embedded_model_localizes_what_it_hears(monkeypatch, tmp_path):
     assert figures["interactive_pointing"] > 0.7
 
 
-def test_map_is_that_of_the_evaluation(viewer, files):
+def test_map_is_that_of_the_evaluation(pipeline, files):
     folder, _one = files
-    got = viewer.localize(viewer.read_image(folder / "image.png"), viewer.read_sound(folder / "bell.wav"))
-    found, (waveform, rate) = viewer.found, soundfile.read(folder / "bell.wav", dtype="float32")
+    got = pipeline.localize(pipeline.read_image(folder / "image.png"), pipeline.read_sound(folder / "bell.wav"))
+    found, (waveform, rate) = pipeline.found, soundfile.read(folder / "bell.wav", dtype="float32")
     with torch.inference_mode():
         images = found.localizer.normalize_images(load_image(folder / "image.png", 112)[None])
         spectrogram = found.front_end.spectrogram(torch.from_numpy(waveform))[None, None]
@@ -58,13 +58,13 @@ def test_map_is_that_of_the_evaluation(viewer, files):
     np.testing.assert_allclose(got.audio_visual, expected, rtol=0, atol=1e-5)
 
 
-def test_each_sound_is_found_in_its_object_and_silence_nowhere(viewer, files):
+def test_each_sound_is_found_in_its_object_and_silence_nowhere(pipeline, files):
     _, one = files
     sounds = [waveform.astype(np.float32) / 32768 for waveform in one.waveforms]
     for waveform, (left, top, right, bottom) in zip(sounds, one.boxes):
-        scores = viewer.localize(one.image, waveform).scores()
+        scores = pipeline.localize(one.image, waveform).scores()
         assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom and scores["found"]
-    assert not viewer.localize(one.image, np.zeros(16000, np.float32)).scores()["found"]
+    assert not pipeline.localize(one.image, np.zeros(16000, np.float32)).scores()["found"]
 
 
 def test_scores_of_a_known_map():
@@ -96,7 +96,7 @@ def test_colours_below_the_threshold_stay_dark():
 
 
 def test_panels_show_the_map():
-    """Where the map is lowest the picture is the greyed image, where it is highest mostly the last colour."""
+    """The picture is the greyed image where the map is lowest, mostly the last colour where it is highest."""
     image = np.full((448, 448, 3), 100, np.uint8)
     halves, flat = np.array([[0, 1], [0, 1]], np.float32), np.array([[1, 1]], np.float32)
     own, prior, mixed = Answer(image, halves, flat, None, ("a", "b")).panels(1.0)
@@ -130,25 +130,25 @@ def test_object_weights_give_the_prior(files, tmp_path, capsys):
     torch.manual_seed(1)
     torch.save(ResNet18().state_dict(), tmp_path / "net.pth")
     prior = ObjectPrior(tmp_path / "net.pth")
-    viewer = Viewer(checkpoints.load(checkpoints.EMBEDDED), prior, "ImageNet features")
-    got = viewer.localize(one.image, np.zeros(16000, np.float32))
+    pipeline = LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED), prior, "ImageNet features")
+    got = pipeline.localize(one.image, np.zeros(16000, np.float32))
     image = torch.from_numpy(one.image.transpose(2, 0, 1).copy())[None]
     np.testing.assert_allclose(got.prior, prior(image)[0].numpy(), rtol=1e-5)
     command = ["localize", str(folder / "image.png"), str(folder / "bell.wav"), "-o", str(tmp_path / "a.png")]
     assert cli.main([*command, "--object-weights", str(tmp_path / "net.pth")]) == 0
 
 
-def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, viewer, capsys):
+def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, pipeline, capsys):
     folder, one = files
     out = tmp_path / "out.png"
     assert cli.main(["localize", str(folder / "image.png"), str(folder / "phone.wav"), "-o", str(out)]) == 0
     said = capsys.readouterr().out
-    expected = viewer.localize(one.image, viewer.read_sound(folder / "phone.wav"))
+    expected = pipeline.localize(one.image, pipeline.read_sound(folder / "phone.wav"))
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected.audio_visual)
     assert "the embedded quickstart model, which knows the twelve categories" in said
     scores = expected.scores()
     assert f"maximum {scores['maximum']:.3f} at ({scores['x']:.2f}, {scores['y']:.2f})" in said
-    assert f"{scores['area']:.1%} of the image is above the universal threshold {viewer.threshold:.3f}" in said
+    assert f"{scores['area']:.1%} of the image is above the universal threshold {pipeline.threshold:.3f}" in said
     assert np.asarray(Image.open(out)).std() > 10
     silent = tmp_path / "silent.flac"
     soundfile.write(silent, np.zeros(100, np.float32), 8000)  # short, of another rate
@@ -156,9 +156,9 @@ def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, 
     assert "nothing is above the universal threshold" in capsys.readouterr().out
 
 
-def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys, viewer):
+def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys, pipeline):
     folder, _ = files
-    checkpoints.write(checkpoints.Checkpoint(**{**vars(viewer.found), "threshold": None}), tmp_path / "mine.pt")
+    checkpoints.write(checkpoints.Checkpoint(**{**vars(pipeline.found), "threshold": None}), tmp_path / "mine.pt")
     command = [
         "localize",
         str(folder / "image.png"),
@@ -188,10 +188,10 @@ def written(kind, image, path):
 
 
 @pytest.mark.parametrize("kind", ["webp", "bmp", "tiff", "animated gif", "wide cmyk"])
-def test_images_of_any_format(kind, files, tmp_path, viewer):
+def test_images_of_any_format(kind, files, tmp_path, pipeline):
     folder, one = files
     path = written(kind, Image.fromarray(one.image), tmp_path / "image")
-    scores = viewer.localize(viewer.read_image(path), viewer.read_sound(folder / "phone.wav")).scores()
+    scores = pipeline.localize(pipeline.read_image(path), pipeline.read_sound(folder / "phone.wav")).scores()
     left, top, right, bottom = one.boxes[one.categories.index("phone")]
     assert left <= scores["x"] * 112 < right and top <= scores["y"] * 112 < bottom
 
@@ -220,14 +220,14 @@ def test_bad_input_is_named_and_nothing_is_written(arguments, said, files, monke
     assert said in error and error.count("\n") == 1 and sorted(files[0].iterdir()) == before
 
 
-def test_inputs_of_another_type_are_refused(viewer):
+def test_inputs_of_another_type_are_refused(pipeline):
     image, waveform = np.zeros((4, 4, 3), np.uint8), np.zeros(16000, np.float32)
     for wrong in (image[..., :1], image.astype(np.float32), image[:0]):
         with pytest.raises(ValueError, match=re.escape("image: expected uint8 (H, W, 3)")):
-            viewer.localize(wrong, waveform)
+            pipeline.localize(wrong, waveform)
     for wrong in (waveform[:-1], waveform.astype(np.float64)):
         with pytest.raises(ValueError, match=re.escape("waveform: expected float32 (16000,)")):
-            viewer.localize(image, wrong)
+            pipeline.localize(image, wrong)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -289,7 +289,7 @@ def test_bad_options_of_videos(video, arguments, said, monkeypatch, tmp_path, ca
 def test_torch_compiler_is_not_loaded_for_one_answer(files, tmp_path):
     """It would add a second to the start of the command."""
     code = (
-        "import sys; from ssl_fast import cli; code = cli.main(sys.argv[1:]); "
+        "import sys; from ssl_fast.cli import main as cli; code = cli.main(sys.argv[1:]); "
         "sys.exit(code or 'torch._dynamo' in sys.modules)"
     )
     command = ["localize", str(files[0] / "image.png"), str(files[0] / "bell.wav"), "-o", str(tmp_path / "a.png")]

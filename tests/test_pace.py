@@ -1,11 +1,27 @@
-"""What training tells of its speed."""
+"""Time budget of a run: its progress, the line of one that is too slow, the time of its parts."""
 
 import time
 
+import pytest
+
 from ssl_fast.training import loop as training
-from ssl_fast.training.loop import pace, train
+from ssl_fast.training.budget import pace, progress_of
+from ssl_fast.training.loop import train
 from test_training import assert_same, figures, one_thread, run, tiny, weights  # noqa: F401
 from training_toys import ToySet
+
+
+def test_progress_is_that_of_the_steps_while_time_keeps_pace():
+    # 100 steps in 80 of 100 s, the first one slow: 5 s
+    seconds = [0.0] + [5 + 75 * k / 99 for k in range(100)]
+    assert [progress_of(k, 100, seconds[k], 100.0) for k in range(101)] == [k / 100 for k in range(101)]
+
+
+def test_progress_is_that_of_time_where_it_is_short():
+    assert progress_of(10, 100, 55.0, 100.0) == pytest.approx((55 - 10) / 90)
+    assert progress_of(10, 100, 100.0, 100.0) == 1.0
+    assert progress_of(10, 100, 1e6) == 0.1  # no budget
+    assert progress_of(120, 100) == 1.0
 
 
 def test_what_is_told_of_a_run_that_does_not_fit():

@@ -1,4 +1,4 @@
-"""What `import ssl_fast` brings, and what it leaves to the first use."""
+"""Modules that `import ssl_fast` imports, and those that are imported on first use."""
 
 import subprocess
 import sys

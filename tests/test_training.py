@@ -15,8 +15,9 @@ from ssl_fast.reproducibility import derived_seed
 from ssl_fast.training import loop as training
 from ssl_fast.training import recipes
 from ssl_fast.training.learner import Learner, TrainingError
-from ssl_fast.training.loop import StepSampler, progress_of, train
+from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
+from ssl_fast.training.sampler import StepSampler
 from training_toys import ToySet, loaded
 
 
@@ -70,20 +71,7 @@ def crash_at(step):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Progress, seeds, order
-
-
-def test_progress_is_that_of_the_steps_while_time_keeps_pace():
-    # 100 steps in 80 of 100 s, the first one slow: 5 s
-    seconds = [0.0] + [5 + 75 * k / 99 for k in range(100)]
-    assert [progress_of(k, 100, seconds[k], 100.0) for k in range(101)] == [k / 100 for k in range(101)]
-
-
-def test_progress_is_that_of_time_where_it_is_short():
-    assert progress_of(10, 100, 55.0, 100.0) == pytest.approx((55 - 10) / 90)
-    assert progress_of(10, 100, 100.0, 100.0) == 1.0
-    assert progress_of(10, 100, 1e6) == 0.1  # no budget
-    assert progress_of(120, 100) == 1.0
+# Seeds, order
 
 
 def test_order_is_a_permutation_per_epoch_and_the_same_from_any_step_on():

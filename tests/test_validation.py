@@ -3,8 +3,8 @@
 import pytest
 
 from ssl_fast.evaluation import evaluate
-from ssl_fast.training import loop as training
 from ssl_fast.training.learner import Learner
+from ssl_fast.training.validation import best_record
 from test_training import Crash, assert_same, crash_at, figures, first, one_thread, run, tiny, weights  # noqa: F401
 from training_toys import Others, ToySet, loaded
 
@@ -35,8 +35,8 @@ def test_validation_by_success_is_what_evaluation_finds(tmp_path):
 @pytest.mark.parametrize("scores, best", [([0.2, 0.5, 0.5, 0.4], 1), ([0.0], 0)])
 def test_of_equally_good_epochs_the_first_is_the_best(scores, best):
     history = [{"step": 5 * k, "validation_success": score} for k, score in enumerate(scores)]
-    assert training.best_record([*history, {"step": 99}]) is history[best]
-    assert training.best_record([{"step": 99}]) is None
+    assert best_record([*history, {"step": 99}]) is history[best]
+    assert best_record([{"step": 99}]) is None
 
 
 @pytest.mark.slow

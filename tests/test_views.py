@@ -1,4 +1,4 @@
-"""What a step sees of a sample: by hand where nothing is drawn, by search where something is."""
+"""Views of a sample: checked by hand where nothing is drawn, by search where something is."""
 
 import math
 
@@ -9,8 +9,9 @@ import torch
 from ssl_fast.data.io.images import load_image
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.training.learner import Learner
-from ssl_fast.training.loop import StepSampler, train
+from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
+from ssl_fast.training.sampler import StepSampler
 from ssl_fast.training.views import Views
 from training_toys import HEARD, Nearest, ToySet, folder
 
@@ -60,7 +61,7 @@ def test_augmented_sounds_are_heard_up_to_half_a_second_off(files):
 
 
 def test_augmented_images_are_cut_out_of_the_frame(files):
-    """Of a ramp that rises from left to right in every row, a crop rises or, flipped, falls."""
+    """A crop of a ramp that rises from left to right rises in every row or, flipped, falls."""
     ramp = np.broadcast_to(np.linspace(0, 255, 96)[:, None].astype(np.uint8), (64, 96, 3))
     files.frame = lambda index: np.ascontiguousarray(ramp)
     views = Views(files, tiny(views=("augmented", "augmented"), time_shift=None))
@@ -232,7 +233,7 @@ def test_resume_of_three_views_equals_an_uninterrupted_run(files, tmp_path):
 
 
 def test_in_validation_samples_are_their_own_neighbours(files, tmp_path):
-    """Where nothing is augmented, the conceptual view is then the original once more: four times the loss of one."""
+    """Without augmentation the conceptual view is then the original once more: four times the loss of one."""
     others = folder(tmp_path / "others")
     others.ids = [f"other {name}" for name in others.ids]
     near, still = (Nearest(files), Nearest(files)), {"augmentation": "none", "time_shift": None, "precision": "float32"}

@@ -1,1 +1,1 @@
-"""`ssl-fast bench`: the ops beside their references, and the way of the data into training."""
+"""Benchmarks: the ops beside their references, and each stage from files to a training step."""

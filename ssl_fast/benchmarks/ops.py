@@ -25,26 +25,22 @@ Memory   peak_bytes: the most memory in use during one call, minus that before i
 """
 
 import argparse
-import datetime
 import itertools
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import __version__, losses, ops
+from .. import losses, ops
 from ..ops import checks
-from . import data as bench_data
+from . import table
+from .environment import header
 from .measure import Stopwatch, in_fresh_process, peak_cuda, peak_resident, time_rounds
 
 PASSES = ("forward", "forward+backward")
@@ -57,7 +53,7 @@ class Disagreement(Exception):
     """The kernels and the reference do not compute the same thing."""
 
 
-class Work(NamedTuple):
+class FlopCount(typing.NamedTuple):
     """Arithmetic in units of 2 N N h w C (a product of all pairs), N N C, N h w C."""
 
     products: int = 0
@@ -70,7 +66,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What is timed: `call(visuals, audios, backend)` with lists of `spaces` visual (N, C, h, w) and audio (N, C).
+    """A timed function: `call(visuals, audios, backend)` with lists of `spaces` visual (N, C, h, w) and audio (N, C).
 
     forward, both: arithmetic of the forward pass, and of forward and backward together.
     output: dimensions of the result ("nm", "nhw", "" for a loss). frozen: how many of the last spaces need no gradient.
@@ -78,8 +74,8 @@ class Case:
     """
 
     call: Callable[..., Tensor]
-    forward: Work
-    both: Work
+    forward: FlopCount
+    both: FlopCount
     output: str = ""
     spaces: int = 1
     frozen: int = 0
@@ -87,40 +83,43 @@ class Case:
     streams: bool = False
 
 
-def _pooled(visuals, audios, backend, pooling):
+def _pooled(visuals, audios, backend, pooling) -> Tensor:
     return ops.pooled_similarity(visuals[0], audios[0], pooling, backend=backend)
 
 
-def _product(visuals, audios, backend):
+def _product(visuals, audios, backend) -> Tensor:
     return ops.product_log_scores(*visuals, *audios, tau=0.03, backend=backend)
 
 
-def _paired(visuals, audios, backend, function):
+def _paired(visuals, audios, backend, function) -> Tensor:
     return function(visuals[0], audios[0], backend=backend)
 
 
-def _slavc(visuals, audios, backend):
+def _slavc(visuals, audios, backend) -> Tensor:
     return losses.slavc(*visuals[:2], *audios[:2], momentum=(*visuals[2:], *audios[2:]), backend=backend)
 
 
-def _ssl_align(visuals, audios, backend):
+def _ssl_align(visuals, audios, backend) -> Tensor:
     """Nine pairs of three views, s_L and s_A; projections are no part of the loss."""
-    return losses.ssl_align(visuals, audios, torch.nn.Identity(), torch.nn.Identity(), backend=backend)
+    loss = losses.ssl_align(visuals, audios, torch.nn.Identity(), torch.nn.Identity(), backend=backend)
+    return typing.cast(Tensor, loss)
 
 
-DENSE, PICK = (Work(1), Work(3)), (Work(1), Work(1, 4))
+DENSE, PICK = (FlopCount(1), FlopCount(3)), (FlopCount(1), FlopCount(1, 4))
 CASES = {
     "soft_threshold": Case(partial(_pooled, pooling=ops.SoftThreshold()), *DENSE, "nm"),
     "max": Case(partial(_pooled, pooling=ops.Max()), *PICK, "nm", picks=True),
-    "product": Case(_product, Work(2), Work(6), "nm", spaces=2),
-    "mean": Case(partial(_pooled, pooling=ops.Mean()), Work(0, 2, 4), Work(0, 6, 8), "nm", streams=True),
-    "cosine_map": Case(partial(_paired, function=ops.cosine_map), Work(0, 0, 4), Work(0, 0, 10), "nhw", streams=True),
-    "ssl_align": Case(_ssl_align, Work(0, 18, 12), Work(0, 54, 24), spaces=3, streams=True),
+    "product": Case(_product, FlopCount(2), FlopCount(6), "nm", spaces=2),
+    "mean": Case(partial(_pooled, pooling=ops.Mean()), FlopCount(0, 2, 4), FlopCount(0, 6, 8), "nm", streams=True),
+    "cosine_map": Case(
+        partial(_paired, function=ops.cosine_map), FlopCount(0, 0, 4), FlopCount(0, 0, 10), "nhw", streams=True
+    ),
+    "ssl_align": Case(_ssl_align, FlopCount(0, 18, 12), FlopCount(0, 54, 24), spaces=3, streams=True),
     "margin_nce": Case(partial(_paired, function=losses.margin_nce), *DENSE),
-    "lvs": Case(partial(_paired, function=losses.lvs), Work(1, 0, 4), Work(3, 0, 10)),
+    "lvs": Case(partial(_paired, function=losses.lvs), FlopCount(1, 0, 4), FlopCount(3, 0, 10)),
     "ez_vsl": Case(partial(_paired, function=losses.ez_vsl), *PICK, picks=True),
-    "slavc": Case(_slavc, Work(4), Work(8), spaces=4, frozen=2),
-    "fnac": Case(partial(_paired, function=losses.fnac), Work(1, 0, 4), Work(1, 4, 4), picks=True),
+    "slavc": Case(_slavc, FlopCount(4), FlopCount(8), spaces=4, frozen=2),
+    "fnac": Case(partial(_paired, function=losses.fnac), FlopCount(1, 0, 4), FlopCount(1, 4, 4), picks=True),
 }
 
 
@@ -192,9 +191,6 @@ def verify(case: Case, fast: Callable, inputs: Inputs) -> None:
             raise Disagreement(f"{name}: expected an error of at most {allowed:.1e} against float64, got {error:.1e}")
 
 
-# ---- One configuration ----
-
-
 def _ratio(numerator: tuple, denominator: tuple) -> float | None:
     if numerator[0] is None:
         return None
@@ -208,7 +204,7 @@ def _milliseconds(seconds: tuple) -> float | None:
 def _quartiles(seconds: tuple) -> list[float] | None:
     if seconds[0] is None:
         return None
-    first, _, third = statistics.quantiles(seconds, n=4, method="inclusive") if len(seconds) > 1 else seconds * 3
+    first, third = seconds * 2 if len(seconds) == 1 else statistics.quantiles(seconds, n=4, method="inclusive")[::2]
     return [1000 * first, 1000 * third]
 
 
@@ -216,7 +212,8 @@ def _peaks_here(name: str, backend: str, shape: tuple, dtype: torch.dtype, threa
     """peak_resident of both passes of CASES[name], to be run in a fresh process."""
     torch.set_num_threads(threads)
     call = partial(CASES[name].call, backend=backend)
-    small = [min(size, most) for size, most in zip(shape, (4, 3, 3, shape[3]))]
+    batch, height, width, channels = shape
+    small = min(batch, 4), min(height, 3), min(width, 3), channels
     make_inputs(CASES[name], small, dtype, "cpu").job(call, PASSES[1])()
     inputs = make_inputs(CASES[name], shape, dtype, "cpu")
     return [peak_resident(inputs.job(call, which)) for which in PASSES]
@@ -281,236 +278,30 @@ def _timings(case, shape, which, inputs, fast, reference, mm, options) -> dict:
         ratios = [_ratio(*pair) for pair in zip(samples[job], samples["fast"])] if job in samples else [None, None]
         row |= {f"{key}speedup": ratios[clock], f"{key}speedup_wall": ratios[0], f"{key}speedup_cpu": ratios[1]}
     batch, height, width, channels = shape
-    work = case.forward if which == "forward" else case.both
-    flops, mm_flops = (w.flops(batch, height * width, channels) for w in (work, Work(1)))
+    count = case.forward if which == "forward" else case.both
+    flops, mm_flops = (one.flops(batch, height * width, channels) for one in (count, FlopCount(1)))
     read = sum(x.nbytes for x in (*inputs.visuals, *inputs.audios))
     traffic = read + (4 if inputs.upstream is None else inputs.upstream.nbytes)
     if which == PASSES[1]:
         traffic += read + sum(x.nbytes for x in inputs.wanted)
-    of_mm = flops / mm_flops * _ratio(samples["mm"][clock], samples["fast"][clock])
+    mm_ratio = _ratio(samples["mm"][clock], samples["fast"][clock])
     return row | {
         "flops": flops,
         "gflops": flops / row["ms"] / 1e6,
         "mm_gflops": mm_flops / row["mm_ms"] / 1e6,
-        "mm_fraction": None if case.streams else of_mm,
+        "mm_fraction": None if case.streams or mm_ratio is None else flops / mm_flops * mm_ratio,
         "gbytes_per_s": traffic / row["ms"] / 1e6,
     }
 
 
-# ---- Report ----
+def run(options: argparse.Namespace) -> int:
+    """Time all configurations of `options`, as `cli.bench.resolve` gives them; print the table, write it as JSON.
 
-
-def _git_commit() -> str | None:
-    """Commit of the sources, "-dirty" with local changes; None where this file is not under version control."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
-
-
-def copy_gbytes_per_s(device: str) -> float:
-    """Bandwidth of copying 256 MiB, reads and writes together."""
-    source = torch.ones(64 << 20, device=device)
-    target = torch.empty_like(source)
-    samples = time_rounds({"copy": lambda: target.copy_(source)}, Stopwatch(device), 5, 0)
-    return 2 * source.nbytes / statistics.median(samples["copy"][0]) / 1e9
-
-
-def header(options: argparse.Namespace) -> dict:
-    cuda = options.device == "cuda"
-    prefixes = ("MALLOC_", "THP_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "OMP_", "MKL_", "KMP_", "GOMP_")
-    instruction_set = getattr(checks.extension, "instruction_set", None)
-    return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": {
-            "cpu": _cpu_model(),
-            "cores": os.cpu_count(),
-            "system": platform.platform(),
-            "gpu": torch.cuda.get_device_name() if cuda else None,
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        },
-        "versions": {
-            "ssl_fast": __version__,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda if cuda else None,
-            "python": platform.python_version(),
-        },
-        "commit": _git_commit(),
-        "backend": options.backend,
-        "extension_error": checks.extension_error,
-        "instruction_set": instruction_set() if instruction_set else None,
-        "threads": torch.get_num_threads(),
-        "clock": options.clock,
-        "compile": not options.no_compile,
-        "rounds": options.rounds,
-        "flush_l2": options.flush_l2,
-        "tf32": options.tf32,
-        "copy_gbytes_per_s": copy_gbytes_per_s(options.device),
-        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
-    }
-
-
-def _number(x: float | None, scale: float = 1) -> str:
-    if x is None:
-        return "-"
-    x *= scale
-    return f"{x:.0f}" if x >= 100 else f"{x:.1f}" if x >= 10 else f"{x:.2f}"
-
-
-COLUMNS = {  # title: width, text of a row
-    "op": (14, lambda r: r["op"]),
-    "batch": (5, lambda r: str(r["batch"])),
-    "map": (5, lambda r: f"{r['height']}x{r['width']}"),
-    "dtype": (8, lambda r: r["dtype"]),
-    "pass": (7, lambda r: r["pass"].replace("forward", "fwd").replace("backward", "bwd")),
-    "ms": (13, lambda r: f"{_number(r['ms'])} ± {_number((r['quartiles_ms'][1] - r['quartiles_ms'][0]) / 2)}"),
-    "x reference": (11, lambda r: _number(r["speedup"])),
-    "x torch.compile": (15, lambda r: _number(r["compiled_speedup"])),
-    "GFLOP/s": (7, lambda r: _number(r["gflops"])),
-    "% of mm": (7, lambda r: _number(r["mm_fraction"], 100)),
-    "GB/s": (5, lambda r: "-" if r["mm_fraction"] is not None else _number(r["gbytes_per_s"])),
-    "peak MiB": (8, lambda r: _number(r["peak_bytes"], 2**-20)),
-    "reference MiB": (13, lambda r: _number(r["reference_peak_bytes"], 2**-20)),
-}
-
-
-def _line(row: dict | None = None) -> str:
-    return "  ".join((text(row) if row else title).rjust(width) for title, (width, text) in COLUMNS.items())
-
-
-def markdown(rows: list[dict]) -> str:
-    body = [[text(row) for _, text in COLUMNS.values()] for row in rows]
-    lines = [list(COLUMNS), ["---", *["---:"] * (len(COLUMNS) - 1)], *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def caption(head: dict, channels: int) -> str:
-    machine, versions = head["machine"], head["versions"]
-    clock = {"wall": "wall time", "cpu": "CPU time"}[head["clock"]]
-    where = machine["gpu"] or f"{head['threads']} threads of {machine['cpu']} ({machine['cores']} cores)"
-    kernels = "NO COMPILED KERNELS: the reference against itself"
-    if head["backend"] == "compiled":
-        kernels = "compiled kernels" if machine["gpu"] else f"compiled kernels, {head['instruction_set']}"
-    return (
-        f"ssl_fast {versions['ssl_fast']} ({kernels}), torch {versions['torch']}, {where}, C = {channels}. "
-        f"ms: median wall time ± half the interquartile range. x, % of mm: medians of ratios of {clock} within "
-        f"interleaved rounds. GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. "
-        f"Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
-    )
-
-
-# ---- Command line ----
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return int(text)
-
-
-def _batches(text: str) -> list[int]:
-    values = [_positive(part) for part in text.split(",")]
-    if min(values) < 2:
-        raise argparse.ArgumentTypeError(f"expected batches >= 2 (a positive and a negative), got {text!r}")
-    return values
-
-
-def _maps(text: str) -> list[tuple[int, int]]:
-    sides = [[_positive(side) for side in part.split("x")] for part in text.split(",")]
-    if any(len(side) > 2 for side in sides):
-        raise argparse.ArgumentTypeError(f"expected sizes as 7 or 7x9, got {text!r}")
-    return [(side[0], side[-1]) for side in sides]
-
-
-def _names(choices, text: str) -> list[str]:
-    if unknown := [name for name in text.split(",") if name not in choices]:
-        raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}; got {', '.join(map(repr, unknown))}")
-    return text.split(",")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--json", type=Path, metavar="FILE", help="write header and rows there, after each configuration")
-    add("--markdown", action="store_true", help="print a Markdown table")
-    add("--ops", type=partial(_names, CASES), metavar="A,B", help=f"of {', '.join(CASES)} (default: all)")
-    add("--batch", type=_batches, metavar="N,N", help="default: 32,128,256; on CUDA 256,1024; with --quick 64")
-    add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
-    add("--channels", type=_positive, default=512, metavar="C")
-    add(
-        "--dtype",
-        type=partial(_names, DTYPES),
-        metavar="A,B",
-        help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
-    )
-    add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
-    add("--threads", type=_positive, metavar="N", help="threads of torch (default: as torch chooses)")
-    add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")
-    add("--no-compile", action="store_true", help="leave torch.compile out (it may compile for a minute per row)")
-    add("--flush-l2", action="store_true", help="CUDA: empty the L2 cache before each call")
-    add("--tf32", action="store_true", help="CUDA: allow TF32 in float32 products, for all candidates")
-    add("--quick", action="store_true", help="one small size, few rounds, no torch.compile")
-    bench_data.add_arguments(parser)
-
-
-def _resolve(args: argparse.Namespace) -> argparse.Namespace:
-    """args with its defaults filled in. ValueError for what cannot be run here."""
-    options = argparse.Namespace(**vars(args))
-    cuda, quick = options.device == "cuda", options.quick
-    if cuda and not torch.cuda.is_available():
-        raise ValueError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
-    if not cuda and (options.flush_l2 or options.tf32):
-        raise ValueError("--flush-l2, --tf32: expected --device cuda, got --device cpu")
-    if cuda and options.clock == "cpu":
-        raise ValueError("--clock cpu: expected --device cpu, got --device cuda")
-    if options.json and not options.json.parent.is_dir():
-        raise ValueError(f"--json {options.json}: expected an existing folder, got {options.json.parent}")
-    options.ops = options.ops or list(CASES)
-    if not options.data:
-        options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])
-    options.maps = options.maps or ([(7, 7)] if quick else [(7, 7), (14, 14)])
-    options.dtype = options.dtype or (["float32", "bfloat16"] if cuda and not quick else ["float32"])
-    options.rounds, options.least_seconds = options.rounds or (3 if quick else 9), 0.1 if quick else 0.5
-    options.no_compile = options.no_compile or quick
-    compiled = checks.use_compiled("auto", torch.empty(0, device=options.device))
-    options.backend = "compiled" if compiled else "reference"
-    return options
-
-
-def run(args: argparse.Namespace) -> int:
-    """Exit code: 0; 1 where a configuration failed (kernels and reference disagree, out of memory); 2 bad arguments."""
-    try:
-        options = _resolve(args)
-    except ValueError as error:
-        print(f"ssl-fast bench: {error}", file=sys.stderr)
-        return 2
-    threads, tf32 = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
-    torch.set_num_threads(options.threads or threads)
-    torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    try:
-        return _run(options)
-    finally:
-        torch.set_num_threads(threads)
-        torch.backends.cuda.matmul.allow_tf32 = tf32
-
-
-def _run(options: argparse.Namespace) -> int:
-    if options.data:
-        return bench_data.run(options, header(options))
+    Exit code: 0; 1 where a configuration failed (kernels and reference disagree, out of memory).
+    """
     result = {"header": header(options), "rows": [], "failures": []}
-    print(caption(result["header"], options.channels) + "\n" + ("" if options.markdown else "\n" + _line()), flush=True)
+    titles = "" if options.markdown else "\n" + table.line()
+    print(table.caption(result["header"], options.channels) + "\n" + titles, flush=True)
     for name, dtype, batch, cells in itertools.product(options.ops, options.dtype, options.batch, options.maps):
         rows = []
         try:
@@ -520,9 +311,9 @@ def _run(options: argparse.Namespace) -> int:
             print(f"ssl-fast bench: {result['failures'][-1]}", file=sys.stderr)
         result["rows"] += rows
         for row in rows if not options.markdown else ():
-            print(_line(row), flush=True)
+            print(table.line(row), flush=True)
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
     if options.markdown:
-        print(markdown(result["rows"]))
+        print(table.markdown(result["rows"]))
     return 1 if result["failures"] else 0

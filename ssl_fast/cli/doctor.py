@@ -1,15 +1,13 @@
-"""`ssl-fast doctor`: what is installed, what was built, what is in use, and why something is not."""
+"""`ssl-fast doctor`: print what is installed, what was built, what is in use, and why something is not."""
 
+import argparse
 import importlib
-import importlib.metadata
 import os
 import platform
 
-import torch
-
 from .. import __version__
-from ..ops import checks
-from ..training.learner import bfloat16_native
+
+HELP = "what is installed, what was built, what is in use, and why something is not"
 
 # (distribution, module, what it is for); torch itself is reported on its own
 LIBRARIES = (
@@ -31,15 +29,17 @@ OPTIONAL = (
 
 
 def _library(distribution: str, module: str) -> tuple[bool, str]:
-    """Whether it imports, and its version or the reason."""
+    """True and the version of a module that can be imported, else False and the reason."""
+    from importlib import metadata
+
     try:
         importlib.import_module(module)
     except Exception as error:  # a broken binary raises anything from OSError to RuntimeError: report whatever it is
         reason = (str(error).strip().splitlines() or [""])[0]
         return False, f"MISSING ({type(error).__name__}: {reason})"
     try:
-        return True, importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
+        return True, metadata.version(distribution)
+    except metadata.PackageNotFoundError:
         return True, "version unknown"
 
 
@@ -52,7 +52,7 @@ def _processor() -> str:
 
 
 def _cuda_built(extension) -> tuple[str, str]:
-    """What CUDA code was built, and whether a device is usable through it: two lines of text."""
+    """Two texts: the architectures that CUDA code was built for, and the devices that are usable through it."""
     if extension is None:
         return "unknown: the compiled module did not load", "no"
     architectures = getattr(extension, "cuda_architectures", "")
@@ -69,8 +69,12 @@ def _cuda_built(extension) -> tuple[str, str]:
 
 
 def _cuda_tensors() -> dict[str, str]:
-    """Of each CUDA device that torch sees, whether its tensors go through the kernels; where it sees none, what would
-    stop them on any."""
+    """{device: whether its tensors go through the kernels, or why not}, for each CUDA device that torch sees. Where it
+    sees none, what would stop them on any."""
+    import torch
+
+    from ..ops import checks
+
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     reasons = {f"cuda:{index}": checks.why_no_kernels("cuda", index) for index in range(count)}
     if not count and (reason := checks.why_no_kernels("cuda")):
@@ -82,6 +86,8 @@ def _cuda_tensors() -> dict[str, str]:
 
 
 def _cuda_torch() -> str:
+    import torch
+
     if torch.version.cuda is None:
         return "no: torch was built without CUDA"
     if not torch.cuda.is_available():
@@ -95,6 +101,11 @@ def _cuda_torch() -> str:
 
 def report() -> tuple[dict[str, dict[str, str]], bool]:
     """{section: {item: finding}}, and whether everything that the package needs is there and works."""
+    import torch
+
+    from ..ops import checks
+    from ..training.learner import bfloat16_native
+
     usable = True
     software = {"ssl_fast": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for distribution, module, purpose in LIBRARIES:
@@ -133,7 +144,11 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
     return {"software": software, "processor": processor, "kernels": kernels, "cuda": cuda}, usable
 
 
-def main() -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def run(args: argparse.Namespace) -> int:
     """Print the report; 0 where the package is usable, 1 where something that it needs is missing."""
     sections, usable = report()
     for section, items in sections.items():

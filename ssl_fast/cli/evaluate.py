@@ -1,22 +1,18 @@
-"""`ssl-fast evaluate`: which model, on what; and what every evaluation leaves behind."""
+"""`ssl-fast evaluate`: evaluate a checkpoint, a function or a folder of maps on samples with ground truth."""
 
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+import typing
 from pathlib import Path
 
-from ..stages import Stages, listed
+from .options import WEIGHTS, add_quiet, add_split, add_test_scenes, add_threads, add_weights_layout, add_workers
 
-# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without. So this is no
-# module of the package evaluation, which imports them.
+if typing.TYPE_CHECKING:
+    from ..data.test_sets import PublishedSet
+    from ..models.checkpoints import Checkpoint
 
-WEIGHTS = {"type": Path, "metavar": "FILE", "help": "a checkpoint, ours or a published program's, or a run's folder"}
-WEIGHTS_LAYOUT = {
-    "metavar": "NAME",
-    "help": "of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
-    "slavc_momentum, lvs, sslalign, ssltie",
-}
+HELP = "evaluate a checkpoint on a folder or on the embedded scenes"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,12 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="annotated samples (frames/, audio/, annotations.json), or with --set a published set",
     )
     what.add_argument("--scenes", action="store_true", help="the embedded scenes")
-    add(
-        "--split",
-        "--list",
-        metavar="NAME",
-        help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)",
-    )
+    add_split(parser, "--list")
     add("--set", dest="set_name", metavar="NAME", help="vgg-ss, vgg-ss-xml, flickr, is3 or s4, in --data")
     add(
         "--annotations",
@@ -45,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--layout", metavar="NAME", help="of the files of --set: slavc, fnac, ssl-align, is3, avsbench")
     add("--silent", type=Path, metavar="FILE", help="an Extended list (video,audio,label) of --set")
     model = parser.add_mutually_exclusive_group(required=True)
-    model.add_argument("--weights", **WEIGHTS)
+    model.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS)
     model.add_argument(
         "--model",
         metavar="MODULE:NAME",
@@ -57,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="maps computed elsewhere: ID.npy, and KIND/ID.npy under negative sounds",
     )
-    add("--weights-layout", **WEIGHTS_LAYOUT)
+    add_weights_layout(parser)
     add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
@@ -89,12 +80,64 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder of files that say which negatives were drawn: read, or written",
     )
     add(
-        "--train-list", type=Path, metavar="FILE", help="ids that the model was trained on: how many are tested is told"
+        "--train-list",
+        type=Path,
+        metavar="FILE",
+        help="ids that the model was trained on: the results say how many of them are tested",
+    )
+    add("--out", type=Path, required=True, metavar="DIR")
+    add("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
+    add_test_scenes(parser)
+    add_workers(parser)
+    add_threads(parser)
+    add_quiet(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    import torch
+
+    from . import results, samples
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: expected a folder, got a file")
+    if (args.out / "metrics.json").exists():
+        raise ValueError(f"--out {args.out}: holds results already; choose another folder")
+    model, how, found = model_of(args)
+    if args.scenes:
+        if args.val is not None or args.split is not None or args.set_name is not None:
+            raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
+        if found is not None and how[0] != "scenes":
+            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
+        tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
+    else:
+        if args.set_name is None:
+            test = samples.folder(args.data, args.split, *how, annotated=True)
+        else:
+            test = published_set(args, *how)
+        validation = None if args.val is None else samples.folder(args.val, None, *how)
+        for one in filter(None, (test, validation)):
+            samples.preload(one, args.quiet)
+        tests = {args.set_name or args.data.resolve().name: test}
+    options = options_of(args, tests)
+    about, history = {"model": args.model or str(args.maps)}, []
+    if found is not None:
+        about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
+        about["layout"], history = found.layout, found.state.get("history", [])
+        if found.unused:
+            options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
+        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
+        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
+        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    return results.write_results(
+        model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
     )
 
 
-def model_of(args: argparse.Namespace) -> tuple:
-    """What `evaluate` takes, its recipe's (front end, image size), and the checkpoint (None without one)."""
+def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
+    """The model as `evaluation.evaluate` takes it, its (front end, image size), and the checkpoint (None without)."""
     from ..models import checkpoints
 
     if args.weights is not None:
@@ -128,7 +171,8 @@ def _function(name: str):
     return found
 
 
-def published_set(args: argparse.Namespace, front_end: str, image_size: int):
+def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
+    """The published test set that --data and --set name. ValueError for a model of another image size."""
     from ..data.annotations import SIZE, read
     from ..data.test_sets import ANNOTATIONS, PublishedSet
 
@@ -142,7 +186,7 @@ def published_set(args: argparse.Namespace, front_end: str, image_size: int):
 
 
 def options_of(args: argparse.Namespace, tests: dict) -> dict:
-    """Keyword arguments of `write` that `ssl-fast evaluate` decides."""
+    """Keyword arguments of `results.write_results` that are this command's own."""
     from ..data.categories import broad_categories
     from ..data.negatives import SEEDS, negatives
     from ..data.sample_lists import read_ids
@@ -181,86 +225,3 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         "prior": prior,
         "similarity": args.retrieval,
     }
-
-
-def write(
-    model,
-    tests: dict,
-    validation,
-    out: Path,
-    about: dict,
-    history: list,
-    *,
-    quiet: bool,
-    notes: Sequence[str] = (),
-    stages: Stages | None = None,
-    **options,
-) -> int:
-    """Evaluates, and writes metrics.json, per_sample.csv and report.html; options as in `evaluate`.
-
-    stages: of the command so far, which those here are added to.
-    """
-    from ..evaluation import ceilings, evaluate, overlays, report
-    from ..evaluation.results import shortened
-    from ..reproducibility import fingerprint
-
-    for note in notes:
-        print(note)
-    stages = stages or Stages()
-    with stages("evaluation"):
-        results = evaluate(model, tests, validation=validation, progress=not quiet, **options)
-        results["notes"] += notes
-        results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
-        if options.get("published"):
-            results["ceilings"] = {
-                name: {
-                    rule: row._asdict()
-                    for rule, row in ceilings.ceilings(one.ground_truth(i) for i in range(len(one))).items()
-                }
-                for name, one in tests.items()
-            }
-    results["seconds"] = dict(stages.seconds)
-    results.write_json(out / "metrics.json")
-    results.write_csv(out / "per_sample.csv")
-    main = results["interactive_on"]
-    drawn = {"draw": options["draw"]} if "draw" in options else {}
-    with stages("report"):
-        shown = overlays.collect(model, tests[main], results, main, **drawn)
-        report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
-    print(summary(results))
-    print(f"time: {listed(stages.seconds)}")
-    if (note := shortened(results)) is not None:
-        print(f"*** {note} ***")
-    print(f"report: {(out / 'report.html').resolve()}")
-    return 0
-
-
-def summary(results) -> str:
-    """The figures that matter most, as text: all sets, the interactive one with its baselines, retrieval, false
-    alarms."""
-    columns = {
-        "ciou_adaptive": "cIoU",
-        "auc_adaptive": "AUC",
-        "ciou_top50": "cIoU top50",
-        "iiou_adaptive": "IIoU",
-        "interactive_pointing": "interactive pointing",
-    }
-    main, name = results["interactive_on"], results.get("method", "model")
-    order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
-    rows = {f"{one}: {name}": results["sets"][one]["model"] for one in order}
-    rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]
-    for title, row in rows.items():
-        cells = (f"{row[key]:>{max(6, len(head))}.3f}" for key, head in columns.items())
-        lines.append(f"{title:<{width}}  " + "  ".join(cells))
-    retrieval = results["retrieval"]
-    hit = "class" if "class" in retrieval else "instance"
-    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
-        rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
-        lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
-    alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
-    if alarms:
-        rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
-        lines.append(f"false alarms on {main}, share of the image: {rates}")
-    return "\n".join(lines)

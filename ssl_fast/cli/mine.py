@@ -2,12 +2,16 @@
 
 import argparse
 import os
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .data import add_training_set, training_set
+from .options import add_device, add_quiet, add_split, add_threads, add_training_set, add_workers, check_device
 
-# torch, numpy and what needs them are imported inside the functions: `ssl-fast --help` does without.
+if typing.TYPE_CHECKING:
+    import numpy as np
+
+HELP = "find the nearest neighbours of all training samples, for conceptual positives"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--list", type=Path, metavar="FILE", help="ids of the rows of --features, one a line (default: row numbers)")
     add("--data", type=Path, metavar="DIR", help="of --weights: samples (frames/, audio/)")
-    add("--split", metavar="NAME", help="list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)")
+    add_split(parser)
     add_training_set(parser)
     add("--modality", choices=("visual", "audio"), help="of --weights: which of the two nets")
     add("--k", type=int, default=1000, metavar="N", help="neighbours of each sample (default: 1000)")
@@ -36,6 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an .npy; after an interruption the same command goes on",
     )
     add("--features-out", type=Path, metavar="FILE", help="keep the features of --weights (.npy)")
+    add_workers(parser)
+    add_threads(parser)
+    add_device(parser)
+    add_quiet(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from ..data.neighbors import mine, open_array
     from ..data.sample_lists import read_ids
 
+    check_device(args.device)
     if args.weights is None and (args.data or args.split or args.modality or args.features_out):
         raise ValueError("--data, --split, --modality, --features-out: expected with --weights")
     if args.weights is not None and (args.list or not args.data or not args.modality):
@@ -59,13 +68,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _features(args: argparse.Namespace):
-    """(N, C) float32 numpy, ids: of all samples, from one net; kept in --features-out."""
+def _features(args: argparse.Namespace) -> "tuple[np.ndarray, list[str]]":
+    """Features of all samples from one net, float32 (N, C), and their ids; written to --features-out too."""
     import numpy as np
     import torch
 
     from ..data.neighbors import check_k, check_name
     from ..progress import progress_bar
+    from .samples import training_set
 
     if args.features_out is not None and args.features_out.exists():
         raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")
@@ -74,7 +84,8 @@ def _features(args: argparse.Namespace):
     samples = training_set(args, front_end, size)
     check_k(args.k, len(samples))
     read = samples.image if args.modality == "visual" else samples.spectrogram
-    loader = torch.utils.data.DataLoader(_Inputs(read, len(samples)), batch_size=64, num_workers=args.workers)
+    inputs = typing.cast(torch.utils.data.Dataset, _Inputs(read, len(samples)))
+    loader = torch.utils.data.DataLoader(inputs, batch_size=64, num_workers=args.workers)
     with torch.inference_mode():
         bar = progress_bar(loader, unit="batch", desc=f"{args.modality} features", disable=args.quiet)
         features = torch.cat([net(batch.to(args.device)).cpu() for batch in bar]).numpy()
@@ -87,7 +98,7 @@ def _features(args: argparse.Namespace):
 
 
 class _Inputs:
-    """What `read` gives for 0 to length - 1, as a map-style data set."""
+    """Map-style data set of `read(0)` to `read(length - 1)`."""
 
     def __init__(self, read: Callable, length: int):
         self.read, self.length = read, length
@@ -100,8 +111,8 @@ class _Inputs:
 
 
 def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]:
-    """A function of images uint8 (B, 3, H, W), or of spectrograms (B, 1, F, T), to features (B, C), and what it was
-    trained on: front end and size of the images.
+    """A function from images uint8 (B, 3, H, W), or from spectrograms (B, 1, F, T), to features (B, C); the front end
+    and the size of the images that it was trained on.
 
     Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
     samples apart (avc).

@@ -1,17 +1,17 @@
-"""`ssl-fast demo`: a page in the browser that shows where in an image a sound comes from, served by this machine.
+"""HTTP server of `ssl-fast demo`: a page in the browser that shows where in an image a sound comes from.
 
-    from ssl_fast.inference.demo import Server
-    with Server(viewer, port=0) as server:          # a localize.Viewer; any free port
+    from ssl_fast.demo.server import Server
+    with Server(pipeline, port=0) as server:        # a localize.LocalizationPipeline; any free port
         print(server.url)
         server.serve_forever()
 
 GET / is the page, GET /about what it offers. POST /image and /sound take the bytes of a file, its percent-encoded name
 in X-Name, and give an id. POST /answer takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null
-for the model's own} and gives panels, scores and what is heard. All but the page is JSON; errors: {"error": message}.
+for the model's own} and gives panels, scores and the sound. All but the page is JSON; errors: {"error": message}.
 
 The page is for whoever sits at this machine. Requests by pages of other sites are refused, and no path is made of what
 a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See
-requests.py.
+session.py.
 """
 
 import atexit
@@ -34,12 +34,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote
 
-from ..inference.localize import Viewer
-from .requests import SUFFIXES, Desk, Refusal
+from ..inference.localize import LocalizationPipeline
+from .session import SUFFIXES, DemoSession, RequestError
 
 ROUTES = {"/": "GET", "/about": "GET", "/image": "POST", "/sound": "POST", "/answer": "POST"}
-UPLOAD, QUESTION = 20_000_000, 10_000  # bytes of a file, of what /answer is asked
-AT_WORK, CONNECTIONS = 4, 32  # requests that are worked on, and connections, at once
+UPLOAD_BYTES, ANSWER_BYTES = 20_000_000, 10_000  # of a file, of the JSON that /answer takes; at most
+PENDING, CONNECTIONS = 4, 32  # requests that are computed or wait for it, and connections; at once
 DEADLINE = 30.0  # seconds in which a request has to arrive, and then its answer to be taken
 LINGER = 2.0  # seconds in which the rest of a refused request is thrown away: clients may read only after it
 NAME = 80  # characters of a file's name in messages
@@ -57,7 +57,7 @@ POLICY = (
 
 
 def clean_name(text: str) -> str:
-    """A file's name as a client tells it, percent-encoded, for messages: without folders and what does not print."""
+    """A file's name for messages, of a percent-encoded one from a client: without folders and what does not print."""
     name = re.split(r"[/\\]", unquote(text))[-1]
     name = "".join(c for c in name if not unicodedata.category(c).startswith(("C", "Zl", "Zp"))).strip()
     return name if len(name) <= NAME else f"{name[: NAME - 21]}…{name[-20:]}"
@@ -71,23 +71,25 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads, request_queue_size = True, CONNECTIONS
 
-    def __init__(self, viewer: Viewer, host: str = "127.0.0.1", port: int = 0, deadline: float = DEADLINE):
+    def __init__(
+        self, pipeline: LocalizationPipeline, host: str = "127.0.0.1", port: int = 0, deadline: float = DEADLINE
+    ):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
         except (OSError, OverflowError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"--host {host} --port {port}: {reason} (--port 0 takes any free one)") from error
-        address, self.port = self.server_address[:2]
+        address, self.port = str(self.server_address[0]), self.server_address[1]
         names = [f"[{name}]" if ":" in name else name for name in (host.lower(), address, "localhost")]
         self.hosts = {f"{name}:{self.port}" for name in names}
         self.everywhere = ipaddress.ip_address(address).is_unspecified
         self.url = f"http://{'localhost' if self.everywhere else names[0]}:{self.port}/"
         self.deadline = deadline
-        self.connections, self.at_work = threading.Semaphore(CONNECTIONS), threading.Semaphore(AT_WORK)
+        self.connections, self.pending = threading.Semaphore(CONNECTIONS), threading.Semaphore(PENDING)
         self.worker = ThreadPoolExecutor(1)  # a single thread: bounds memory, and torch's threads are made once
-        self.desk = Desk(viewer)
-        self.about = json.dumps(self.desk.about() | {"upload": UPLOAD}).encode()
+        self.session = DemoSession(pipeline)
+        self.about = json.dumps(self.session.about() | {"upload": UPLOAD_BYTES}).encode()
         self.page = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
     def server_bind(self) -> None:
@@ -97,9 +99,9 @@ class Server(ThreadingHTTPServer):
         super().server_close()
         if hasattr(self, "worker"):  # not where the port could not be had
             self.worker.shutdown(wait=False, cancel_futures=True)
-            # held until no other thread runs: one that freed the model's tensors while Python ends would abort the
-            # program
-            atexit.register(id, self.desk)
+            # a reference until no other thread runs: one that freed the model's tensors while Python ends would abort
+            # the program
+            atexit.register(id, self.session)
 
     def process_request(self, request: socket.socket, client_address: tuple) -> None:
         if not self.connections.acquire(blocking=False):
@@ -119,20 +121,20 @@ class Server(ThreadingHTTPServer):
         finally:
             self.connections.release()
 
-    def work(self, task: Callable[..., dict], *args) -> dict:
-        """task(*args), in the thread that computes. Refusal where too many wait for it already."""
-        if not self.at_work.acquire(blocking=False):
-            raise Refusal(503, f"the server works on {AT_WORK} other requests: try again")
+    def compute(self, task: Callable[..., dict], *args) -> dict:
+        """task(*args), in the worker thread. RequestError where too many wait for it already."""
+        if not self.pending.acquire(blocking=False):
+            raise RequestError(503, f"the server works on {PENDING} other requests: try again")
         try:
             return self.worker.submit(task, *args).result()
         except CancelledError as error:
-            raise Refusal(503, "the server was ended") from error
+            raise RequestError(503, "the server was ended") from error
         finally:
-            self.at_work.release()
+            self.pending.release()
 
-    def knows(self, host: str) -> bool:
-        """Whether a Host header names this server: of names only its own and localhost, as others may be made to lead
-        here by whoever owns them; addresses where it listens at all of them."""
+    def accepts_host(self, host: str) -> bool:
+        """True for a Host header that names this server: of names only its own and localhost, as others may be made to
+        lead here by whoever owns them (DNS rebinding); any address where the server listens at all of them."""
         host = host.lower() if re.search(r":\d+$", host) else f"{host.lower()}:80"
         if host in self.hosts or not self.everywhere:
             return host in self.hosts
@@ -142,8 +144,8 @@ class Server(ThreadingHTTPServer):
         return False
 
 
-class Arriving(io.RawIOBase):
-    """What a socket receives, until the deadline: then TimeoutError."""
+class DeadlineReader(io.RawIOBase):
+    """Reader of a socket until a deadline, `seconds` from now on; then it raises TimeoutError."""
 
     def __init__(self, connection: socket.socket, seconds: float):
         self.connection, self.end = connection, time.monotonic() + seconds
@@ -162,27 +164,29 @@ class Arriving(io.RawIOBase):
 class Handler(BaseHTTPRequestHandler):
     """One request; then the connection is closed."""
 
+    server: Server
+
     server_version, sys_version = "ssl-fast", ""
     requestline = command = path = ""  # of what is refused before these are known
-    unread = True  # whether some of the request may still be under way
+    unread = True  # some of the request may still be under way
 
     def setup(self) -> None:
         super().setup()
         self.rfile.close()
-        self.rfile = io.BufferedReader(Arriving(self.connection, self.server.deadline))
+        self.rfile = io.BufferedReader(DeadlineReader(self.connection, self.server.deadline))
 
     def handle(self) -> None:
         try:
             self.raw_requestline = self.rfile.readline(65537)
             if len(self.raw_requestline) > 65536:
-                raise Refusal(414, "the address is too long")
+                raise RequestError(414, "the address is too long")
             if self.raw_requestline and self.parse_request():
                 self._reply()
-        except Refusal as refusal:
+        except RequestError as refusal:
             self.send_error(refusal.status, str(refusal))
         except TimeoutError:
             self.send_error(408, f"the request did not arrive within {self.server.deadline:g} s")
-        except ConnectionError:  # nobody is left to be told
+        except ConnectionError:  # nobody is left to be answered
             pass
         except Exception:
             traceback.print_exc()
@@ -192,13 +196,13 @@ class Handler(BaseHTTPRequestHandler):
         with suppress(OSError):
             if self.unread:
                 self.connection.shutdown(socket.SHUT_WR)
-                rest = Arriving(self.connection, LINGER)
+                rest = DeadlineReader(self.connection, LINGER)
                 while rest.read(65536):
                     pass
         super().finish()
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """As BaseHTTPRequestHandler calls it, too: then the message quotes the client."""
+        """Send {"error": message}. BaseHTTPRequestHandler calls it, too: then the message quotes the client."""
         self._send(code, json.dumps({"error": (message or self.responses[code][0])[:500]}).encode())
 
     def log_message(self, *_) -> None:
@@ -225,59 +229,59 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self) -> None:
         hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
         self.unread = self.command != "GET"
-        if len(hosts) != 1 or not self.server.knows(hosts[0]):
-            raise Refusal(403, f"Host: expected that of {self.server.url}")
+        if len(hosts) != 1 or not self.server.accepts_host(hosts[0]):
+            raise RequestError(403, f"Host: expected that of {self.server.url}")
         if self.path not in ROUTES:
-            raise Refusal(404, "there is nothing at this address")
+            raise RequestError(404, "there is nothing at this address")
         if self.command != ROUTES[self.path]:
-            raise Refusal(405, f"expected {ROUTES[self.path]}, got {self.command}")
+            raise RequestError(405, f"expected {ROUTES[self.path]}, got {self.command}")
         if self.command == "POST" and origin not in (None, f"http://{hosts[0]}"):
-            raise Refusal(403, "Origin: requests by pages of other sites are refused")
+            raise RequestError(403, "Origin: requests by pages of other sites are refused")
         if self.path == "/":
             nonce = secrets.token_urlsafe(16)
             self._send(200, self.server.page.replace("NONCE", nonce).encode(), "text/html", nonce)
         elif self.path == "/about":
             self._send(200, self.server.about)
         else:
-            answer = self._question() if self.path == "/answer" else self._upload(self.path[1:])
+            answer = self._answer() if self.path == "/answer" else self._upload(self.path[1:])
             self._send(200, json.dumps(answer, allow_nan=False).encode())
 
-    def _question(self) -> dict:
-        body = b"".join(self._body(QUESTION))
+    def _answer(self) -> dict:
+        body = b"".join(self._body(ANSWER_BYTES))
         try:
-            asked = json.loads(body)
+            request = json.loads(body)
         except (ValueError, RecursionError) as error:
-            raise Refusal(400, "expected JSON, got something else") from error
-        return self.server.work(self.server.desk.answer, asked)
+            raise RequestError(400, "expected JSON, got something else") from error
+        return self.server.compute(self.server.session.answer, request)
 
     def _upload(self, kind: str) -> dict:
-        """The file in the request, kept by the desk, as its answer tells."""
+        """Pass the file in the request to the session; gives what its `upload` gives."""
         name = clean_name(self.headers.get("X-Name", ""))
         suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES[kind]:
-            raise Refusal(400, f"{name or 'X-Name'}: expected a file name of {kind} ({', '.join(SUFFIXES[kind])})")
+            raise RequestError(400, f"{name or 'X-Name'}: expected a file name of {kind} ({', '.join(SUFFIXES[kind])})")
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, f"upload{suffix}")
             with open(path, "wb") as file:
-                file.writelines(self._body(UPLOAD))
-            return self.server.work(self.server.desk.upload, kind, path, name)
+                file.writelines(self._body(UPLOAD_BYTES))
+            return self.server.compute(self.server.session.upload, kind, path, name)
 
     def _body(self, limit: int) -> Iterator[bytes]:
-        """What follows the headers, in parts. Refusal for a length that is not told, too large or not true."""
+        """The body of the request, in parts. RequestError for a length that is missing, too large or not true."""
         lengths = self.headers.get_all("Content-Length", [])
         if not lengths or "Transfer-Encoding" in self.headers:
-            raise Refusal(411, "Content-Length: missing")
+            raise RequestError(411, "Content-Length: missing")
         if len(lengths) > 1 or not re.fullmatch("[0-9]{1,18}", lengths[0]):
-            raise Refusal(400, "Content-Length: expected one number")
+            raise RequestError(400, "Content-Length: expected one number")
         length = left = int(lengths[0])
         if length > limit:
-            raise Refusal(413, f"expected at most {limit} bytes, got {length}")
+            raise RequestError(413, f"expected at most {limit} bytes, got {length}")
         if not length:
-            raise Refusal(400, "expected content, got 0 bytes")
+            raise RequestError(400, "expected content, got 0 bytes")
         while left:
             part = self.rfile.read(min(left, 65536))
             if not part:
-                raise Refusal(400, f"expected {length} bytes, got {length - left}")
+                raise RequestError(400, f"expected {length} bytes, got {length - left}")
             left -= len(part)
             yield part
         self.unread = False

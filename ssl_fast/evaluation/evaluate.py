@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..distributed import collect, share
+from ..distributed import collect, shard
 from ..reproducibility import versions
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
@@ -173,7 +173,7 @@ def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: i
 
     Of several processes all call this, and each predicts the maps of its share of the samples.
     """
-    own = share(len(sample_set))
+    own = shard(len(sample_set))
     total, predict = Accumulator("default"), from_localizer(localizer)
     with inference(localizer):
         part = torch.utils.data.Subset(sample_set, own)

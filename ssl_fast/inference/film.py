@@ -1,6 +1,7 @@
 """A map for each second of a video, and a film of them.
 
-Second k is answered by the frame in its middle and the sound around that, as long as the localizer was trained to hear.
+The map of second k is that of the frame in its middle and the sound around it, as long as the localizer was trained to
+hear.
 """
 
 import os
@@ -11,18 +12,18 @@ import numpy as np
 from ..data.io.audio import to_mono
 from ..data.io.video import frames_of_seconds, write_film
 from ..progress import progress_bar
-from .localize import Answer, Viewer, scale_of
+from .localize import Answer, LocalizationPipeline, scale_of
 
 
 def localize(
-    viewer: Viewer, path: str | os.PathLike, sound: np.ndarray, rate: int, progress: bool = False
+    pipeline: LocalizationPipeline, path: str | os.PathLike, sound: np.ndarray, rate: int, progress: bool = False
 ) -> list[Answer]:
-    """Of each second of a video, one of a shorter one. sound, rate: as `decode_audio(path)` gives them. MediaError
-    names the file."""
-    front_end, answers = viewer.front_end, []
+    """One answer for each second of a video, one for a shorter video. sound, rate: as `decode_audio(path)` gives them.
+    MediaError names the file."""
+    front_end, answers = pipeline.front_end, []
     mono = to_mono(path, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
     for at, frame in progress_bar(frames_of_seconds(path), desc="maps", unit="s", disable=not progress):
-        answers.append(viewer.localize(frame, viewer.heard(mono, at)))
+        answers.append(pipeline.localize(frame, pipeline.heard(mono, at)))
     return answers
 
 

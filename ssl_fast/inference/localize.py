@@ -1,11 +1,11 @@
-"""Where in one image one sound comes from: the three maps of the IPOL note on SLAVC, and whether anything makes it.
+"""Localization of one sound in one image: the three maps of the IPOL note on SLAVC, and whether anything there sounds.
 
-from ssl_fast.inference.localize import Viewer
+from ssl_fast.inference.localize import LocalizationPipeline
 from ssl_fast.models import checkpoints
-viewer = Viewer(checkpoints.load("runs/mine"))
-answer = viewer.localize(viewer.read_image("frame.jpg"), viewer.read_sound("clip.wav"))
+pipeline = LocalizationPipeline(checkpoints.load("runs/mine"))
+answer = pipeline.localize(pipeline.read_image("frame.jpg"), pipeline.read_sound("clip.wav"))
 answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
-answer.sheet(alpha=.4)                                      # uint8 (H, W, 3), to be looked at
+answer.sheet(alpha=.4)                                  # uint8 (H, W, 3), to be looked at
 """
 
 import os
@@ -20,7 +20,7 @@ from ..data.io.audio import cut
 from ..data.io.images import Geometry, decode_image
 from ..evaluation import baselines, detection, metrics, mixing, pictures
 from ..models.checkpoints import Checkpoint
-from .sheets import sheet
+from .sheets import Panel, sheet
 
 ALPHA = 0.4  # weight of the audio-visual map in the mixture, as published
 SIZE = 224  # pixels a side of what scores and mixtures are computed on, as published
@@ -29,7 +29,7 @@ SIDE = 448  # pixels of the longer side of a picture
 
 @dataclass(frozen=True)
 class Answer:
-    """What a localizer finds in an image under a sound.
+    """Maps and scores of an image under a sound.
 
     image: uint8 (H, W, 3). audio_visual: float32 (h, w), cosines; of slavc the mean of its two. prior: float32, where
     there are objects, whatever is heard. threshold: the universal one, None where none is known. names: of the
@@ -45,8 +45,8 @@ class Answer:
     def mixed(self, alpha: float = ALPHA) -> np.ndarray:
         """(224, 224) float32 in [0, 1]: alpha · audio-visual + (1 - alpha) · prior (IPOL note, eq. 7), each first
         brought to its own minimum and maximum, as EZ-VSL does. ValueError for an alpha beyond [0, 1]."""
-        ranged = [mixing.min_max(metrics.upsample(one[None], SIZE)) for one in (self.audio_visual, self.prior)]
-        return mixing.mix(*ranged, alpha)[0]
+        own, prior = (mixing.min_max(metrics.upsample(one[None], SIZE)) for one in (self.audio_visual, self.prior))
+        return mixing.mix(own, prior, alpha)[0]
 
     def scores(self) -> dict[str, float | bool | None]:
         """maximum and minimum of the map; x, y: where the maximum is, fractions of the width and height; confidence:
@@ -67,7 +67,7 @@ class Answer:
             "found": None if area is None else area > 0,
         }
 
-    def panels(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> list["Panel"]:
+    def panels(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> list[Panel]:
         """The three maps over the image. scale: cosines of the lowest and highest colour of the first (default: see
         `scale_of`)."""
         method, prior = self.names
@@ -78,9 +78,7 @@ class Answer:
             self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0),
         ]
 
-    def _panel(
-        self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None
-    ) -> "Panel":
+    def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> Panel:
         picture = pictures.heat(self.image, values, low, high, SIDE)
         if threshold is not None:
             above = metrics.upsample(values[None], picture.shape[:2])[0] > threshold
@@ -92,17 +90,6 @@ class Answer:
         """The image and its three maps with colour bars, uint8 (H, W, 3); what is above the universal threshold is
         outlined."""
         return sheet(pictures.enlarged(self.image, SIDE), self.panels(alpha, scale))
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A map over the image: uint8 (H, W, 3); low, high: values of the lowest and highest colour."""
-
-    title: str
-    picture: np.ndarray
-    low: float
-    high: float
-    threshold: float | None
 
 
 def scale_of(answers: list[Answer]) -> tuple[float, float]:
@@ -119,8 +106,8 @@ def scale_of(answers: list[Answer]) -> tuple[float, float]:
     return 2 * threshold - high, high
 
 
-class Viewer:
-    """Answers for one image and one sound at a time.
+class LocalizationPipeline:
+    """A localizer with its front end, object prior and threshold, for one image and one sound at a time.
 
     found: the localizer. prior: images uint8 (B, 3, H, W) -> (B, h, w), where there are objects, such as
     `models.object_prior.ObjectPrior`, and its name; None: the local contrast of the image. threshold: the universal
@@ -146,8 +133,8 @@ class Viewer:
         return decode_image(path)
 
     def read_sound(self, path: str | os.PathLike) -> np.ndarray:
-        """What is heard of a sound file, or of the sound of a video: the part that the front end takes (see
-        `heard`). MediaError names the file."""
+        """The part of a sound file, or of the sound of a video, that fits the front end (see `heard`). MediaError names
+        the file."""
         return self.front_end.load(path)
 
     def heard(self, waveform: np.ndarray, second: float | None = None) -> np.ndarray:
@@ -173,3 +160,6 @@ class Viewer:
         return Answer(
             image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold, self.names
         )
+
+
+Viewer = LocalizationPipeline  # deprecated: its former name

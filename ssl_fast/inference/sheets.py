@@ -1,23 +1,32 @@
 """An image and its panels side by side, with titles and colour bars, as one picture."""
 
-import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..evaluation import pictures
 
-if typing.TYPE_CHECKING:
-    from .localize import Panel
-
-WIDTH, GAP, TITLE, BAR, LABEL = 260, 16, 30, 14, 24  # pixels: of a column at least, of what lies around pictures
+WIDTH = 260  # pixels of a column, at least
+GAP, TITLE, BAR, LABEL = 16, 30, 14, 24  # pixels: between pictures, and heights
 PAPER, INK = (255, 255, 255), (28, 36, 48)
 
 
-def sheet(image: np.ndarray, panels: Sequence["Panel"]) -> np.ndarray:
+@dataclass(frozen=True)
+class Panel:
+    """A map over the image: uint8 (H, W, 3); low, high: values of the lowest and highest colour."""
+
+    title: str
+    picture: np.ndarray
+    low: float
+    high: float
+    threshold: float | None
+
+
+def sheet(image: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
     """uint8 (H, W, 3). image: uint8 (h, w, 3), as large as the panels' pictures. Universal thresholds are marked in the
-    bar, and told below it."""
+    bar, and written below it."""
     from matplotlib import colormaps
 
     height, width = image.shape[:2]

@@ -90,7 +90,7 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
         localizer = fill(blank(LocalizerConfig(**state["recipe"]["model"])), state["localizer"])
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
-    threshold = _threshold(file) if Path(path).is_dir() else state.get("threshold")
+    threshold = state["threshold"] if "threshold" in state else _threshold(file)  # in files of `write`; of a run
     return Checkpoint(file, localizer, state["recipe"], state.get("layout", OURS), [], threshold, state)
 
 

@@ -1,11 +1,12 @@
-"""One training step: nets, loss and optimizer of a run, and what is random in a step.
+"""One training step: nets, loss, optimizer and random generators of a run.
 
-Everything random in step k is drawn from (seed, k), and of several processes by each from (seed, k, rank).
+Everything random in step k is drawn from (seed, k), and in each of several processes from (seed, k, rank).
 """
 
 import itertools
 import math
 import os
+import typing
 from collections.abc import Iterable
 
 import torch
@@ -28,13 +29,13 @@ class TrainingError(RuntimeError):
 
 
 def bfloat16_native() -> bool:
-    """Whether this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
+    """True where this processor multiplies bfloat16 itself; where it does not, bfloat16 is slower than float32."""
     able = getattr(torch.cpu, "get_capabilities", dict)()  # where torch cannot tell: no
     return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dtype:
-    """What the nets compute in: `recipe.precision`, or for "auto" bfloat16 where the hardware multiplies it."""
+    """dtype of the nets' arithmetic: `recipe.precision`, or for "auto" bfloat16 where the hardware multiplies it."""
     if recipe.precision != "auto":
         return getattr(torch, recipe.precision)
     if torch.device(device).type == "cuda":
@@ -57,14 +58,14 @@ class _Features(nn.Module):
 
 
 class Learner:
-    """The state of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
+    """State of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
 
-    front_end: of the waveforms or spectrograms that it is given; None: the recipe's. compile: the nets go through
+    front_end: of the waveforms or spectrograms of a batch; None: the recipe's. compile: the nets go through
     torch.compile. init: torchvision's file of a ResNet-18, which the image net starts from; `unused` are its keys that
     have no place there.
     In a torch.distributed process group all processes have one each, and step together; their weights are the same.
-    gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: so is batch
-    norm, on CUDA only.
+    gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: batch norm
+    over the joined batch too, on CUDA only.
     `stages` has the time of the parts of all steps so far; on CUDA that of their launches.
     """
 
@@ -80,15 +81,15 @@ class Learner:
         gather: bool = False,
         sync_batch_norm: bool = False,
     ):
-        self.rank, self.processes = distributed.place()
+        self.rank, self.processes = distributed.rank_and_world_size()
         self.recipe, self.seed, self.device = recipe, seed, torch.device(device)
         self.precision, self.stages = precision_of(recipe, device), Stages()
         torch.manual_seed(derived_seed(seed, 0))
         self.front_end = front_end_named(recipe.front_end) if front_end is None else front_end
         self.localizer = build(recipe.model).to(self.device)
         self.unused = [] if init is None else load_torchvision(self.localizer.visual_net, init)
-        if sync_batch_norm:
-            self.localizer = nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
+        if sync_batch_norm:  # in place: the localizer itself is no batch norm
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
         self.momentum = None
         if recipe.momentum_decay is not None:
             self.momentum = Momentum(self.localizer, recipe.momentum_decay).to(self.device)
@@ -137,15 +138,17 @@ class Learner:
             sounds = augmentation.MASKS[recipe.masks](sounds, generator, self.front_end.silence)
         return self.localizer.normalize_images(images), self.localizer.normalize_spectrograms(sounds)
 
-    def seen(self, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """What the nets see of a batch (see `batch_loss`): images (V B, 3, H, W) and spectrograms (V B, 1, F, T), view
-        by view."""
+    def net_inputs(self, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Inputs of the nets for a batch (see `batch_loss`): images (V B, 3, H, W) and spectrograms (V B, 1, F, T),
+        view by view. ValueError for another number of views than the recipe's."""
         views = self.recipe.views
         if not images.shape[1] == sounds.shape[1] == len(views):
             got = f"images {tuple(images.shape)} and sounds {tuple(sounds.shape)}"
             raise ValueError(f"views: expected {len(views)} of each sample, (B, {len(views)}, ...), got {got}")
-        seen = [self._view(*view, generator) for view in zip(views, images.unbind(1), sounds.unbind(1))]
-        return tuple(torch.cat(x) if len(views) > 1 else x[0] for x in zip(*seen))
+        inputs = [self._view(*view, generator) for view in zip(views, images.unbind(1), sounds.unbind(1))]
+        if len(inputs) == 1:
+            return inputs[0]
+        return torch.cat([pair[0] for pair in inputs]), torch.cat([pair[1] for pair in inputs])
 
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
         """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
@@ -163,8 +166,8 @@ class Learner:
         """
         recipe, views = self.recipe, len(self.recipe.views)
         with self.stages("data"):
-            images, spectrograms = self.seen(images, sounds, generator)
-        changes = {"group": None if alone else self.group}
+            images, spectrograms = self.net_inputs(images, sounds, generator)
+        changes: dict[str, typing.Any] = {"group": None if alone else self.group}
         if recipe.method != "slavc":
             changes["mean_weight"] = recipe.mean_weight_at(progress)
         transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
@@ -229,9 +232,9 @@ class Learner:
             "mean_weight": self.recipe.mean_weight_at(progress),
         }
 
-    def share_buffers(self) -> None:
-        """Give all processes the statistics of the first, which its checkpoints hold. Each step begins with that too,
-        but not evaluation."""
+    def broadcast_buffers(self) -> None:
+        """Give all processes the batch statistics of the first, which its checkpoints hold. Each step begins with that
+        too, but not evaluation."""
         if self.processes > 1:
             for net in filter(None, (self.localizer, self.momentum)):
                 for buffer in net.buffers():

@@ -24,7 +24,7 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one method is trained.
+    """Everything that decides how one method is trained.
 
     method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss, numbers
         and strings; `pooling` is a dict of its `name` in POOLINGS and its options.
@@ -43,7 +43,7 @@ class Recipe:
         costs it nothing in training; photographs are the harder for it.
     time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
         U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of augmentation.MASKS.
-    views: what a step sees of each sample, all views of the image paired with all of the sound: "original", "augmented"
+    views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). All methods but ssl_align take one.
     nce_only: fnac's L1 terms are left out for this fraction of the run.
@@ -237,12 +237,13 @@ _PUBLISHED: dict[str, dict] = {
 
 
 def quickstart(method: str) -> dict:
+    """Fields of a recipe for the narrow nets, which train from scratch in minutes."""
     fields = dict(_QUICKSTART[method])
     return fields | {"model": LocalizerConfig.small(method, **fields.get("model", {}))}
 
 
 def published(method: str) -> dict:
-    """Those of EZ-VSL (Adam at a constant rate, no warm-up of any kind), and what differs from them."""
+    """Fields of a published recipe: EZ-VSL's (Adam at a constant rate, no warm-up of any kind), and what differs."""
     ez_vsl = {
         "model": LocalizerConfig.published(method),
         "front_end": "ez_vsl",

@@ -1,6 +1,6 @@
-"""What a step of training sees of each sample: views of its image and of its sound, or of its neighbours'.
+"""Views of each sample in a training step: of its image and its sound, or of its neighbours'.
 
-    from ssl_fast.data.views import Views
+    from ssl_fast.training.views import Views
     views = Views(FolderSet("vggsound", front_end="ssl_align", size=224), recipe("ssl_align", "published"), seed=0,
                   neighbors=(visual, audio))
     views[7, 3]                                      # of sample 7 in epoch 3: dict(image, sound, index)
@@ -71,14 +71,14 @@ class Views(torch.utils.data.Dataset):
             raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
         for one in neighbors or ():
             one.check(sample_set)
-        self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors
+        self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors or ()
 
     def __len__(self) -> int:
         return len(self.sample_set)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         index, epoch = key
-        if self.recipe.policy is None and self.neighbors is None:
+        if self.recipe.policy is None and not self.neighbors:
             # all views are the sample's own, and nothing is drawn
             sample, views = self.sample_set[index], len(self.recipe.views)
             image, sound = (torch.as_tensor(sample[key]) for key in ("image", "spectrogram"))
@@ -93,24 +93,25 @@ class Views(torch.utils.data.Dataset):
         whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
         frame, clip = functools.cache(whole), functools.cache(getattr(self.sample_set, "clip", lambda i: None))
 
-        def image(i: int, augmented: bool) -> Tensor:
+        def image_of(i: int, augmented: bool) -> Tensor:
             if policy is None:
                 return torch.as_tensor(sample(i)["image"])
             height, width = frame(i).shape[:2]
             geometry = policy.geometry(width, height, size, generator) if augmented else Geometry()
             return geometry.image(frame(i), size)
 
-        def sound(i: int, augmented: bool) -> Tensor:
-            if policy is None or clip(i) is None:
+        def sound_of(i: int, augmented: bool) -> Tensor:
+            waveform = None if policy is None else clip(i)
+            if waveform is None:
                 return torch.as_tensor(sample(i)["spectrogram"])
             shift = self._shift(generator) if augmented else 0
-            return torch.from_numpy(self.sample_set.front_end.segment(clip(i), shift))
+            return torch.from_numpy(self.sample_set.front_end.segment(waveform, shift))
 
         images, sounds = [], []
         for kind in self.recipe.views:
             pair = [one.draw(index, generator) for one in self.neighbors] if kind == "conceptual" else (index, index)
-            images.append(image(pair[0], kind == "augmented"))
-            sounds.append(sound(pair[1], kind == "augmented"))
+            images.append(image_of(pair[0], kind == "augmented"))
+            sounds.append(sound_of(pair[1], kind == "augmented"))
         return {"image": torch.stack(images), "sound": torch.stack(sounds), "index": index}
 
     def _shift(self, generator: Generator) -> int:

@@ -1,8 +1,8 @@
-"""What the page of `ssl-fast demo` offers and asks for: scenes, uploaded files, answers. Without HTTP, see demo.py.
+"""State behind the page of `ssl-fast demo`: scenes, uploaded files, answers. Without HTTP, see server.py.
 
-    desk = Desk(viewer)                                             # a localize.Viewer
-    upload = desk.upload("sound", Path("clip.wav"), "clip.wav")     # {"id", "name", "preview"}
-    desk.answer({"image": "scene-0", "sound": upload["id"], "alpha": .4, "threshold": None})
+    session = DemoSession(pipeline)                                 # a localize.LocalizationPipeline
+    upload = session.upload("sound", Path("clip.wav"), "clip.wav")  # {"id", "name", "preview"}
+    session.answer({"image": "scene-0", "sound": upload["id"], "alpha": .4, "threshold": None})
 
 Uploaded files are not trusted: format and size are checked by their header before they are decoded. Of them the last
 few are kept, scaled down, so that memory is bounded.
@@ -21,7 +21,7 @@ from ..data.io.audio import resample
 from ..data.io.media import MediaError
 from ..data.scenes import dataset as scenes
 from ..evaluation import pictures
-from ..inference.localize import ALPHA, SIDE, Viewer
+from ..inference.localize import ALPHA, SIDE, Answer, LocalizationPipeline
 from ..models import checkpoints
 
 SUFFIXES = {
@@ -33,12 +33,13 @@ SOUND_FORMATS = ("WAV", "WAVEX", "RF64", "FLAC", "OGG", "MP3")  # libsndfile's n
 PIXELS, SCANS = 40_000_000, 64  # of an image; of a JPEG: progressive ones have about ten
 TILES = (322, 323, 324, 325)  # tags of a TIFF that consists of tiles
 SECONDS, SAMPLES = 600, 60_000_000  # of a sound: its length, the samples of all its channels
-KEPT, KEPT_SIDE, ANSWERS = 16, 640, 32  # uploads, pixels of their longer side, answers
+UPLOADS, UPLOAD_SIDE = 16, 640  # kept, the last ones; pixels of their longer side
+ANSWERS = 32  # kept, those asked for last
 SCENES = 8  # the first ones of the test set of two objects
 
 
-class Refusal(Exception):
-    """A request that is not granted: HTTP status, and a message for the page."""
+class RequestError(Exception):
+    """A request that is refused: HTTP status, and a message for the page."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -46,21 +47,26 @@ class Refusal(Exception):
 
 
 @dataclass(frozen=True)
-class Held:
-    """kind "image": uint8 (H, W, 3); kind "sound": float32 (samples,), what the front end hears of it. uri: of the
-    picture, of the WAV."""
+class Media:
+    """An image or a sound with its data URI for the page.
+
+    kind "image": content uint8 (H, W, 3), uri of a picture. kind "sound": content float32 (samples,), the part that
+    fits the front end, uri of a WAV.
+    """
 
     kind: str
     content: np.ndarray
     uri: str
 
 
-class Desk:
-    """What the page offers and asks for. Not to be used by several threads at once."""
+class DemoSession:
+    """Scenes, uploads and answers of one server. Not to be used by several threads at once."""
 
-    def __init__(self, viewer: Viewer):
-        self.viewer, self.front_end = viewer, viewer.front_end
-        self.fixed, self.uploads, self.answers = {}, {}, {}
+    def __init__(self, pipeline: LocalizationPipeline):
+        self.pipeline, self.front_end = pipeline, pipeline.front_end
+        self.fixed: dict[str, Media] = {}
+        self.uploads: dict[str, Media] = {}
+        self.answers: dict[tuple[str, str], Answer] = {}
         samples = self.front_end.samples
         self.fixed["silence"] = self._sound(np.zeros(samples, np.float32))
         self.fixed["noise"] = self._sound(np.random.default_rng(0).standard_normal(samples, np.float32).clip(-1, 1))
@@ -76,20 +82,20 @@ class Desk:
         for position, waveform in zip(drawn.sounding, drawn.waveforms):
             mono = resample(waveform.astype(np.float32) / 32768, scenes.SAMPLE_RATE, self.front_end.sample_rate)
             sounds.append({"id": f"{name}-{position}", "category": drawn.categories[position]})
-            self.fixed[sounds[-1]["id"]] = self._sound(self.viewer.heard(mono))
+            self.fixed[sounds[-1]["id"]] = self._sound(self.pipeline.heard(mono))
         return {"id": name, "picture": self.fixed[name].uri, "categories": drawn.categories, "sounds": sounds}
 
-    def _sound(self, heard: np.ndarray) -> Held:
-        return Held("sound", heard, pictures.wav(heard, self.front_end.sample_rate))
+    def _sound(self, heard: np.ndarray) -> Media:
+        return Media("sound", heard, pictures.wav(heard, self.front_end.sample_rate))
 
     def about(self) -> dict:
-        """What the page offers: the scenes, their sounds and others, how sliders begin, what may be uploaded; of the
-        model also the categories that it knows, if it is the embedded one."""
+        """Contents of the page, as JSON: the scenes, their sounds and others, start of the sliders, file names that may
+        be uploaded, the model; of the embedded one also the categories that it knows."""
         from matplotlib import colormaps
         from matplotlib.colors import to_hex
 
         colours = [to_hex(colour) for colour in colormaps[pictures.COLOURS](np.linspace(0, 1, 17))]
-        found, (method, prior) = self.viewer.found, self.viewer.names
+        found, (method, prior) = self.pipeline.found, self.pipeline.names
         known = scenes.Settings().names if found.path == checkpoints.EMBEDDED else None
         return {
             "model": {
@@ -100,45 +106,46 @@ class Desk:
             },
             "scenes": self.scenes,
             "alpha": ALPHA,
-            "threshold": self.viewer.threshold,
+            "threshold": self.pipeline.threshold,
             "seconds": self.front_end.seconds,
             "suffixes": SUFFIXES,
             "colours": colours,
         }
 
     def upload(self, kind: str, path: Path, name: str) -> dict:
-        """Keep what is in a file; where it cannot be read: Refusal, which names it as `name`."""
+        """Read and keep a file of kind "image" or "sound". RequestError, which calls it `name`, where it cannot be
+        read."""
         try:
             if kind == "image":
                 check_image(path)
-                held = _image(self.viewer.read_image(path))
+                media = _image(self.pipeline.read_image(path))
             else:
                 check_sound(path)
-                held = self._sound(self.viewer.read_sound(path))
+                media = self._sound(self.pipeline.read_sound(path))
         except MediaError as error:
-            raise Refusal(400, " ".join(str(error).replace(str(path), name).split())) from error
+            raise RequestError(400, " ".join(str(error).replace(str(path), name).split())) from error
         key = secrets.token_hex(16)
-        self.uploads[key] = held
-        if len(self.uploads) > KEPT:
+        self.uploads[key] = media
+        if len(self.uploads) > UPLOADS:
             oldest = next(iter(self.uploads))
             del self.uploads[oldest]
             self.answers = {ids: answer for ids, answer in self.answers.items() if oldest not in ids}
-        return {"id": key, "name": name, "preview": held.uri}
+        return {"id": key, "name": name, "preview": media.uri}
 
-    def answer(self, asked: object) -> dict:
-        """Panels and scores of the image under the sound, and what is heard. Refusal for what cannot be answered."""
-        if not isinstance(asked, dict):
-            raise Refusal(400, f"expected a JSON object, got {_short(asked)}")
+    def answer(self, request: object) -> dict:
+        """Panels and scores of the image under the sound, and the sound. RequestError for what cannot be answered."""
+        if not isinstance(request, dict):
+            raise RequestError(400, f"expected a JSON object, got {_short(request)}")
         for key in ("image", "sound", "alpha", "threshold"):
-            if key not in asked:
-                raise Refusal(400, f"{key}: missing")
-        alpha, threshold = _number(asked, "alpha", 0, 1), asked["threshold"]
+            if key not in request:
+                raise RequestError(400, f"{key}: missing")
+        alpha, threshold = _number(request, "alpha", 0, 1), request["threshold"]
         if threshold is not None:
-            threshold = _number(asked, "threshold", -1, 1)
-        image, sound = self._held("image", asked["image"]), self._held("sound", asked["sound"])
-        ids = asked["image"], asked["sound"]
-        answer = self.answers.pop(ids, None) or self.viewer.localize(image.content, sound.content)
-        self.answers[ids] = answer  # the one that was asked for last is the last to go
+            threshold = _number(request, "threshold", -1, 1)
+        image, sound = self._media("image", request["image"]), self._media("sound", request["sound"])
+        ids = request["image"], request["sound"]
+        answer = self.answers.pop(ids, None) or self.pipeline.localize(image.content, sound.content)
+        self.answers[ids] = answer  # the one that was asked for last is dropped last
         if len(self.answers) > ANSWERS:
             del self.answers[next(iter(self.answers))]
         if threshold is not None:
@@ -146,27 +153,29 @@ class Desk:
         panels = [vars(panel) | {"picture": pictures.jpeg(panel.picture)} for panel in answer.panels(alpha)]
         return {"panels": panels, "scores": answer.scores(), "heard": sound.uri}
 
-    def _held(self, kind: str, key: object) -> Held:
-        held = (self.fixed.get(key) or self.uploads.get(key)) if isinstance(key, str) else None
-        if held is None:
+    def _media(self, kind: str, key: object) -> Media:
+        media = (self.fixed.get(key) or self.uploads.get(key)) if isinstance(key, str) else None
+        if media is None:
             if isinstance(key, str) and re.fullmatch("[0-9a-f]{32}", key):
-                raise Refusal(410, f"this {kind} is no longer kept, the last {KEPT} uploads are: choose its file again")
-            raise Refusal(400, f"{kind}: unknown id {_short(key)}")
-        if held.kind != kind:
-            raise Refusal(400, f"{kind}: this is the id of {'an image' if held.kind == 'image' else 'a sound'}")
-        return held
+                raise RequestError(
+                    410, f"this {kind} is no longer kept, the last {UPLOADS} uploads are: choose its file again"
+                )
+            raise RequestError(400, f"{kind}: unknown id {_short(key)}")
+        if media.kind != kind:
+            raise RequestError(400, f"{kind}: this is the id of {'an image' if media.kind == 'image' else 'a sound'}")
+        return media
 
 
-def _image(image: np.ndarray) -> Held:
-    if max(image.shape[:2]) > KEPT_SIDE:
-        image = pictures.enlarged(image, KEPT_SIDE)
-    return Held("image", image, pictures.jpeg(pictures.enlarged(image, SIDE)))
+def _image(image: np.ndarray) -> Media:
+    if max(image.shape[:2]) > UPLOAD_SIDE:
+        image = pictures.enlarged(image, UPLOAD_SIDE)
+    return Media("image", image, pictures.jpeg(pictures.enlarged(image, SIDE)))
 
 
-def _number(asked: dict, key: str, low: float, high: float) -> float:
-    value = asked[key]
+def _number(request: dict, key: str, low: float, high: float) -> float:
+    value = request[key]
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-        raise Refusal(400, f"{key}: expected a number from {low} to {high}, got {_short(value)}")
+        raise RequestError(400, f"{key}: expected a number from {low} to {high}, got {_short(value)}")
     return float(value)
 
 
@@ -176,8 +185,8 @@ def _short(value: object) -> str:
 
 
 def check_image(path: Path) -> None:
-    """MediaError, which names the file, for one that should not be decoded: of a format that is rare or takes more time
-    or memory than its size tells, or of too many pixels."""
+    """MediaError, which names the file, for an image that should not be decoded: of a format that is rare or takes more
+    time or memory than the size of the file lets expect, or of too many pixels."""
     from PIL import Image
 
     try:
@@ -202,7 +211,7 @@ def check_image(path: Path) -> None:
 
 
 def check_sound(path: Path) -> None:
-    """As check_image: for a sound of another format, that is too long, or has too many samples."""
+    """MediaError, which names the file, for a sound of another format, that is too long, or has too many samples."""
     import soundfile
 
     try:

@@ -1,0 +1,78 @@
+"""Machine, versions and settings that a benchmark was run with, as its header records them."""
+
+import argparse
+import datetime
+import os
+import platform
+import statistics
+import subprocess
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..ops import checks
+from .measure import Stopwatch, time_rounds
+
+
+def _git_commit() -> str | None:
+    """Commit of the sources, "-dirty" with local changes; None where this file is not under version control."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())
+
+
+def copy_gbytes_per_s(device: str) -> float:
+    """Bandwidth of copying 256 MiB, reads and writes together."""
+    source = torch.ones(64 << 20, device=device)
+    target = torch.empty_like(source)
+    samples = time_rounds({"copy": lambda: target.copy_(source)}, Stopwatch(device), 5, 0)
+    return 2 * source.nbytes / statistics.median(samples["copy"][0]) / 1e9
+
+
+def header(options: argparse.Namespace) -> dict:
+    """Header of results as JSON, for options as `cli.bench.resolve` gives them."""
+    cuda = options.device == "cuda"
+    prefixes = ("MALLOC_", "THP_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "OMP_", "MKL_", "KMP_", "GOMP_")
+    instruction_set = getattr(checks.extension, "instruction_set", None)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "machine": {
+            "cpu": _cpu_model(),
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "gpu": torch.cuda.get_device_name() if cuda else None,
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        },
+        "versions": {
+            "ssl_fast": __version__,
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda if cuda else None,
+            "python": platform.python_version(),
+        },
+        "commit": _git_commit(),
+        "backend": options.backend,
+        "extension_error": checks.extension_error,
+        "instruction_set": instruction_set() if instruction_set else None,
+        "threads": torch.get_num_threads(),
+        "clock": options.clock,
+        "compile": not options.no_compile,
+        "rounds": options.rounds,
+        "flush_l2": options.flush_l2,
+        "tf32": options.tf32,
+        "copy_gbytes_per_s": copy_gbytes_per_s(options.device),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(prefixes)},
+    }

@@ -1,0 +1,140 @@
+"""`ssl-fast bench`: time the ops beside their references, or with --data each stage of loading and training."""
+
+import argparse
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from .options import add_training_set
+
+HELP = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
+OPS = (
+    "soft_threshold",
+    "max",
+    "product",
+    "mean",
+    "cosine_map",
+    "ssl_align",
+    "margin_nce",
+    "lvs",
+    "ez_vsl",
+    "slavc",
+    "fnac",
+)
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
+    return int(text)
+
+
+def _batches(text: str) -> list[int]:
+    values = [_positive(part) for part in text.split(",")]
+    if min(values) < 2:
+        raise argparse.ArgumentTypeError(f"expected batches >= 2 (a positive and a negative), got {text!r}")
+    return values
+
+
+def _maps(text: str) -> list[tuple[int, int]]:
+    sides = [[_positive(side) for side in part.split("x")] for part in text.split(",")]
+    if any(len(side) > 2 for side in sides):
+        raise argparse.ArgumentTypeError(f"expected sizes as 7 or 7x9, got {text!r}")
+    return [(side[0], side[-1]) for side in sides]
+
+
+def _names(choices: Sequence[str], text: str) -> list[str]:
+    if unknown := [name for name in text.split(",") if name not in choices]:
+        raise argparse.ArgumentTypeError(f"expected {', '.join(choices)}; got {', '.join(map(repr, unknown))}")
+    return text.split(",")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--json", type=Path, metavar="FILE", help="write header and rows there, after each configuration")
+    add("--markdown", action="store_true", help="print a Markdown table")
+    add("--ops", type=partial(_names, OPS), metavar="A,B", help=f"of {', '.join(OPS)} (default: all)")
+    add("--batch", type=_batches, metavar="N,N", help="default: 32,128,256; on CUDA 256,1024; with --quick 64")
+    add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
+    add("--channels", type=_positive, default=512, metavar="C")
+    add(
+        "--dtype",
+        type=partial(_names, DTYPES),
+        metavar="A,B",
+        help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
+    )
+    add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
+    add("--threads", type=_positive, metavar="N", help="threads of torch (default: as torch chooses)")
+    add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")
+    add("--no-compile", action="store_true", help="leave torch.compile out (it may compile for a minute per row)")
+    add("--flush-l2", action="store_true", help="CUDA: empty the L2 cache before each call")
+    add("--tf32", action="store_true", help="CUDA: allow TF32 in float32 products, for all candidates")
+    add("--quick", action="store_true", help="one small size, few rounds, no torch.compile")
+    group = parser.add_argument_group(
+        "training data", "of the other options, --device, --json, --batch, --rounds, --threads and --markdown count"
+    )
+    group.add_argument("--data", type=Path, metavar="DIR", help="time its way into training instead of the ops")
+    group.add_argument("--split", metavar="NAME", help="list of ids in --data")
+    add_training_set(group)
+    group.add_argument("--method", metavar="NAME", default="ssl_align", help="default: ssl_align")
+    group.add_argument("--recipe", metavar="NAME", default="published", help="quickstart or published (default)")
+    group.add_argument("--workers", type=int, metavar="N", default=2, help="processes that load samples (default: 2)")
+
+
+def resolve(args: argparse.Namespace) -> argparse.Namespace:
+    """args with its defaults filled in. ValueError for what cannot be run here."""
+    import torch
+
+    from ..ops import checks
+
+    options = argparse.Namespace(**vars(args))
+    cuda, quick = options.device == "cuda", options.quick
+    if cuda and not torch.cuda.is_available():
+        raise ValueError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")
+    if not cuda and (options.flush_l2 or options.tf32):
+        raise ValueError("--flush-l2, --tf32: expected --device cuda, got --device cpu")
+    if cuda and options.clock == "cpu":
+        raise ValueError("--clock cpu: expected --device cpu, got --device cuda")
+    if options.json and not options.json.parent.is_dir():
+        raise ValueError(f"--json {options.json}: expected an existing folder, got {options.json.parent}")
+    options.ops = options.ops or list(OPS)
+    if not options.data:
+        options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])
+    options.maps = options.maps or ([(7, 7)] if quick else [(7, 7), (14, 14)])
+    options.dtype = options.dtype or (["float32", "bfloat16"] if cuda and not quick else ["float32"])
+    options.rounds, options.least_seconds = options.rounds or (3 if quick else 9), 0.1 if quick else 0.5
+    options.no_compile = options.no_compile or quick
+    compiled = checks.use_compiled("auto", torch.empty(0, device=options.device))
+    options.backend = "compiled" if compiled else "reference"
+    return options
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code: 0; 1 where a configuration failed (kernels and reference disagree, out of memory)."""
+    import torch
+
+    from ..benchmarks import ops
+
+    options = resolve(args)
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    torch.set_num_threads(options.threads or torch.get_num_threads())
+    torch.backends.cuda.matmul.allow_tf32 = options.tf32
+    try:
+        return _time_data(options) if options.data else ops.run(options)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+
+
+def _time_data(options: argparse.Namespace) -> int:
+    from ..benchmarks import data, environment
+    from ..training import recipes
+    from .samples import training_set
+
+    if options.workers < 0 or len(options.batch or [0]) > 1:
+        raise ValueError(f"--workers, --batch: expected one number >= 0, got {options.workers} and {options.batch}")
+    recipe = recipes.recipe(options.method, options.recipe, batch_size=options.batch and options.batch[0])
+    found = training_set(options, recipe.front_end, recipe.image_size)
+    recipe.steps(len(found))
+    return data.run(found, recipe, options, environment.header(options))

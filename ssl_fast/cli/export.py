@@ -1,0 +1,20 @@
+"""`ssl-fast export`: write a localizer as a program of torch.export."""
+
+import argparse
+
+from .convert import add_files
+
+HELP = "write a localizer that runs without this package"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_files(parser, ".pt2")
+
+
+def run(args: argparse.Namespace) -> int:
+    from ..inference.export import export
+    from ..models import checkpoints
+
+    export(checkpoints.load(args.weights, args.weights_layout), args.out)
+    print(args.out)
+    return 0

@@ -1,0 +1,103 @@
+"""Types of option values, and the options that several commands share."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
+
+
+def positive(kind: type) -> Callable[[str], int | float]:
+    """The type of an option that takes an int or a float above 0."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = 0
+        if not 0 < value < float("inf"):
+            number = "integer" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"expected a positive {number}, got {text!r}")
+        return value
+
+    return parse
+
+
+def natural(text: str) -> int:
+    """The type of an option that takes an integer >= 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
+    return int(text)
+
+
+def add_split(parser: argparse._ActionsContainer, *more_names: str) -> None:
+    help = "list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)"
+    parser.add_argument("--split", *more_names, metavar="NAME", help=help)
+
+
+def add_layout(parser: argparse._ActionsContainer) -> None:
+    """Options for the layout of a published set's files, and for ids to leave out of it."""
+    parser.add_argument(
+        "--layout", metavar="NAME", help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench"
+    )
+    parser.add_argument("--exclude", metavar="NAME", help="list of ids to leave out, as those of the test set")
+
+
+def add_training_set(parser: argparse._ActionsContainer) -> None:
+    """Options of `samples.training_set`, beside --data and --split."""
+    parser.add_argument(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="vggsound or flickr, in --data (default: a folder of frames/ and audio/)",
+    )
+    add_layout(parser)
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="keep decoded frames and sounds there, to be read instead of the files",
+    )
+
+
+def add_test_scenes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--test-scenes", type=positive(int), metavar="N", help="images of each test split (default: 150 to 300)"
+    )
+
+
+def add_weights_layout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights-layout",
+        metavar="NAME",
+        help="of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
+        "slavc_momentum, lvs, sslalign, ssltie",
+    )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--workers", type=natural, default=0, metavar="N", help="processes that load samples (default: 0)"
+    )
+
+
+def add_threads(parser: argparse.ArgumentParser, default: str = "as torch chooses") -> None:
+    parser.add_argument("--threads", type=positive(int), metavar="N", help=f"threads of torch (default: {default})")
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", metavar="NAME", default="cpu", help="cpu (default) or cuda")
+
+
+def add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def check_device(name: str) -> None:
+    """ValueError for another --device than cpu and cuda, and for cuda where there is no usable one."""
+    import torch
+
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"--device: expected cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda: expected a usable CUDA device, got none (see `ssl-fast doctor`)")

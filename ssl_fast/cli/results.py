@@ -1,0 +1,123 @@
+"""Files of results: what `evaluate`, `train` and `quickstart` write and print of an evaluation."""
+
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..stages import Stages, listed
+
+if typing.TYPE_CHECKING:
+    from ..training.loop import Run
+
+
+def write_results(
+    model,
+    tests: dict,
+    validation,
+    out: Path,
+    about: dict,
+    history: list,
+    *,
+    quiet: bool,
+    notes: Sequence[str] = (),
+    stages: Stages | None = None,
+    **options,
+) -> int:
+    """Evaluate, and write metrics.json, per_sample.csv and report.html; options as in `evaluation.evaluate`.
+
+    stages: of the command so far; those here are added to them.
+    """
+    from ..evaluation import ceilings, evaluate, overlays, report
+    from ..evaluation.results import shortened
+    from ..reproducibility import fingerprint
+
+    for note in notes:
+        print(note)
+    stages = stages or Stages()
+    with stages("evaluation"):
+        results = evaluate(model, tests, validation=validation, progress=not quiet, **options)
+        results["notes"] += notes
+        results.update(about, data={name: fingerprint(one) for name, one in tests.items()})
+        if options.get("published"):
+            results["ceilings"] = {
+                name: {
+                    rule: row._asdict()
+                    for rule, row in ceilings.ceilings(one.ground_truth(i) for i in range(len(one))).items()
+                }
+                for name, one in tests.items()
+            }
+    results["seconds"] = dict(stages.seconds)
+    results.write_json(out / "metrics.json")
+    results.write_csv(out / "per_sample.csv")
+    main = results["interactive_on"]
+    drawn = {"draw": options["draw"]} if "draw" in options else {}
+    with stages("report"):
+        shown = overlays.collect(model, tests[main], results, main, **drawn)
+        report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
+    print(summary(results))
+    print(f"time: {listed(stages.seconds)}")
+    if (note := shortened(results)) is not None:
+        print(f"*** {note} ***")
+    print(f"report: {(out / 'report.html').resolve()}")
+    return 0
+
+
+def summary(results) -> str:
+    """The figures that matter most, as text: all sets, the interactive one with its baselines, retrieval, false
+    alarms."""
+    columns = {
+        "ciou_adaptive": "cIoU",
+        "auc_adaptive": "AUC",
+        "ciou_top50": "cIoU top50",
+        "iiou_adaptive": "IIoU",
+        "interactive_pointing": "interactive pointing",
+    }
+    main, name = results["interactive_on"], results.get("method", "model")
+    order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
+    rows = {f"{one}: {name}": results["sets"][one]["model"] for one in order}
+    rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
+    width = max(map(len, rows))
+    lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]
+    for title, row in rows.items():
+        cells = (f"{row[key]:>{max(6, len(head))}.3f}" for key, head in columns.items())
+        lines.append(f"{title:<{width}}  " + "  ".join(cells))
+    retrieval = results["retrieval"]
+    hit = "class" if "class" in retrieval else "instance"
+    for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
+        rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
+        lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
+    alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
+    if alarms:
+        rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
+        lines.append(f"false alarms on {main}, share of the image: {rates}")
+    return "\n".join(lines)
+
+
+def about_weights(checkpoint: Path, method: str, seed: int | None, recipe: dict) -> dict:
+    """Fields of metrics.json on a checkpoint: method, seed, file and its SHA-256, recipe, torch's threads."""
+    import torch
+
+    from ..models.storage import digest
+
+    return {
+        "method": method,
+        "seed": seed,
+        "weights": str(checkpoint),
+        "weights_sha256": digest(checkpoint),
+        "recipe": recipe,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def about_run(run: "Run") -> dict:
+    """Fields of metrics.json on a training run."""
+    return {
+        "train_seconds": run.seconds,
+        "steps": run.steps,
+        "planned_steps": run.planned_steps,
+        "shortened": run.shortened,
+        "final_loss": run.final_loss,
+        "chance": run.chance,
+        "precision": run.precision,
+        "step_seconds": run.stages,
+    }

@@ -1,0 +1,70 @@
+"""Samples that commands train and evaluate on: folders, published sets, the embedded scenes."""
+
+import argparse
+import os
+import typing
+
+if typing.TYPE_CHECKING:
+    from ..data.datasets import FileSet, FolderSet
+    from ..data.scenes.dataset import Scenes, Settings
+    from ..data.training_sets import TrainingSet
+
+SCENE_TESTS = ("single", "duo", "trio")
+PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
+
+
+def training_set(args: argparse.Namespace, front_end: str, size: int) -> "FolderSet | TrainingSet":
+    """The samples to train on, of --data and the options of `options.add_training_set`. Prints how many were dropped or
+    left out, and why. ValueError for options that do not go together, and for files that do not fit."""
+    from ..data.datasets import FolderSet
+    from ..data.training_sets import TrainingSet
+
+    how = {"front_end": front_end, "size": size, "cache": args.cache}
+    if args.set_name is None:
+        if args.layout or args.exclude:
+            raise ValueError("--layout, --exclude: expected with --set")
+        found = FolderSet(args.data, split=args.split, **how)
+    elif args.split is None:
+        raise ValueError(f"--set {args.set_name}: expected its list of ids, --split")
+    else:
+        found = TrainingSet(args.data, args.set_name, args.split, layout=args.layout, exclude=args.exclude, **how)
+    for note in found.notes:
+        print(f"{args.data}: {note}")
+    return found
+
+
+def folder(
+    path: str | os.PathLike, split: str | None, front_end: str, image_size: int, annotated: bool = False
+) -> "FolderSet":
+    """The samples of a folder; `annotated`: ValueError without ground truth."""
+    from ..data.datasets import FolderSet
+
+    found = FolderSet(path, front_end=front_end, size=image_size, split=split)
+    if annotated and not found.has_ground_truth:
+        raise ValueError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
+    for note in found.notes:
+        print(f"{path}: {note}")
+    return found
+
+
+def preload(found: "FileSet", quiet: bool) -> None:
+    """Decode the samples once, if they fit into memory."""
+    if found.preloaded_bytes <= PRELOAD_BYTES:
+        found.preload(progress=not quiet)
+
+
+def scene_settings(train: int | None, test: int | None) -> "Settings":
+    """Settings of the embedded scenes with so many images in the training split and in each of the others; None: the
+    usual number."""
+    from ..data.scenes.dataset import Settings
+
+    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS), test)}
+    return Settings(**{split: size for split, size in sizes.items() if size is not None})
+
+
+def scene_tests(settings: "Settings", quiet: bool) -> "tuple[dict[str, Scenes], Scenes]":
+    """{split: scenes} to test on, and the scenes for validation."""
+    from ..data.scenes import dataset as scenes
+
+    tests = {split: scenes.load(split, settings, progress=not quiet) for split in SCENE_TESTS}
+    return tests, scenes.load("val", settings, progress=not quiet)

@@ -1,0 +1,38 @@
+"""Record of each step of a run, as lines of JSON and as curves for TensorBoard."""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+
+FILE = "metrics.jsonl"
+
+
+class MetricsLog:
+    """Writer of metrics.jsonl: the records of the checkpoint first, then one JSON record a step. No path, no file.
+
+    With `board`, the same numbers go to TensorBoard, where that is installed.
+    """
+
+    def __init__(self, path: Path | None, records: list[dict], board: bool):
+        self.file = self.board = None
+        if path is not None and board and importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
+        if path is not None:
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+            os.replace(temporary, path)
+            self.file = open(path, "a", buffering=1)  # noqa: SIM115, `close` closes it
+
+    def add(self, record: dict) -> None:
+        if self.file:
+            self.file.write(json.dumps(record) + "\n")
+        if self.board:
+            for name in record.keys() - {"step", "seconds"}:
+                self.board.add_scalar(name, record[name], record["step"])
+
+    def close(self) -> None:
+        for one in filter(None, (self.file, self.board)):
+            one.close()

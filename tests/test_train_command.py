@@ -1,0 +1,241 @@
+"""`ssl-fast train` on folders of images and sounds, and `evaluate` of what it gives."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_fast.cli import main as cli
+from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.neighbors import FORMAT
+from ssl_fast.models import ResNet18, checkpoints, storage
+from ssl_fast.reproducibility import fingerprint
+from test_cli import fails
+from training_toys import loaded
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """12 images as PNG, each with a wav at 22,050 Hz, boxes and classes."""
+    import soundfile
+    from PIL import Image
+
+    root = tmp_path_factory.mktemp("media")
+    rng = np.random.default_rng(0)
+    entries = []
+    for name in ("frames", "audio"):
+        (root / name).mkdir()
+    for i in range(12):
+        image = rng.integers(0, 80, (40, 60, 3), np.uint8)
+        image[10:30, 5 + 25 * (i % 2) : 30 + 25 * (i % 2), i % 3] = 250
+        Image.fromarray(image).save(root / "frames" / f"clip {i}.png")
+        tone = np.sin(np.arange(22050) * (0.05 + 0.1 * (i % 3))) * 0.5
+        soundfile.write(root / "audio" / f"clip {i}.wav", tone.astype(np.float32), 22050)
+        left = (5 + 25 * (i % 2)) / 60
+        entries.append({"file": f"clip {i}", "class": "abc"[i % 3], "bbox": [[left, 0.25, left + 25 / 60, 0.75]]})
+    (root / "annotations.json").write_text(json.dumps(entries))
+    (root / "first.txt").write_text("".join(f"clip {i}\n" for i in range(8)))
+    (root / "last.txt").write_text("".join(f"clip {i}\n" for i in range(8, 12)))
+    return root
+
+
+def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
+    common = ["--image-size", "64", "--batch-size", "4", "--threads", "1", "--quiet"]
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--split",
+        "first",
+        "--val",
+        folder,
+        "--method",
+        "ez_vsl",
+        "--epochs",
+        "2",
+        "--out",
+        tmp_path / "run",
+        *common,
+    ]
+    fails(capsys, argv, "validation: expected samples that are not trained on, 8 of 12 are")
+    argv += ["--val-split", "last"]
+    assert cli.main([str(x) for x in argv]) == 0
+    assert "best epoch: " in capsys.readouterr().out
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert (results["method"], results["steps"], results["sets"][folder.name]["n"]) == ("ez_vsl", 4, 4)
+    assert "the epoch was chosen on the samples that it is evaluated on" in results["notes"]
+    assert results["recipe"]["image_size"] == 64 and (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    fails(capsys, argv, "holds another run")
+    argv = [
+        "evaluate",
+        "--data",
+        folder,
+        "--split",
+        "last",
+        "--weights",
+        tmp_path / "run",
+        "--out",
+        tmp_path / "results",
+        "--threads",
+        "1",
+        "--quiet",
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    again = json.loads((tmp_path / "results" / "metrics.json").read_text())
+    assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
+
+
+def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--epochs",
+        "1",
+        "--image-size",
+        "48",
+        "--batch-size",
+        "6",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    assert f"checkpoint: {tmp_path / 'run' / 'checkpoint.pt'}" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def published(folder, out, *more):
+    return [
+        str(x)
+        for x in (
+            "train",
+            "--data",
+            folder,
+            "--recipe",
+            "published",
+            "--image-size",
+            32,
+            "--batch-size",
+            6,
+            "--epochs",
+            1,
+            "--threads",
+            1,
+            "--quiet",
+            "--out",
+            out,
+            *more,
+        )
+    ]
+
+
+@pytest.mark.slow
+def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
+    state = ResNet18().state_dict()
+    file = tmp_path / "net.pth"
+    torch.save(state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, file)
+    argv = published(folder, tmp_path / "run", "--method", "ez_vsl", "--init", file)
+    assert cli.main(argv) == 0
+    assert f"{file}: not used are fc.weight, fc.bias" in capsys.readouterr().out
+    weight = loaded(tmp_path / "run")[0].visual_net.layer3[1].conv2.weight
+    assert 0 < (weight - state["layer3.1.conv2.weight"]).abs().max() < 1e-3  # two steps of Adam at 1e-4 away
+    assert cli.main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
+    torch.save(dict(list(state.items())[1:]), file)
+    fails(capsys, published(folder, tmp_path / "other", "--method", "ez_vsl", "--init", file), "conv1.weight")
+    fails(
+        capsys,
+        ["train", "--data", folder, "--batch-size", 6, "--init", file, "--out", tmp_path / "other"],
+        "got SmallResNet",
+    )
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
+    ids = FolderSet(folder, front_end="ssl_align", size=48).ids
+    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
+        np.save(tmp_path / f"{name}.npy", ((np.arange(12)[:, None] + [1, 2, 5]) % 12).astype(np.int32))
+        about = {"format": FORMAT, "k": 3, "number": 12, "ids": fingerprint(names), "features": ""}
+        (tmp_path / f"{name}.json").write_text(json.dumps(about))
+
+    def argv(visual, *more):
+        return published(folder, tmp_path / "run", "--neighbors-visual", tmp_path / f"{visual}.npy", *more)
+
+    audio = ["--neighbors-audio", tmp_path / "audio.npy"]
+    fails(capsys, argv("visual"), "--neighbors-visual, --neighbors-audio: expected both or none of them")
+    fails(capsys, argv("other", *audio), str(tmp_path / "other.npy"), "belongs to ids")
+    fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
+    fails(capsys, published(folder, tmp_path / "run"), "neighbors: expected those of images and of sounds")
+    assert not (tmp_path / "run").exists()
+    assert cli.main(argv("visual", *audio)) == 0
+    assert loaded(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
+
+
+def test_bad_folders_are_named(folder, tmp_path, capsys):
+    out = ["--out", tmp_path / "run"]
+    fails(capsys, ["train", "--data", tmp_path / "none", *out], str(tmp_path / "none"))
+    fails(capsys, ["train", "--data", folder, *out], "batch_size: expected at most the 12 samples of the set, got 32")
+    fails(
+        capsys,
+        ["train", "--data", folder, "--recipe", "mine", *out],
+        "recipe: expected one of quickstart, published, got 'mine'",
+    )
+    fails(capsys, ["train", "--data", folder, "--front-end", "ears", *out], "front_end: expected a FrontEnd or one of")
+    fails(capsys, ["train", "--data", folder, "--split", "none", *out], "none.txt")
+    fails(capsys, ["train", "--data", folder, "--val-split", "first", *out], "--val-split: expected with --val")
+    assert not (tmp_path / "run").exists()
+
+
+def test_views_are_those_asked_for(folder, tmp_path, capsys):
+    argv = [
+        "train",
+        "--data",
+        folder,
+        "--views",
+        "original,augmented",
+        "--batch-size",
+        "12",
+        "--epochs",
+        "1",
+        "--image-size",
+        "48",
+        "--quiet",
+        "--out",
+        tmp_path / "run",
+    ]
+    assert cli.main([str(x) for x in argv]) == 0
+    assert storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
+    fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
+
+
+@pytest.mark.slow
+def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
+    import shutil
+
+    broken = tmp_path / "media"
+    shutil.copytree(folder, broken)
+    path = broken / "frames" / "clip 5.png"
+    path.write_bytes(path.read_bytes()[:200])
+    argv = ["train", "--data", broken, "--batch-size", "12", "--epochs", "1", "--image-size", "48", "--quiet"]
+    fails(capsys, [*argv, "--out", tmp_path / "run"], str(path))
+    unread = ["--recipe", "published", "--method", "ez_vsl", "--workers", "1"]  # policies for crops need the files
+    fails(capsys, [*argv, *unread, "--out", tmp_path / "other"], f"ssl-fast train: {path}: cannot be read as an image")
+    assert cli.main(["data", "check", str(broken), "--quiet"]) == 1
+    assert str(path) in capsys.readouterr().out
+    assert cli.main(["data", "check", str(folder), "--quiet"]) == 0
+    assert "12 samples complete, 0 missing" in capsys.readouterr().out
+
+
+def test_sets_without_boxes_cannot_be_evaluated(folder, tmp_path, capsys):
+    import shutil
+
+    bare = tmp_path / "media"
+    shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("annotations.json"))
+    fails(
+        capsys,
+        ["evaluate", "--data", bare, "--weights", checkpoints.EMBEDDED, "--out", tmp_path / "results"],
+        str(bare),
+        "expected boxes or masks",
+    )
