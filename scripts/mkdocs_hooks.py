@@ -1,6 +1,7 @@
 """Hooks of the documentation: the help of the command line as pages, and docstrings as Markdown."""
 
-import argparse
+import contextlib
+import io
 import os
 import re
 
@@ -18,20 +19,14 @@ def on_page_markdown(markdown: str, **_) -> str:
 
 
 def command_help(words: list[str]) -> str:
-    from ssl_fast.cli.main import parser
+    from ssl_fast.cli.main import main
 
     os.environ["COLUMNS"] = "100"
-    if words == ["bench"]:  # the one command whose parser is made when it is called
-        from ssl_fast.benchmarks import ops
-
-        found = argparse.ArgumentParser(prog="ssl-fast bench")
-        ops.add_arguments(found)
-        return found.format_help().rstrip()
-    found = parser()
-    for word in words:
-        commands = next(action for action in found._actions if isinstance(action, argparse._SubParsersAction))
-        found = commands.choices[word]
-    return found.format_help().rstrip()
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        status = main([*words, "--help"])
+    if status or not text.getvalue():
+        raise ValueError(f"help: {' '.join(words)}: expected a command of ssl-fast")
+    return text.getvalue().rstrip()
 
 
 class Docstrings(griffe.Extension):

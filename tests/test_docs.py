@@ -1,6 +1,5 @@
 """README, CONTRIBUTING and docs/ name files, modules, commands and variables that are there."""
 
-import argparse
 import importlib
 import re
 import shlex
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ssl_fast.benchmarks import ops as bench
 from ssl_fast.cli.main import parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,12 +51,7 @@ def test_commands(page):
         words = shlex.split(line.partition(" && ")[0], comments=True)
         if "..." in words or any(word.startswith("[") for word in words):
             continue
-        if words[0] == "bench":
-            timing = argparse.ArgumentParser()
-            bench.add_arguments(timing)
-            timing.parse_args(words[1:])
-        else:
-            parser().parse_args(words)
+        parser().parse_args(words)
 
 
 def test_environment_variables():

@@ -12,6 +12,7 @@ from PIL import Image
 
 from programs import EXAMPLES, example
 from ssl_fast import losses
+from ssl_fast.inference.localize import LocalizationPipeline
 from ssl_fast.models import checkpoints
 from training_toys import folder
 
@@ -52,13 +53,14 @@ def test_evaluate_maps_tells_right_from_wrong(tmp_path, capsys):
     assert numbers(own) == [0.0]  # a fifth of the image is less than half of the half
 
 
-def test_localize_image_draws_what_the_pipeline_finds(tmp_path, capsys, viewer):
+def test_localize_image_draws_what_the_pipeline_finds(tmp_path, capsys):
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(tmp_path / "frame.png")
     soundfile.write(tmp_path / "clip.wav", rng.uniform(-0.5, 0.5, 24000), 16000)
     files = [str(tmp_path / name) for name in ("frame.png", "clip.wav", "out.png")]
     example("localize_image").main(*files)
-    answer = viewer.localize(viewer.read_image(files[0]), viewer.read_sound(files[1]))
+    pipeline = LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED))
+    answer = pipeline.localize(pipeline.read_image(files[0]), pipeline.read_sound(files[1]))
     assert numbers(capsys.readouterr().out)[0] == pytest.approx(answer.scores()["maximum"], abs=1e-3)
     assert np.array_equal(np.asarray(Image.open(files[2])), answer.sheet(alpha=0.4))
 
