@@ -1,0 +1,65 @@
+"""README, CONTRIBUTING and docs/ name files, modules, commands and variables that are there."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ssl_fast.cli.main import parser
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+
+
+def blocks(page: Path, language: str) -> str:
+    return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.M | re.S))
+
+
+@pages
+def test_links(page):
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pages
+def test_imports(page):
+    for module, names in re.findall(r"^from (ssl_fast[\w.]*) import (.+?)(?:  #.*)?$", blocks(page, "python"), re.M):
+        for name in names.split(", "):
+            if not hasattr(importlib.import_module(module), name):
+                importlib.import_module(f"{module}.{name}")
+
+
+@pages
+def test_dotted_names(page):
+    """`ssl_fast.a.b.C` in the text, and what the API reference is made of."""
+    for name in re.findall(r"(?:`|^::: )(ssl_fast(?:\.\w+)+)", page.read_text(), re.M):
+        found = importlib.import_module("ssl_fast")
+        for part in name.split(".")[1:]:
+            if not hasattr(found, part):
+                importlib.import_module(f"{found.__name__}.{part}")
+            found = getattr(found, part)
+
+
+@pages
+def test_commands(page):
+    """Every `ssl-fast ...` of a bash block is one that the command line takes."""
+    text = blocks(page, "bash").replace("\\\n", " ")
+    for line in re.findall(r"\bssl-fast (.+)", text):
+        words = shlex.split(line.partition(" && ")[0], comments=True)
+        if "..." in words or any(word.startswith("[") for word in words):
+            continue
+        parser().parse_args(words)
+
+
+def test_environment_variables():
+    """Every variable that the code reads stands in the table."""
+    sources = [*ROOT.glob("ssl_fast/**/*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("scripts/*"), ROOT / ".ci/gpu"]
+    read = r"""(?:environ(?:\.get\(|\[)|getenv\()\s*["'](\w+)["']"""
+    found = {name for path in sources if path.is_file() for name in re.findall(read, path.read_text())}
+    assert "SSL_FAST_CACHE" in found
+    text = (ROOT / "docs/environment.md").read_text()
+    set_by_us = {"SSL_FAST_TEST_TRACE", "COLUMNS", "PATH"}
+    assert {name for name in found - set_by_us if f"`{name}`" not in text} == set()

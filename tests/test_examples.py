@@ -1,0 +1,80 @@
+"""The short programs under examples/, each on data made on the fly."""
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from programs import EXAMPLES, example
+from ssl_fast import losses
+from ssl_fast.inference.localize import LocalizationPipeline
+from ssl_fast.models import checkpoints
+from training_toys import folder
+
+
+def numbers(text: str) -> list[float]:
+    return [float(number) for number in re.findall(r"-?\d+\.\d+", text)]
+
+
+def test_own_training_loop_learns_its_batch(capsys):
+    example("own_training_loop").main(21)
+    *steps, last = capsys.readouterr().out.splitlines()
+    assert len(steps) == 3 and "maps (32, 7, 7)" in last
+    assert numbers(last)[0] < 0.9 * numbers(steps[0])[0]
+
+
+@pytest.mark.slow
+def test_train_on_folder_writes_a_checkpoint(tmp_path, monkeypatch, capsys):
+    folder(tmp_path / "data", 8)
+    options = ["--epochs", "2", "--batch-size", "4"]
+    monkeypatch.setattr(sys, "argv", ["train_on_folder.py", str(tmp_path / "data"), str(tmp_path / "run"), *options])
+    example("train_on_folder").main()
+    assert capsys.readouterr().out.startswith("4 steps")
+    assert checkpoints.load(tmp_path / "run").recipe["learning_rate"] == 1e-3
+
+
+def test_evaluate_maps_tells_right_from_wrong(tmp_path, capsys):
+    """Of four maps one looks at the wrong half of its image."""
+    truth = np.zeros((4, 224, 224), np.float32)
+    truth[:, :112] = 1
+    maps = np.broadcast_to(np.linspace(0.5, -0.5, 8, dtype=np.float32)[None, :, None], (4, 8, 8)).copy()
+    maps[3] *= -1
+    np.save(tmp_path / "maps.npy", maps)
+    np.save(tmp_path / "truth.npy", truth)
+    example("evaluate_maps").main(str(tmp_path / "maps.npy"), str(tmp_path / "truth.npy"))
+    *published, own = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in published] == ["ez_vsl", "lvs", "ssl_tie", "default"]
+    assert all(value == 0.75 for line in published for value in numbers(line))
+    assert numbers(own) == [0.0]  # a fifth of the image is less than half of the half
+
+
+def test_localize_image_draws_what_the_pipeline_finds(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (90, 120, 3), np.uint8)).save(tmp_path / "frame.png")
+    soundfile.write(tmp_path / "clip.wav", rng.uniform(-0.5, 0.5, 24000), 16000)
+    files = [str(tmp_path / name) for name in ("frame.png", "clip.wav", "out.png")]
+    example("localize_image").main(*files)
+    pipeline = LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED))
+    answer = pipeline.localize(pipeline.read_image(files[0]), pipeline.read_sound(files[1]))
+    assert numbers(capsys.readouterr().out)[0] == pytest.approx(answer.scores()["maximum"], abs=1e-3)
+    assert np.array_equal(np.asarray(Image.open(files[2])), answer.sheet(alpha=0.4))
+
+
+@pytest.mark.slow
+def test_distributed_loss_is_that_of_one_process():
+    program = EXAMPLES / "distributed_loss.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    loss, alone, gradient = numbers(run.stdout)
+    torch.manual_seed(0)
+    nets = example("distributed_loss").Nets()
+    expected = losses.lvs(*nets(torch.rand(16, 3, 112, 112), torch.randn(16, 40)), backend="reference")
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=2e-5) and alone == pytest.approx(expected.item(), abs=2e-5)
+    assert gradient == pytest.approx(nets.see.weight.grad.norm().item(), rel=1e-3)
