@@ -120,14 +120,14 @@ def run_all(kernels) -> None:
                 shape_of(True, 1, audios),
                 k_blocks=k_blocks,
                 features=at(stored(name, audios, channels)),
-                rows=at(packed_audios),
+                packed=at(packed_audios),
                 inverse_norm=norms["audio_norm"],
                 tf32=tf32,
             )
             kernels.pack(
                 shape_of(False),
                 k_blocks=k_blocks,
-                rows=at(packed_cells),
+                packed=at(packed_cells),
                 inverse_norm=norms["cell_norm"],
                 features=at(stored(name, images, channels, cells)),
                 tf32=tf32,
@@ -162,7 +162,7 @@ def run_all(kernels) -> None:
             packed = {
                 "k_blocks": k_blocks,
                 "features": at(stored(name, images, channels, cells)),
-                "rows": at(packed_cells),
+                "packed": at(packed_cells),
                 "inverse_norm": norms["cell_norm"],
             }
             kernels.pack(shape_of(last), **packed)

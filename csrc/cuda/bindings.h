@@ -126,33 +126,34 @@ inline void bind(py::module_ m) {
       py::arg("pairs"), py::kw_only(), py::arg("grad_scores"), py::arg("argmax"), py::arg("sums"),
       py::arg("stream") = 0);
 
-  auto rows_params = [](const Shape& s, int64_t k_blocks, const Buffer& features, const Buffer& rows,
+  auto pack_params = [](const Shape& s, int64_t k_blocks, const Buffer& features, const Buffer& packed,
                         const Buffer& inverse_norm, bool tf32, bool optional) {
     const int64_t count = s.images * s.cells;
     return PackParams{s,
                       k_blocks,
                       need("features", features, visual_bytes(s)),
-                      need("rows", rows, count * k_blocks * kKBlockBytes, optional),
+                      need("packed", packed, count * k_blocks * kKBlockBytes, optional),
                       need("inverse_norm", inverse_norm, count * real_bytes(s.dtype), optional),
                       tf32};
   };
   m.def(
       "pack",
-      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer rows, Buffer inverse_norm, bool tf32,
+      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, bool tf32,
           Stream stream) {
-        check("pack", pack(rows_params(shape, k_blocks, features, rows, inverse_norm, tf32, true), stream_of(stream)));
+        check("pack",
+              pack(pack_params(shape, k_blocks, features, packed, inverse_norm, tf32, true), stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("rows"),
+      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
       py::arg("inverse_norm"), py::arg("tf32") = false, py::arg("stream") = 0);
   m.def(
       "unpack",
-      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer rows, Buffer inverse_norm, Buffer gradient,
+      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, Buffer gradient,
           bool real_gradient, Stream stream) {
         const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, k_blocks, real_gradient);
-        check("unpack", unpack(rows_params(shape, k_blocks, features, rows, inverse_norm, false, false),
+        check("unpack", unpack(pack_params(shape, k_blocks, features, packed, inverse_norm, false, false),
                                need("gradient", gradient, bytes), real_gradient, stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("rows"),
+      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
       py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
 
   // A chunk of images of SLAVC's product: ProductChunk of kernels.h.

@@ -1,4 +1,16 @@
-// Pooled similarities of all pairs: the scores, and the slopes that the backward pass multiplies with the features.
+// Epilogues of the GEMM of gemm_tile.cuh, whose tiles are alpha[n, m, p] = dot / (|v[n, p]| |a[m]|) for all pairs:
+//
+//   pool_scores   S[n, m] = pooling of alpha[n, m, :], and the residual that its backward pass needs
+//   map_cells     out[n p, m] = slope: g[n, m] dS/dalpha[n, m, p] / (|v| |a|), which torch.mm multiplies with the
+//   features;
+//                 or alpha itself, for the product of SLAVC
+//
+//   Inputs   packed audios (M, K) and cells (N * P, K); inverse norms real (M), (N * P); g and S real (N, M)
+//   Output   S, residual (N, M), real or int32; matrices (N * P, M padded to 8), 16 bits of bfloat16 features, else
+//   real Launch   that of gemm_tile.cuh: 256 threads, plan.blocks CTAs, plan.shared bytes
+//
+// A thread pools its cells of a pair in registers; the states of a pair are merged by shuffles within a quad of lanes,
+// then through shared memory over the 4 warps of a warp group. No atomics: the order of merges is fixed.
 #include "common.cuh"
 #include "gemm_tile.cuh"
 
@@ -13,10 +25,10 @@ __device__ T norm_at(const void* norms, int64_t i, int64_t count) {
 }
 
 template <class X>
-__device__ X shuffle_xor(X x, int apart) {
+__device__ X shuffle_xor(X x, int lane_mask) {
   uint32_t words[sizeof(X) / 4];
   memcpy(words, &x, sizeof(X));
-  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, apart);
+  for (uint32_t& word : words) word = __shfl_xor_sync(0xffffffffu, word, lane_mask);
   memcpy(&x, words, sizeof(X));
   return x;
 }
@@ -30,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   static_assert(sizeof(State) <= E::kScratchBytes);
   SSL_FAST_SHARED_BYTES(shared);
   E engine(p, plan, shared);
-  State* parts = reinterpret_cast<State*>(engine.scratch);  // (warps by columns, audios of the tile)
+  State* partial = reinterpret_cast<State*>(engine.scratch);  // [warp of the group][audio of the tile]
   State states[E::kThreadAudios];
   engine.run([&](int64_t n, int cell, int low, int high, bool last) {
     T audio_norm[E::kThreadAudios];
@@ -46,14 +58,14 @@ __global__ void __launch_bounds__(kThreads, 1)
     });
     if (!last) return;
     for (int r = 0; r < E::kThreadAudios; ++r) {
-      for (int apart = 1; apart < 4; apart *= 2) pool.merge(states[r], shuffle_xor(states[r], apart));
-      if (threadIdx.x % 4 == 0) parts[engine.warp_column * engine.tile_audios() + engine.audio(r)] = states[r];
+      for (int mask = 1; mask < 4; mask *= 2) pool.merge(states[r], shuffle_xor(states[r], mask));
+      if (threadIdx.x % 4 == 0) partial[engine.warp_column * engine.tile_audios() + engine.audio(r)] = states[r];
     }
     engine.sync_group();
     const int row = engine.group_thread;
     if (row < engine.tile_audios() && engine.first_audio + row < p.audios) {
-      State all = parts[row];
-      for (int w = 1; w < kGroupWarps; ++w) pool.merge(all, parts[w * engine.tile_audios() + row]);
+      State all = partial[row];
+      for (int w = 1; w < kGroupWarps; ++w) pool.merge(all, partial[w * engine.tile_audios() + row]);
       const int64_t pair = n * p.audios + engine.first_audio + row;
       static_cast<T*>(scores)[pair] = pool.score(all);
       static_cast<typename Pool::Residual*>(residual)[pair] = pool.residual(all);
@@ -62,7 +74,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   });
 }
 
-// out[n p, m] = f(alpha, what f knows of the pair, 1 / (|v| |a|))
+// out[n p, m] = f(alpha, f.pair(n, m), 1 / (|v| |a|))
 template <class Math, class Out, class F>
 __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan plan, F f, Out* out) {
   using E = Engine<Math>;
@@ -109,7 +121,7 @@ struct Alpha {
   __device__ T operator()(T alpha, Pair, T) const { return alpha; }
 };
 
-// Calls f(Math()) with the way of multiplying.
+// Calls f(Math()) with the math policy of gemm_tile.cuh.
 template <class F>
 const char* with_math(const PairsParams& p, F f) {
   switch (p.dtype) {
@@ -120,7 +132,7 @@ const char* with_math(const PairsParams& p, F f) {
   }
 }
 
-// What a matrix holds of rows that are multiplied so.
+// Element type of a matrix.
 template <class Math, class OfBFloat16>
 using InMatrix = std::conditional_t<std::is_same_v<typename Math::Stored, BFloat16>, OfBFloat16, typename Math::T>;
 
