@@ -141,23 +141,18 @@ float smallest_from(const float* values, int64_t padded, float edge) {
   return -max_lanes<float>(-least);
 }
 
-// Sorted pixels from all over the map, which bracket any order statistic. Each goes where the number of lower ones
-// says, without a branch to mispredict; of equal ones the first slot is filled, and the others after it.
+// Sorted pixels from a lattice over the map, which bracket any order statistic. A sample's index is the number of
+// samples below it, or equal and before it: vectorised compares instead of branches that mispredict.
 void draw_samples(const MapShape& s, const Map& map) {
-  constexpr int L = kLanes<float>;
-  float drawn[kSamples + L] = {};
-  for (int64_t i = 0; i < kSamples; ++i) {
+  float drawn[kSamples];
+  for (int64_t i = 0; i < kSamples; ++i)
     drawn[i] = map.pixels[i * s.rows / kSamples * s.columns + i * kStep % kSamples * s.columns / kSamples];
-    map.samples[i] = kNothing;
+  for (int i = 0; i < kSamples; ++i) {
+    int index = 0;
+    for (int j = 0; j < i; ++j) index += drawn[j] <= drawn[i];
+    for (int j = i; j < kSamples; ++j) index += drawn[j] < drawn[i];
+    map.samples[index] = drawn[i];
   }
-  for (int i = 0; i < kSamples; i += L) {
-    Vec<float> x = load(drawn + i);
-    Vec<int32_t> lower = {};
-    for (int j = 0; j < kSamples; ++j) lower -= (Vec<int32_t>)(x > broadcast(drawn[j]));
-    for (int lane = 0; lane < L && i + lane < kSamples; ++lane) map.samples[lower[lane]] = x[lane];
-  }
-  for (int i = 1; i < kSamples; ++i)
-    map.samples[i] = map.samples[i] > map.samples[i - 1] ? map.samples[i] : map.samples[i - 1];
 }
 
 // The `rank`-th largest pixel, 1 <= rank <= pixels: pixels between two samples are collected, then their values
