@@ -1,5 +1,5 @@
-// Instruction sets: the table of kernels that each fills in, which one runs, and the call itself: workspace, threads,
-// huge pages. `bytes` is the workspace a call needs.
+// Runtime dispatch over instruction sets: a table of kernels for each, which one is in use, and the call of a kernel
+// with its workspace, threads and huge pages. Kernel::bytes is the size of the workspace.
 #pragma once
 #include <string>
 #include <utility>
@@ -29,7 +29,7 @@ const KernelTable& kernels();                  // of the instruction set in use
 std::vector<std::string> instruction_sets();   // built and supported by this processor, best last
 void use_instruction_set(const std::string&);  // for tests; throws std::invalid_argument
 
-// Runs a kernel with its workspace. `large` are outputs whose pages it is about to touch for the first time.
+// Runs a kernel with its workspace. large: outputs in fresh memory, for which huge pages are requested.
 template <class Params>
 void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large = {});
 
