@@ -48,6 +48,7 @@ struct Backward {
 
 }  // namespace
 
-const Kernel<CellsParams> cosine_kernel = streaming<Forward>(), cosine_backward_kernel = streaming<Backward>();
+void cosine_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Forward>(p, workspace); }
+void cosine_backward_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Backward>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

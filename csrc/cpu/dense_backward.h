@@ -39,18 +39,18 @@ struct BackwardScratch {
   Bf16* bf16_G;
   Vec<T>* t_lanes;  // (cells): t before the sum over lanes
 
-  void allocate(Arena& arena, const Shape& s, const PackedAudios<T>& audios) {
+  void allocate(Workspace& workspace, const Shape& s, const PackedAudios<T>& audios) {
     image_size = round_up(image_scratch_size<T>(s), 64), panel_stride = images_per_group(s) * s.cells * kPanel<T>;
-    images = arena.take<Image<T>>(images_per_group(s));
-    image_scratch = arena.take<T>(images_per_group(s) * image_size);
-    grad_out = arena.take<T>(s.channels * s.cells);
-    G = arena.take<T>(audios.panels * panel_stride);
-    D = arena.take<T>(round_up(s.cells, 16) * kPanel<T>);
-    bf16_G = uses_bf16_gemm<T>(s) ? arena.take<Bf16>(bf16_depth(s.cells) * audios.padded()) : nullptr;
-    dA = arena.take<T>(audios.padded() * audios.padded_channels());
-    t = arena.take<T>(s.cells);
-    row = arena.take<T>(2 * audios.padded_channels());
-    t_lanes = arena.take<Vec<T>>(s.cells);
+    images = workspace.take<Image<T>>(images_per_group(s));
+    image_scratch = workspace.take<T>(images_per_group(s) * image_size);
+    grad_out = workspace.take<T>(s.channels * s.cells);
+    G = workspace.take<T>(audios.panels * panel_stride);
+    D = workspace.take<T>(round_up(s.cells, 16) * kPanel<T>);
+    bf16_G = uses_bf16_gemm<T>(s) ? workspace.take<Bf16>(bf16_depth(s.cells) * audios.padded()) : nullptr;
+    dA = workspace.take<T>(audios.padded() * audios.padded_channels());
+    t = workspace.take<T>(s.cells);
+    row = workspace.take<T>(2 * audios.padded_channels());
+    t_lanes = workspace.take<Vec<T>>(s.cells);
   }
   void zero_dA(const PackedAudios<T>& audios) {
     for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) dA[i] = 0;

@@ -147,15 +147,15 @@ struct PackedAudios {
   int64_t padded() const { return panels * kPanel<T>; }
   int64_t padded_channels() const { return round_up(channels, kPanel<T>); }
 
-  void allocate(Arena& arena, const Shape& s, bool with_gradient_panels) {
+  void allocate(Workspace& workspace, const Shape& s, bool with_gradient_panels) {
     count = s.audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
-    inverse_norm = arena.take<T>(padded());
-    rows = arena.take<T>(padded() * padded_channels());
-    similarity_panels = arena.take<T>(padded() * channels);
-    gradient_panels = with_gradient_panels ? arena.take<T>(padded() * padded_channels()) : nullptr;
-    bf16_similarity_panels = uses_bf16_gemm<T>(s) ? arena.take<Bf16>(padded() * bf16_depth(channels)) : nullptr;
+    inverse_norm = workspace.take<T>(padded());
+    rows = workspace.take<T>(padded() * padded_channels());
+    similarity_panels = workspace.take<T>(padded() * channels);
+    gradient_panels = with_gradient_panels ? workspace.take<T>(padded() * padded_channels()) : nullptr;
+    bf16_similarity_panels = uses_bf16_gemm<T>(s) ? workspace.take<Bf16>(padded() * bf16_depth(channels)) : nullptr;
     bf16_gradient_panels =
-        bf16_similarity_panels && with_gradient_panels ? arena.take<Bf16>(padded() * padded_channels()) : nullptr;
+        bf16_similarity_panels && with_gradient_panels ? workspace.take<Bf16>(padded() * padded_channels()) : nullptr;
   }
 
   // Writes one panel of each operand; panels may be packed in parallel.

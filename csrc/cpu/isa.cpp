@@ -12,8 +12,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <stdexcept>
 
@@ -103,8 +101,22 @@ void use_instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not built or not supported by this processor");
 }
 
+void* Workspace::allocate(int64_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes > left) {
+    // At least doubled: glibc returns freed memory to the system, to be faulted in again by the next call, where it is
+    // more than twice the largest block.
+    left = block_bytes = std::max(bytes, 2 * block_bytes);
+    blocks.emplace_back(static_cast<char*>(std::aligned_alloc(64, left)), &std::free);
+    next = blocks.back().get();
+    if (!next) throw std::bad_alloc();
+  }
+  left -= bytes;
+  return std::exchange(next, next + bytes);
+}
+
 template <class Params>
-void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
+void run(Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
   constexpr int64_t kHuge = 2 << 20;
   // half of the time of a memory-bound kernel is page faults of fresh memory
   for (auto [start, bytes] : large)
@@ -115,16 +127,13 @@ void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void
       madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
     }
   params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(params.shape.images, 1)));
-  int64_t bytes = kernel.bytes(params);
-  std::unique_ptr<char, decltype(&std::free)> workspace(static_cast<char*>(std::aligned_alloc(64, bytes + 64)),
-                                                        &std::free);
-  if (!workspace) throw std::bad_alloc();
-  kernel.run(params, workspace.get());
+  Workspace workspace;
+  kernel(params, workspace);
 }
 
-template void run(const Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

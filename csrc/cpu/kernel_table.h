@@ -13,18 +13,18 @@
 
 namespace ssl_fast::SSL_FAST_PLAIN_ISA {
 
-extern const Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
-extern const Kernel<ProductParams> product_kernel, product_backward_kernel;
-extern const Kernel<CellsParams> cosine_kernel, cosine_backward_kernel, mean_kernel, mean_backward_kernel;
-extern const Kernel<MapParams> map_metrics_kernel;
+Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
+Kernel<ProductParams> product_kernel, product_backward_kernel;
+Kernel<CellsParams> cosine_kernel, cosine_backward_kernel, mean_kernel, mean_backward_kernel;
+Kernel<MapParams> map_metrics_kernel;
 
 }  // namespace ssl_fast::SSL_FAST_PLAIN_ISA
 
 namespace ssl_fast::SSL_FAST_ISA {
 
 namespace plain = SSL_FAST_PLAIN_ISA;
-extern const Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
-extern const Kernel<ProductParams> product_kernel, product_backward_kernel;
+Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
+Kernel<ProductParams> product_kernel, product_backward_kernel;
 
 // f(T()) in the computing type of a call: float or double.
 template <class Params, class F>
@@ -33,22 +33,6 @@ void with_compute_type(const Params& p, F f) {
     f(float());
   else
     p.shape.dtype == DType::float64 ? f(double()) : f(float());
-}
-
-template <class Params>
-void hand_over(const Kernel<Params>& kernel, const Params& p, char* workspace, int64_t* bytes) {
-  bytes ? void(*bytes = kernel.bytes(p)) : kernel.run(p, workspace);
-}
-
-// From a function that only lays out its workspace where `bytes` is not null.
-template <class Params, void (*kRun)(const Params&, char*, int64_t*)>
-constexpr Kernel<Params> make_kernel() {
-  return {[](const Params& p) {
-            int64_t bytes = 0;
-            kRun(p, nullptr, &bytes);
-            return bytes;
-          },
-          [](const Params& p, char* workspace) { kRun(p, workspace, nullptr); }};
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

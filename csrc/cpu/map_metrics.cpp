@@ -32,15 +32,15 @@ struct MapScratch {
   uint64_t *truth, *predicted, *above;  // (words), (words), (maps, words)
   int64_t width, words;
 
-  void allocate(Arena& arena, const MapShape& s) {
+  void allocate(Workspace& workspace, const MapShape& s) {
     width = round_up(s.columns, kLanes<double>), words = (s.rows * s.columns + 63) / 64;
-    rows = arena.take<double>(s.cell_rows * width);
-    pixels = arena.take<float>(64 * words + width);
-    candidates = arena.take<float>(64 * words + kLanes<float>);
-    samples = arena.take<float>(kSamples);
-    truth = arena.take<uint64_t>(words);
-    predicted = arena.take<uint64_t>(words);
-    above = arena.take<uint64_t>(s.maps * words);
+    rows = workspace.take<double>(s.cell_rows * width);
+    pixels = workspace.take<float>(64 * words + width);
+    candidates = workspace.take<float>(64 * words + kLanes<float>);
+    samples = workspace.take<float>(kSamples);
+    truth = workspace.take<uint64_t>(words);
+    predicted = workspace.take<uint64_t>(words);
+    above = workspace.take<uint64_t>(s.maps * words);
   }
 };
 
@@ -324,18 +324,13 @@ void one_image(const MapParams& p, int64_t n, MapScratch& map) {
           popcount_and(map.above + j * map.words, map.above + k * map.words, map.words);
 }
 
-void run_map_metrics(const MapParams& p, char* workspace, int64_t* bytes) {
-  Arena arena{workspace};
-  MapScratch* maps = arena.take<MapScratch>(p.threads);
-  MapScratch sizes;
-  for (int i = 0; i < p.threads; ++i) (workspace ? maps[i] : sizes).allocate(arena, p.shape);
-  if (bytes) return void(*bytes = arena.used);
+}  // namespace
+
+void map_metrics_kernel(const MapParams& p, Workspace& workspace) {
+  MapScratch* maps = workspace.take<MapScratch>(p.threads);
+  for (int i = 0; i < p.threads; ++i) maps[i].allocate(workspace, p.shape);
   parallel(p.threads,
            [&] { parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); }); });
 }
-
-}  // namespace
-
-const Kernel<MapParams> map_metrics_kernel = make_kernel<MapParams, run_map_metrics>();
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -27,13 +27,13 @@ struct MaxBackwardScratch {
   T *V, *D;                     // [cell][lane of channel]
   T *dA, *row;                  // [panel of channels][audio][lane]; (2, padded channels)
 
-  void allocate(Arena& arena, const Shape& s, const PackedAudios<T>& audios) {
-    image_scratch = arena.take<T>(s.cells * kPanel<T>);
-    grad_out = arena.take<T>(s.cells * kPanel<T>);
-    V = arena.take<T>(s.cells * kPanel<T>);
-    D = arena.take<T>(s.cells * kPanel<T>);
-    dA = arena.take<T>(audios.padded() * audios.padded_channels());
-    row = arena.take<T>(2 * audios.padded_channels());
+  void allocate(Workspace& workspace, const Shape& s, const PackedAudios<T>& audios) {
+    image_scratch = workspace.take<T>(s.cells * kPanel<T>);
+    grad_out = workspace.take<T>(s.cells * kPanel<T>);
+    V = workspace.take<T>(s.cells * kPanel<T>);
+    D = workspace.take<T>(s.cells * kPanel<T>);
+    dA = workspace.take<T>(audios.padded() * audios.padded_channels());
+    row = workspace.take<T>(2 * audios.padded_channels());
   }
 };
 
@@ -128,21 +128,15 @@ __attribute__((noinline)) void scatter_gather_rows(int64_t audios, const int32_t
 }
 
 template <class T>
-void max_backward(const SimilarityParams& p, char* workspace, int64_t* bytes) {
+void max_backward(const SimilarityParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
   PackedAudios<T> audios;
-  audios.allocate(arena, s, true);
-  T* t = arena.take<T>(s.images * s.cells);
-  auto* scratch = arena.take<MaxBackwardScratch<T>>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    MaxBackwardScratch<T> local;
-    local.allocate(arena, s, audios);
-    if (workspace) scratch[i] = local;
-  }
-  if (bytes) return void(*bytes = arena.used);
+  audios.allocate(workspace, s, true);
+  T* t = workspace.take<T>(s.images * s.cells);
+  auto* scratch = workspace.take<MaxBackwardScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
 
   parallel(p.threads, [&] {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();

@@ -45,6 +45,7 @@ struct Backward {
 
 }  // namespace
 
-const Kernel<CellsParams> mean_kernel = streaming<Forward>(), mean_backward_kernel = streaming<Backward>();
+void mean_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Forward>(p, workspace); }
+void mean_backward_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Backward>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

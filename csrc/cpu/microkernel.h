@@ -1,4 +1,4 @@
-// Register-blocked GEMM micro-kernel, the split of rows into tiles, an L2 software prefetcher, and the workspace.
+// Register-blocked GEMM micro-kernel, the split of rows into tiles, and an L2 software prefetcher.
 //
 //   tile[r, lane] (+)= sum_k rows[r, k] panel[k, lane]     r < R <= kTileRows, lane < kPanel
 //
@@ -9,24 +9,12 @@
 // Each R is an instantiation of its own. for_tiles splits rows into tiles of nearly equal height, so that no tile is
 // much less efficient than the others. All of this runs in one thread; the kernels split images over threads.
 #pragma once
-#include "../params.h"
+#include "isa.h"
 #include "simd.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
-
-// Bump allocator over one buffer, aligned to 64 bytes. With a null buffer it only counts bytes.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + used);  // null + used would be undefined
-    used += round_up(count * sizeof(T), 64);
-    return piece;
-  }
-};
 
 // L2 software prefetcher of `bytes` of memory (none where it is null), paced over the `steps` k-blocks, tiles or rows
 // of a running loop, each of which calls prefetch_step().

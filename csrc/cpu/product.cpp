@@ -139,25 +139,21 @@ struct Product {
 };
 
 template <class T>
-void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
+void forward(const ProductParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>, L = kLanes<T>;
   Product<T> product(p);
   const Shape& s = p.shape;
-  Arena arena{workspace};
-  product.loc.allocate(arena, s, false);
-  product.avc.allocate(arena, s, false);
+  product.loc.allocate(workspace, s, false);
+  product.avc.allocate(workspace, s, false);
   struct Scratch {
     T *loc_image, *avc_image, *loc_alphas, *avc_alphas;
     typename LSE<T>::State* instance;
   };
-  auto* scratch = arena.take<Scratch>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    Scratch local{arena.take<T>(image_scratch_size<T>(s)), arena.take<T>(image_scratch_size<T>(s)),
-                  arena.take<T>(s.cells * W), arena.take<T>(product.map_size()),
-                  arena.take<typename LSE<T>::State>(s.cells * kVectors)};
-    if (workspace) scratch[i] = local;
-  }
-  if (bytes) return void(*bytes = arena.used);
+  auto* scratch = workspace.take<Scratch>(p.threads);
+  for (int i = 0; i < p.threads; ++i)
+    scratch[i] = {workspace.take<T>(image_scratch_size<T>(s)), workspace.take<T>(image_scratch_size<T>(s)),
+                  workspace.take<T>(s.cells * W), workspace.take<T>(product.map_size()),
+                  workspace.take<typename LSE<T>::State>(s.cells * kVectors)};
   const LSE<T> lse{product.per_tau};
 
   parallel(p.threads, [&] {
@@ -273,35 +269,31 @@ struct ScoreGradient {
 };
 
 template <class T>
-void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
+void backward(const ProductParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>, L = kLanes<T>;
   Product<T> product(p);
   const Shape& s = p.shape;
   bool visual = p.loc.grad_visual || p.avc.grad_visual, audio = p.loc.grad_audio || p.avc.grad_audio;
-  Arena arena{workspace};
-  product.loc.allocate(arena, s, visual);
-  product.avc.allocate(arena, s, visual);
-  product.R = product.over_images() ? arena.take<T>(product.map_size()) : nullptr;
+  product.loc.allocate(workspace, s, visual);
+  product.avc.allocate(workspace, s, visual);
+  product.R = product.over_images() ? workspace.take<T>(product.map_size()) : nullptr;
   struct Scratch {
     T *loc_alphas, *avc_alphas;  // of one panel; of one image
     Vec<T>* R;                   // (cells): R before the sum over lanes
     BackwardScratch<T> loc_grads, avc_grads;
   };
-  auto* scratch = arena.take<Scratch>(p.threads);
-  auto* by_space = arena.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
+  auto* scratch = workspace.take<Scratch>(p.threads);
+  auto* by_space = workspace.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
   for (int i = 0; i < p.threads; ++i) {
-    Scratch local;
-    local.loc_alphas = arena.take<T>(s.cells * W);
-    local.avc_alphas = arena.take<T>(product.map_size());
-    local.R = arena.take<Vec<T>>(s.cells);
-    local.loc_grads.allocate(arena, s, product.loc);
-    local.avc_grads.allocate(arena, s, product.avc);
-    if (!workspace) continue;
-    scratch[i] = local;
+    Scratch& local = scratch[i];
+    local.loc_alphas = workspace.take<T>(s.cells * W);
+    local.avc_alphas = workspace.take<T>(product.map_size());
+    local.R = workspace.take<Vec<T>>(s.cells);
+    local.loc_grads.allocate(workspace, s, product.loc);
+    local.avc_grads.allocate(workspace, s, product.avc);
     by_space[i] = local.loc_grads;
     by_space[p.threads + i] = local.avc_grads;
   }
-  if (bytes) return void(*bytes = arena.used);
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
@@ -402,20 +394,20 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
 }
 
 template <bool kBackward>
-void call(const ProductParams& p, char* workspace, int64_t* bytes) {
+void call(const ProductParams& p, Workspace& workspace) {
   if (kBf16Gemm && p.shape.dtype != DType::bfloat16)
-    return hand_over(kBackward ? plain::product_backward_kernel : plain::product_kernel, p, workspace, bytes);
+    return (kBackward ? plain::product_backward_kernel : plain::product_kernel)(p, workspace);
   with_compute_type(p, [&](auto zero) {
     if constexpr (kBackward)
-      backward<decltype(zero)>(p, workspace, bytes);
+      backward<decltype(zero)>(p, workspace);
     else
-      forward<decltype(zero)>(p, workspace, bytes);
+      forward<decltype(zero)>(p, workspace);
   });
 }
 
 }  // namespace
 
-const Kernel<ProductParams> product_kernel = make_kernel<ProductParams, call<false>>();
-const Kernel<ProductParams> product_backward_kernel = make_kernel<ProductParams, call<true>>();
+void product_kernel(const ProductParams& p, Workspace& workspace) { call<false>(p, workspace); }
+void product_backward_kernel(const ProductParams& p, Workspace& workspace) { call<true>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

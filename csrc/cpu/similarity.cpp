@@ -32,15 +32,13 @@ struct PoolEpilogue {
 };
 
 template <class T, class Pool>
-void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
   PackedAudios<T> audios;
-  audios.allocate(arena, s, false);
-  T* scratch = arena.take<T>(p.threads * round_up(image_scratch_size<T>(s), 64));
-  if (bytes) return void(*bytes = arena.used);
+  audios.allocate(workspace, s, false);
+  T* scratch = workspace.take<T>(p.threads * round_up(image_scratch_size<T>(s), 64));
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
@@ -122,20 +120,14 @@ void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_nor
 }
 
 template <class T, class Pool>
-void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
   PackedAudios<T> audios;
-  audios.allocate(arena, s, f.grad_visual);
-  auto* scratch = arena.take<BackwardScratch<T>>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    BackwardScratch<T> mine;
-    mine.allocate(arena, s, audios);
-    if (workspace) scratch[i] = mine;
-  }
-  if (bytes) return void(*bytes = arena.used);
+  audios.allocate(workspace, s, f.grad_visual);
+  auto* scratch = workspace.take<BackwardScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
@@ -179,18 +171,18 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
 }
 
 template <bool kBackward>
-void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
+void call(const SimilarityParams& p, Workspace& workspace) {
   if (kBf16Gemm && (p.shape.dtype != DType::bfloat16 || (kBackward && p.pooling == Pooling::max)))
-    return hand_over(kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel, p, workspace, bytes);
+    return (kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel)(p, workspace);
   with_compute_type(p, [&](auto zero) {
     using T = decltype(zero);
     auto run = [&](auto pool) {
       if constexpr (kBackward && decltype(pool)::kSparse) {
-        if constexpr (!kBf16Gemm) max_backward<T>(p, workspace, bytes);
+        if constexpr (!kBf16Gemm) max_backward<T>(p, workspace);
       } else if constexpr (kBackward)
-        backward<T>(p, pool, workspace, bytes);
+        backward<T>(p, pool, workspace);
       else
-        forward<T>(p, pool, workspace, bytes);
+        forward<T>(p, pool, workspace);
     };
     if (p.pooling == Pooling::soft_threshold)
       run(SoftThreshold<Vec<T>, T>{T(p.epsilon), T(1 / p.beta)});
@@ -201,7 +193,7 @@ void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
 
 }  // namespace
 
-const Kernel<SimilarityParams> similarity_kernel = make_kernel<SimilarityParams, call<false>>();
-const Kernel<SimilarityParams> similarity_backward_kernel = make_kernel<SimilarityParams, call<true>>();
+void similarity_kernel(const SimilarityParams& p, Workspace& workspace) { call<false>(p, workspace); }
+void similarity_backward_kernel(const SimilarityParams& p, Workspace& workspace) { call<true>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -15,14 +15,14 @@ struct StreamingScratch {
   T* partial_sums;              // (4, channels)
   T *gain, *projection;         // (cells): dv = gain x - projection v
 
-  void allocate(Arena& arena, const Shape& s) {
-    image_scratch = arena.take<T>(s.channels * s.cells);
-    grad_out = arena.take<T>(s.channels * s.cells);
-    x = arena.take<T>(s.channels);
-    b = arena.take<T>(s.channels);
-    partial_sums = arena.take<T>(4 * s.channels);
-    gain = arena.take<T>(s.cells);
-    projection = arena.take<T>(s.cells);
+  void allocate(Workspace& workspace, const Shape& s) {
+    image_scratch = workspace.take<T>(s.channels * s.cells);
+    grad_out = workspace.take<T>(s.channels * s.cells);
+    x = workspace.take<T>(s.channels);
+    b = workspace.take<T>(s.channels);
+    partial_sums = workspace.take<T>(4 * s.channels);
+    gain = workspace.take<T>(s.cells);
+    projection = workspace.take<T>(s.cells);
   }
   // x = audio[n] / |audio[n]|; returns 1 / |audio[n]|
   T load_unit_audio(const Shape& s, const void* audio, int64_t n) {
@@ -48,12 +48,9 @@ struct StreamingScratch {
 
 // Op::run(p, image, n, scratch of the thread) for all images.
 template <class Op, class T>
-void for_images(const CellsParams& p, char* workspace, int64_t* bytes) {
-  Arena arena{workspace};
-  StreamingScratch<T>* scratch = arena.take<StreamingScratch<T>>(p.threads);
-  StreamingScratch<T> sizes;
-  for (int i = 0; i < p.threads; ++i) (workspace ? scratch[i] : sizes).allocate(arena, p.shape);
-  if (bytes) return void(*bytes = arena.used);
+void for_images(const CellsParams& p, Workspace& workspace) {
+  StreamingScratch<T>* scratch = workspace.take<StreamingScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, p.shape);
   parallel(p.threads, [&] {
     StreamingScratch<T>& local = scratch[omp_get_thread_num()];
     parallel_for(p.shape.images,
@@ -62,12 +59,8 @@ void for_images(const CellsParams& p, char* workspace, int64_t* bytes) {
 }
 
 template <class Op>
-void run_streaming(const CellsParams& p, char* workspace, int64_t* bytes) {
-  with_compute_type(p, [&](auto zero) { for_images<Op, decltype(zero)>(p, workspace, bytes); });
-}
-template <class Op>
-constexpr Kernel<CellsParams> streaming() {
-  return make_kernel<CellsParams, run_streaming<Op>>();
+void run_streaming(const CellsParams& p, Workspace& workspace) {
+  with_compute_type(p, [&](auto zero) { for_images<Op, decltype(zero)>(p, workspace); });
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA
