@@ -1,5 +1,6 @@
-// float16 to float and back. Not by _Float16: in C++, GCC 11 has none, and Clang 14 only with AVX512-FP16.
-// Everything is static, as this is compiled for several instruction sets.
+// float16 (IEEE binary16) to float and back, by F16C instructions or in integer arithmetic. Not by _Float16: in C++,
+// GCC 11 has none, and Clang 14 only with AVX512-FP16. Everything is static, as this is compiled for several
+// instruction sets.
 #pragma once
 #include <cstdint>
 #if defined(__F16C__)
@@ -15,7 +16,7 @@ static inline __attribute__((always_inline)) uint16_t float16_of_float(float x) 
   return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT);
 }
 
-#else  // the same bits, NaN included; without branches, so that loops are vectorized
+#else  // bit for bit the same, NaN included; branchless, so that loops are vectorised
 
 static inline __attribute__((always_inline)) float float_of_float16(uint16_t bits) {
   const int32_t magnitude = bits & 0x7fff, rebias = (127 - 15) << 23;

@@ -1,10 +1,19 @@
-// Streaming work on the cells of one image: norms, products with one vector, and the last step of a visual gradient.
+// Memory-bound (BLAS level 2) functions of one image V, (channels, cells) or, channels last, (cells, channels), which
+// read it once, and the last step of a visual gradient:
+//
+//   channel_dots           out[p]    = sum_c V[c, p] x[c], or sum_c V[c, p]^2
+//   inverse_norms          out[p]    = 1 / |V[:, p]|
+//   cell_dots              out[c]    = sum_p V[c, p] s[p]
+//   rank1_gradient         out[c, p] = s[p] x[c] - t[p] V[c, p]
+//   store_gradient_panel   out[c, p] = D[p, c] - t[p] V[c, p]
+//
+// Lanes run over what is contiguous in memory. All of this runs in one thread; callers take images in parallel.
 #pragma once
 #include "gemm_tile.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-// out[p] = sum_c V[c, p] x[c]; with a null x, sum_c V[c, p]^2
+// out[p] = sum_c V[c, p] x[c]; where x is null, sum_c V[c, p]^2.
 template <class T>
 inline void channel_dots(const Image<T>& image, const T* x, T* out) {
   constexpr int L = kLanes<T>;
@@ -22,14 +31,13 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
     }
     return;
   }
-  // By blocks of up to 8 vectors of cells, all channels through: long runs of memory. The last vector overlaps its
-  // neighbour.
+  // Blocks of up to 8 vectors of cells, for all channels: contiguous reads. The last vector overlaps the one before.
   auto block = [&](auto count, int64_t first) __attribute__((noinline)) {
     constexpr int V = decltype(count)::value;
     int64_t last = image.cells - first - L < (V - 1) * L ? image.cells - first - L : (V - 1) * L;
     const T* v = image.values + first;
     Vec<T> sums[V] = {};
-    for (int64_t begin = 0; begin < image.channels; begin += 32) {  // in two levels: less rounding error
+    for (int64_t begin = 0; begin < image.channels; begin += 32) {  // sums in two levels: less rounding error
       int64_t end = begin + 32 < image.channels ? begin + 32 : image.channels;
       Vec<T> part[V] = {};
       for (int64_t c = begin; c < end; ++c, v += image.cells)
@@ -45,19 +53,19 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
   };
   for (int64_t first = 0; first < image.cells; first += 8 * L) {
     int64_t left = (image.cells - first + L - 1) / L;
-    run_tile<8>(int(left < 8 ? left : 8), first, block);
+    dispatch_tile<8>(int(left < 8 ? left : 8), first, block);
   }
 }
 
 template <class T>
 inline void inverse_norms(const Image<T>& image, T* out) {
   channel_dots<T>(image, nullptr, out);
-  for (int64_t p = 0; p < image.cells; ++p) out[p] = inverse_length(out[p]);
+  for (int64_t p = 0; p < image.cells; ++p) out[p] = safe_rsqrt(out[p]);
 }
 
-// out[c] = sum_p V[c, p] s[p], in four partial sums; `scratch` (4, channels) serves channels last.
+// out[c] = sum_p V[c, p] s[p], in four partial sums. scratch: (4, channels), for channels last.
 template <class T>
-inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch, Ahead& ahead) {
+inline void cell_dots(const Image<T>& image, const T* s, T* out, T* scratch, L2Prefetcher& prefetcher) {
   constexpr int L = kLanes<T>;
   int64_t channels = image.channels;
   if (image.channel_stride == 1) {
@@ -65,7 +73,7 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch, Ahea
     for (int64_t p = 0; p < image.cells; ++p) {
       const T* v = image.values + p * image.cell_stride;
       T* sum = scratch + (p * 4 / image.cells) * channels;
-      ahead.step();
+      prefetcher.prefetch_step();
       int64_t c = 0;
       for (; c + L <= channels; c += L) store(sum + c, load(sum + c) + load(v + c) * s[p]);
       for (; c < channels; ++c) sum[c] += v[c] * s[p];
@@ -75,7 +83,7 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch, Ahea
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {
-    ahead.step();
+    prefetcher.prefetch_step();
     const T* v = image.values + c * image.cells;
     Vec<T> sums[4] = {};
     int64_t p = 0;
@@ -88,9 +96,10 @@ inline void cell_sum(const Image<T>& image, const T* s, T* out, T* scratch, Ahea
   }
 }
 
-// out[c, p] = s[p] x[c] - t[p] V[c, p]: the gradient of a cell whose unit vector meets one vector x.
+// out[c, p] = s[p] x[c] - t[p] V[c, p]: gradient of V where its unit vectors are multiplied by one vector x alone.
 template <class T>
-inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out, Ahead& ahead) {
+inline void rank1_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out,
+                           L2Prefetcher& prefetcher) {
   constexpr int L = kLanes<T>;
   bool last = image.channel_stride == 1;
   int64_t rows = last ? image.cells : image.channels, columns = last ? image.channels : image.cells;
@@ -98,7 +107,7 @@ inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T
     const T* v = image.values + r * columns;
     T* o = out + r * columns;
     int64_t i = 0;
-    ahead.step();
+    prefetcher.prefetch_step();
     if (last) {
       for (; i + L <= columns; i += L) store(o + i, load(x + i) * s[r] - load(v + i) * t[r]);
       for (; i < columns; ++i) o[i] = x[i] * s[r] - v[i] * t[r];
@@ -109,10 +118,10 @@ inline void cell_gradient(const Image<T>& image, const T* x, const T* s, const T
   }
 }
 
-// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, kPanel), for up to a panel of channels: the gradient of a cell whose
-// unit vector meets many audios.
+// out[c, p] = D[p, c] - t[p] V[c, p], D (cells, kPanel), for up to a panel of channels: gradient of V where its unit
+// vectors are multiplied by all audios.
 template <class T>
-inline void store_gradient(const Image<T>& image, const T* D, const T* t, T* out) {
+inline void store_gradient_panel(const Image<T>& image, const T* D, const T* t, T* out) {
   constexpr int L = kLanes<T>, width = kPanel<T>;
   int64_t cells = image.cells, channels = image.channels;
   if (image.channel_stride == 1 || cells < L || channels < L) {
@@ -126,7 +135,7 @@ inline void store_gradient(const Image<T>& image, const T* D, const T* t, T* out
     }
     return;
   }
-  // Transposed block by block; the last blocks overlap their neighbours, which writes the same values twice.
+  // Transposed in L x L blocks; the last blocks overlap those before, and write the same values again.
   for (int64_t c = 0; c < channels; c += L) {
     c = c + L > channels ? channels - L : c;
     for (int64_t p = 0; p < cells; p += L) {

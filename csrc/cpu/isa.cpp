@@ -1,3 +1,5 @@
+// Runtime dispatch: the instruction sets that CPUID and the operating system support, in order of speed; the workspace
+// of a call, huge pages, and how many threads it may use.
 #include "isa.h"
 
 #include <pthread.h>
@@ -10,8 +12,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <stdexcept>
 
@@ -37,7 +37,7 @@ extern const KernelTable table __attribute__((weak));
 namespace {
 
 #ifdef SSL_FAST_X86
-// The processor has AMX tiles of bfloat16, and the kernel grants this process their state.
+// AMX tiles of bfloat16 are there, and the operating system lets this process use the tile registers.
 bool amx_is_usable() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 22)) || !(d & (1u << 24))) return false;
@@ -61,7 +61,7 @@ const std::vector<const KernelTable*>& tables() {
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) add(&avx2::table);
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      // Best last. On Intel processors dot products of pairs are slower than float32, and tiles are far faster.
+      // Fastest last. On Intel processors vdpbf16ps is slower than float32 FMAs, and AMX is far faster.
       if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_is("intel")) add(&avx512_bf16::table);
       add(&avx512::table);
       if (__builtin_cpu_supports("avx512bf16") && !__builtin_cpu_is("intel")) add(&avx512_bf16::table);
@@ -75,7 +75,7 @@ const std::vector<const KernelTable*>& tables() {
 
 std::atomic<const KernelTable*> in_use{nullptr};
 
-// The threads of an OpenMP pool do not survive fork(): a child runs alone instead of waiting for them for ever.
+// The threads of an OpenMP pool do not survive fork(): a child uses one thread, or it would wait for them for ever.
 std::atomic<bool> forked{false};
 const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 
@@ -103,26 +103,39 @@ void use_instruction_set(const std::string& name) {
   throw std::invalid_argument("instruction set '" + name + "' is not built or not supported by this processor");
 }
 
+void* Workspace::allocate(int64_t bytes) {
+  bytes = (bytes + 63) / 64 * 64;
+  if (bytes > left) {
+    // At least doubled: glibc returns freed memory to the system, to be faulted in again by the next call, where it is
+    // more than twice the largest block.
+    left = block_bytes = std::max(bytes, 2 * block_bytes);
+    blocks.emplace_back(static_cast<char*>(std::aligned_alloc(64, left)), &std::free);
+    next = blocks.back().get();
+    if (!next) throw std::bad_alloc();
+  }
+  left -= bytes;
+  return std::exchange(next, next + bytes);
+}
+
 template <class Params>
-void run(const Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
+void run(Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
   constexpr int64_t kHuge = 2 << 20;
-  for (auto [start, bytes] : large)  // half of the time of a streaming kernel is page faults of fresh memory
+  // half of the time of a memory-bound kernel is page faults of fresh memory
+  for (auto [start, bytes] : large)
     if (start && bytes >= 2 * kHuge) {
       auto first = (reinterpret_cast<uintptr_t>(start) + kHuge - 1) / kHuge * kHuge;
       auto last = (reinterpret_cast<uintptr_t>(start) + bytes) / kHuge * kHuge;
-      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // advice: failure changes nothing
+      // a hint: failure changes nothing
+      madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
     }
   params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(params.shape.images, 1)));
-  int64_t bytes = kernel.bytes(params);
-  std::unique_ptr<char, decltype(&std::free)> workspace(static_cast<char*>(std::aligned_alloc(64, bytes + 64)),
-                                                        &std::free);
-  if (!workspace) throw std::bad_alloc();
-  kernel.run(params, workspace.get());
+  Workspace workspace;
+  kernel(params, workspace);
 }
 
-template void run(const Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
-template void run(const Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

@@ -1,3 +1,4 @@
+// Table of the kernels of one instruction set.
 #include "kernel_table.h"
 #include "gemm_tile.h"
 

@@ -1,5 +1,15 @@
-// Evaluation: low-resolution maps to counts of pixels. A thread holds one up-sampled map at a time; predictions and
-// ground truth are sets of bits, 64 pixels a word.
+// Evaluation kernel: low-resolution maps to counts of pixels, without up-sampled maps in memory.
+//
+//   pixel[y, x]   = sum_i,j rows.weight[y, i] columns.weight[x, j] low[i, j]    float64, rounded once to float32
+//   prediction    = pixels above a value, or from the pixel of a given rank on (order statistic), by each rule
+//   hit, outside  = weight of the ground truth under a prediction, and predicted pixels without ground truth
+//   shared[j, k]  = pixels above `value` in both of maps j and k
+//
+//   low (images, maps, cell rows, cell columns) float32; truth (images, rows, columns) float32, or bytes 0 and 1
+//   results (images, rules), (images), (images, maps, maps)
+//
+// Threads take contiguous ranges of images; scratch of a thread is one up-sampled map. Predictions and ground truth are
+// bitmaps of 64 pixels a word: SIMD compares write them, popcounts count them.
 #include "gemm_tile.h"
 #include "kernel_table.h"
 #include "threads.h"
@@ -7,36 +17,39 @@
 namespace ssl_fast::SSL_FAST_ISA {
 namespace {
 
-constexpr int kSamples = 144, kStep = 89;  // Fibonacci numbers: a lattice that covers the map most evenly
-constexpr float kLargest = __FLT_MAX__, kNothing = -__builtin_inff();  // which pads the last word: above no threshold
+// Fibonacci numbers: a lattice that samples the map most evenly.
+constexpr int kSamples = 144, kStep = 89;
+// Padding of the last word: above no threshold.
+constexpr float kPadding = -__builtin_inff();
 
 typedef float Narrow __attribute__((vector_size(kVectorBytes / 2)));
 typedef float NarrowUnaligned __attribute__((vector_size(kVectorBytes / 2), aligned(4), may_alias));
 
-struct Map {
+// Scratch of one thread.
+struct MapScratch {
   double* rows;  // (cell rows, width): the map up-sampled along its rows, each padded to whole vectors
   float *pixels, *candidates, *samples;
   uint64_t *truth, *predicted, *above;  // (words), (words), (maps, words)
   int64_t width, words;
 
-  void lay_out(Arena& arena, const MapShape& s) {
+  void allocate(Workspace& workspace, const MapShape& s) {
     width = round_up(s.columns, kLanes<double>), words = (s.rows * s.columns + 63) / 64;
-    rows = arena.take<double>(s.cell_rows * width);
-    pixels = arena.take<float>(64 * words + width);
-    candidates = arena.take<float>(64 * words + kLanes<float>);
-    samples = arena.take<float>(kSamples);
-    truth = arena.take<uint64_t>(words);
-    predicted = arena.take<uint64_t>(words);
-    above = arena.take<uint64_t>(s.maps * words);
+    rows = workspace.take<double>(s.cell_rows * width);
+    pixels = workspace.take<float>(64 * words + width);
+    candidates = workspace.take<float>(64 * words + kLanes<float>);
+    samples = workspace.take<float>(kSamples);
+    truth = workspace.take<uint64_t>(words);
+    predicted = workspace.take<uint64_t>(words);
+    above = workspace.take<uint64_t>(s.maps * words);
   }
 };
 
 // ---- up-sampling: in float64, rounded once ----
-// A value that rounding in float64 leaves outside the range of its cells, themselves float32, is rounded back into it.
+// Where rounding in float64 leaves a value outside the range of its float32 cells, rounding to float32 brings it back.
 
-// kTaps: the number of taps both along the rows and down the columns, where it is known; or 0.
+// kTaps: number of taps along both axes, where it is known at compile time; else 0.
 template <int kTaps>
-void upsample_by(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+void upsample_by(const MapShape& s, const float* low, const Resize& resize, const MapScratch& map) {
   const int64_t width = map.width, columns = s.columns, rows = s.rows;
   const int64_t taps = kTaps ? kTaps : resize.columns.taps, down = kTaps ? kTaps : resize.rows.taps;
   for (int64_t x = 0; x < columns; ++x) {
@@ -59,23 +72,23 @@ void upsample_by(const MapShape& s, const float* low, const Resize& resize, cons
       *reinterpret_cast<NarrowUnaligned*>(out + x) = __builtin_convertvector(sum, Narrow);
     }
   }
-  for (int64_t i = rows * columns; i < 64 * map.words; ++i) map.pixels[i] = kNothing;
+  for (int64_t i = rows * columns; i < 64 * map.words; ++i) map.pixels[i] = kPadding;
 }
 
-void upsample(const MapShape& s, const float* low, const Resize& resize, const Map& map) {
+void upsample(const MapShape& s, const float* low, const Resize& resize, const MapScratch& map) {
   int64_t taps = resize.columns.taps == resize.rows.taps ? resize.rows.taps : 0;
   (taps == 2 ? upsample_by<2> : taps == 4 ? upsample_by<4> : upsample_by<0>)(s, low, resize, map);
 }
 
-// ---- sets of pixels ----
+// ---- bitmaps of pixels ----
 
-// One bit for each lane: x > edge, or with kFrom x >= edge.
-template <bool kFrom>
-SSL_FAST_AI uint64_t bits_above(Vec<float> x, Vec<float> edge) {
+// Compare mask, a bit for each lane: x > edge, or with kOrEqual x >= edge.
+template <bool kOrEqual>
+SSL_FAST_ALWAYS_INLINE uint64_t bits_above(Vec<float> x, Vec<float> edge) {
 #if defined(__AVX512F__)
-  return _mm512_cmp_ps_mask((__m512)x, (__m512)edge, kFrom ? _CMP_GE_OQ : _CMP_GT_OQ);
+  return _mm512_cmp_ps_mask((__m512)x, (__m512)edge, kOrEqual ? _CMP_GE_OQ : _CMP_GT_OQ);
 #else
-  Vec<int32_t> mask = kFrom ? (Vec<int32_t>)(x >= edge) : (Vec<int32_t>)(x > edge);
+  Vec<int32_t> mask = kOrEqual ? (Vec<int32_t>)(x >= edge) : (Vec<int32_t>)(x > edge);
 #if defined(__AVX2__)
   return uint8_t(_mm256_movemask_ps((__m256)mask));
 #else
@@ -86,23 +99,23 @@ SSL_FAST_AI uint64_t bits_above(Vec<float> x, Vec<float> edge) {
 #endif
 }
 
-template <bool kFrom>
-SSL_FAST_AI uint64_t word_above(const float* pixels, Vec<float> edge) {
+template <bool kOrEqual>
+SSL_FAST_ALWAYS_INLINE uint64_t word_above(const float* pixels, Vec<float> edge) {
   uint64_t word = 0;
-  for (int i = 0; i < 64; i += kLanes<float>) word |= bits_above<kFrom>(load(pixels + i), edge) << i;
+  for (int i = 0; i < 64; i += kLanes<float>) word |= bits_above<kOrEqual>(load(pixels + i), edge) << i;
   return word;
 }
-void set_above(const float* pixels, int64_t words, float value, bool from, uint64_t* out) {
+void threshold(const float* pixels, int64_t words, float value, bool or_equal, uint64_t* out) {
   Vec<float> edge = broadcast(value);
   for (int64_t w = 0; w < words; ++w)
-    out[w] = from ? word_above<true>(pixels + 64 * w, edge) : word_above<false>(pixels + 64 * w, edge);
+    out[w] = or_equal ? word_above<true>(pixels + 64 * w, edge) : word_above<false>(pixels + 64 * w, edge);
 }
-int64_t size_of(const uint64_t* set, int64_t words) {
+int64_t popcount(const uint64_t* bitmap, int64_t words) {
   int64_t count = 0;
-  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(set[w]);
+  for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(bitmap[w]);
   return count;
 }
-int64_t shared_size(const uint64_t* a, const uint64_t* b, int64_t words) {
+int64_t popcount_and(const uint64_t* a, const uint64_t* b, int64_t words) {
   int64_t count = 0;
   for (int64_t w = 0; w < words; ++w) count += __builtin_popcountll(a[w] & b[w]);
   return count;
@@ -110,7 +123,7 @@ int64_t shared_size(const uint64_t* a, const uint64_t* b, int64_t words) {
 
 // ---- order statistic ----
 
-// Floats in the order of these integers; its own inverse.
+// From the bits of a float to an integer in the same order, and back: it is its own inverse.
 int32_t ordered(int32_t bits) { return bits < 0 ? bits ^ 0x7fffffff : bits; }
 int32_t key_of(float x) {
   int32_t bits;
@@ -124,7 +137,8 @@ float value_of(int32_t key) {
   return x;
 }
 
-int64_t count_from(const float* values, int64_t padded, float edge) {  // values >= edge
+// Number of values >= edge.
+int64_t count_at_least(const float* values, int64_t padded, float edge) {
   Vec<int32_t> count = {};
   for (int64_t i = 0; i < padded; i += kLanes<float>) count -= (Vec<int32_t>)(load(values + i) >= edge);
   int64_t sum = 0;
@@ -132,7 +146,8 @@ int64_t count_from(const float* values, int64_t padded, float edge) {  // values
   return sum;
 }
 
-float smallest_from(const float* values, int64_t padded, float edge) {
+// The smallest value >= edge.
+float min_at_least(const float* values, int64_t padded, float edge) {
   Vec<float> least = broadcast(__builtin_inff());
   for (int64_t i = 0; i < padded; i += kLanes<float>) {
     Vec<float> x = load(values + i);
@@ -141,33 +156,28 @@ float smallest_from(const float* values, int64_t padded, float edge) {
   return -max_lanes<float>(-least);
 }
 
-// Sorted pixels from all over the map, which bracket any order statistic. Each goes where the number of lower ones
-// says, without a branch to mispredict; of equal ones the first slot is filled, and the others after it.
-void draw_samples(const MapShape& s, const Map& map) {
-  constexpr int L = kLanes<float>;
-  float drawn[kSamples + L] = {};
-  for (int64_t i = 0; i < kSamples; ++i) {
+// Sorted pixels from a lattice over the map, which bracket any order statistic. A sample's index is the number of
+// samples below it, or equal and before it: vectorised compares instead of branches that mispredict.
+void draw_samples(const MapShape& s, const MapScratch& map) {
+  float drawn[kSamples];
+  for (int64_t i = 0; i < kSamples; ++i)
     drawn[i] = map.pixels[i * s.rows / kSamples * s.columns + i * kStep % kSamples * s.columns / kSamples];
-    map.samples[i] = kNothing;
+  for (int i = 0; i < kSamples; ++i) {
+    int index = 0;
+    for (int j = 0; j < i; ++j) index += drawn[j] <= drawn[i];
+    for (int j = i; j < kSamples; ++j) index += drawn[j] < drawn[i];
+    map.samples[index] = drawn[i];
   }
-  for (int i = 0; i < kSamples; i += L) {
-    Vec<float> x = load(drawn + i);
-    Vec<int32_t> lower = {};
-    for (int j = 0; j < kSamples; ++j) lower -= (Vec<int32_t>)(x > broadcast(drawn[j]));
-    for (int lane = 0; lane < L && i + lane < kSamples; ++lane) map.samples[lower[lane]] = x[lane];
-  }
-  for (int i = 1; i < kSamples; ++i)
-    map.samples[i] = map.samples[i] > map.samples[i - 1] ? map.samples[i] : map.samples[i - 1];
 }
 
-// The `rank`-th largest pixel, 1 <= rank <= pixels: pixels between two samples are collected, then their values
-// bisected.
-float largest(const Map& map, int64_t pixels, int64_t rank) {
+// The `rank`-th largest pixel, 1 <= rank <= pixels. The pixels between two samples that bracket it are compressed into
+// `candidates`; then the integer keys of floats are bisected.
+float order_statistic(const MapScratch& map, int64_t pixels, int64_t rank) {
   constexpr int L = kLanes<float>;
   int64_t centre = (pixels - rank) * kSamples / pixels;
   for (int64_t reach = 4;; reach *= 4) {
-    float low = centre - reach < 0 ? -kLargest : map.samples[centre - reach];
-    float high = centre + reach >= kSamples ? kLargest : map.samples[centre + reach];
+    float low = centre - reach < 0 ? -__FLT_MAX__ : map.samples[centre - reach];
+    float high = centre + reach >= kSamples ? __FLT_MAX__ : map.samples[centre + reach];
     int64_t over = 0;
     float* out = map.candidates;
     Vec<float> lower = broadcast(low), upper = broadcast(high);
@@ -189,17 +199,17 @@ float largest(const Map& map, int64_t pixels, int64_t rank) {
     int64_t found = out - map.candidates;
     if (over >= rank || over + found < rank) continue;
     int64_t padded = round_up(found, L);
-    for (int64_t i = found; i < padded; ++i) map.candidates[i] = kNothing;
+    for (int64_t i = found; i < padded; ++i) map.candidates[i] = kPadding;
     int64_t least = key_of(low), most = key_of(high);  // the answer's key is among these
     for (double at_least = over + found, at_most = over; least < most;) {
-      // where a straight line between the counts at both ends meets the rank; the middle, where that gains little
+      // regula falsi, where a straight line between the counts at both ends meets the rank, clamped to [1/8, 7/8]
       double share = (at_least - rank + .5) / (at_least - at_most + 1);
       int64_t width = most - least, step = int64_t(share * width);
       int64_t middle = least + (step < width / 8 ? width / 8 : step > width - width / 8 ? width - width / 8 : step) + 1;
       middle = middle > most ? most : middle;
       float edge = value_of(int32_t(middle));
-      int64_t count = over + count_from(map.candidates, padded, edge);
-      if (count == rank) return smallest_from(map.candidates, padded, edge);
+      int64_t count = over + count_at_least(map.candidates, padded, edge);
+      if (count == rank) return min_at_least(map.candidates, padded, edge);
       if (count > rank)
         least = middle, at_least = count;
       else
@@ -211,18 +221,18 @@ float largest(const Map& map, int64_t pixels, int64_t rank) {
 
 // ---- rules ----
 
-// The set that a rule predicts.
-void predict(const Map& map, int64_t pixels, const MapRule& rule, int64_t objects, uint64_t* out) {
+// The prediction by a rule.
+void apply_rule(const MapScratch& map, int64_t pixels, const MapRule& rule, int64_t objects, uint64_t* out) {
   if (rule.kind == RuleKind::value)
-    return set_above(map.pixels, map.words, rule.value, rule.comparison == Comparison::at_least, out);
+    return threshold(map.pixels, map.words, rule.value, rule.comparison == Comparison::at_least, out);
   int64_t rank = rule.kind == RuleKind::truth && objects ? objects : rule.count;
-  float edge = largest(map, pixels, rank);
-  set_above(map.pixels, map.words, edge, rule.comparison != Comparison::above, out);
-  int64_t reached = size_of(out, map.words);
+  float edge = order_statistic(map, pixels, rank);
+  threshold(map.pixels, map.words, edge, rule.comparison != Comparison::above, out);
+  int64_t reached = popcount(out, map.words);
   if (rule.comparison != Comparison::exact || reached == rank) return;
   // too many: of the equal ones the first in row-major order; all of a constant map
-  set_above(map.pixels, map.words, edge, false, out);
-  int64_t left = rank - size_of(out, map.words);
+  threshold(map.pixels, map.words, edge, false, out);
+  int64_t left = rank - popcount(out, map.words);
   if (left == rank && reached == pixels) left = pixels;
   for (int64_t i = 0; left > 0; ++i)
     if (map.pixels[i] == edge) out[i / 64] |= uint64_t(1) << (i % 64), --left;
@@ -230,7 +240,7 @@ void predict(const Map& map, int64_t pixels, const MapRule& rule, int64_t object
 
 // ---- ground truth ----
 
-struct Truth {
+struct GroundTruth {
   double weight;    // sum of weights
   int64_t objects;  // pixels
   bool binary;      // all weights are 0 or 1
@@ -239,14 +249,14 @@ struct Truth {
 
 // Calls word(w, pixels 64 w ... 64 w + 63) for all words; the last one is padded with zeros.
 template <class T, class Word>
-SSL_FAST_AI void for_words(const T* truth, int64_t pixels, Word word) {
+SSL_FAST_ALWAYS_INLINE void for_words(const T* truth, int64_t pixels, Word word) {
   for (int64_t w = 0; w < pixels / 64; ++w) word(w, truth + 64 * w);
   T last[64] = {};
   for (int64_t i = pixels / 64 * 64; i < pixels; ++i) last[i % 64] = truth[i];
   if (pixels % 64) word(pixels / 64, static_cast<const T*>(last));
 }
 
-Truth read_truth(const uint8_t* truth, int64_t pixels, Map& map) {  // bytes 0 and 1
+GroundTruth read_truth(const uint8_t* truth, int64_t pixels, MapScratch& map) {  // bytes 0 and 1
   for_words(truth, pixels, [&](int64_t w, const uint8_t* from) __attribute__((always_inline)) {
 #if defined(__AVX512BW__)
     map.truth[w] = _mm512_test_epi8_mask(_mm512_loadu_si512(from), _mm512_set1_epi8(1));
@@ -260,10 +270,10 @@ Truth read_truth(const uint8_t* truth, int64_t pixels, Map& map) {  // bytes 0 a
     map.truth[w] = word;
 #endif
   });
-  int64_t objects = size_of(map.truth, map.words);
+  int64_t objects = popcount(map.truth, map.words);
   return {double(objects), objects, true, true};
 }
-Truth read_truth(const float* truth, int64_t pixels, Map& map) {
+GroundTruth read_truth(const float* truth, int64_t pixels, MapScratch& map) {
   uint64_t between = 0, wrong = 0;
   Vec<float> zero = {}, one = broadcast(1.f);
   for_words(truth, pixels, [&](int64_t w, const float* from) __attribute__((always_inline)) {
@@ -271,7 +281,7 @@ Truth read_truth(const float* truth, int64_t pixels, Map& map) {
     between |= map.truth[w] & ~word_above<true>(from, one);
     wrong |= ~word_above<true>(from, zero) | word_above<false>(from, one);
   });
-  Truth found{0, size_of(map.truth, map.words), !between, !wrong};
+  GroundTruth found{0, popcount(map.truth, map.words), !between, !wrong};
   found.weight = double(found.objects);
   if (between) {
     found.weight = 0;
@@ -280,22 +290,22 @@ Truth read_truth(const float* truth, int64_t pixels, Map& map) {
   return found;
 }
 
-void one_image(const MapParams& p, int64_t n, Map& map) {
+void one_image(const MapParams& p, int64_t n, MapScratch& map) {
   const MapShape& s = p.shape;
   int64_t pixels = s.rows * s.columns, cells = s.cell_rows * s.cell_columns;
   const float* weights = static_cast<const float*>(p.truth) + n * pixels;
-  Truth truth = p.bytes ? read_truth(static_cast<const uint8_t*>(p.truth) + n * pixels, pixels, map)
-                        : read_truth(weights, pixels, map);
+  GroundTruth truth = p.bytes ? read_truth(static_cast<const uint8_t*>(p.truth) + n * pixels, pixels, map)
+                              : read_truth(weights, pixels, map);
   p.weight[n] = truth.weight, p.objects[n] = truth.valid ? truth.objects : -1;
   if (!truth.valid) return;
   for (int64_t k = 0; k < (p.shared ? s.maps : 1); ++k) {
     upsample(s, p.low + (n * s.maps + k) * cells, p.resize[k > 0], map);
-    if (p.shared) set_above(map.pixels, map.words, p.value, false, map.above + k * map.words);
+    if (p.shared) threshold(map.pixels, map.words, p.value, false, map.above + k * map.words);
     if (k) continue;
     draw_samples(s, map);
     for (int64_t r = 0; r < p.rules; ++r) {
-      predict(map, pixels, p.rule[r], truth.objects, map.predicted);
-      int64_t inside = shared_size(map.predicted, map.truth, map.words);
+      apply_rule(map, pixels, p.rule[r], truth.objects, map.predicted);
+      int64_t inside = popcount_and(map.predicted, map.truth, map.words);
       double hit = inside;
       if (!truth.binary) {
         hit = 0;
@@ -304,28 +314,23 @@ void one_image(const MapParams& p, int64_t n, Map& map) {
             hit += weights[64 * w + __builtin_ctzll(both)];
       }
       p.hit[n * p.rules + r] = hit;
-      p.outside[n * p.rules + r] = double(size_of(map.predicted, map.words) - inside);
+      p.outside[n * p.rules + r] = double(popcount(map.predicted, map.words) - inside);
     }
   }
   if (!p.shared) return;
   for (int64_t j = 0; j < s.maps; ++j)
     for (int64_t k = 0; k < s.maps; ++k)
       p.shared[(n * s.maps + j) * s.maps + k] =
-          shared_size(map.above + j * map.words, map.above + k * map.words, map.words);
-}
-
-void run_map_metrics(const MapParams& p, char* workspace, int64_t* bytes) {
-  Arena arena{workspace};
-  Map* maps = arena.take<Map>(p.threads);
-  Map sizes;
-  for (int i = 0; i < p.threads; ++i) (workspace ? maps[i] : sizes).lay_out(arena, p.shape);
-  if (bytes) return void(*bytes = arena.used);
-  parallel(p.threads,
-           [&] { parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); }); });
+          popcount_and(map.above + j * map.words, map.above + k * map.words, map.words);
 }
 
 }  // namespace
 
-const Kernel<MapParams> map_metrics_kernel = make_kernel<MapParams, run_map_metrics>();
+void map_metrics_kernel(const MapParams& p, Workspace& workspace) {
+  MapScratch* maps = workspace.take<MapScratch>(p.threads);
+  for (int i = 0; i < p.threads; ++i) maps[i].allocate(workspace, p.shape);
+  parallel(p.threads,
+           [&] { parallel_for(p.shape.images, [&](int64_t n) { one_image(p, n, maps[omp_get_thread_num()]); }); });
+}
 
 }  // namespace ssl_fast::SSL_FAST_ISA

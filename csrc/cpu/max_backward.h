@@ -1,60 +1,67 @@
-// The backward pass of a pooling with one non-zero slope per pair: rows are added up, no matrix product.
+// Backward of max pooling: one cell of a pair, the argmax, has a gradient. Scatter and gather of rows, no GEMM.
+//
+//   g[n, m]              = grad_scores[n, m] / |v[n, p]|,  p = argmax[n, m]
+//   grad_visual[n, p, c] = D[p, c] - t[p] v[n, p, c]       D[p, c] = sum of g[n, m] a^[m, c] over the m with argmax p
+//   grad_audio[m, c]     = (b - a^ (a^ . b)) / |a|         b[m, c] = dA[m, c] = sum_n g[n, m] v[n, p, c]
+//   t[n, p]              = sum of grad_scores[n, m] scores[n, m] over the m with argmax p, over |v|^2
+//
+//   visual, grad_visual   (N, channels, cells) or, channels last, (N, cells, channels)
+//   scores, grad_scores   (N, M) real; argmax (N, M) int32
+//
+// Each thread takes a contiguous range of images, by panels of kPanel channels: the columns of A and dA of a panel stay
+// in L2 over many images. dA of all threads is summed in a fixed order.
 #pragma once
 #include "dense_backward.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-struct Place {
+// A panel of channels of one image.
+struct WorkItem {
   int64_t image, channel;
 };
 
-// What a thread needs for one panel of channels of one image.
+// Scratch of one thread.
 template <class T>
-struct Gather {
-  T *image, *store;  // the panel and its gradient in the computing type, where they are stored in 16 bits
-  T *V, *D;          // the same in [cell][lane]
-  T *dA, *row;       // [panel of channels][audio][lane]; (2, padded channels)
+struct MaxBackwardScratch {
+  T *image_scratch, *grad_out;  // a panel of an image, and of its gradient, in the computing type
+  T *V, *D;                     // [cell][lane of channel]
+  T *dA, *row;                  // [panel of channels][audio][lane]; (2, padded channels)
 
-  void lay_out(Arena& arena, const Shape& s, const Audios<T>& audios) {
-    image = arena.take<T>(s.cells * kPanel<T>);
-    store = arena.take<T>(s.cells * kPanel<T>);
-    V = arena.take<T>(s.cells * kPanel<T>);
-    D = arena.take<T>(s.cells * kPanel<T>);
-    dA = arena.take<T>(audios.padded() * audios.padded_channels());
-    row = arena.take<T>(2 * audios.padded_channels());
+  void allocate(Workspace& workspace, const Shape& s, const PackedAudios<T>& audios) {
+    image_scratch = workspace.take<T>(s.cells * kPanel<T>);
+    grad_out = workspace.take<T>(s.cells * kPanel<T>);
+    V = workspace.take<T>(s.cells * kPanel<T>);
+    D = workspace.take<T>(s.cells * kPanel<T>);
+    dA = workspace.take<T>(audios.padded() * audios.padded_channels());
+    row = workspace.take<T>(2 * audios.padded_channels());
   }
 };
 
 // `count` channels of image n from `channel` on, in the computing type.
 template <class T>
-Image<T> channels_at(const Shape& s, const void* visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
+Image<T> load_channels(const Shape& s, const void* visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
   int64_t first = n * s.channels * s.cells;
   if (!s.channels_last)
-    return {values_of<T>(visual, s.dtype, first + channel * s.cells, count * s.cells, scratch),
-            count,
-            s.cells,
-            s.cells,
-            1,
-            nullptr,
-            nullptr};
+    return {to_compute_type<T>(visual, s.dtype, first + channel * s.cells, count * s.cells, scratch), count, s.cells,
+            s.cells, 1};
   const T* values = nullptr;
   for (int64_t cell = s.cells - 1; cell >= 0; --cell)
-    values = values_of<T>(visual, s.dtype, first + cell * s.channels + channel, count, scratch + cell * count);
-  return {values, count, s.cells, 1, values == scratch ? count : s.channels, nullptr, nullptr};
+    values = to_compute_type<T>(visual, s.dtype, first + cell * s.channels + channel, count, scratch + cell * count);
+  return {values, count, s.cells, 1, values == scratch ? count : s.channels};
 }
 
-// What is worked on next, brought in meanwhile: a panel of channels, or with channels last an image, a share at each
-// panel.
+// Prefetcher of the next work item, over the audios of this one: a panel of channels, or channels last so many bytes
+// of the next image.
 template <class T>
-Ahead channels_ahead(const Shape& s, const void* visual, int64_t n, int64_t channel) {
+L2Prefetcher prefetch_channels(const Shape& s, const void* visual, int64_t n, int64_t channel) {
   int64_t count = s.channels - channel < kPanel<T> ? s.channels - channel : kPanel<T>;
   int64_t size = s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2;
-  bool is_there = visual && count > 0 && n < s.images;
+  bool exists = visual && count > 0 && n < s.images;
   int64_t first = (n * s.channels + channel) * s.cells * size;
-  return {is_there ? static_cast<const char*>(visual) + first : nullptr, count * s.cells * size, s.audios};
+  return {exists ? static_cast<const char*>(visual) + first : nullptr, count * s.cells * size, s.audios};
 }
 
-// out (cells, kPanel) = up to a panel of channels, with the channels last.
+// out (cells, kPanel) = up to a panel of channels, transposed to channels last.
 template <class T>
 void channels_to_lanes(const Image<T>& image, T* out) {
   constexpr int L = kLanes<T>, W = kPanel<T>;
@@ -82,35 +89,36 @@ void channels_to_lanes(const Image<T>& image, T* out) {
   }
 }
 
-// Panel `channel` of the gradient of image n, from D and t.
+// grad_visual of image n, for the panel of channels from `channel` on, from D and t.
 template <class T>
 void store_channels(const Shape& s, const Features& f, const Image<T>& image, const T* D, const T* t, int64_t n,
-                    int64_t channel, T* store) {
+                    int64_t channel, T* grad_out) {
   int64_t first = n * s.channels * s.cells;
   if (!s.channels_last) {
     int64_t count = image.channels * s.cells;
-    T* out = destination<T>(f.grad_visual, s.dtype, first + channel * s.cells, store);
-    store_gradient(image, D, t, out);
-    publish(out, f.grad_visual, s.dtype, first + channel * s.cells, count);
+    T* out = output_buffer<T>(f.grad_visual, s.dtype, first + channel * s.cells, grad_out);
+    store_gradient_panel(image, D, t, out);
+    store_output(out, f.grad_visual, s.dtype, first + channel * s.cells, count);
     return;
   }
-  T* out = destination<T>(f.grad_visual, s.dtype, first + channel, store);
-  store_gradient(image, D, t, out);
+  T* out = output_buffer<T>(f.grad_visual, s.dtype, first + channel, grad_out);
+  store_gradient_panel(image, D, t, out);
   for (int64_t cell = 0; cell < s.cells; ++cell)
-    publish(out + cell * image.cell_stride, f.grad_visual, s.dtype, first + cell * s.channels + channel,
-            image.channels);
+    store_output(out + cell * image.cell_stride, f.grad_visual, s.dtype, first + cell * s.channels + channel,
+                 image.channels);
 }
 
-// D[cell of m] += g[m] A[m],  dA[m] += g[m] V[cell of m],  g[m] = grad[m] / |v|
+// For all m, with p = argmax[m] and g = grad[m] / |v|: scatter-add D[p] += g A[m], gather dA[m] += g V[p].
 template <bool kVisual, bool kAudio, class T>
-__attribute__((noinline)) void gather_rows(int64_t audios, const int32_t* cell_of, const T* grad, const T* inverse_norm,
-                                           const T* A, const T* V, T* dA, T* D, Ahead to_read, Ahead to_write) {
+__attribute__((noinline)) void scatter_gather_rows(int64_t audios, const int32_t* argmax, const T* grad,
+                                                   const T* inverse_norm, const T* A, const T* V, T* dA, T* D,
+                                                   L2Prefetcher to_read, L2Prefetcher to_write) {
   constexpr int L = kLanes<T>, W = kPanel<T>;
   for (int64_t m = 0; m < audios; ++m) {
-    to_read.step();
-    to_write.step<true>();
-    int64_t row = int64_t(cell_of[m]) * W;
-    T g = grad[m] * inverse_norm[cell_of[m]];
+    to_read.prefetch_step();
+    to_write.prefetch_step<true>();
+    int64_t row = int64_t(argmax[m]) * W;
+    T g = grad[m] * inverse_norm[argmax[m]];
 #pragma GCC unroll 4
     for (int k = 0; k < W; k += L) {
       if (kVisual) store(D + row + k, load(D + row + k) + load(A + m * W + k) * g);
@@ -119,58 +127,53 @@ __attribute__((noinline)) void gather_rows(int64_t audios, const int32_t* cell_o
   }
 }
 
-// A panel of channels at a time: the audios' part of it, and the sums for them, stay in cache over many images.
 template <class T>
-void gather(const SimilarityParams& p, char* workspace, int64_t* bytes) {
+void max_backward(const SimilarityParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
-  Audios<T> audios;
-  audios.lay_out(arena, s, true);
-  T* t = arena.take<T>(s.images * s.cells);  // what the length of a cell takes of its gradient, over |v|
-  auto* scratch = arena.take<Gather<T>>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    Gather<T> mine;
-    mine.lay_out(arena, s, audios);
-    if (workspace) scratch[i] = mine;
-  }
-  if (bytes) return void(*bytes = arena.used);
+  PackedAudios<T> audios;
+  audios.allocate(workspace, s, true);
+  T* t = workspace.take<T>(s.images * s.cells);
+  auto* scratch = workspace.take<MaxBackwardScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
 
   parallel(p.threads, [&] {
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Gather<T>& my = scratch[thread];
+    MaxBackwardScratch<T>& local = scratch[thread];
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, true); });
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     auto row_of = [&](const void* pairs, int64_t n) { return static_cast<const T*>(pairs) + n * s.audios; };
-    auto cells_of = [&](int64_t n) { return static_cast<const int32_t*>(p.residual) + n * s.audios; };
+    auto argmax_of = [&](int64_t n) { return static_cast<const int32_t*>(p.residual) + n * s.audios; };
     auto norms_of = [&](int64_t n) { return static_cast<const T*>(f.inverse_norm) + n * s.cells; };
-    for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) my.dA[i] = 0;
+    for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) local.dA[i] = 0;
     for (int64_t i = begin * s.cells; i < end * s.cells; ++i) t[i] = 0;
     for (int64_t n = begin; n < end; ++n) {
       for (int64_t m = 0; m < s.audios; ++m)
-        t[n * s.cells + cells_of(n)[m]] += row_of(p.grad_scores, n)[m] * row_of(p.scores, n)[m];
+        t[n * s.cells + argmax_of(n)[m]] += row_of(p.grad_scores, n)[m] * row_of(p.scores, n)[m];
       for (int64_t c = 0; c < s.cells; ++c) t[n * s.cells + c] *= norms_of(n)[c] * norms_of(n)[c];
     }
     const int64_t images = end - begin, panels = (s.channels + W - 1) / W;
-    auto place_of = [&](int64_t i) {  // in the order of memory: what comes next is near, and can be brought in
-      return s.channels_last ? Place{begin + i / panels, i % panels * W} : Place{begin + i % images, i / images * W};
+    auto item_at = [&](int64_t i) {  // in the order of memory, as one item prefetches the next
+      return s.channels_last ? WorkItem{begin + i / panels, i % panels * W}
+                             : WorkItem{begin + i % images, i / images * W};
     };
-    auto rows = f.grad_visual ? f.grad_audio ? gather_rows<true, true, T> : gather_rows<true, false, T>
-                              : gather_rows<false, true, T>;
+    auto rows = f.grad_visual ? f.grad_audio ? scatter_gather_rows<true, true, T> : scatter_gather_rows<true, false, T>
+                              : scatter_gather_rows<false, true, T>;
     for (int64_t i = 0; i < panels * images; ++i) {
-      auto [n, channel] = place_of(i);
+      auto [n, channel] = item_at(i);
       int64_t count = s.channels - channel < W ? s.channels - channel : W, at = channel * audios.padded();
-      Image<T> image = channels_at(s, f.visual, n, channel, count, my.image);
-      if (f.grad_audio) channels_to_lanes(image, my.V);
-      for (int64_t k = 0; k < s.cells * W; ++k) my.D[k] = 0;
-      auto [next, next_channel] = place_of(i + (s.channels_last ? panels : 1));
-      rows(s.audios, cells_of(n), row_of(p.grad_scores, n), norms_of(n), audios.columns + at, my.V, my.dA + at, my.D,
-           channels_ahead<T>(s, f.visual, next, next_channel), channels_ahead<T>(s, f.grad_visual, next, next_channel));
-      if (f.grad_visual) store_channels(s, f, image, my.D, t + n * s.cells, n, channel, my.store);
+      Image<T> image = load_channels(s, f.visual, n, channel, count, local.image_scratch);
+      if (f.grad_audio) channels_to_lanes(image, local.V);
+      for (int64_t k = 0; k < s.cells * W; ++k) local.D[k] = 0;
+      auto [next, next_channel] = item_at(i + (s.channels_last ? panels : 1));
+      rows(s.audios, argmax_of(n), row_of(p.grad_scores, n), norms_of(n), audios.gradient_panels + at, local.V,
+           local.dA + at, local.D, prefetch_channels<T>(s, f.visual, next, next_channel),
+           prefetch_channels<T>(s, f.grad_visual, next, next_channel));
+      if (f.grad_visual) store_channels(s, f, image, local.D, t + n * s.cells, n, channel, local.grad_out);
     }
     GOMP_barrier();
-    if (f.grad_audio) finish_audios(s, f, audios, scratch, true);
+    if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch, true);
   });
 }
 

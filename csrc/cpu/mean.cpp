@@ -1,4 +1,12 @@
-// The mean of the unit vectors of each image: all that mean pooling needs of a map.
+// Mean of the unit vectors v^ = v / |v| of each image: all that mean pooling needs of a map.
+//
+//   forward    out[n]            = sum_p w[n, p] v^[n, p],     w = weight, or 1 / cells
+//   backward   grad_visual[n, p] = w / |v| (g - v^ (v^ . g)),  g = grad_out[n]
+//
+//   visual, grad_visual   (N, channels, cells) or, channels last, (N, cells, channels)
+//   out, grad_out (N, channels) real; weight, inverse_norm (N, cells) real
+//
+// Images are split over threads in contiguous ranges.
 #include "streaming.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
@@ -11,33 +19,33 @@ T weight_of(const CellsParams& p, int64_t n, int64_t cell) {
 
 struct Forward {
   template <class T>
-  static void run(const CellsParams& p, const Image<T>& image, int64_t n, Row<T>& row) {
+  static void run(const CellsParams& p, const Image<T>& image, int64_t n, StreamingScratch<T>& local) {
     T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
     inverse_norms(image, inverse_norm);
-    for (int64_t c = 0; c < p.shape.cells; ++c) row.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
-    Ahead next = row.ahead(p, n);
-    cell_sum(image, row.gain, static_cast<T*>(p.out) + n * p.shape.channels, row.sums, next);
+    for (int64_t c = 0; c < p.shape.cells; ++c) local.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
+    L2Prefetcher next = local.prefetch_next(p, n);
+    cell_dots(image, local.gain, static_cast<T*>(p.out) + n * p.shape.channels, local.partial_sums, next);
   }
 };
 
-// u = sum_p w v^;  dv = w / |v| (g - v^ (v^ . g))
 struct Backward {
   template <class T>
-  static void run(const CellsParams& p, const Image<T>& image, int64_t n, Row<T>& row) {
+  static void run(const CellsParams& p, const Image<T>& image, int64_t n, StreamingScratch<T>& local) {
     const T* inverse_norm = static_cast<const T*>(p.inverse_norm) + n * p.shape.cells;
     const T* grad = static_cast<const T*>(p.grad_out) + n * p.shape.channels;
-    for (int64_t c = 0; c < p.shape.channels; ++c) row.unit[c] = grad[c];
-    channel_dots(image, row.unit, row.loss);
+    for (int64_t c = 0; c < p.shape.channels; ++c) local.x[c] = grad[c];
+    channel_dots(image, local.x, local.projection);
     for (int64_t c = 0; c < p.shape.cells; ++c) {
-      row.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
-      row.loss[c] *= row.gain[c] * inverse_norm[c] * inverse_norm[c];
+      local.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
+      local.projection[c] *= local.gain[c] * inverse_norm[c] * inverse_norm[c];
     }
-    row.store_gradient(p, image, n);
+    local.store_visual_gradient(p, image, n);
   }
 };
 
 }  // namespace
 
-const Kernel<CellsParams> mean_kernel = streaming<Forward>(), mean_backward_kernel = streaming<Backward>();
+void mean_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Forward>(p, workspace); }
+void mean_backward_kernel(const CellsParams& p, Workspace& workspace) { run_streaming<Backward>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,55 +1,54 @@
-// The micro-kernel of the engine, and what it stands on: memory pieces, prefetching, tiles of rows.
+// Register-blocked GEMM micro-kernel, the split of rows into tiles, and an L2 software prefetcher.
+//
+//   tile[r, lane] (+)= sum_k rows[r, k] panel[k, lane]     r < R <= kTileRows, lane < kPanel
+//
+//   tile    R * kVectors vector accumulators in registers (MR x NR in the terms of BLIS), then row-major in memory
+//   rows    left operand, read in place with any strides: a scalar broadcast for every kVectors FMAs
+//   panel   right operand, packed: the kPanel lanes of each k are contiguous
+//
+// Each R is an instantiation of its own. for_tiles splits rows into tiles of nearly equal height, so that no tile is
+// much less efficient than the others. All of this runs in one thread; the kernels split images over threads.
 #pragma once
-#include "../params.h"
+#include "isa.h"
 #include "simd.h"
 
 namespace ssl_fast::SSL_FAST_ISA {
 
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Hands out aligned pieces of one buffer. With a null buffer it only adds up, so that one function sizes and lays out.
-struct Arena {
-  char* base;
-  int64_t used = 0;
-  template <class T>
-  T* take(int64_t count) {
-    T* piece = reinterpret_cast<T*>(reinterpret_cast<uintptr_t>(base) + used);  // null + used would be undefined
-    used += round_up(count * sizeof(T), 64);
-    return piece;
+// L2 software prefetcher of `bytes` of memory (none where it is null), paced over the `steps` k-blocks, tiles or rows
+// of a running loop, each of which calls prefetch_step().
+struct L2Prefetcher {
+  const char* next;
+  int64_t lines_left, lines_per_step;
+  L2Prefetcher(const void* memory, int64_t bytes, int64_t steps)
+      : next(static_cast<const char*>(memory)),
+        lines_left(memory ? bytes / 64 : 0),
+        lines_per_step(lines_left / steps + 1) {}
+  template <bool kForWrite = false>
+  SSL_FAST_ALWAYS_INLINE void prefetch_step() {
+    for (int64_t i = lines_left < lines_per_step ? lines_left : lines_per_step; i > 0; --i, --lines_left, next += 64)
+      __builtin_prefetch(next, kForWrite, 2);
   }
 };
 
-// Brings memory that is needed next into the second-level cache, a little at each of `steps` steps of a running
-// product.
-struct Ahead {
-  const char* at;
-  int64_t lines, per_step;
-  Ahead(const void* memory, int64_t bytes, int64_t steps)
-      : at(static_cast<const char*>(memory)), lines(memory ? bytes / 64 : 0), per_step(lines / steps + 1) {}
-  template <bool kToWrite = false>
-  SSL_FAST_AI void step() {
-    for (int64_t i = lines < per_step ? lines : per_step; i > 0; --i, --lines, at += 64)
-      __builtin_prefetch(at, kToWrite, 2);
-  }
-};
-
-// ---- the micro-kernel -----------------------------------------------------------------------------------------------
-// Where a product finds its rows: rows[block * block_stride + r * row_stride + k * depth_stride].
+// ---- micro-kernel ---------------------------------------------------------------------------------------------------
+// Left operand of depth K = blocks * depth: values[block * block_stride + r * row_stride + k * depth_stride].
 template <class T>
-struct Rows {
+struct LeftOperand {
   const T* values;
   int64_t row_stride, depth_stride, blocks, block_stride;
 };
 
 // tile[r, lane] (+)= sum over blocks and k < depth of rows[block, r, k] panel[block, k, lane].
-// Out of line, so that all accumulators stay in registers. kRowStride = 0: the stride is given at run time.
+// Out of line, so that all accumulators stay in registers. kRowStride = 0: row_stride is read at run time.
 template <int kRowStride, bool kAdd, int R, class T>
-__attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows<T>& from, int64_t depth,
-                                        const T* panel) {
-  const int64_t row_stride = kRowStride ? kRowStride : from.row_stride, depth_stride = from.depth_stride;
+__attribute__((noinline)) void gemm_microkernel(T* tile, int64_t tile_stride, const LeftOperand<T>& left, int64_t depth,
+                                                const T* panel) {
+  const int64_t row_stride = kRowStride ? kRowStride : left.row_stride, depth_stride = left.depth_stride;
   Vec<T> sums[R][kVectors] = {};
-  for (int64_t block = 0; block < from.blocks; ++block) {
-    const T* rows = from.values + block * from.block_stride;
+  for (int64_t block = 0; block < left.blocks; ++block) {
+    const T* rows = left.values + block * left.block_stride;
     for (int64_t k = 0; k < depth; ++k, rows += depth_stride, panel += kPanel<T>) {
       Vec<T> q[kVectors];
 #pragma GCC unroll 4
@@ -71,24 +70,25 @@ __attribute__((noinline)) void multiply(T* tile, int64_t tile_stride, const Rows
     }
 }
 
-// Calls f(Height<R>{}, first) over tiles of nearly equal height that cover `rows` rows.
 template <int R>
-struct Height {
+struct TileHeight {
   static constexpr int value = R;
 };
+// Calls f(TileHeight<rows>{}, first): from a number known at run time to an instantiation.
 template <int R = kTileRows, class F>
-SSL_FAST_AI void run_tile(int rows, int64_t first, F& f) {
+SSL_FAST_ALWAYS_INLINE void dispatch_tile(int rows, int64_t first, F& f) {
   if (rows == R)
-    f(Height<R>{}, first);
+    f(TileHeight<R>{}, first);
   else if constexpr (R > 1)
-    run_tile<R - 1>(rows, first, f);
+    dispatch_tile<R - 1>(rows, first, f);
 }
+// Calls f(TileHeight<R>{}, first row) for tiles of nearly equal height that cover `rows` rows.
 template <class F>
-SSL_FAST_AI void for_tiles(int64_t rows, F&& f) {
+SSL_FAST_ALWAYS_INLINE void for_tiles(int64_t rows, F&& f) {
   int64_t tiles = (rows + kTileRows - 1) / kTileRows;
   for (int64_t t = 0, first = 0; t < tiles; ++t) {
     int height = int(rows / tiles + (t < rows % tiles));
-    run_tile(height, first, f);
+    dispatch_tile(height, first, f);
     first += height;
   }
 }

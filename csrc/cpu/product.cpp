@@ -1,12 +1,20 @@
-// SLAVC: the product of a softmax over instances (space `avc`) and a softmax over cells (space `loc`), in log space.
+// SLAVC's product of a softmax over instances (feature space `avc`) and a softmax over cells (space `loc`), in log
+// space. loc and avc are the cosines alpha[n, m, p] of the two spaces.
 //
-//   a[n,m,p] = avc / tau - log-sum-exp of avc / tau over audios m (or over images n): log of the instance softmax
-//   y[n,m,p] = (loc - the largest loc of the pair) / tau,   L[n,m] = log sum_p exp(y)
-//   S[n,m]   = log-sum-exp (or max) over p of a + y,  minus L
-// With u = grad[n,m] dS/da (grad times the share of cell p in S, or grad at the best cell), R = sum of u over
-// instances:
-//   d avc = (u - exp(a) R) / tau,   d loc = (u - grad exp(y - L)) / tau
-// Every exponent is a difference from a largest value, taken in units of alpha: nothing large cancels.
+//   forward    a[n,m,p] = avc / tau - log sum exp(avc / tau)    sum over audios m, or over images n
+//              y[n,m,p] = (loc - max_p loc) / tau,              L[n,m] = log sum_p exp(y)
+//              S[n,m]   = log sum_p exp(a + y) - L,             or max_p (a + y) - L
+//   backward   u        = grad exp(a + y - L - S),              or grad at the argmax; grad = dLoss/dS
+//              d avc    = (u - exp(a) R) / tau,                 R = sum of u over the instances of the softmax
+//              d loc    = (u - grad exp(y - L)) / tau
+//
+//   scores, space_norm (max loc, L)   (N, M) real; argmax (N, M) int32
+//   instance_norm (max avc, log of the sum)   (N, cells), or over images [panel of audios][cell][lane]
+//
+// Alphas of the first cached_images come from the forward pass in [image][panel][cell][lane]; others are recomputed.
+// Threads take contiguous ranges of images. Softmaxes over images need all images of a panel of audios first: threads
+// take panels in a pass before. Every exponent is a difference from a maximum, in units of alpha: nothing large
+// cancels.
 #include "dense_backward.h"
 #include "kernel_table.h"
 
@@ -18,40 +26,41 @@ namespace {
 template <class T>
 using LSE = LogSumExp<Vec<T>, T>;
 
-// alpha = product / |v| of one panel, kept in [cell][lane].
+// Epilogue: stores alpha = product / |v| of one panel in [cell][lane].
 template <class T>
-struct KeepAlpha {
+struct StoreAlpha {
   const T* inverse_norm;
-  T* kept;
+  T* out;
   template <int R>
   void tile(const T* products, int64_t, int64_t cell) {
     for (int64_t r = 0; r < R; ++r)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = r * kPanel<T> + v * kLanes<T>;
-        store(kept + cell * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
+        store(out + cell * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
       }
   }
 };
 template <class T>
-void alphas(const Image<T>& image, const Audios<T>& audios, int64_t panel, const T* inverse_norm, T* out,
-            Ahead& ahead) {
-  KeepAlpha<T> epilogue{inverse_norm, out};
-  similarities(image, audios, panel, epilogue, ahead);
+void compute_alphas(const Image<T>& image, const PackedAudios<T>& audios, int64_t panel, const T* inverse_norm, T* out,
+                    L2Prefetcher& prefetcher) {
+  StoreAlpha<T> epilogue{inverse_norm, out};
+  similarities(image, audios, panel, epilogue, prefetcher);
 }
 
-// What a thread needs for one image.
+// One image in both spaces, and 1 / |v| of its cells.
 template <class T>
-struct Maps {
+struct ImagePair {
   Image<T> loc, avc;
   const T *loc_norm, *avc_norm;
 };
 
+// What all threads share: packed audios, parameters, and where outputs lie.
 template <class T>
 struct Product {
   const ProductParams& p;
   const Shape& s;
   const T per_tau;
-  Audios<T> loc, avc;
+  PackedAudios<T> loc, avc;
   T* R;  // instances = image: sum over images of u, [panel][cell][lane]
   static constexpr int W = kPanel<T>, L = kLanes<T>;
 
@@ -59,52 +68,57 @@ struct Product {
 
   bool over_images() const { return p.instances == Instances::image; }
   int64_t map_size() const { return loc.padded() * s.cells; }
-  // The largest avc and the log of the sum, by cells of image n or by cells and lanes of a panel.
-  int64_t instance_at(int64_t n, int64_t panel) const { return over_images() ? panel * s.cells * W : n * s.cells; }
-  T* instance_top(int64_t n, int64_t panel) const { return static_cast<T*>(p.instance_norm) + instance_at(n, panel); }
-  T* instance_log(int64_t n, int64_t panel) const {
-    return instance_top(n, panel) + (over_images() ? avc.padded() : s.images) * s.cells;
+  // Offset of max avc and of the log of the sum: [cell] of image n, or over images [cell][lane] of a panel.
+  int64_t instance_offset(int64_t n, int64_t panel) const { return over_images() ? panel * s.cells * W : n * s.cells; }
+  T* instance_max(int64_t n, int64_t panel) const {
+    return static_cast<T*>(p.instance_norm) + instance_offset(n, panel);
   }
-  // Log of the instance softmax at a cell and vector of lanes.
-  SSL_FAST_AI Vec<T> log_instance(Vec<T> alpha, const T* top, const T* log, int64_t cell, int v) const {
-    if (!over_images()) return (alpha - top[cell]) * per_tau - log[cell];
+  T* instance_log(int64_t n, int64_t panel) const {
+    return instance_max(n, panel) + (over_images() ? avc.padded() : s.images) * s.cells;
+  }
+  // a of a cell and of vector v of its lanes.
+  SSL_FAST_ALWAYS_INLINE Vec<T> log_instance(Vec<T> alpha, const T* max, const T* log, int64_t cell, int v) const {
+    if (!over_images()) return (alpha - max[cell]) * per_tau - log[cell];
     int64_t at = cell * W + v * L;
-    return (alpha - load(top + at)) * per_tau - load(log + at);
+    return (alpha - load(max + at)) * per_tau - load(log + at);
   }
   int64_t lanes_in(int64_t panel) const { return s.audios - panel * W < W ? s.audios - panel * W : W; }
 
-  void pack(bool with_columns) {
+  void pack(bool with_gradient_panels) {
     parallel_for(loc.panels, [&](int64_t panel) {
-      loc.pack(s, p.loc.audio, panel, with_columns);
-      avc.pack(s, p.avc.audio, panel, with_columns);
+      loc.pack(s, p.loc.audio, panel, with_gradient_panels);
+      avc.pack(s, p.avc.audio, panel, with_gradient_panels);
     });
   }
-  Maps<T> maps_of(int64_t n, T* loc_scratch, T* avc_scratch, bool by_cell, bool by_channel = false) const {
-    return {image_at(s, p.loc.visual, n, loc_scratch, by_cell, by_channel),
-            image_at(s, p.avc.visual, n, avc_scratch, by_cell, by_channel),
+  ImagePair<T> load_images(int64_t n, T* loc_scratch, T* avc_scratch, bool bf16_cells,
+                           bool bf16_channels = false) const {
+    return {load_image(s, p.loc.visual, n, loc_scratch, bf16_cells, bf16_channels),
+            load_image(s, p.avc.visual, n, avc_scratch, bf16_cells, bf16_channels),
             static_cast<const T*>(p.loc.inverse_norm) + n * s.cells,
             static_cast<const T*>(p.avc.inverse_norm) + n * s.cells};
   }
-  void write_norms(int64_t n, const Maps<T>& maps) const {
-    inverse_norms(maps.loc, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
-    inverse_norms(maps.avc, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
+  void write_norms(int64_t n, const ImagePair<T>& images) const {
+    inverse_norms(images.loc, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
+    inverse_norms(images.avc, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
   }
-  // One panel of alphas: from the kept ones where there are any, else computed into `scratch` (and kept if wanted).
-  const T* panel_of(const Features& f, const Image<T>& image, const Audios<T>& audios, const T* norm, int64_t n,
-                    int64_t panel, bool fresh, T* scratch, Ahead ahead = {nullptr, 0, 1}) const {
-    T* place = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() + panel * s.cells * W : scratch;
-    if (fresh || n >= p.kept) alphas(image, audios, panel, norm, place, ahead);
-    return place;
+  // One panel of alphas of image n, [cell][lane]: cached ones, else computed into `scratch`. recompute: also those
+  // that are to be cached.
+  const T* alpha_panel(const Features& f, const Image<T>& image, const PackedAudios<T>& audios, const T* norm,
+                       int64_t n, int64_t panel, bool recompute, T* scratch,
+                       L2Prefetcher prefetcher = {nullptr, 0, 1}) const {
+    T* out = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() + panel * s.cells * W : scratch;
+    if (recompute || n >= p.kept) compute_alphas(image, audios, panel, norm, out, prefetcher);
+    return out;
   }
-  // A share of the next image, to be brought in while one panel is worked on.
-  Ahead ahead_of(const Features& f, const Image<T>& image, int64_t n, int64_t panel) const {
-    int64_t steps = steps_of(image, loc);
-    Ahead all = image_ahead(s, f.visual, n + 1, steps);
-    int64_t share = (all.lines + loc.panels - 1) / loc.panels, left = all.lines - panel * share;
-    return {all.at + panel * share * 64, (left < share ? left : share) * 64, steps / loc.panels};
+  // Prefetcher of one part of the next image, of as many equal parts as there are panels.
+  L2Prefetcher prefetch_part(const Features& f, const Image<T>& image, int64_t n, int64_t panel) const {
+    int64_t steps = prefetch_steps(image, loc);
+    L2Prefetcher all = prefetch_image(s, f.visual, n + 1, steps);
+    int64_t lines = (all.lines_left + loc.panels - 1) / loc.panels, left = all.lines_left - panel * lines;
+    return {all.next + panel * lines * 64, (left < lines ? left : lines) * 64, steps / loc.panels};
   }
-  // log of the softmax over audios, of one image: the largest avc of each cell, and the log of the sum.
-  void normalise_instances(const T* avc, T* top, T* log) const {
+  // Softmax over audios, of one image: for each cell max avc, and the log of the sum.
+  void instance_log_sum_exp(const T* avc, T* max, T* log) const {
     for (int64_t cell = 0; cell < s.cells; ++cell) {
       auto lanes = [&](int64_t m) { return avc + ((m / W) * s.cells + cell) * W + m % W; };
       int64_t full = s.audios / L * L;
@@ -118,67 +132,68 @@ struct Product {
       for (int64_t m = 0; m < full; m += L) sum += exponential((load(lanes(m)) - most) * per_tau);
       T total = sum_lanes<T>(sum);
       for (int64_t m = full; m < s.audios; ++m) total += T(__builtin_exp(double((*lanes(m) - most) * per_tau)));
-      top[cell] = most;
+      max[cell] = most;
       log[cell] = T(__builtin_log(double(total)));
     }
   }
 };
 
 template <class T>
-void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
+void forward(const ProductParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>, L = kLanes<T>;
-  Product<T> work(p);
+  Product<T> product(p);
   const Shape& s = p.shape;
-  Arena arena{workspace};
-  work.loc.lay_out(arena, s, false);
-  work.avc.lay_out(arena, s, false);
+  product.loc.allocate(workspace, s, false);
+  product.avc.allocate(workspace, s, false);
   struct Scratch {
-    T *loc_image, *avc_image, *loc, *avc;
+    T *loc_image, *avc_image, *loc_alphas, *avc_alphas;
     typename LSE<T>::State* instance;
   };
-  auto* scratch = arena.take<Scratch>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    Scratch mine{arena.take<T>(image_scratch<T>(s)), arena.take<T>(image_scratch<T>(s)), arena.take<T>(s.cells * W),
-                 arena.take<T>(work.map_size()), arena.take<typename LSE<T>::State>(s.cells * kVectors)};
-    if (workspace) scratch[i] = mine;
-  }
-  if (bytes) return void(*bytes = arena.used);
-  const LSE<T> lse{work.per_tau};
+  auto* scratch = workspace.take<Scratch>(p.threads);
+  for (int i = 0; i < p.threads; ++i)
+    scratch[i] = {workspace.take<T>(image_scratch_size<T>(s)), workspace.take<T>(image_scratch_size<T>(s)),
+                  workspace.take<T>(s.cells * W), workspace.take<T>(product.map_size()),
+                  workspace.take<typename LSE<T>::State>(s.cells * kVectors)};
+  const LSE<T> lse{product.per_tau};
 
   parallel(p.threads, [&] {
-    TileScope tiles;
-    Scratch& my = scratch[omp_get_thread_num()];
-    work.pack(false);
-    if (work.over_images()) {  // threads own panels and see all images, so norms come first
-      parallel_for(s.images,
-                   [&](int64_t n) { work.write_norms(n, work.maps_of(n, my.loc_image, my.avc_image, false)); });
-      parallel_for(work.avc.panels, [&](int64_t panel) {
-        for (int64_t i = 0; i < s.cells * kVectors; ++i) my.instance[i] = {};
+    AmxTileScope tiles;
+    Scratch& local = scratch[omp_get_thread_num()];
+    product.pack(false);
+    if (product.over_images()) {  // threads own panels and see all images, so norms come first
+      parallel_for(s.images, [&](int64_t n) {
+        product.write_norms(n, product.load_images(n, local.loc_image, local.avc_image, false));
+      });
+      parallel_for(product.avc.panels, [&](int64_t panel) {
+        for (int64_t i = 0; i < s.cells * kVectors; ++i) local.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
-          Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
-          const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, true, my.avc);
-          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(my.instance[i], load(avc + i * L));
+          ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
+          const T* avc =
+              product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, true, local.avc_alphas);
+          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(local.instance[i], load(avc + i * L));
         }
         for (int64_t i = 0; i < s.cells * kVectors; ++i) {
-          store(work.instance_top(0, panel) + i * L, my.instance[i].top);
-          store(work.instance_log(0, panel) + i * L, logarithm(my.instance[i].sum));
+          store(product.instance_max(0, panel) + i * L, local.instance[i].top);
+          store(product.instance_log(0, panel) + i * L, logarithm(local.instance[i].sum));
         }
       });
     }
     parallel_for(s.images, [&](int64_t n) {
-      Maps<T> maps = work.maps_of(n, my.loc_image, my.avc_image, true);
-      if (!work.over_images()) work.write_norms(n, maps);
+      ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
+      if (!product.over_images()) product.write_norms(n, images);
       const T* avc = nullptr;
-      for (int64_t panel = 0; panel < work.avc.panels; ++panel)
-        avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, !work.over_images(),
-                            my.avc + panel * s.cells * W, work.ahead_of(p.avc, maps.avc, n, panel)) -
+      for (int64_t panel = 0; panel < product.avc.panels; ++panel)
+        avc = product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, !product.over_images(),
+                                  local.avc_alphas + panel * s.cells * W,
+                                  product.prefetch_part(p.avc, images.avc, n, panel)) -
               panel * s.cells * W;
-      if (!work.over_images()) work.normalise_instances(avc, work.instance_top(n, 0), work.instance_log(n, 0));
-      for (int64_t panel = 0; panel < work.loc.panels; ++panel) {
-        const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, true, my.loc,
-                                     work.ahead_of(p.loc, maps.loc, n, panel));
-        const T *top = work.instance_top(n, panel), *log = work.instance_log(n, panel);
-        int64_t at = n * s.audios + panel * W, count = work.lanes_in(panel);
+      if (!product.over_images())
+        product.instance_log_sum_exp(avc, product.instance_max(n, 0), product.instance_log(n, 0));
+      for (int64_t panel = 0; panel < product.loc.panels; ++panel) {
+        const T* loc = product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, true,
+                                           local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
+        const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
+        int64_t at = n * s.audios + panel * W, count = product.lanes_in(panel);
         Vec<T> largest[kVectors], norm[kVectors], score[kVectors];
         Index<Vec<T>> best_cell[kVectors];
         for (int v = 0; v < kVectors; ++v) {
@@ -187,14 +202,16 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
             Vec<T> alpha = load(loc + cell * W + v * L);
             largest[v] = select(alpha > largest[v], alpha, largest[v]);
           }
-          auto y = [&](int64_t cell) { return (load(loc + cell * W + v * L) - largest[v]) * work.per_tau; };
+          auto y = [&](int64_t cell) { return (load(loc + cell * W + v * L) - largest[v]) * product.per_tau; };
           auto x = [&](int64_t cell) {
-            return work.log_instance(load(avc + (panel * s.cells + cell) * W + v * L), top, log, cell, v) + y(cell);
+            return product.log_instance(load(avc + (panel * s.cells + cell) * W + v * L), instance_max, instance_log,
+                                        cell, v) +
+                   y(cell);
           };
           typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
           for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
           Vec<T> sum{}, total{};
-          for (int64_t first = 0; first < s.cells; first += 16) {  // in two levels: less rounding error
+          for (int64_t first = 0; first < s.cells; first += 16) {  // sums in two levels: less rounding error
             int64_t last = first + 16 < s.cells ? first + 16 : s.cells;
             Vec<T> part{}, part_of_total{};
             for (int64_t cell = first; cell < last; ++cell) part += exponential(y(cell));
@@ -217,87 +234,87 @@ void forward(const ProductParams& p, char* workspace, int64_t* bytes) {
   });
 }
 
-// u of one panel of one image, by cells: f(cell, v, u, log of the space softmax).
+// u of image n, one panel at a time.
 template <class T>
-struct Shares {
-  const Product<T>& work;
+struct ScoreGradient {
+  const Product<T>& product;
   int64_t n;
   Vec<T> grad[kVectors], score[kVectors], largest[kVectors], norm[kVectors], best[kVectors];
 
-  void open(int64_t panel) {
-    const ProductParams& p = work.p;
-    int64_t at = n * work.s.audios + panel * kPanel<T>, count = work.lanes_in(panel);
+  void load_panel(int64_t panel) {
+    const ProductParams& p = product.p;
+    int64_t at = n * product.s.audios + panel * kPanel<T>, count = product.lanes_in(panel);
     load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
     load_lanes(static_cast<const T*>(p.scores) + at, count, score);
     load_lanes(static_cast<const T*>(p.space_norm) + at, count, largest);
-    load_lanes(static_cast<const T*>(p.space_norm) + work.s.images * work.s.audios + at, count, norm);
+    load_lanes(static_cast<const T*>(p.space_norm) + product.s.images * product.s.audios + at, count, norm);
     for (int64_t i = 0; i < kPanel<T> && p.reduce == Reduce::max; ++i)
       best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.best_cell)[at + i]) : T(-1);
   }
+  // f(cell, v, u, y - L) for all cells and vectors of lanes.
   template <class F>
-  SSL_FAST_AI void for_cells(int64_t panel, const T* loc, const T* avc, F&& f) {
+  SSL_FAST_ALWAYS_INLINE void for_cells(int64_t panel, const T* loc, const T* avc, F&& f) {
     constexpr int W = kPanel<T>, L = kLanes<T>;
-    const T *top = work.instance_top(n, panel), *log = work.instance_log(n, panel);
-    for (int64_t cell = 0; cell < work.s.cells; ++cell)
+    const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
+    for (int64_t cell = 0; cell < product.s.cells; ++cell)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = cell * W + v * L;
-        Vec<T> log_space = (load(loc + at) - largest[v]) * work.per_tau - norm[v];
-        Vec<T> a = work.log_instance(load(avc + at), top, log, cell, v);
-        Vec<T> u = work.p.reduce == Reduce::sum ? grad[v] * exponential(a + log_space - score[v])
-                                                : select(best[v] == T(cell), grad[v], Vec<T>{});
+        Vec<T> log_space = (load(loc + at) - largest[v]) * product.per_tau - norm[v];
+        Vec<T> a = product.log_instance(load(avc + at), instance_max, instance_log, cell, v);
+        Vec<T> u = product.p.reduce == Reduce::sum ? grad[v] * exponential(a + log_space - score[v])
+                                                   : select(best[v] == T(cell), grad[v], Vec<T>{});
         f(cell, v, u, log_space);
       }
   }
 };
 
 template <class T>
-void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
+void backward(const ProductParams& p, Workspace& workspace) {
   constexpr int W = kPanel<T>, L = kLanes<T>;
-  Product<T> work(p);
+  Product<T> product(p);
   const Shape& s = p.shape;
   bool visual = p.loc.grad_visual || p.avc.grad_visual, audio = p.loc.grad_audio || p.avc.grad_audio;
-  Arena arena{workspace};
-  work.loc.lay_out(arena, s, visual);
-  work.avc.lay_out(arena, s, visual);
-  work.R = work.over_images() ? arena.take<T>(work.map_size()) : nullptr;
+  product.loc.allocate(workspace, s, visual);
+  product.avc.allocate(workspace, s, visual);
+  product.R = product.over_images() ? workspace.take<T>(product.map_size()) : nullptr;
   struct Scratch {
-    T *loc, *avc;  // alphas of one panel; of one image
-    Vec<T>* R;     // (cells), by lanes
-    Gradients<T> of_loc, of_avc;
+    T *loc_alphas, *avc_alphas;  // of one panel; of one image
+    Vec<T>* R;                   // (cells): R before the sum over lanes
+    BackwardScratch<T> loc_grads, avc_grads;
   };
-  auto* scratch = arena.take<Scratch>(p.threads);
-  auto* shares = arena.take<Gradients<T>>(2 * p.threads);
+  auto* scratch = workspace.take<Scratch>(p.threads);
+  auto* by_space = workspace.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
   for (int i = 0; i < p.threads; ++i) {
-    Scratch mine;
-    mine.loc = arena.take<T>(s.cells * W);
-    mine.avc = arena.take<T>(work.map_size());
-    mine.R = arena.take<Vec<T>>(s.cells);
-    mine.of_loc.lay_out(arena, s, work.loc);
-    mine.of_avc.lay_out(arena, s, work.avc);
-    if (!workspace) continue;
-    scratch[i] = mine;
-    shares[i] = mine.of_loc;
-    shares[p.threads + i] = mine.of_avc;
+    Scratch& local = scratch[i];
+    local.loc_alphas = workspace.take<T>(s.cells * W);
+    local.avc_alphas = workspace.take<T>(product.map_size());
+    local.R = workspace.take<Vec<T>>(s.cells);
+    local.loc_grads.allocate(workspace, s, product.loc);
+    local.avc_grads.allocate(workspace, s, product.avc);
+    by_space[i] = local.loc_grads;
+    by_space[p.threads + i] = local.avc_grads;
   }
-  if (bytes) return void(*bytes = arena.used);
 
   parallel(p.threads, [&] {
-    TileScope tiles;
+    AmxTileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Scratch& my = scratch[thread];
-    work.pack(visual);
-    if (audio) my.of_loc.clear(work.loc), my.of_avc.clear(work.avc);
-    if (work.over_images()) {  // R[m,p]: threads own panels and see all images
-      parallel_for(work.avc.panels, [&](int64_t panel) {
-        T* R = work.R + panel * s.cells * W;
+    Scratch& local = scratch[thread];
+    product.pack(visual);
+    if (audio) local.loc_grads.zero_dA(product.loc), local.avc_grads.zero_dA(product.avc);
+    if (product.over_images()) {  // R[m,p]: threads own panels and see all images
+      parallel_for(product.avc.panels, [&](int64_t panel) {
+        T* R = product.R + panel * s.cells * W;
         for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
         for (int64_t n = 0; n < s.images; ++n) {
-          Maps<T> maps = work.maps_of(n, my.of_loc.image, my.of_avc.image, n >= p.kept);
-          const T* avc = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false, my.avc);
-          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc);
-          Shares<T> share{work, n, {}, {}, {}, {}, {}};
-          share.open(panel);
-          share.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
+          ImagePair<T> images =
+              product.load_images(n, local.loc_grads.image_scratch, local.avc_grads.image_scratch, n >= p.kept);
+          const T* avc =
+              product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false, local.avc_alphas);
+          const T* loc =
+              product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false, local.loc_alphas);
+          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}};
+          gradient.load_panel(panel);
+          gradient.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
             T* sum = R + cell * W + v * L;
             store(sum, load(sum) + u);
           });
@@ -305,86 +322,92 @@ void backward(const ProductParams& p, char* workspace, int64_t* bytes) {
       });
     }
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
-    const int64_t stride = my.of_loc.panel_stride;
-    for (int64_t first = begin, group = group_of(s); first < end; first += group) {
+    const int64_t stride = local.loc_grads.panel_stride;
+    for (int64_t first = begin, group = images_per_group(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        int64_t image = (n - first) * my.of_loc.image_size;
-        Maps<T> maps = work.maps_of(n, my.of_loc.image + image, my.of_avc.image + image, n >= p.kept, audio);
-        my.of_loc.images[n - first] = maps.loc, my.of_avc.images[n - first] = maps.avc;
-        T *G_loc = my.of_loc.G + (n - first) * s.cells * W, *G_avc = my.of_avc.G + (n - first) * s.cells * W;
-        my.of_loc.open(s), my.of_avc.open(s);
-        for (int64_t c = 0; c < s.cells; ++c) my.R[c] = Vec<T>{};
+        int64_t offset = (n - first) * local.loc_grads.image_size;
+        ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch + offset,
+                                                  local.avc_grads.image_scratch + offset, n >= p.kept, audio);
+        local.loc_grads.images[n - first] = images.loc, local.avc_grads.images[n - first] = images.avc;
+        T *G_loc = local.loc_grads.G + (n - first) * s.cells * W,
+          *G_avc = local.avc_grads.G + (n - first) * s.cells * W;
+        local.loc_grads.zero_t(s), local.avc_grads.zero_t(s);
+        for (int64_t c = 0; c < s.cells; ++c) local.R[c] = Vec<T>{};
         const T* avc = nullptr;
-        // First u, in place of G_avc, with R and the gradient of loc; then the gradient of avc.
-        for (int64_t panel = 0; panel < work.avc.panels; ++panel) {
-          const T* avc_panel = work.panel_of(p.avc, maps.avc, work.avc, maps.avc_norm, n, panel, false,
-                                             my.avc + panel * s.cells * W, work.ahead_of(p.avc, maps.avc, n, panel));
-          const T* loc = work.panel_of(p.loc, maps.loc, work.loc, maps.loc_norm, n, panel, false, my.loc,
-                                       work.ahead_of(p.loc, maps.loc, n, panel));
+        // First u, in the memory of G_avc, R and the gradient of loc; then the gradient of avc.
+        for (int64_t panel = 0; panel < product.avc.panels; ++panel) {
+          const T* avc_panel = product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false,
+                                                   local.avc_alphas + panel * s.cells * W,
+                                                   product.prefetch_part(p.avc, images.avc, n, panel));
+          const T* loc = product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false,
+                                             local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
           avc = avc_panel - panel * s.cells * W;
-          Shares<T> share{work, n, {}, {}, {}, {}, {}};
-          share.open(panel);
-          share.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
+          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}};
+          gradient.load_panel(panel);
+          gradient.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
             int64_t at = cell * W + v * L;
             store(G_avc + panel * stride + at, u);
-            my.R[cell] += u;
-            Vec<T> g = (u - share.grad[v] * exponential(log_space)) * (work.per_tau * maps.loc_norm[cell]);
+            local.R[cell] += u;
+            Vec<T> g = (u - gradient.grad[v] * exponential(log_space)) * (product.per_tau * images.loc_norm[cell]);
             store(G_loc + panel * stride + at, g);
-            my.of_loc.t_lanes[cell] += g * load(loc + at);
+            local.loc_grads.t_lanes[cell] += g * load(loc + at);
           });
         }
         for (int64_t cell = 0; cell < s.cells; ++cell) {
-          T R = sum_lanes<T>(my.R[cell]), scale = work.per_tau * maps.avc_norm[cell];
+          T R = sum_lanes<T>(local.R[cell]), scale = product.per_tau * images.avc_norm[cell];
           for (int64_t m = 0; m < s.audios; m += L) {
             int64_t at = ((m / W) * s.cells + cell) * W + m % W;
             Vec<T> alpha = load(avc + at);
-            Vec<T> a =
-                work.log_instance(alpha, work.instance_top(n, m / W), work.instance_log(n, m / W), cell, m % W / L);
-            Vec<T> sum = work.over_images() ? load(work.R + at) : broadcast(R);
-            T* place = G_avc + (m / W) * stride + cell * W + m % W;
-            Vec<T> g = (load(place) - exponential(a) * sum) * scale;
+            Vec<T> a = product.log_instance(alpha, product.instance_max(n, m / W), product.instance_log(n, m / W), cell,
+                                            m % W / L);
+            Vec<T> sum = product.over_images() ? load(product.R + at) : broadcast(R);
+            T* u = G_avc + (m / W) * stride + cell * W + m % W;
+            Vec<T> g = (load(u) - exponential(a) * sum) * scale;
             for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
-            store(place, g);
-            my.of_avc.t_lanes[cell] += g * alpha;
+            store(u, g);
+            local.avc_grads.t_lanes[cell] += g * alpha;
           }
-          for (int64_t m = round_up(s.audios, L); m < work.avc.padded(); m += L)
+          for (int64_t m = round_up(s.audios, L); m < product.avc.padded(); m += L)
             store(G_avc + (m / W) * stride + cell * W + m % W, Vec<T>{});
         }
         if (visual) {
-          my.of_loc.close(s);
-          my.of_loc.publish_visual(s, p.loc, maps.loc, work.loc, n, G_loc, maps.loc_norm, n < p.kept);
-          my.of_avc.close(s);
-          my.of_avc.publish_visual(s, p.avc, maps.avc, work.avc, n, G_avc, maps.avc_norm, n < p.kept);
+          local.loc_grads.reduce_t(s);
+          local.loc_grads.store_visual_gradient(s, p.loc, images.loc, product.loc, n, G_loc, images.loc_norm,
+                                                n < p.kept);
+          local.avc_grads.reduce_t(s);
+          local.avc_grads.store_visual_gradient(s, p.avc, images.avc, product.avc, n, G_avc, images.avc_norm,
+                                                n < p.kept);
         }
       }
-      Gradients<T>* both[] = {&my.of_loc, &my.of_avc};
-      for (Gradients<T>* of : both)
-        if (audio) audio_gradient(of->images, last - first, of->G, stride, work.loc.panels, of->dA, of->half);
+      BackwardScratch<T>* spaces[] = {&local.loc_grads, &local.avc_grads};
+      for (BackwardScratch<T>* space : spaces)
+        if (audio)
+          audio_gradient(space->images, last - first, space->G, stride, product.loc.panels, space->dA, space->bf16_G);
     }
     GOMP_barrier();
     if (audio) {
-      finish_audios(s, p.loc, work.loc, shares, false);
-      finish_audios(s, p.avc, work.avc, shares + p.threads, false);
+      reduce_audio_gradient(s, p.loc, product.loc, by_space, false);
+      reduce_audio_gradient(s, p.avc, product.avc, by_space + p.threads, false);
     }
   });
 }
 
 template <bool kBackward>
-void call(const ProductParams& p, char* workspace, int64_t* bytes) {
-  if (kHalfProducts && p.shape.dtype != DType::bfloat16)
-    return hand_over(kBackward ? plain::product_backward_kernel : plain::product_kernel, p, workspace, bytes);
-  with_type(p, [&](auto zero) {
+void call(const ProductParams& p, Workspace& workspace) {
+  if (kBf16Gemm && p.shape.dtype != DType::bfloat16)
+    return (kBackward ? plain::product_backward_kernel : plain::product_kernel)(p, workspace);
+  with_compute_type(p, [&](auto zero) {
     if constexpr (kBackward)
-      backward<decltype(zero)>(p, workspace, bytes);
+      backward<decltype(zero)>(p, workspace);
     else
-      forward<decltype(zero)>(p, workspace, bytes);
+      forward<decltype(zero)>(p, workspace);
   });
 }
 
 }  // namespace
 
-const Kernel<ProductParams> product_kernel = make_kernel<ProductParams, call<false>>();
-const Kernel<ProductParams> product_backward_kernel = make_kernel<ProductParams, call<true>>();
+void product_kernel(const ProductParams& p, Workspace& workspace) { call<false>(p, workspace); }
+void product_backward_kernel(const ProductParams& p, Workspace& workspace) { call<true>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,24 +1,33 @@
-// SIMD vectors of this instruction set, by GCC/Clang vector extensions. Included only by the files that are compiled
-// once per instruction set; everything lives in a namespace of that name, so that no copy can be linked into another's
-// place.
+// SIMD vectors of one instruction set, by GCC/Clang vector extensions: load, store, shuffles, reductions over lanes,
+// transposition in registers, exp and log.
+//
+// Included only by files that are compiled once per instruction set. Everything is in the namespace SSL_FAST_ISA:
+// otherwise the linker would merge inline functions of all instruction sets into one (ODR), and a processor could run
+// code that was compiled for another. For the same reason no function of the standard library is called.
+//
+//   Vec<T>           kVectorBytes: 16 (baseline: SSE2, NEON), 32 (AVX2) or 64 (AVX-512); T is float or double
+//   kLanes<T>        values in a vector
+//   kPanel<T>        values in kVectors vectors: columns of a register tile of the GEMM, and of its packed operand
+//   kTileRows        rows of a register tile: kTileRows * kVectors accumulators stay in registers
 #pragma once
 #include <cstdint>
+#include <utility>
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
-#define SSL_FAST_AI inline __attribute__((always_inline))
+#define SSL_FAST_ALWAYS_INLINE inline __attribute__((always_inline))
 
 namespace ssl_fast::SSL_FAST_ISA {
 
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64, kTileRows = 14;  // 28 accumulators of 32 registers
+constexpr int kVectorBytes = 64, kTileRows = 14;  // 28 accumulators, 32 registers
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 of 16
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 accumulators, 16 registers
 #else
 constexpr int kVectorBytes = 16, kTileRows = 6;
 #endif
-constexpr int kVectors = 2;  // vectors in a panel
+constexpr int kVectors = 2;
 
 template <class T>
 struct VectorTypes {
@@ -31,7 +40,7 @@ using Vec = typename VectorTypes<T>::Aligned;
 template <class T>
 constexpr int kLanes = kVectorBytes / sizeof(T);
 template <class T>
-constexpr int kPanel = kVectors * kLanes<T>;  // audios (or channels) in a panel
+constexpr int kPanel = kVectors * kLanes<T>;
 
 template <class V>
 struct IndexOf;
@@ -47,66 +56,60 @@ template <class V>
 using Index = typename IndexOf<V>::type;
 
 template <class T>
-SSL_FAST_AI Vec<T> load(const T* p) {
+SSL_FAST_ALWAYS_INLINE Vec<T> load(const T* p) {
   return *reinterpret_cast<const typename VectorTypes<T>::Unaligned*>(p);
 }
 template <class T>
-SSL_FAST_AI void store(T* p, Vec<T> v) {
+SSL_FAST_ALWAYS_INLINE void store(T* p, Vec<T> v) {
   *reinterpret_cast<typename VectorTypes<T>::Unaligned*>(p) = v;
 }
 template <class T>
-SSL_FAST_AI Vec<T> broadcast(T x) {
+SSL_FAST_ALWAYS_INLINE Vec<T> broadcast(T x) {
   return x - Vec<T>{};  // "0 + x" would be an addition: it turns -0 into 0
 }
 template <int... I>
-struct LaneList {};
-template <int N, int... I>
-struct MakeLanes : MakeLanes<N - 1, N - 1, I...> {};
-template <int... I>
-struct MakeLanes<0, I...> {
-  using type = LaneList<I...>;
-};
+using LaneList = std::integer_sequence<int, I...>;
 template <class T>
-using Lanes = typename MakeLanes<kLanes<T>>::type;
+using Lanes = std::make_integer_sequence<int, kLanes<T>>;
 
-// The lanes I of `a` followed by `b`.
+// Lanes I of the concatenation of `a` and `b`.
 template <class V, int... I>
-SSL_FAST_AI V shuffle(V a, V b, LaneList<I...>) {
+SSL_FAST_ALWAYS_INLINE V shuffle(V a, V b, LaneList<I...>) {
 #if __has_builtin(__builtin_shufflevector)
   return __builtin_shufflevector(a, b, I...);
 #else  // GCC 11
   return __builtin_shuffle(a, b, Index<V>{I...});
 #endif
 }
-// Lanes whose number differs in bit B change places.
+// Lane i of the result is lane i ^ B.
 template <int B, class V, int... I>
-SSL_FAST_AI V swap_lanes(V v, LaneList<I...>) {
+SSL_FAST_ALWAYS_INLINE V xor_lanes(V v, LaneList<I...>) {
   return shuffle(v, v, LaneList<(I ^ B)...>{});
 }
 template <class T, int B = kLanes<T> / 2>
-SSL_FAST_AI T sum_lanes(Vec<T> v) {
+SSL_FAST_ALWAYS_INLINE T sum_lanes(Vec<T> v) {
   if constexpr (B == 0)
     return v[0];
   else
-    return sum_lanes<T, B / 2>(v + swap_lanes<B>(v, Lanes<T>{}));
+    return sum_lanes<T, B / 2>(v + xor_lanes<B>(v, Lanes<T>{}));
 }
 template <class T, int B = kLanes<T> / 2>
-SSL_FAST_AI T max_lanes(Vec<T> v) {
+SSL_FAST_ALWAYS_INLINE T max_lanes(Vec<T> v) {
   if constexpr (B == 0) {
     return v[0];
   } else {
-    Vec<T> other = swap_lanes<B>(v, Lanes<T>{});
+    Vec<T> other = xor_lanes<B>(v, Lanes<T>{});
     return max_lanes<T, B / 2>(other > v ? other : v);
   }
 }
 
 template <class Mask, class V>
-SSL_FAST_AI V select(Mask mask, V yes, V no) {
+SSL_FAST_ALWAYS_INLINE V select(Mask mask, V yes, V no) {
   return mask ? yes : no;
 }
 
 // e^x for x <= 88, to about 1 ulp: x = n ln 2 + r, a polynomial in r, n added to the exponent. Below -87.3: e^-87.3.
-SSL_FAST_AI Vec<float> exponential(Vec<float> x) {
+SSL_FAST_ALWAYS_INLINE Vec<float> exponential(Vec<float> x) {
   using V = Vec<float>;
   x = x < -87.3f ? V{} - 87.3f : x;
   constexpr float kRound = 12582912.f;  // 1.5 * 2^23: adding it rounds to the nearest integer
@@ -122,17 +125,16 @@ SSL_FAST_AI Vec<float> exponential(Vec<float> x) {
   y = y * (r * r) + (r + 1.f);
   return (V)((Vec<int32_t>)y + (((Vec<int32_t>)shifted - (Vec<int32_t>)(V{} + kRound)) << 23));
 }
-SSL_FAST_AI Vec<double> exponential(Vec<double> x) {
+SSL_FAST_ALWAYS_INLINE Vec<double> exponential(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_exp(x[i]);
   return x;
 }
 
-// Natural logarithm of normal numbers, to about 1 ulp: x = m 2^n, a polynomial in m - 1 for m within [sqrt 1/2, sqrt
-// 2].
-SSL_FAST_AI Vec<float> logarithm(Vec<float> x) {
+// Natural logarithm of normal numbers, to about 1 ulp: x = m 2^n with m in [sqrt 1/2, sqrt 2], a polynomial in m - 1.
+SSL_FAST_ALWAYS_INLINE Vec<float> logarithm(Vec<float> x) {
   using V = Vec<float>;
   using I = Vec<int32_t>;
-  I bits = (I)x - 0x3f3504f3;  // of sqrt 1/2: its exponent counts from there
+  I bits = (I)x - 0x3f3504f3;  // sqrt 1/2, where the exponent n begins
   V n = __builtin_convertvector(bits >> 23, V);
   V r = (V)((bits & 0x7fffff) + 0x3f3504f3) - 1.f, square = r * r;
   V y = V{} + 7.0376836292e-2f;
@@ -148,13 +150,13 @@ SSL_FAST_AI Vec<float> logarithm(Vec<float> x) {
   y = r + y + n * 0.693359375f;
   return x == x ? y : x;
 }
-SSL_FAST_AI Vec<double> logarithm(Vec<double> x) {
+SSL_FAST_ALWAYS_INLINE Vec<double> logarithm(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) x[i] = __builtin_log(x[i]);
   return x;
 }
 
 // 1 / x to about 1 ulp, for x in the normal range.
-SSL_FAST_AI Vec<float> reciprocal(Vec<float> x) {
+SSL_FAST_ALWAYS_INLINE Vec<float> reciprocal(Vec<float> x) {
 #if defined(__AVX512F__)
   Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(0xffff, (__m512)x);
   return r * (2.f - x * r);
@@ -166,27 +168,27 @@ SSL_FAST_AI Vec<float> reciprocal(Vec<float> x) {
   return 1.f / x;
 #endif
 }
-SSL_FAST_AI Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
+SSL_FAST_ALWAYS_INLINE Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
 template <class V>
-SSL_FAST_AI V logistic(V x) {
+SSL_FAST_ALWAYS_INLINE V logistic(V x) {
   return reciprocal(1 + exponential(-x));
 }
 
-// Transposes a square block of kLanes x kLanes held in registers: log2(kLanes) rounds of exchanging off-diagonal
-// blocks.
+// Transposes a kLanes x kLanes block in registers: log2(kLanes) rounds, in each of which the off-diagonal B x B
+// sub-blocks of all 2B x 2B sub-blocks are swapped.
 template <class T, int B, int... I>
-SSL_FAST_AI void exchange(Vec<T>& a, Vec<T>& b, LaneList<I...>) {
+SSL_FAST_ALWAYS_INLINE void swap_off_diagonal(Vec<T>& a, Vec<T>& b, LaneList<I...>) {
   constexpr int n = kLanes<T>;
   Vec<T> upper = shuffle(a, b, LaneList<((I & B) ? n + (I ^ B) : I)...>{});
   b = shuffle(a, b, LaneList<((I & B) ? n + I : (I | B))...>{});
   a = upper;
 }
 template <class T, int B = kLanes<T> / 2>
-SSL_FAST_AI void transpose(Vec<T> (&block)[kLanes<T>]) {
+SSL_FAST_ALWAYS_INLINE void transpose(Vec<T> (&block)[kLanes<T>]) {
   if constexpr (B > 0) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes<T>; ++i)
-      if (!(i & B)) exchange<T, B>(block[i], block[i | B], Lanes<T>{});
+      if (!(i & B)) swap_off_diagonal<T, B>(block[i], block[i | B], Lanes<T>{});
     transpose<T, B / 2>(block);
   }
 }

@@ -32,25 +32,23 @@ struct PoolEpilogue {
 };
 
 template <class T, class Pool>
-void forward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
-  Audios<T> audios;
-  audios.lay_out(arena, s, false);
-  T* scratch = arena.take<T>(p.threads * round_up(image_scratch<T>(s), 64));
-  if (bytes) return void(*bytes = arena.used);
+  PackedAudios<T> audios;
+  audios.allocate(workspace, s, false);
+  T* scratch = workspace.take<T>(p.threads * round_up(image_scratch_size<T>(s), 64));
 
   parallel(p.threads, [&] {
-    TileScope tiles;
+    AmxTileScope tiles;
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
     parallel_for(s.images, [&](int64_t n) {
       Image<T> image =
-          image_at(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch<T>(s), 64), true);
+          load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch_size<T>(s), 64), true);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
       inverse_norms(image, inverse_norm);
-      Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
+      L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
       for (int64_t panel = 0; panel < audios.panels; ++panel) {
         T* kept = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * audios.padded() * s.cells : nullptr;
         PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, kept, s.cells, {}};
@@ -88,7 +86,7 @@ struct SlopeEpilogue {
   int64_t cells, stride;
   Vec<T> score[kVectors], scale[kVectors];
 
-  SSL_FAST_AI void row(const T* values, T scale, int64_t panel, int64_t cell) {
+  SSL_FAST_ALWAYS_INLINE void row(const T* values, T scale, int64_t panel, int64_t cell) {
     Vec<T> sum = t[cell];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -122,38 +120,32 @@ void add_map_gradient(const SimilarityParams& p, int64_t n, const T* inverse_nor
 }
 
 template <class T, class Pool>
-void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* bytes) {
+void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  Arena arena{workspace};
-  Audios<T> audios;
-  audios.lay_out(arena, s, f.grad_visual);
-  auto* scratch = arena.take<Gradients<T>>(p.threads);
-  for (int i = 0; i < p.threads; ++i) {
-    Gradients<T> mine;
-    mine.lay_out(arena, s, audios);
-    if (workspace) scratch[i] = mine;
-  }
-  if (bytes) return void(*bytes = arena.used);
+  PackedAudios<T> audios;
+  audios.allocate(workspace, s, f.grad_visual);
+  auto* scratch = workspace.take<BackwardScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
 
   parallel(p.threads, [&] {
-    TileScope tiles;
+    AmxTileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    Gradients<T>& my = scratch[thread];
-    if (f.grad_audio) my.clear(audios);
+    BackwardScratch<T>& my = scratch[thread];
+    if (f.grad_audio) my.zero_dA(audios);
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, f.grad_visual); });
 
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
-    for (int64_t first = begin, group = group_of(s); first < end; first += group) {
+    for (int64_t first = begin, group = images_per_group(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
         const Image<T>& image = my.images[n - first] =
-            image_at(s, f.visual, n, my.image + (n - first) * my.image_size, n >= p.kept, f.grad_audio);
+            load_image(s, f.visual, n, my.image_scratch + (n - first) * my.image_size, n >= p.kept, f.grad_audio);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
         T* G = my.G + (n - first) * s.cells * W;
-        my.open(s);
-        Ahead ahead = image_ahead(s, f.visual, n + 1, steps_of(image, audios));
+        my.zero_t(s);
+        L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
         SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, my.panel_stride, {}, {}};
         for (int64_t panel = 0; panel < audios.panels; ++panel) {
           int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
@@ -167,39 +159,39 @@ void backward(const SimilarityParams& p, Pool pool, char* workspace, int64_t* by
           else
             similarities(image, audios, panel, epilogue, ahead);
         }
-        my.close(s);
+        my.reduce_t(s);
         if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.panel_stride, my.t);
-        if (f.grad_visual) my.publish_visual(s, f, image, audios, n, G, inverse_norm, n < p.kept);
+        if (f.grad_visual) my.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.kept);
       }
-      if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.half);
+      if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.bf16_G);
     }
     GOMP_barrier();
-    if (f.grad_audio) finish_audios(s, f, audios, scratch, false);
+    if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch, false);
   });
 }
 
 template <bool kBackward>
-void call(const SimilarityParams& p, char* workspace, int64_t* bytes) {
-  if (kHalfProducts && p.shape.dtype != DType::bfloat16)
-    return hand_over(kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel, p, workspace, bytes);
-  with_type(p, [&](auto zero) {
+void call(const SimilarityParams& p, Workspace& workspace) {
+  if (kBf16Gemm && p.shape.dtype != DType::bfloat16)
+    return (kBackward ? plain::similarity_backward_kernel : plain::similarity_kernel)(p, workspace);
+  with_compute_type(p, [&](auto zero) {
     using T = decltype(zero);
     with_pooling<Vec<T>, T>(p.pooling, p.parameters, p.shape.cells, [&](auto pool) {
       if constexpr (!kBackward)
-        forward<T>(p, pool, workspace, bytes);
+        forward<T>(p, pool, workspace);
       else if constexpr (!decltype(pool)::kSparse)
-        backward<T>(p, pool, workspace, bytes);
-      else if constexpr (kHalfProducts)  // no product
-        hand_over(plain::similarity_backward_kernel, p, workspace, bytes);
+        backward<T>(p, pool, workspace);
+      else if constexpr (kBf16Gemm)  // no product
+        plain::similarity_backward_kernel(p, workspace);
       else
-        gather<T>(p, workspace, bytes);
+        max_backward<T>(p, workspace);
     });
   });
 }
 
 }  // namespace
 
-const Kernel<SimilarityParams> similarity_kernel = make_kernel<SimilarityParams, call<false>>();
-const Kernel<SimilarityParams> similarity_backward_kernel = make_kernel<SimilarityParams, call<true>>();
+void similarity_kernel(const SimilarityParams& p, Workspace& workspace) { call<false>(p, workspace); }
+void similarity_backward_kernel(const SimilarityParams& p, Workspace& workspace) { call<true>(p, workspace); }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

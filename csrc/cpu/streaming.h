@@ -1,5 +1,6 @@
-// Kernels that read each image once and need no other image: what a thread holds for one image, and the loop over
-// images.
+// Driver of the memory-bound kernels, cosine.cpp and mean.cpp, which treat every image by itself: the loop over images,
+// and the scratch of one thread. Threads take contiguous ranges of images; while one image is read or written, the next
+// one is prefetched into L2.
 #pragma once
 #include "cosine_mean.h"
 #include "kernel_table.h"
@@ -8,61 +9,58 @@
 namespace ssl_fast::SSL_FAST_ISA {
 
 template <class T>
-struct Row {
-  T *image, *store, *unit, *other, *sums;  // (channels * cells) twice, (channels) twice, (4, channels)
-  T *gain, *loss;                          // (cells): dv = gain x - loss v, where x is `unit`
+struct StreamingScratch {
+  T *image_scratch, *grad_out;  // an image, and its gradient, in the computing type
+  T *x, *b;                     // (channels)
+  T* partial_sums;              // (4, channels)
+  T *gain, *projection;         // (cells): dv = gain x - projection v
 
-  void lay_out(Arena& arena, const Shape& s) {
-    image = arena.take<T>(s.channels * s.cells);
-    store = arena.take<T>(s.channels * s.cells);
-    unit = arena.take<T>(s.channels);
-    other = arena.take<T>(s.channels);
-    sums = arena.take<T>(4 * s.channels);
-    gain = arena.take<T>(s.cells);
-    loss = arena.take<T>(s.cells);
+  void allocate(Workspace& workspace, const Shape& s) {
+    image_scratch = workspace.take<T>(s.channels * s.cells);
+    grad_out = workspace.take<T>(s.channels * s.cells);
+    x = workspace.take<T>(s.channels);
+    b = workspace.take<T>(s.channels);
+    partial_sums = workspace.take<T>(4 * s.channels);
+    gain = workspace.take<T>(s.cells);
+    projection = workspace.take<T>(s.cells);
   }
-  // unit = audio[n] / |audio[n]|; returns 1 / |audio[n]|
-  T set_unit(const Shape& s, const void* audio, int64_t n) {
-    const T* raw = values_of<T>(audio, s.dtype, n * s.channels, s.channels, unit);
+  // x = audio[n] / |audio[n]|; returns 1 / |audio[n]|
+  T load_unit_audio(const Shape& s, const void* audio, int64_t n) {
+    const T* raw = to_compute_type<T>(audio, s.dtype, n * s.channels, s.channels, x);
     T sum = 0;
     for (int64_t c = 0; c < s.channels; ++c) sum += raw[c] * raw[c];
-    T scale = inverse_length(sum);
-    for (int64_t c = 0; c < s.channels; ++c) unit[c] = raw[c] * scale;
+    T scale = safe_rsqrt(sum);
+    for (int64_t c = 0; c < s.channels; ++c) x[c] = raw[c] * scale;
     return scale;
   }
-  // The next image, over the rows of a pass through this one.
-  Ahead ahead(const CellsParams& p, int64_t n) const {
-    return image_ahead(p.shape, p.visual, n + 1, p.shape.channels_last ? p.shape.cells : p.shape.channels);
+  // Prefetcher of image n + 1, over the rows of image n.
+  L2Prefetcher prefetch_next(const CellsParams& p, int64_t n) const {
+    return prefetch_image(p.shape, p.visual, n + 1, p.shape.channels_last ? p.shape.cells : p.shape.channels);
   }
-  void store_gradient(const CellsParams& p, const Image<T>& values, int64_t n) {
+  void store_visual_gradient(const CellsParams& p, const Image<T>& values, int64_t n) {
     int64_t size = p.shape.channels * p.shape.cells;
-    T* out = destination<T>(p.grad_visual, p.shape.dtype, n * size, store);
-    Ahead next = ahead(p, n);
-    cell_gradient(values, unit, gain, loss, out, next);
-    publish(out, p.grad_visual, p.shape.dtype, n * size, size);
+    T* out = output_buffer<T>(p.grad_visual, p.shape.dtype, n * size, grad_out);
+    L2Prefetcher next = prefetch_next(p, n);
+    rank1_gradient(values, x, gain, projection, out, next);
+    store_output(out, p.grad_visual, p.shape.dtype, n * size, size);
   }
 };
 
-template <class Work, class T>
-void for_images(const CellsParams& p, char* workspace, int64_t* bytes) {
-  Arena arena{workspace};
-  Row<T>* rows = arena.take<Row<T>>(p.threads);
-  Row<T> sizes;
-  for (int i = 0; i < p.threads; ++i) (workspace ? rows[i] : sizes).lay_out(arena, p.shape);
-  if (bytes) return void(*bytes = arena.used);
+// Op::run(p, image, n, scratch of the thread) for all images.
+template <class Op, class T>
+void for_images(const CellsParams& p, Workspace& workspace) {
+  StreamingScratch<T>* scratch = workspace.take<StreamingScratch<T>>(p.threads);
+  for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, p.shape);
   parallel(p.threads, [&] {
-    Row<T>& row = rows[omp_get_thread_num()];
-    parallel_for(p.shape.images, [&](int64_t n) { Work::run(p, image_at(p.shape, p.visual, n, row.image), n, row); });
+    StreamingScratch<T>& local = scratch[omp_get_thread_num()];
+    parallel_for(p.shape.images,
+                 [&](int64_t n) { Op::run(p, load_image(p.shape, p.visual, n, local.image_scratch), n, local); });
   });
 }
 
-template <class Work>
-void run_streaming(const CellsParams& p, char* workspace, int64_t* bytes) {
-  with_type(p, [&](auto zero) { for_images<Work, decltype(zero)>(p, workspace, bytes); });
-}
-template <class Work>
-constexpr Kernel<CellsParams> streaming() {
-  return make_kernel<CellsParams, run_streaming<Work>>();
+template <class Op>
+void run_streaming(const CellsParams& p, Workspace& workspace) {
+  with_compute_type(p, [&](auto zero) { for_images<Op, decltype(zero)>(p, workspace); });
 }
 
 }  // namespace ssl_fast::SSL_FAST_ISA

@@ -1,6 +1,6 @@
-// Threads of torch's own OpenMP pool, by the functions of libgomp that GCC's OpenMP stands on. Clang's OpenMP would
-// load LLVM's runtime: a second pool beside torch's, and while a region of the one runs, idle threads of the other
-// spin.
+// Parallel regions and loops with a static schedule, on the threads of torch's own OpenMP pool. By the entry points of
+// libgomp, which GCC's OpenMP calls: Clang's OpenMP would load LLVM's runtime, a second pool beside torch's, whose idle
+// threads spin while regions of the other run.
 #pragma once
 #include <cstdint>
 
@@ -17,14 +17,15 @@ namespace ssl_fast::SSL_FAST_ISA {
 
 extern const KernelTable table;
 
-// Calls body() on each of `threads` threads. Each run of a kernel calls this once, in its own instruction set.
+// Parallel region: body() on each of `threads` threads. Each run of a kernel calls this once, in its own instruction
+// set.
 template <class Body>
 void parallel(int threads, Body body) {
   last_instruction_set = table.instruction_set;
   GOMP_parallel([](void* data) { (*static_cast<Body*>(data))(); }, &body, threads, 0);
 }
 
-// Within `parallel`: f(i) for each i < count, a run of them on each thread, and a barrier.
+// Worksharing loop, in `parallel`: f(i) for i < count, contiguous chunks of equal size, then a barrier.
 template <class F>
 void parallel_for(int64_t count, F f) {
   int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
