@@ -48,7 +48,7 @@ SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pool
   p.shape = s;
   p.features = features_of(s, f, cached_images);
   set_pooling(p, pooling, parameters);
-  p.kept = cached_images;
+  p.cached_images = cached_images;
   p.positives = need<int64_t>("positives", positives, s.images * 8, true);
   if (positives) p.positive_map = need("positive_map", positive_map, s.images * s.cells * real);
   p.scores = need("scores", scores, pairs * real);
@@ -65,12 +65,12 @@ ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const Fe
   p.shape = s;
   p.loc = features_of(s, loc, cached_images), p.avc = features_of(s, avc, cached_images);
   p.tau = tau, p.reduce = reduce, p.instances = instances;
-  p.kept = cached_images;
+  p.cached_images = cached_images;
   p.scores = need("scores", scores, pairs * real);
   p.space_norm = need("space_norm", space_norm, 2 * pairs * real);
   p.instance_norm = need("instance_norm", instance_norm,
                          2 * (instances == Instances::audio ? s.images : padded_audios(s)) * s.cells * real);
-  p.best_cell = need("argmax", argmax, reduce == Reduce::max ? pairs * 4 : 0);
+  p.argmax = need("argmax", argmax, reduce == Reduce::max ? pairs * 4 : 0);
   p.threads = threads;
   return p;
 }
@@ -126,7 +126,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         SimilarityParams p = similarity_params(s, features, pooling, parameters, cached_images, positives, positive_map,
                                                scores, residual, threads);
         py::gil_scoped_release release;
-        run(*kernels().similarity, p, {{p.features.kept_alpha, cached_bytes(s, cached_images)}});
+        run(*kernels().similarity, p, {{p.features.cached_alphas, cached_bytes(s, cached_images)}});
       },
       py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("parameters"),
       py::arg("cached_images"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"),
@@ -157,7 +157,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
                                          instance_norm, argmax, threads);
         const int64_t bytes = cached_bytes(s, cached_images);
         py::gil_scoped_release release;
-        run(*kernels().product, p, {{p.loc.kept_alpha, bytes}, {p.avc.kept_alpha, bytes}});
+        run(*kernels().product, p, {{p.loc.cached_alphas, bytes}, {p.avc.cached_alphas, bytes}});
       },
       py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
       py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("space_norm"),

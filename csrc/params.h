@@ -22,10 +22,10 @@ struct Shape {
 struct Features {
   const void* visual;
   const void* audio;
-  void* inverse_norm;  // real (N, cells): 1 / |visual|, written by the forward pass
-  void* kept_alpha;    // real (kept, padded M * cells): alpha of the first images, in the engine's own order
-  void* grad_visual;   // like visual
-  void* grad_audio;    // like audio
+  void* inverse_norm;   // real (N, cells): 1 / |visual|, written by the forward pass
+  void* cached_alphas;  // real (cached_images, padded M * cells): alpha of the first images, in the engine's own order
+  void* grad_visual;    // like visual
+  void* grad_audio;     // like audio
 };
 
 struct SimilarityParams {
@@ -33,7 +33,7 @@ struct SimilarityParams {
   Features features;
   Pooling pooling;
   double parameters[kPoolingParameters];
-  int64_t kept;              // images whose alpha is kept for the backward pass
+  int64_t cached_images;     // the first ones, whose alpha is cached for the backward pass
   const int64_t* positives;  // (N) or null: the audio whose map is wanted
   void* positive_map;        // real (N, cells): alpha[n, positives[n], :]
   void* scores;              // real (N, M)
@@ -49,11 +49,11 @@ struct ProductParams {
   double tau;
   Reduce reduce;
   Instances instances;
-  int64_t kept;
+  int64_t cached_images;
   void* scores;         // real (N, M): log sum_p (or max_p) of the product of both softmaxes
   void* space_norm;     // real (2, N, M): of a pair, the largest loc, and log sum_p exp((loc - largest) / tau)
   void* instance_norm;  // real (2, N, cells), or (2, padded M, cells) for instances = image: the same of avc
-  void* best_cell;      // int32 (N, M), reduce = max only
+  void* argmax;         // int32 (N, M), reduce = max only
   const void* grad_scores;
   int threads;
 };

@@ -106,8 +106,8 @@ struct Product {
   const T* alpha_panel(const Features& f, const Image<T>& image, const PackedAudios<T>& audios, const T* norm,
                        int64_t n, int64_t panel, bool recompute, T* scratch,
                        L2Prefetcher prefetcher = {nullptr, 0, 1}) const {
-    T* out = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * map_size() + panel * s.cells * W : scratch;
-    if (recompute || n >= p.kept) compute_alphas(image, audios, panel, norm, out, prefetcher);
+    T* out = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * map_size() + panel * s.cells * W : scratch;
+    if (recompute || n >= p.cached_images) compute_alphas(image, audios, panel, norm, out, prefetcher);
     return out;
   }
   // Prefetcher of one part of the next image, of as many equal parts as there are panels.
@@ -195,7 +195,7 @@ void forward(const ProductParams& p, Workspace& workspace) {
         const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
         int64_t at = n * s.audios + panel * W, count = product.lanes_in(panel);
         Vec<T> largest[kVectors], norm[kVectors], score[kVectors];
-        Index<Vec<T>> best_cell[kVectors];
+        Index<Vec<T>> argmax[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           largest[v] = load(loc + v * L);
           for (int64_t cell = 1; cell < s.cells; ++cell) {
@@ -223,12 +223,12 @@ void forward(const ProductParams& p, Workspace& workspace) {
           norm[v] = logarithm(sum);
           score[v] = best.best - norm[v];
           if (p.reduce == Reduce::sum) score[v] += logarithm(total);
-          best_cell[v] = best.cell;
+          argmax[v] = best.cell;
         }
         store_lanes(largest, static_cast<T*>(p.space_norm) + at, count);
         store_lanes(norm, static_cast<T*>(p.space_norm) + s.images * s.audios + at, count);
         store_lanes(score, static_cast<T*>(p.scores) + at, count);
-        if (p.reduce == Reduce::max) store_lanes(best_cell, static_cast<int32_t*>(p.best_cell) + at, count);
+        if (p.reduce == Reduce::max) store_lanes(argmax, static_cast<int32_t*>(p.argmax) + at, count);
       }
     });
   });
@@ -249,7 +249,7 @@ struct ScoreGradient {
     load_lanes(static_cast<const T*>(p.space_norm) + at, count, largest);
     load_lanes(static_cast<const T*>(p.space_norm) + product.s.images * product.s.audios + at, count, norm);
     for (int64_t i = 0; i < kPanel<T> && p.reduce == Reduce::max; ++i)
-      best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.best_cell)[at + i]) : T(-1);
+      best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.argmax)[at + i]) : T(-1);
   }
   // f(cell, v, u, y - L) for all cells and vectors of lanes.
   template <class F>
@@ -306,8 +306,8 @@ void backward(const ProductParams& p, Workspace& workspace) {
         T* R = product.R + panel * s.cells * W;
         for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
         for (int64_t n = 0; n < s.images; ++n) {
-          ImagePair<T> images =
-              product.load_images(n, local.loc_grads.image_scratch, local.avc_grads.image_scratch, n >= p.kept);
+          ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch, local.avc_grads.image_scratch,
+                                                    n >= p.cached_images);
           const T* avc =
               product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false, local.avc_alphas);
           const T* loc =
@@ -328,7 +328,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
       for (int64_t n = first; n < last; ++n) {
         int64_t offset = (n - first) * local.loc_grads.image_size;
         ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch + offset,
-                                                  local.avc_grads.image_scratch + offset, n >= p.kept, audio);
+                                                  local.avc_grads.image_scratch + offset, n >= p.cached_images, audio);
         local.loc_grads.images[n - first] = images.loc, local.avc_grads.images[n - first] = images.avc;
         T *G_loc = local.loc_grads.G + (n - first) * s.cells * W,
           *G_avc = local.avc_grads.G + (n - first) * s.cells * W;
@@ -374,10 +374,10 @@ void backward(const ProductParams& p, Workspace& workspace) {
         if (visual) {
           local.loc_grads.reduce_t(s);
           local.loc_grads.store_visual_gradient(s, p.loc, images.loc, product.loc, n, G_loc, images.loc_norm,
-                                                n < p.kept);
+                                                n < p.cached_images);
           local.avc_grads.reduce_t(s);
           local.avc_grads.store_visual_gradient(s, p.avc, images.avc, product.avc, n, G_avc, images.avc_norm,
-                                                n < p.kept);
+                                                n < p.cached_images);
         }
       }
       BackwardScratch<T>* spaces[] = {&local.loc_grads, &local.avc_grads};

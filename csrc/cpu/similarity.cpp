@@ -1,4 +1,14 @@
-// Pooled similarity of all image-audio pairs: engine<Pooling>, forward and backward.
+// Pooled similarity of all image-audio pairs, for each pooling of ../pooling.h:
+//
+//   forward    S[n, m] = pooling over p of alpha[n, m, p], alpha = v[n, p] . a[m] / (|v[n, p]| |a[m]|); residual (N, M)
+//   backward   G[p, m] = g[n, m] dS/dalpha[n, m, p] / |v[n, p]|, then dv = G A and da = G^T V, and what the norms take
+//
+//   Inputs    visual (N, C, P) or channels last, audio (M, C), float32, float64, or 16 bits that are converted
+//   Outputs   S, residual, 1 / |v| (N, P); alpha of the first images, cached for the backward pass
+//   Threads   share the images; the audio gradient is a sum per thread, added in the order of the threads
+//
+// One GEMM tile (cells x a panel of audios) at a time goes to an epilogue: PoolEpilogue keeps a running state per lane,
+// SlopeEpilogue writes G. A sparse pooling has its backward pass in max_backward.h.
 #include "kernel_table.h"
 #include "max_backward.h"
 
@@ -11,7 +21,7 @@ template <class T, class Pool>
 struct PoolEpilogue {
   Pool pool;
   const T* inverse_norm;
-  T* kept;  // alpha in [panel][cell][lane], or null
+  T* cached;  // alpha in [panel][cell][lane], or null
   int64_t cells;
   typename Pool::State state[kVectors];
 
@@ -23,7 +33,7 @@ struct PoolEpilogue {
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         Vec<T> alpha = load(products + r * kPanel<T> + v * kLanes<T>) * inverse_norm[cell + r];
-        if (kept) store(kept + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
+        if (cached) store(cached + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
       pool.merge(state[v], s);
@@ -50,8 +60,8 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       inverse_norms(image, inverse_norm);
       L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
       for (int64_t panel = 0; panel < audios.panels; ++panel) {
-        T* kept = n < p.kept ? static_cast<T*>(f.kept_alpha) + n * audios.padded() * s.cells : nullptr;
-        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, kept, s.cells, {}};
+        T* cached = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * audios.padded() * s.cells : nullptr;
+        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells, {}};
         similarities(image, audios, panel, epilogue, ahead);
         int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
         Vec<T> scores[kVectors];
@@ -102,9 +112,9 @@ struct SlopeEpilogue {
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) row(products + r * kPanel<T>, inverse_norm[cell + r], panel, cell + r);
   }
-  // The same from kept alphas.
-  void all_cells(const T* kept, int64_t panel) {
-    for (int64_t cell = 0; cell < cells; ++cell) row(kept + (panel * cells + cell) * kPanel<T>, 1, panel, cell);
+  // The same from cached alphas.
+  void all_cells(const T* cached, int64_t panel) {
+    for (int64_t cell = 0; cell < cells; ++cell) row(cached + (panel * cells + cell) * kPanel<T>, 1, panel, cell);
   }
 };
 
@@ -140,8 +150,8 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
     for (int64_t first = begin, group = images_per_group(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        const Image<T>& image = my.images[n - first] =
-            load_image(s, f.visual, n, my.image_scratch + (n - first) * my.image_size, n >= p.kept, f.grad_audio);
+        const Image<T>& image = my.images[n - first] = load_image(
+            s, f.visual, n, my.image_scratch + (n - first) * my.image_size, n >= p.cached_images, f.grad_audio);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
         T* G = my.G + (n - first) * s.cells * W;
         my.zero_t(s);
@@ -154,14 +164,14 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
           load_lanes(static_cast<const T*>(p.residual) + at, count, epilogue.scale);
           load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
           for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
-          if (n < p.kept)
-            epilogue.all_cells(static_cast<const T*>(f.kept_alpha) + n * s.cells * audios.padded(), panel);
+          if (n < p.cached_images)
+            epilogue.all_cells(static_cast<const T*>(f.cached_alphas) + n * s.cells * audios.padded(), panel);
           else
             similarities(image, audios, panel, epilogue, ahead);
         }
         my.reduce_t(s);
         if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.panel_stride, my.t);
-        if (f.grad_visual) my.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.kept);
+        if (f.grad_visual) my.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.cached_images);
       }
       if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.bf16_G);
     }
