@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -26,15 +27,18 @@ def runs_on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
+def launch_on(tensor: Tensor) -> AbstractContextManager[Launch]:
+    """A context with the launch for this tensor's device. What torch computes inside on CUDA is not subject to
+    autocast."""
+    if tensor.is_cuda:
+        return _cuda_launch(tensor)
+    return contextlib.nullcontext(Launch(extension, {"threads": torch.get_num_threads()}))
+
+
 @contextlib.contextmanager
-def launch_on(tensor: Tensor) -> Iterator[Launch]:
-    """The launch for this tensor's device. What torch computes inside is not subject to autocast."""
-    with without_autocast(tensor):
-        if tensor.is_cuda:
-            with torch.cuda.device(tensor.device):
-                yield Launch(extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream})
-        else:
-            yield Launch(extension, {"threads": torch.get_num_threads()})
+def _cuda_launch(tensor: Tensor) -> Iterator[Launch]:
+    with without_autocast(tensor), torch.cuda.device(tensor.device):
+        yield Launch(extension.cuda, {"stream": torch.cuda.current_stream().cuda_stream})
 
 
 # ---- tensors as kernels see them ----
