@@ -96,6 +96,16 @@ def set_threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(params=["reference", "compiled"])
+def backend(request):
+    """Each backend of the ops that there is."""
+    from ssl_fast.ops import checks
+
+    if request.param == "compiled" and checks.extension is None:
+        pytest.skip(f"no compiled module: {checks.extension_error}")
+    return request.param
+
+
 @pytest.fixture
 def use_set():
     """`use_instruction_set` of the compiled module, for one test."""

@@ -5,16 +5,8 @@ import torch
 
 from op_checks import DTYPES, Shape, dtypes, needs_compiled, planted
 from ssl_fast import ops
-from ssl_fast.ops import checks
 
 SHAPE = Shape(4, 4, 24, 3, 5)
-
-
-@pytest.fixture(params=["reference", "compiled"])
-def backend(request):
-    if request.param == "compiled" and checks.extension is None:
-        pytest.skip(f"no compiled module: {checks.extension_error}")
-    return request.param
 
 
 def features(dtype=torch.float32, shape=SHAPE):

@@ -23,15 +23,6 @@ from loss_loops import (
     soft_mean,
 )
 from ssl_fast import losses, ops
-from ssl_fast.ops import checks
-
-
-@pytest.fixture(params=["reference", "compiled"])
-def backend(request):
-    if request.param == "compiled" and checks.extension is None:
-        pytest.skip(f"the compiled module is absent: {checks.extension_error}")
-    return request.param
-
 
 PAIR_LOSSES = {
     "margin_nce": (losses.margin_nce, loop_margin_nce, {}),

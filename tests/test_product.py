@@ -7,17 +7,9 @@ import torch
 
 from op_checks import Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled, product_op
 from ssl_fast import ops
-from ssl_fast.ops import checks
 from ssl_fast.ops.product import INSTANCES, REDUCTIONS
 
 SHAPE = Shape(4, 37, 12, 3, 5)
-
-
-@pytest.fixture(params=["reference", "compiled"])
-def backend(request):
-    if request.param == "compiled" and checks.extension is None:
-        pytest.skip(f"no compiled module: {checks.extension_error}")
-    return request.param
 
 
 def for_every_option(test):

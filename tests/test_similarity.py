@@ -19,18 +19,10 @@ from op_checks import (
     upstream,
 )
 from ssl_fast import ops
-from ssl_fast.ops import checks
 from ssl_fast.ops.poolings import LOWEST_LOGIT
 from ssl_fast.ops.similarity import similarity_and_map
 
 SHAPE = Shape(5, 37, 24, 3, 5)
-
-
-@pytest.fixture(params=["reference", "compiled"])
-def backend(request):
-    if request.param == "compiled" and checks.extension is None:
-        pytest.skip(f"no compiled module: {checks.extension_error}")
-    return request.param
 
 
 def all_poolings():

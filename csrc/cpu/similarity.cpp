@@ -142,21 +142,21 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   parallel(p.threads, [&] {
     AmxTileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    BackwardScratch<T>& my = scratch[thread];
-    if (f.grad_audio) my.zero_dA(audios);
+    BackwardScratch<T>& local = scratch[thread];
+    if (f.grad_audio) local.zero_dA(audios);
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, f.grad_visual); });
 
     int64_t begin = s.images * thread / threads, end = s.images * (thread + 1) / threads;
     for (int64_t first = begin, group = images_per_group(s); first < end; first += group) {
       int64_t last = first + group < end ? first + group : end;
       for (int64_t n = first; n < last; ++n) {
-        const Image<T>& image = my.images[n - first] = load_image(
-            s, f.visual, n, my.image_scratch + (n - first) * my.image_size, n >= p.cached_images, f.grad_audio);
+        const Image<T>& image = local.images[n - first] = load_image(
+            s, f.visual, n, local.image_scratch + (n - first) * local.image_size, n >= p.cached_images, f.grad_audio);
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
-        T* G = my.G + (n - first) * s.cells * W;
-        my.zero_t(s);
+        T* G = local.G + (n - first) * s.cells * W;
+        local.zero_t(s);
         L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
-        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, my.t_lanes, s.cells, my.panel_stride, {}, {}};
+        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, local.t_lanes, s.cells, local.panel_stride, {}, {}};
         for (int64_t panel = 0; panel < audios.panels; ++panel) {
           int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
           Vec<T> grad[kVectors];
@@ -169,11 +169,12 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
           else
             similarities(image, audios, panel, epilogue, ahead);
         }
-        my.reduce_t(s);
-        if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, my.panel_stride, my.t);
-        if (f.grad_visual) my.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.cached_images);
+        local.reduce_t(s);
+        if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, local.panel_stride, local.t);
+        if (f.grad_visual) local.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.cached_images);
       }
-      if (f.grad_audio) audio_gradient(my.images, last - first, my.G, my.panel_stride, audios.panels, my.dA, my.bf16_G);
+      if (f.grad_audio)
+        audio_gradient(local.images, last - first, local.G, local.panel_stride, audios.panels, local.dA, local.bf16_G);
     }
     GOMP_barrier();
     if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch, false);
