@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import warnings
 import zlib
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 
 from ssl_fast.cli import main as cli
-from ssl_fast.models import checkpoints
+from ssl_fast.models import checkpoints, storage
 from ssl_fast.models.checkpoints import load
 from ssl_fast.models.published import LAYOUTS
 from ssl_fast.models.storage import CheckpointError
@@ -50,10 +51,32 @@ def weights(name):
     return published_weights((GOLDEN / "salt.txt").read_text().strip(), keys[name])
 
 
-def write(path, name, state, wrapped=True):
+# Metrics that the training loops of the programs store beside the weights: means of numpy.
+METRICS = dict.fromkeys(("ezvsl", "fnac", "margin"), ("best_cIoU", "best_Auc"))
+METRICS |= dict.fromkeys(("slavc", "slavc_momentum"), ("best_Precision", "best_AP", "best_F1"))
+METRICS |= {"ssltie": ("best_miou",)}
+
+
+def write(path, name, state, wrapped=True, numpy_1=False):
+    """A file as the program's training loop writes it; numpy_1: with numpy 1, whose pickles have other names."""
     if name in PREFIXED:
         state = {f"module.{key}": value for key, value in state.items()}
-    torch.save({LAYOUTS[name].container: state, "epoch": 7, "optimizer": {"lr": 1e-4}} if wrapped else state, path)
+    if not wrapped:
+        torch.save(state, path)
+        return path
+    net = torch.nn.Linear(2, 1)
+    optimizer = torch.optim.Adam(net.parameters())
+    net(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    stored = {LAYOUTS[name].container: state, "epoch": 7, "optimizer": optimizer.state_dict(), "iteration": np.int64(9)}
+    stored |= {"scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1).state_dict()}
+    stored |= {metric: np.mean(np.float32([0.5, 0.7])) for metric in METRICS.get(name, ())}
+    stored |= {"history": np.linspace(0, 1, 3)}
+    torch.save(stored, path, _use_new_zipfile_serialization=not numpy_1)  # one plain pickle after the other
+    if numpy_1:
+        data = path.read_bytes()
+        assert data.count(b"numpy._core.multiarray") or np.__version__.startswith("1.")
+        path.write_bytes(data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
     return path
 
 
@@ -83,6 +106,22 @@ def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path
     np.testing.assert_allclose(maps_of(found.localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
     assert (found.recipe["method"], len(found.unused)) == (method, unused)
     assert found.front_end.seconds == heard
+
+
+@pytest.mark.parametrize("name", ["ezvsl", "lvs", "ssltie"])
+def test_files_written_with_numpy_1(name, tmp_path):
+    path = write(tmp_path / "best.pth", name, weights(name), numpy_1=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = load(path)
+    np.testing.assert_allclose(maps_of(found.localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
+
+
+def test_arrays_of_objects_are_not_read(tmp_path):
+    """They are pickles of any object."""
+    torch.save({"model": {"a": torch.ones(1)}, "x": np.array([print], object)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="what could run code is not read"):
+        load(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -178,5 +217,5 @@ def test_evaluation_names_unused_keys_and_hears_by_the_published_front_end(tmp_p
     (note,) = (note for note in results["notes"] if "no map depends on" in note)
     assert results["layout"] == "lvs" and results["recipe"]["front_end"] == "lvs"
     unused = re.compile(r"_flow|fc\.|imgnet.conv1_a|audnet.conv1\.")
-    unused = {key for key in torch.load(path, weights_only=True)["model_state_dict"] if unused.search(key)}
+    unused = {key for key in storage.read_file(path)["model_state_dict"] if unused.search(key)}
     assert set(note.partition("depends on: ")[2].split(", ")) == unused and len(unused) == 8

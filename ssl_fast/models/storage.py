@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -56,12 +57,22 @@ def read_file(path: Path):
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_values()):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle of other bytes fails in any way, IndexError and struct.error among them
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own text says how to run the code in it
             reason = "not plain weights; what could run code is not read"
         raise CheckpointError(f"{path}: truncated, damaged or not a checkpoint ({reason})") from error
+
+
+def _numpy_values() -> list:
+    """Allowed globals of a pickle: those of numpy's scalars and arrays of numbers, by the names of numpy 1 and 2. The
+    released training programs store metrics as such beside the weights."""
+    functions = {"_reconstruct": np.ones(1).__reduce__()[0], "scalar": np.float64(1).__reduce__()[0]}
+    cores = ("numpy.core.multiarray", "numpy._core.multiarray")
+    names = [(function, f"{core}.{name}") for name, function in functions.items() for core in cores]
+    return [*names, np.ndarray, np.dtype, *{type(np.dtype(code)) for code in "?bhilqBHILQefd"}]
 
 
 def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
