@@ -155,6 +155,12 @@ def test_beta(beta):
         ops.SoftThreshold(beta=beta)
 
 
+@pytest.mark.parametrize("tau", [0, -0.1, float("nan"), float("inf")])
+def test_tau_of_log_mean_exp(tau):
+    with pytest.raises(ValueError, match=f"tau: expected > 0 and finite, got {tau}"):
+        ops.LogMeanExp(tau)
+
+
 @both_backends
 @pytest.mark.parametrize("pooling", [ops.Max, "max", None, torch.nn.AdaptiveMaxPool2d(1)])
 def test_pooling_of_wrong_type(pooling, backend):

@@ -456,6 +456,10 @@ VALUE_ERRORS = {
     "backend": (lambda: losses.ez_vsl(V, A, backend="cuda"), "backend: expected"),
 }
 TYPE_ERRORS = {
+    "positives in a list": (
+        lambda: losses.ez_vsl(V, A, positives=[0, 1, 2, 3]),
+        "positives: expected a tensor .* got list",
+    ),
     "dtypes": (lambda: losses.lvs(V, A.float()), "audio: expected torch.float64"),
     "no list of views": (lambda: losses.ssl_align(V, [A]), "visuals: expected a list .* got a tensor"),
     "no view": (lambda: losses.ssl_align([V], []), "audios: expected a list of at least one view, got none"),

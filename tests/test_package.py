@@ -1,5 +1,6 @@
 """Modules that `import ssl_fast` imports, and those that are imported on first use."""
 
+import importlib
 import subprocess
 import sys
 import textwrap
@@ -8,6 +9,7 @@ import pytest
 
 import ssl_fast
 from op_checks import needs_compiled
+from ssl_fast import training
 
 
 @needs_compiled
@@ -27,5 +29,6 @@ def test_torch_is_imported_on_first_use_and_before_the_compiled_module():
 def test_attributes():
     assert {"losses", "ops", "data", "evaluation", "recipes", "distributed", "__version__"} <= set(dir(ssl_fast))
     assert callable(ssl_fast.evaluation.evaluate)
+    assert importlib.import_module("ssl_fast.recipes").recipe is ssl_fast.recipes.recipe is training.recipes.recipe
     with pytest.raises(AttributeError, match="module 'ssl_fast' has no attribute 'loses'"):
         _ = ssl_fast.loses

@@ -112,12 +112,11 @@ def test_planned_steps():
         ({"pooling_warm_up": (0.5, 0.2)}, "pooling_warm_up: expected 0 <= start <= end <= 1, got (0.5, 0.2)"),
         (
             {"loss": {"pooling": {"name": "median"}}},
-            "pooling: expected a dict with a name among mean, soft_threshold, max, log_mean_exp, "
-            "got {'name': 'median'}",
+            f"pooling: expected a dict with a name among {', '.join(recipes.POOLINGS)}, got {{'name': 'median'}}",
         ),
         (
             {"loss": {"pooling": "max"}},
-            "pooling: expected a dict with a name among mean, soft_threshold, max, log_mean_exp, got 'max'",
+            f"pooling: expected a dict with a name among {', '.join(recipes.POOLINGS)}, got 'max'",
         ),
         (
             {"method": "lvs", "views": ("original", "augmented")},

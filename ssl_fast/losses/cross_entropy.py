@@ -21,6 +21,8 @@ def check_positives(rows: int, columns: int, positives: Tensor | None, device: t
         if rows != columns:
             raise ValueError(f"positives: required where there are {rows} images and {columns} audios, got None")
         return
+    if not isinstance(positives, Tensor):
+        raise TypeError(f"positives: expected a tensor ({rows},) of int64, got {type(positives).__name__}")
     if positives.dtype != torch.int64 or positives.shape != (rows,):
         raise ValueError(f"positives: expected ({rows},) int64, got {tuple(positives.shape)} {positives.dtype}")
     if positives.device != device:

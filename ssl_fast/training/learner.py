@@ -159,7 +159,7 @@ class Learner:
     def batch_loss(
         self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
     ) -> Tensor:
-        """The recipe's loss at `progress` of the run, of a batch of what `data.views.Views` gives -> scalar.
+        """The recipe's loss at `progress` of the run, of a batch of what `views.Views` gives -> scalar.
 
         images: uint8 (B, V, 3, H, W) for V views. sounds: waveforms (B, V, n), or spectrograms (B, V, 1, F, T).
         Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.

@@ -38,11 +38,11 @@ class Recipe:
         losses are computed in float32 always.
     augmentation: of squares, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
         of `crop_area` or more), with sounds shifted circularly in time by either; or of whole frames, one of
-        augmentation.POLICIES. vertical_flip: with "shift", images are turned upside down too, for sets without up and
+        transforms.POLICIES. vertical_flip: with "shift", images are turned upside down too, for sets without up and
         down such as the scenes. Without it a net may come to answer half a cell too high or too low everywhere, which
         costs it nothing in training; photographs are the harder for it.
     time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
-        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of augmentation.MASKS.
+        U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of transforms.MASKS.
     views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). All methods but ssl_align take one.

@@ -1,0 +1,3 @@
+"""The names of `ssl_fast.training.recipes`, also for `import ssl_fast.recipes`."""
+
+from .training.recipes import *  # noqa: F403
