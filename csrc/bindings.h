@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <initializer_list>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -55,6 +56,16 @@ T* need(const char* name, const Buffer& buffer, int64_t bytes, bool optional = f
   return buffer.at<T>();
 }
 
+// std::invalid_argument for a negative size, or for more bytes than an address has room for.
+inline void check_sizes(const char* name, std::initializer_list<int64_t> sizes) {
+  int64_t bytes = 8;
+  for (int64_t size : sizes)
+    if (size < 0) throw std::invalid_argument(std::string(name) + ": negative size");
+  for (int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, std::max<int64_t>(size, 1), &bytes))
+      throw std::invalid_argument(std::string(name) + ": sizes whose product is too large");
+}
+
 inline int64_t bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 inline int64_t real_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
 inline int64_t visual_bytes(const Shape& s) { return s.images * s.channels * s.cells * bytes_of(s.dtype); }
@@ -101,8 +112,10 @@ inline void bind_types(py::module_& m) {
   py::class_<Shape>(m, "Shape", py::module_local())
       .def(py::init(
                [](DType dtype, bool channels_last, int64_t images, int64_t audios, int64_t channels, int64_t cells) {
-                 if (std::min({images, audios, channels, cells}) < 0)
-                   throw std::invalid_argument("shape: negative size");
+                 check_sizes("shape", {images, std::max(audios, channels), cells});
+                 check_sizes("shape", {images, audios, cells});
+                 check_sizes("shape", {audios, channels});
+                 if (channels < 1 || cells < 1) throw std::invalid_argument("shape: expected channels and cells");
                  return Shape{dtype, channels_last, images, audios, channels, cells};
                }),
            py::kw_only(), py::arg("dtype"), py::arg("channels_last"), py::arg("images"), py::arg("audios"),

@@ -30,6 +30,7 @@ Features features_of(const Shape& s, const FeatureBuffers& f, int64_t cached_ima
   if (cached_images < 0 || cached_images > s.images)
     throw std::invalid_argument("cached_images: expected at most " + std::to_string(s.images) + ", got " +
                                 std::to_string(cached_images));
+  if (s.audios < 1) throw std::invalid_argument("shape: expected audios");
   const int64_t audio_bytes = s.audios * s.channels * bytes_of(s.dtype);
   return {need("visual", f.visual, visual_bytes(s)),
           need("audio", f.audio, audio_bytes),
@@ -79,6 +80,7 @@ ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const Fe
 using AxisArguments = std::tuple<Buffer, Buffer, int64_t>;
 Axis axis_of(const AxisArguments& a, int64_t pixels) {
   const auto& [first, weight, taps] = a;
+  check_sizes("resize", {pixels, taps});
   return {need<int64_t>("resize", first, pixels * 8), need<double>("resize", weight, pixels * taps * 8), taps};
 }
 
@@ -87,6 +89,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
+  m.attr("interface") = 1;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
@@ -202,7 +205,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
          const std::vector<std::tuple<RuleKind, Comparison, int64_t, float>>& rules, float value, Buffer hit,
          Buffer outside, Buffer weight, Buffer objects, Buffer shared, int threads) {
         const auto [images, maps, cell_rows, cell_columns, rows, columns] = shape;
-        if (*std::min_element(shape.begin(), shape.end()) < 0) throw std::invalid_argument("shape: negative size");
+        if (*std::min_element(shape.begin() + 1, shape.end()) < 1)
+          throw std::invalid_argument("shape: expected maps, cells and pixels");
+        check_sizes("shape", {images, maps, maps});
+        check_sizes("shape", {images, maps, cell_rows, cell_columns});
+        check_sizes("shape", {images, rows, columns});
         std::vector<MapRule> all;
         for (auto [kind, comparison, count, edge] : rules) all.push_back({kind, comparison, count, edge});
         MapParams p{};

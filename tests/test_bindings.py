@@ -1,5 +1,8 @@
 """The compiled module checks once more what ssl_fast.ops hands over: a swapped or short buffer is an error."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -63,12 +66,37 @@ def test_another_number_of_parameters_is_an_error(parameters):
         backward(parameters)
 
 
+def shape(**sizes):
+    given = {"images": N, "audios": M, "channels": C, "cells": P} | sizes
+    return checks.extension.Shape(dtype=checks.extension.DType.float32, channels_last=False, **given)
+
+
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"images": -1}, "negative size"),
+        ({"images": 2**61}, "sizes whose product is too large"),
+        ({"audios": 2**62}, "sizes whose product is too large"),
+        ({"channels": 0}, "expected channels and cells"),
+        ({"cells": 0}, "expected channels and cells"),
+    ],
+)
+def test_impossible_sizes_are_an_error(sizes, message):
+    with pytest.raises(ValueError, match=f"^shape: {message}$"):
+        shape(**sizes)
+
+
+def test_a_module_of_other_sources_is_not_used():
+    """As after an update of the sources alone."""
+    code = "import ssl_fast._C as c; c.interface = 0; from ssl_fast.ops import checks; print(checks.extension_error)"
+    done = subprocess.run([sys.executable, "-c", f"import torch; {code}"], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "it was built from other sources than these\n", done.stderr
+
+
 def test_numbers_are_no_enums():
     compiled = checks.extension
     with pytest.raises(TypeError, match="incompatible constructor arguments"):
         compiled.Shape(dtype=0, channels_last=False, images=N, audios=M, channels=C, cells=P)
-    with pytest.raises(ValueError, match="^shape: negative size$"):
-        compiled.Shape(dtype=compiled.DType.float32, channels_last=False, images=-1, audios=M, channels=C, cells=P)
 
 
 def test_poolings_of_python_are_those_of_the_kernels():

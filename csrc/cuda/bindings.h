@@ -31,7 +31,9 @@ inline void bind(py::module_ m) {
   py::class_<PairBuffers>(m, "Pairs", py::module_local())
       .def(py::init([](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t k_blocks,
                        Buffer packed_audios, Buffer packed_cells, Buffer audio_norm, Buffer cell_norm) {
-             if (std::min({audios, images, cells, k_blocks}) < 0) throw std::invalid_argument("pairs: negative size");
+             check_sizes("pairs", {audios, kKBlockBytes, k_blocks});
+             check_sizes("pairs", {images, cells, kKBlockBytes, k_blocks});
+             check_sizes("pairs", {images, cells, audios});
              const int64_t real = real_bytes(dtype), rows = images * cells;
              PairsParams p{dtype,
                            tf32,
@@ -163,7 +165,7 @@ inline void bind(py::module_ m) {
                       int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer space_top,
                       Buffer space_log, Buffer scores, Buffer argmax, Buffer grad_scores, Buffer grad_sums,
                       Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm, Buffer avc_cell_norm) {
-            if (std::min({images, audios, cells}) < 0) throw std::invalid_argument("product: negative size");
+            check_sizes("product", {images, audios, cells});
             const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
             const int64_t matrix = rows * matrix_columns(audios) * matrix_bytes(dtype);
             const int64_t softmaxes = (instances == Instances::audio ? rows : cells * audios) * real;

@@ -8,10 +8,14 @@ from typing import Any
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
+INTERFACE = 1  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
     from .. import _C as extension
+
+    if getattr(extension, "interface", None) != INTERFACE:
+        extension, extension_error = None, "it was built from other sources than these"
 except ImportError as error:  # told by `ssl-fast doctor` and by the ops
     extension_error = str(error)
 
