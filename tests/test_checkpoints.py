@@ -8,7 +8,7 @@ import torch
 
 from ssl_fast.cli import main as cli
 from ssl_fast.models import LocalizerConfig, build, checkpoints, storage
-from ssl_fast.training import recipes
+from ssl_fast.training import Learner, recipes
 
 FORMATS = (".pt", ".safetensors")
 
@@ -108,3 +108,25 @@ def test_without_safetensors_the_error_says_so(run, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
     with pytest.raises(ValueError, match="a.safetensors: such files need safetensors, .*: pip install safetensors"):
         checkpoints.write(checkpoints.load(run), tmp_path / "a.safetensors")
+
+
+def test_momentum_nets_of_a_run(tmp_path):
+    """Those that the learner averaged, and not the online nets; a run without them says so."""
+    small = LocalizerConfig.small("slavc", width=4, dimension=8)
+    learner = Learner(recipes.recipe("slavc", model=small, momentum_decay=0.9), seed=0)
+    assert learner.momentum is not None
+    with torch.no_grad():
+        for parameter in learner.localizer.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    learner.momentum.update(learner.localizer)
+    storage.save({"recipe": learner.recipe.to_dict(), **learner.state()}, tmp_path / "checkpoint.pt")
+    online, slow = checkpoints.load(tmp_path), checkpoints.load(tmp_path, "slavc_momentum")
+    images, sounds = inputs()
+    with torch.no_grad():
+        maps = slow.localizer(images, sounds)
+        assert torch.equal(maps, learner.momentum.localizer.eval()(images, sounds))
+        assert not torch.allclose(maps, online.localizer(images, sounds))
+    assert slow.threshold is None
+    storage.save({"recipe": learner.recipe.to_dict(), **learner.state(), "momentum": None}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="checkpoint.pt has no momentum nets, which 'slavc_momentum' asks for"):
+        checkpoints.load(tmp_path, "slavc_momentum")

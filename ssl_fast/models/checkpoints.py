@@ -72,9 +72,9 @@ def file_of(path: str | os.PathLike) -> Path:
 def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     """The localizer in a file, or in the folder of a run.
 
-    layout: a key of `published.LAYOUTS`, for files whose keys do not tell ("slavc_momentum": the momentum nets of
-    slavc). ValueError for an unknown one, CheckpointError, which names the file, for one that is missing, damaged,
-    holds code or something else, and for keys that do not fit: it lists them.
+    layout: a key of `published.LAYOUTS`, for files whose keys do not tell; "slavc_momentum": the momentum nets, also of
+    a run of ours, whose threshold is then not known. ValueError for an unknown one, CheckpointError, which names the
+    file, for one that is missing, damaged, holds code or something else, and for keys that do not fit: it lists them.
     """
     file = file_of(path)
     if layout is not None and layout not in published.LAYOUTS:
@@ -83,14 +83,20 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     found = published.weights_of(state)
     if found is not None:
         return Checkpoint(file, *published.localizer_of(file, *found, layout))
-    if layout is not None:
+    if layout not in (None, "slavc_momentum"):
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
+    momentum = layout is not None
+    if momentum and not state.get("momentum"):
+        raise ValueError(f"layout: {file} has no momentum nets, which 'slavc_momentum' asks for")
     try:
-        localizer = fill(blank(LocalizerConfig(**state["recipe"]["model"])), state["localizer"])
+        weights = state["momentum"] if momentum else state["localizer"]
+        weights = {key.removeprefix("localizer."): value for key, value in weights.items()} if momentum else weights
+        localizer = fill(blank(LocalizerConfig(**state["recipe"]["model"])), weights)
     except (RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
-    threshold = state["threshold"] if "threshold" in state else _threshold(file)  # in files of `write`; of a run
+    # of the online nets: in files of `write`; of a run
+    threshold = None if momentum else state["threshold"] if "threshold" in state else _threshold(file)
     return Checkpoint(file, localizer, state["recipe"], state.get("layout", OURS), [], threshold, state)
 
 
