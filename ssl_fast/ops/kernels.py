@@ -86,6 +86,27 @@ def buffer(tensor: Tensor | None, first: int = 0) -> tuple[int, int] | None:
     return tensor.data_ptr() + skipped, tensor.nbytes - skipped
 
 
+def features_of(
+    kernels,
+    visual: Tensor,
+    audio: Tensor,
+    inverse_norm: Tensor,
+    alphas: Tensor,
+    grad_visual: Tensor | None = None,
+    grad_audio: Tensor | None = None,
+):
+    """The Features of csrc/params.h, for the CPU kernels: one space of cosines, and its gradients (None: not
+    wanted)."""
+    return kernels.Features(
+        visual=buffer(visual),
+        audio=buffer(audio),
+        inverse_norm=buffer(inverse_norm),
+        cached_alphas=buffer(alphas),
+        grad_visual=buffer(grad_visual),
+        grad_audio=buffer(grad_audio),
+    )
+
+
 def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
     """Room for the gradients of visual (N, C, h, w) and audio (M, C); (0,) for one that is not needed."""
     return (

@@ -1,5 +1,7 @@
 """SLAVC's product of a softmax over instances and a softmax over space, in log space."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -100,18 +102,8 @@ def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(N
     """The forward pass, or with grad_scores the backward pass."""
     visual_loc, visual_avc, audio_loc, audio_avc = features
     scores, space_norm, instance_norm, argmax, norm_loc, norm_avc, alphas_loc, alphas_avc = saved
-
-    def space(visual, audio, inverse_norm, alphas, grad_visual, grad_audio):
-        return launch.kernels.Features(
-            visual=buffer(visual),
-            audio=buffer(audio),
-            inverse_norm=buffer(inverse_norm),
-            cached_alphas=buffer(alphas),
-            grad_visual=buffer(grad_visual),
-            grad_audio=buffer(grad_audio),
-        )
-
     with kernels.launch_on(visual_loc) as launch:
+        space = functools.partial(kernels.features_of, launch.kernels)
         args = {
             "shape": kernels.shape_of(launch.kernels, visual_loc, len(audio_loc)),
             "loc": space(visual_loc, audio_loc, norm_loc, alphas_loc, grads[0], grads[2]),

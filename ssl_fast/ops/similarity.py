@@ -165,12 +165,7 @@ def _forward_cpu(visual, audio, kind, parameters, positives, scores, maps, resid
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_forward(
             kernels.shape_of(launch.kernels, visual, len(audio)),
-            launch.kernels.Features(
-                visual=buffer(visual),
-                audio=buffer(audio),
-                inverse_norm=buffer(inverse_norm),
-                cached_alphas=buffer(alphas),
-            ),
+            kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas),
             **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
         )
 
@@ -235,14 +230,7 @@ def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, positi
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_backward(
             kernels.shape_of(launch.kernels, visual, len(audio)),
-            launch.kernels.Features(
-                visual=buffer(visual),
-                audio=buffer(audio),
-                inverse_norm=buffer(inverse_norm),
-                cached_alphas=buffer(alphas),
-                grad_visual=buffer(grad_visual),
-                grad_audio=buffer(grad_audio),
-            ),
+            kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
             grad_scores=buffer(grad_scores),
             grad_map=buffer(grad_map),
             **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
