@@ -314,7 +314,8 @@ def slavc(
         q(v, a)_ij = `reduce` over cells p of  softmax_j(cos_avc / tau)(p) * softmax_p(cos_loc / tau)(p)
         L = CE(log q(v, a'), positives) + CE(log q(v', a), positives)            ' = momentum
 
-    visual_* (N, C, h, w), audio_* (M, C); `loc` and `avc` may differ in C.
+    visual_* (N, C, h, w), audio_* (M, C); `loc` and `avc` may differ in C. The released program calls the heads of avc
+    1 and those of loc 2; exchanged, a net trains without an error, but its maps are not those of loc.
     momentum: the same four of the momentum nets, without gradient. None: no momentum nets, one term CE(log q(v, a)).
     reduce: "sum" as released, "max" as in the paper.
     negatives: the denominators run over "audio" for a fixed image as released, over "image" for a fixed audio as in the
