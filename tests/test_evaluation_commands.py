@@ -215,7 +215,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
     assert evaluate(folder, tmp_path / "out", *options) == 0
     pipeline = FRONT_ENDS["published/sslalign_ezvsl"]
     want = torch.stack([file_spectrogram(pipeline, folder / "audio" / f"{name}.wav") for name in IDS])
-    torch.testing.assert_close(torch.load(tmp_path / "given.pt"), want, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(torch.load(tmp_path / "given.pt", weights_only=True), want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
 from ..ops import checks
+from ..reproducibility import versions
 from .measure import Stopwatch, time_rounds
 
 
@@ -57,12 +57,7 @@ def header(options: argparse.Namespace) -> dict:
             "gpu": torch.cuda.get_device_name() if cuda else None,
             "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
-        "versions": {
-            "ssl_fast": __version__,
-            "torch": torch.__version__,
-            "cuda": torch.version.cuda if cuda else None,
-            "python": platform.python_version(),
-        },
+        "versions": versions() | {"cuda": torch.version.cuda if cuda else None},
         "commit": _git_commit(),
         "backend": options.backend,
         "extension_error": checks.extension_error,
