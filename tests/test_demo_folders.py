@@ -49,7 +49,9 @@ def test_only_what_was_abandoned_is_removed(temporary):
         assert (used / "upload.png").exists() and (elsewhere / "upload.png").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGKILL))]
+)
 def test_command_that_is_ended_during_an_upload(temporary, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "ssl_fast", "demo", "--port", "0"],
