@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from ssl_fast.cli import doctor
 from ssl_fast.cli import main as cli
 from ssl_fast.evaluation.report import _text
 from ssl_fast.models import checkpoints
@@ -76,3 +78,14 @@ def test_keys_of_a_checkpoint(tmp_path, capsys):
     cli.main(["convert", str(path), str(tmp_path / "b.pt")])
     out, err = capsys.readouterr()
     assert not controls(out + err) and r"\x1b[2Jkey" in out + err
+
+
+def test_warnings_are_one_line(monkeypatch, capsys):
+    def warns(_):
+        warnings.warn(HOSTILE, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr(doctor, "run", warns)
+    assert cli.main(["doctor"]) == 0
+    out, err = capsys.readouterr()
+    assert not controls(err) and err.count("\n") == 1 and r"a\x1b]0;t\x07\x1b[31m" in err and out == ""

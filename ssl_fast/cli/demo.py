@@ -1,6 +1,7 @@
 """`ssl-fast demo`: serve a page for the browser that localizes sounds in images."""
 
 import argparse
+import secrets
 import signal
 import sys
 import typing
@@ -44,8 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import secrets
-
     from ..demo.server import Server
 
     token = secrets.token_urlsafe(16) if args.token == "" else args.token

@@ -84,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         text = str(error)
         if text.startswith("Caught ") and "worker process" in text:  # a whole traceback, whose last line is the error
             text = text.strip().splitlines()[-1].partition(": ")[2]
-        print(f"ssl-fast {args.command}: {printable(' '.join(text.split()))}", file=sys.stderr)
+        print(f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr)
 
     try:
         if processes > 1 and args.command != "train":
@@ -112,6 +112,10 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
+
+
 @contextlib.contextmanager
 def _runtime(args: argparse.Namespace, silent: bool):
     """Inside, a warning is one line on stderr, and on stdout what does not print is escaped; at the end torch has the
@@ -128,7 +132,7 @@ def _runtime(args: argparse.Namespace, silent: bool):
             if silent:
                 args.quiet = True
             warnings.showwarning = lambda text, *_, **__: print(
-                f"ssl-fast {args.command}: {printable(text)}", file=sys.stderr
+                f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr
             )
             yield
     finally:

@@ -6,9 +6,9 @@
         server.serve_forever()
 
 GET / is the page, GET /about what it offers. With a token, /?token=TOKEN answers with a cookie that all other requests
-need. POST /image and /sound take the bytes of a file, its percent-encoded name
-in X-Name, and give an id. POST /answer takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null
-for the model's own} and gives panels, scores and the sound. All but the page is JSON; errors: {"error": message}.
+need. POST /image and /sound take the bytes of a file, its percent-encoded name in X-Name, and give an id. POST /answer
+takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null for the model's own} and gives panels,
+scores and the sound. All but the page is JSON; errors: {"error": message}.
 
 The page is for whoever sits at this machine, or knows the token. Requests by pages of other sites are refused (see
 access.py), and no path is made of what a client sends. An uploaded file is a temporary one until it is decoded (see
