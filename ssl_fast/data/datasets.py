@@ -38,6 +38,7 @@ import numpy as np
 import torch
 
 from ..progress import progress_bar
+from ..terminal import printable
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
@@ -285,9 +286,9 @@ class FolderReport:
 
     def __str__(self) -> str:
         found = f"{len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} files broken"
-        lines = [f"{self.root}: {found}"]
+        lines = [f"{printable(self.root)}: {found}"]  # a line each, also of names with line feeds
         for title, entries in (("missing", self.missing), ("broken", self.broken), ("note", self.notes)):
-            lines += [f"  {title}: {entry}" for entry in entries]
+            lines += [f"  {title}: {printable(entry)}" for entry in entries]
         return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 
 from ..reproducibility import replace_file
+from ..terminal import printable
 from . import pictures
 from .overlays import Row, Tile
 from .results import shortened
@@ -79,7 +80,7 @@ def name_of(key: str) -> str:
 
 
 def _text(value) -> str:
-    return escape(str(value), quote=True)
+    return escape(printable(value, keep="\n"), quote=True)
 
 
 def _picture(light: str, dark: str, alt: str, caption: str = "", full: bool = False) -> str:
