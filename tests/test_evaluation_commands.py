@@ -228,7 +228,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
         (["--model", "math:sin", "--image-size", "96"], "published sets have images of 224 pixels"),
         (
             ["--model", "math:sin", "--layout", "zip"],
-            "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'",
+            "layout: expected one of slavc, fnac, ssl-align, ssl-tie for vgg-ss, got 'zip'",
         ),
         (["--model", "math:sin", "--train-list", "nowhere.csv"], "nowhere.csv"),
         (
