@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     check_device(args.device)
     if args.weights is None:
-        options = "data split modality features_out set_name layout exclude on_missing cache" + " workers" * (
-            args.workers > 0
-        )
+        options = "data split modality features_out set_name layout exclude on_missing cache"
         refuse(args, options + " workers" * (args.workers > 0), "expected with --weights")
     if args.weights is not None and (args.list or not args.data or not args.modality):
         raise ValueError("--weights: expected with --data and --modality, and without --list")
