@@ -84,7 +84,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add(
         "--seeds",
-        default="0",
         metavar="N,N",
         help="of noise and off-screen sounds (default: 0), or published: the ten of "
         "vssl_eval. Protocols with a universal threshold take all draws, tables the first",
@@ -125,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     if args.weights is None:
         refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
-        refuse(args, "draws", "expected with --negatives")
+        refuse(args, "draws seeds", "expected with --negatives")
     if args.scenes:
         refuse(args, "val split set_name on_missing", "expected with --data, the scenes have splits of their own")
     else:
@@ -225,12 +224,13 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
     has_classes = args.set_name not in (None, "flickr")
     if has_classes and "offscreen" in args.negatives:
         broad = broad_categories(args.set_name.removesuffix("-xml"))
-    if args.seeds != "published" and not all(seed.isdecimal() for seed in args.seeds.split(",")):
-        raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
+    given = "0" if args.seeds is None else args.seeds
+    if given != "published" and not all(seed.isdecimal() for seed in given.split(",")):
+        raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {given!r}")
     if args.object_weights is not None and not args.protocol:
         raise ValueError("--object-weights: expected with --protocol, which says how to mix")
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
-    seeds, notes = SEEDS if args.seeds == "published" else unique("--seeds", list(map(int, args.seeds.split(",")))), []
+    seeds, notes = SEEDS if given == "published" else unique("--seeds", list(map(int, given.split(",")))), []
     if args.draws is not None:
         args.draws.mkdir(parents=True, exist_ok=True)
     if args.train_list is not None:
