@@ -82,6 +82,7 @@ def test_training_sets_and_the_cache(tmp_path, capsys):
         (["--batch", "2", "--layout", "fnac"], "--layout: expected with --set"),
         (["--batch", "2", "--set", "vggsound"], "--set vggsound: expected its list of ids, --split"),
         (["--batch", "2", "--method", "none"], "method: expected one of"),
+        (["--batch", "2", "--maps", "7", "--no-compile"], "--maps, --no-compile: expected without --data"),
     ],
 )
 def test_what_cannot_be_timed(tmp_path, capsys, options, message):

@@ -9,7 +9,7 @@ The layout of a folder is the field's:
     frames/ID.jpg | .jpeg | .png          one frame a clip
     audio/ID.wav | .flac | .ogg | .mp3    its sound
     annotations.json                      optional: boxes, categories, masks
-    train.txt, test.txt, NAME.txt | .csv  optional lists of ids: one a line, of a .csv the first column
+    train.txt, NAME.txt | .csv | .tsv     optional lists of ids: one a line, of .csv and .tsv the first cell
 
 IDs may contain folders (`bell/clip 7`). Annotations are one JSON list in VGG-SS's format,
 {"file": ID, "class": NAME, "bbox": [[xmin, ymin, xmax, ymax], ...]}, with boxes as fractions of the frame. All but

@@ -113,10 +113,13 @@ def _choose(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Sequen
     """The layout that is there: the only one in which some sample has both its files or, where no sample has them in
     any, the only one with some file, or with folders."""
     known = [(program, layout) for program, several in layouts.items() for layout in several]
-    if len(known) == 1:
-        return known[0][1]
     there = [one for one in known if all(folder.is_dir() for folder in one[1].folders(root))]
-    most = [max((n for n in _counts(root, layout, samples)), default=0) for _, layout in there]
+    if len(known) == 1 or len(there) == 1:
+        return (there or known)[0][1]
+    most = [0] * len(there)
+    for some_of_them in (samples[:: len(samples) // 256 + 1], samples):  # of hundred thousands a few are enough
+        if max(most, default=2) < 2:
+            most = [max(_counts(root, layout, some_of_them), default=0) for _, layout in there]
     best = [one for one, n in zip(there, most) if n == max(most)]
     if len(best) == 1:
         return best[0][1]
