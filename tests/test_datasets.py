@@ -374,6 +374,8 @@ def test_lists_of_every_kind(tmp_path):
         want = ['e "f"', "a"] if name == "four.csv" else ["c, d", "a"]
         for split in (name, name.partition(".")[0]):
             assert folder_set(tmp_path, split=split).ids == want
+    (tmp_path / "plain").write_text("a\n")
+    assert folder_set(tmp_path, split=tmp_path / "plain").ids == ["a"]
     (tmp_path / "one.txt").write_text("a\n")
     assert folder_set(tmp_path, split="one.txt").ids == ["a"]
     with pytest.raises(DataError, match=r"/one: expected one list of ids, got one.CSV, one.txt"):

@@ -283,12 +283,14 @@ def test_options_without_effect_are_refused(folder, tmp_path, capsys, more, mess
 def test_lists_of_other_programs_and_missing_samples(tmp_path, monkeypatch, capsys):
     """SSL-Align's folder and list, LVS's annotations, an SSL-TIE list of what was trained on."""
     published = FOLDERS["ssl-align: vgg-ss"]
-    root = make(tmp_path, published)
+    root = tmp_path / "VGGSound_v1"
+    root.mkdir()
+    make(root, published)
     (root / published.files[2][0]).unlink()
     (tmp_path / "trained.txt").write_text(f"{CLIPS[0]}.jpg\n{CLIPS[2]}.jpg\n{CLIPS[5]}.jpg\n")
     (tmp_path / "light.py").write_text("def maps(images, spectrograms):\n    return images[:, 0, ::32, ::32].float()\n")
     monkeypatch.chdir(tmp_path)
-    argv = ["--list", "list.txt", "--model", "light:maps", "--train-list", "trained.txt", "--protocol", "lvs"]
+    argv = ["--list", "list", "--model", "light:maps", "--train-list", "trained.txt", "--protocol", "lvs"]
     assert evaluate(root, tmp_path / "out", *argv) == 2
     assert "1 problem: " in capsys.readouterr().err
     assert evaluate(root, tmp_path / "out", *argv, "--on-missing", "list") == 0

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     from ..data import datasets, test_sets, training_sets
     from ..data.annotations import read
+    from ..data.sample_lists import find_list
 
     progress = not args.quiet
     if args.name is None:
@@ -55,7 +56,8 @@ def check(args: argparse.Namespace) -> int:
     else:
         refuse(args, "exclude", f"expected with a training set, got the test set {args.name}")
         path = args.annotations or test_sets.annotation_file(args.folder, args.name)
-        annotations = read(args.name, path, ids=args.split, negatives=args.negatives)
+        ids = None if args.split is None else find_list(args.folder, args.split)
+        annotations = read(args.name, path, ids=ids, negatives=args.negatives)
         found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)
     print(found)
     return 1 if found.broken or (found.missing and args.on_missing != "list") else 0

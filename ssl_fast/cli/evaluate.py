@@ -197,6 +197,7 @@ def _function(name: str):
 def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
     from ..data.annotations import SIZE, read
+    from ..data.sample_lists import find_list
     from ..data.test_sets import PublishedSet, annotation_file
 
     if image_size != SIZE:
@@ -204,7 +205,8 @@ def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> 
             f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
         )
     path = args.annotations or annotation_file(args.data, args.set_name)
-    annotations = read(args.set_name, path, ids=args.split, negatives=args.silent)
+    ids = None if args.split is None else find_list(args.data, args.split)
+    annotations = read(args.set_name, path, ids=ids, negatives=args.silent)
     how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
     found = PublishedSet(args.data, args.set_name, annotations, **how)
     for note in found.notes:

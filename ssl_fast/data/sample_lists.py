@@ -92,7 +92,7 @@ def wrong_id(text: str) -> str:
 
 
 def find_list(root: Path, split: str | os.PathLike) -> Path:
-    """The list of ids: "NAME" for NAME.txt, NAME.csv or NAME.tsv in the folder, else a path from here or from the
+    """The list of ids: a path from here or from the folder, "NAME" also for NAME.txt, NAME.csv or NAME.tsv in the
     folder. DataError where there is none, or where NAME stands for several."""
     if Path(split).suffix.lower() in DELIMITERS:
         paths = [path for path in (Path(split), root / split) if path.is_file()][:1]
@@ -101,6 +101,7 @@ def find_list(root: Path, split: str | os.PathLike) -> Path:
         folder, name = (root / split).parent, Path(split).name
         there = sorted(folder.iterdir()) if folder.is_dir() else []
         paths = [path for path in there if path.stem == name and path.suffix.lower() in DELIMITERS and path.is_file()]
+        paths = paths or [path for path in (Path(split),) if path.is_file()]
         wanted = " or ".join(f"{root / split}{suffix}" for suffix in DELIMITERS)
     if len(paths) > 1:
         raise DataError(f"{root / split}: expected one list of ids, got {', '.join(path.name for path in paths)}")

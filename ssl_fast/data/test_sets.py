@@ -76,12 +76,9 @@ class PublishedSet(FileSet):
         layout: str | None = None,
         **reading,
     ):
-        files = _files_of(Path(root), name, annotations, layout)
+        files, self.annotations = _files_of(Path(root), name, annotations, layout)
         super().__init__(root, files, front_end=front_end, size=SIZE, **reading)
-        if self.missing:
-            annotations = annotations.select(self.ids)
-        self.annotations = annotations
-        self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in annotations.samples)
+        self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
     def ground_truth(self, index: int) -> np.ndarray:
         """(224, 224) float32: the boxes by their rule; the mask of a sample without boxes."""
@@ -96,10 +93,14 @@ def check(
     root: str | os.PathLike, name: str, annotations: Annotations, *, layout: str | None = None, progress: bool = False
 ) -> FolderReport:
     """Decode every file that a PublishedSet with these arguments would use; list what is missing or broken."""
-    return check_files(root, _files_of(Path(root), name, annotations, layout), progress=progress)
+    files, _ = _files_of(Path(root), name, annotations, layout)
+    return check_files(root, files, progress=progress)
 
 
-def _files_of(root: Path, name: str, annotations: Annotations, layout: str | None) -> Files:
+def _files_of(root: Path, name: str, annotations: Annotations, layout: str | None) -> tuple[Files, Annotations]:
+    """What is found of the samples, and the annotations of those that are complete."""
     found = find_files(root, layouts_of(LAYOUTS, name, layout), annotations.samples)
+    if len(found.items) < len(annotations.samples):
+        annotations = annotations.select([item.id for item in found.items])
     found.notes = annotations.report()
-    return found
+    return found, annotations
