@@ -1,6 +1,9 @@
 """`ssl-fast train` on folders of images and sounds, and `evaluate` of what it gives."""
 
 import json
+import re
+import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -84,6 +87,36 @@ def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     assert cli.main([str(x) for x in argv]) == 0
     again = json.loads((tmp_path / "results" / "metrics.json").read_text())
     assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
+
+
+def test_samples_that_are_missing_are_listed(folder, tmp_path, capsys):
+    """Told on the console, in the checkpoint, the results and the report; a resumed run has the same."""
+    data, out = tmp_path / "media", tmp_path / "run"
+    shutil.copytree(folder, data)
+    lost = [data / "frames" / "clip 3.png", data / "audio" / "clip 9.wav"]
+    for file in lost:
+        file.rename(file.with_suffix(".lost"))
+    small = "--image-size 32 --batch-size 3 --epochs 2 --threads 1 --quiet --method ez_vsl".split()
+    argv = ["train", "--data", data, "--split", "first", "--val", data, "--val-split", "last", "--out", out, *small]
+    fails(capsys, argv, "1 problem: ", "clip 3.jpg|.jpeg|.png: no such file, id 'clip 3'")
+    assert cli.main([str(x) for x in [*argv, "--on-missing", "list", "--minutes", "1e-9"]]) == 0
+    printed = capsys.readouterr().out
+    assert f"{data}: 7 of 8 samples are there; missing are 'clip 3'" in printed
+    assert f"{data}: 3 of 4 samples are there; missing are 'clip 9'" in printed
+    assert re.search("^media, 3 of 4 samples: ez_vsl ", printed, re.MULTILINE)
+    used = [f"clip {i}" for i in (0, 1, 2, 4, 5, 6, 7)]
+    record = {"used": 7, "listed": 8, "missing": ["clip 3"], "sha256": sha256("\n".join(used).encode()).hexdigest()}
+    assert storage.load(out / storage.LAST)["files"] == record
+    digest = sha256(b"clip 10\nclip 11\nclip 8").hexdigest()
+    results = json.loads((out / "metrics.json").read_text())["sets"]["media"]
+    assert results["samples"] == {"used": 3, "listed": 4, "missing": ["clip 9"], "sha256": digest}
+    assert "media: 3 of 4 samples, 3 images" in (out / "report.html").read_text()
+
+    resume = [str(x) for x in ("train", "--resume", "--out", out, "--data", data, "--minutes", "1", "--quiet")]
+    lost[0].with_suffix(".lost").rename(lost[0])
+    fails(capsys, resume, "belongs to a run whose missing samples are ['clip 3'], asked to go on where they are []")
+    lost[0].rename(lost[0].with_suffix(".lost"))
+    assert cli.main(resume) == 0 and storage.load(out / storage.LAST)["step"] == 4
 
 
 def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):

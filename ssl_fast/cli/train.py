@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> int:
     recipe.steps(len(training_set))
     held_out = None
     if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, *how)
+        held_out = samples.folder(args.val, args.val_split, *how, on_missing=args.on_missing)
         validation.check_validation(training_set, held_out, recipe)
     several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
     rank, processes = distributed.launched()
