@@ -51,11 +51,12 @@ def softmax(values):
     return [math.exp(v) / total for v in values]
 
 
-def row_loss(scores, positives, tau, margin=0.0, extra=None):
+def row_loss(scores, positives, tau, margin=0.0, extra=None, diagonal="excluded"):
     total = 0
     for i, (row, y) in enumerate(zip(scores, positives)):
         positive = math.exp((row[y] - margin) / tau)
         others = sum(math.exp(s / tau) for j, s in enumerate(row) if j != y)
+        others += math.exp(-99 * row[y] / tau) if diagonal == "released" else 0
         others += math.exp(extra[i] / tau) if extra else 0
         total -= math.log(positive / (positive + others))
     return total / len(scores)
@@ -92,6 +93,7 @@ def loop_lvs(
     tau=0.07,
     tri_map=True,
     hard_negative=True,
+    diagonal="excluded",
     margin=0.0,
     mean_weight=0.0,
 ):
@@ -99,7 +101,7 @@ def loop_lvs(
     edge = epsilon_negative if tri_map else epsilon
     own = [row[y] for row, y in zip(cosine_maps(visual, audio), positives)]
     background = [-soft_mean([-c for c in cells], -edge, beta) for cells in own]
-    return row_loss(scores, positives, tau, margin, background if hard_negative else None)
+    return row_loss(scores, positives, tau, margin, background if hard_negative else None, diagonal)
 
 
 def loop_ez_vsl(visual, audio, positives, tau=0.03, margin=0.0, mean_weight=0.0):

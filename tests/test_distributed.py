@@ -69,6 +69,7 @@ CASES = {
     "margin_nce-symmetric": case(losses.margin_nce, symmetric=True, mean_weight=0.3, margin=0.1, **MIXED),
     "lvs": case(losses.lvs, **MIXED),
     "lvs-plain": case(losses.lvs, tri_map=False, hard_negative=False, margin=-0.2, mean_weight=0.3, **MIXED),
+    "lvs-released": case(losses.lvs, diagonal="released", epsilon=0.5, beta=0.2, tau=0.5),
     "ez_vsl": case(losses.ez_vsl),
     "ez_vsl-margin": case(losses.ez_vsl, margin=-0.2, tau=0.2, mean_weight=0.4),
     "slavc": slavc(),

@@ -35,6 +35,8 @@ PAIR_LOSSES = {
     "lvs": (losses.lvs, loop_lvs, {}),
     "lvs-plain": (losses.lvs, loop_lvs, {"tri_map": False, "hard_negative": False}),
     "lvs-margin": (losses.lvs, loop_lvs, {"tri_map": False, "margin": -0.3, "tau": 0.1, "mean_weight": 1.0}),
+    "lvs-released": (losses.lvs, loop_lvs, {"diagonal": "released", "tau": 0.5, "margin": -0.3}),
+    "lvs-released-plain": (losses.lvs, loop_lvs, {"diagonal": "released", "tau": 0.5, "hard_negative": False}),
     "ez_vsl": (losses.ez_vsl, loop_ez_vsl, {}),
     "ez_vsl-margin": (losses.ez_vsl, loop_ez_vsl, {"margin": -0.2, "tau": 0.07, "mean_weight": 0.4}),
     "fnac": (losses.fnac, loop_fnac, {}),
@@ -173,6 +175,7 @@ def gradcheck_cases():
         "ssl_align": (align, (v, w, a, b)),
         "margin_nce": pairs(losses.margin_nce, symmetric=True, mean_weight=0.2, beta=0.2, **positives),
         "lvs": pairs(losses.lvs, beta=0.2, tau=0.3, margin=-0.2, **positives),
+        "lvs-released": pairs(losses.lvs, beta=0.2, tau=0.5, diagonal="released", **positives),
         "ez_vsl": pairs(losses.ez_vsl, margin=-0.1, tau=0.2, **positives),
         "fnac": pairs(losses.fnac, tau=0.3, **positives),
         "slavc": slavc(momentum=slavc_features(3, 4, seed=8), negatives="both"),
@@ -205,6 +208,7 @@ ROW_LOSSES = {
     "ssl_align": lambda v, a, **options: losses.ssl_align([v], [a], **options),
     "margin_nce": losses.margin_nce,
     "lvs": losses.lvs,
+    "lvs-released": lambda v, a, **options: losses.lvs(v, a, diagonal="released", tau=0.5, **options),
     "slavc": lambda v, a, **options: losses.slavc(v, v.flip(1), a, a.flip(1), momentum=None, **options),
 }
 SQUARE_LOSSES = {
@@ -282,9 +286,20 @@ def test_lvs_with_negative_cosines_on_the_diagonal():
     published = torch.cat([own, scores * (1 - 100 * torch.eye(4)), own], 1) / 0.07
     exploded = torch.nn.functional.cross_entropy(published, torch.zeros(4, dtype=torch.long))
     assert float(exploded) == pytest.approx(71.4, abs=0.1)
+    assert float(losses.lvs(visual, audio, diagonal="released")) == pytest.approx(float(exploded), rel=1e-10)
     positive, negative = math.exp(-0.05 / 0.07), 1.0
     expected = -math.log(positive / (positive + 3 * negative + positive))
     assert float(losses.lvs(visual, audio)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_lvs_of_a_collapsed_net_in_closed_form():
+    """All cosines .001, as of a net that starts: eight pairs and the background are alike, log 9; the positive that the
+    released program leaves among the negatives adds exp(-.1 / tau)."""
+    audio = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(8, 2)
+    visual = torch.tensor([0.001, math.sqrt(1 - 1e-6)], dtype=torch.float64)[None, :, None, None].expand(8, 2, 3, 3)
+    assert float(losses.lvs(visual, audio)) == pytest.approx(math.log(9), rel=1e-9)
+    released = float(losses.lvs(visual, audio, diagonal="released"))
+    assert released == pytest.approx(math.log(9 + math.exp(-0.1 / 0.07)), rel=1e-9) and released > 2.22
 
 
 @pytest.mark.parametrize("options", [{}, {"tri_map": False, "epsilon": 0.3}, {"beta": 0.001}])
@@ -430,6 +445,7 @@ VALUE_ERRORS = {
     "mean weight": (lambda: losses.ez_vsl(V, A, mean_weight=1.5), r"mean_weight: expected within \[0, 1\], got 1.5"),
     "reduce": (lambda: losses.slavc(V, V, A, A, momentum=None, reduce="mean"), "reduce: expected one of .*'mean'"),
     "negatives": (lambda: losses.slavc(V, V, A, A, momentum=None, negatives="all"), "negatives: expected .*'all'"),
+    "diagonal": (lambda: losses.lvs(V, A, diagonal="kept"), "diagonal: expected one of .*'released'.*, got 'kept'"),
     "momentum count": (lambda: losses.slavc(V, V, A, A, momentum=(V, A)), "momentum: expected visual_loc, .* got 2"),
     "momentum shape": (
         lambda: losses.slavc(V, V, A, A, momentum=(V, V, A, A[:3])),

@@ -1,7 +1,9 @@
 """The losses as functions; the package's docstring says what they share."""
 
 import inspect
+import typing
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,7 @@ from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
-from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own, total
+from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that losses share (cross_entropy.py joins processes)
@@ -40,6 +42,13 @@ def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, ba
     if mean_weight == 0:
         return scores
     return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
+
+
+def _check_choice(name: str, value: str, function: Callable) -> None:
+    """ValueError for a value of an option of `function` that its annotation, a Literal, does not list."""
+    allowed = typing.get_args(function.__annotations__[name])
+    if value not in allowed:
+        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -184,6 +193,7 @@ def lvs(
     tau: float = 0.07,
     tri_map: bool = True,
     hard_negative: bool = True,
+    diagonal: Literal["excluded", "released"] = "excluded",
     margin: float = 0.0,
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
@@ -197,25 +207,26 @@ def lvs(
               with e = epsilon_negative if tri_map, else epsilon
         L = CE([S - margin at positives | H] / tau, positives)       H only with hard_negative
 
-    Equal to the released program wherever that is sound. That program multiplies the positives among the negatives by
-    -99, which turns a cosine of -.05 into a logit of +71, and divides 0 by 0 where a whole map exceeds .9; here
-    positives are left out of the negatives, and the background weights are normalised as logarithms.
+    diagonal: "excluded", positives are no negatives; "released", as the released program does, each is one of its own
+        negatives, times -99: at S = .5 that is nothing, at .001 a quarter of a negative, at -.05 a logit of +71.
+    That program divides 0 by 0 where a whole map exceeds .9; here the background weights are normalised as logarithms.
     """
     batch, positives, audio = join(group, positives, visual, audio=audio)
     return _lvs(
         batch,
         visual,
         audio,
-        epsilon,
-        epsilon_negative,
-        beta,
-        tau,
-        tri_map,
-        hard_negative,
-        margin,
-        mean_weight,
-        positives,
-        backend,
+        epsilon=epsilon,
+        epsilon_negative=epsilon_negative,
+        beta=beta,
+        tau=tau,
+        tri_map=tri_map,
+        hard_negative=hard_negative,
+        diagonal=diagonal,
+        margin=margin,
+        mean_weight=mean_weight,
+        positives=positives,
+        backend=backend,
         need_map=False,
     )[0]
 
@@ -224,12 +235,14 @@ def _lvs(
     batch,
     visual,
     audio,
+    *,
     epsilon,
     epsilon_negative,
     beta,
     tau,
     tri_map,
     hard_negative,
+    diagonal,
     margin,
     mean_weight,
     positives,
@@ -238,21 +251,24 @@ def _lvs(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the maps (N, h, w) of the positives, (0,) where they are not needed."""
     check_tau(tau)
+    _check_choice("diagonal", diagonal, lvs)
+    repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
         scores = _pooled(visual, audio, pooling, mean_weight, backend)
-        return contrast(batch, scores, positives, "audio", tau, margin), scores.new_empty(0)
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat), scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
-    columns = diagonal(positives, visual).flatten()
+    columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
     scores = _blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
-        return contrast(batch, scores, positives, "audio", tau, margin), maps
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat), maps
     cells = maps.flatten(1)
     weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
     background = (weight * cells).sum(1, keepdim=True)
-    return cross_entropy(batch, torch.cat([scores, background], 1), positives, tau, margin), maps
+    scores = torch.cat([scores, background], 1)
+    return cross_entropy(batch, scores, positives, tau, margin, repeat=repeat), maps
 
 
 def ez_vsl(
@@ -303,8 +319,8 @@ def slavc(
     *,
     momentum: Sequence[Tensor] | None,
     tau: float = 0.03,
-    reduce: str = "sum",
-    negatives: str = "audio",
+    reduce: Literal["sum", "max"] = "sum",
+    negatives: Literal["audio", "image", "both"] = "audio",
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -322,10 +338,8 @@ def slavc(
         paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
     """
     check_tau(tau)
-    choices = (("reduce", reduce, ("sum", "max")), ("negatives", negatives, ("audio", "image", "both")))
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    _check_choice("reduce", reduce, slavc)
+    _check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
     batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
@@ -350,7 +364,7 @@ def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor 
 
     The diagonal, close to 1 in both, is taken from the rest of the row, where the difference keeps its digits.
     """
-    difference = (p - q).scatter(1, diagonal(positives, p), 0)
+    difference = (p - q).scatter(1, target_columns(positives, p), 0)
     return batch.mean(difference.abs().sum(1) + difference.sum(1).abs()) / p.shape[1]
 
 
