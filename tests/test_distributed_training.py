@@ -42,6 +42,7 @@ def tiny(method, **changes):
         "warm_up_steps": 2,
         "precision": "float32",
         "augmentation": "none",
+        "nce_epochs": 0.6 * (method == "fnac"),
     }
     return recipe(method, **(common | changes))
 
@@ -66,7 +67,7 @@ def exact(config):
 
 GATHERED = {method: {} for method in LOSSES} | {
     "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}},
-    "fnac": {"nce_only": 0.3, "loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
+    "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
     "ssl_align": {"views": ("original", "augmented")},
     "lvs": {"accumulation": 2},
 }

@@ -99,6 +99,8 @@ def test_ssl_align_equals_loops_over_nine_pairs(symmetric, projected, layout, ba
     assert float(value) == pytest.approx(expected, rel=1e-10)
     assert float(terms["localization"]) == pytest.approx(localization, rel=1e-10)
     assert float(terms["localization"] + terms["alignment"]) == pytest.approx(float(value), rel=1e-12)
+    without = losses.ssl_align(visuals, audios, **projections, **options, alignment=False)
+    assert float(without) == pytest.approx(localization, rel=1e-10)
     if projected:
         given = losses.ssl_align(
             visuals,

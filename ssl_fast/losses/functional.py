@@ -109,6 +109,7 @@ def ssl_align(
     pooling: Pooling = ops.Mean(),
     tau: float = 0.07,
     symmetric: bool = False,
+    alignment: bool = True,
     mean_weight: float = 0.0,
     projected_visuals: Sequence[Tensor] | None = None,
     projected_audios: Sequence[Tensor] | None = None,
@@ -123,7 +124,7 @@ def ssl_align(
 
     s_L is `pooling` of the cosines of un-projected features; s_A = cos(p_V(mean over cells of v), p_A(a)). As in the
     paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
-    minus sign is put in. `symmetric` averages both directions.
+    minus sign is put in. `symmetric` averages both directions. alignment=False leaves s_A out, whatever is given.
 
     visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C).
     project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. Where the
@@ -134,6 +135,7 @@ def ssl_align(
     check_tau(tau)
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
     projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
+    projected = projected if alignment else None
     negatives, weight = _direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
     if projected:
@@ -147,12 +149,12 @@ def ssl_align(
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
     localization = total(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
-    alignment = torch.zeros_like(localization)
+    aligned = torch.zeros_like(localization)
     if projected:
-        alignment = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
-    loss = localization + alignment
+        aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
+    loss = localization + aligned
     if return_terms:
-        return loss, {"localization": localization.detach(), "alignment": alignment.detach()}
+        return loss, {"localization": localization.detach(), "alignment": aligned.detach()}
     return loss
 
 
@@ -465,6 +467,12 @@ def ssl_tie(
     return loss
 
 
+def option_types(function: Callable, exclude: Sequence[str] = ()) -> dict[str, typing.Any]:
+    """The annotation of each keyword option of `function`, by name: float, bool, a Literal, a tuple, Pooling ..."""
+    hints = typing.get_type_hints(function)
+    return {name: hints.get(name) for name in options_of(function, {}, exclude)}
+
+
 def options_of(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
     """Keyword options of `function`: defaults, overridden by `given`; TypeError for names it does not have."""
     parameters = inspect.signature(function).parameters.values()
@@ -475,4 +483,5 @@ def options_of(function: Callable, given: dict, exclude: Sequence[str] = ()) -> 
     return defaults | given
 
 
-_LVS_DEFAULTS = options_of(lvs, {}, exclude=("positives", "group", "backend"))
+LVS_PER_CALL = ("positives", "group", "backend")  # what ssl_tie does not hand on to lvs as an option
+_LVS_DEFAULTS = options_of(lvs, {}, LVS_PER_CALL)

@@ -194,7 +194,7 @@ class Learner:
             return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
             return self.loss(features["visual"], features["audio"], features["transformed"], transform, **changes)
-        if recipe.method == "fnac" and progress < recipe.nce_only:
+        if recipe.leaves_out_l1_at(progress):
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
