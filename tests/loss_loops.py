@@ -181,3 +181,52 @@ def loop_ssl_tie(visual, audio, transformed, positives, weight=1.0, **options):
     squares = mean([(x - y) ** 2 for one, two in zip(turned, own[1]) for x, y in zip(one, two)])
     contrast = loop_lvs(visual, audio, positives, **options) + loop_lvs(transformed, audio, positives, **options)
     return contrast / 2 + weight * squares
+
+
+def loop_hard_positives(
+    visual,
+    audio,
+    similar_visual,
+    similar_audio,
+    positives,
+    combine="mean",
+    epsilon=0.65,
+    beta=0.03,
+    tau=0.07,
+    margin=0.0,
+    mean_weight=0.0,
+):
+    def scores(v, a):
+        return loop_scores(v, a, lambda c: soft_mean(c, epsilon, beta), mean_weight)
+
+    every, total = scores(visual, audio), 0
+    to_similar, of_similar, both = (
+        scores(*pair) for pair in ((visual, similar_audio), (similar_visual, audio), (similar_visual, similar_audio))
+    )
+    for i, y in enumerate(positives):
+        four = [every[i][y], to_similar[i][i], of_similar[i][y], both[i][i]]
+        positive = {
+            "mean": mean(four),
+            "sum": sum(four),
+            "logsumexp": tau * math.log(sum(math.exp(x / tau) for x in four)),
+        }[combine]
+        others = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
+        numerator = math.exp((positive - margin) / tau)
+        total -= math.log(numerator / (numerator + others))
+    return total / len(positives)
+
+
+def loop_attention_pooled(visual, audio):
+    pooled = []
+    for n, image in enumerate(visual.flatten(2).permute(0, 2, 1).tolist()):
+        cosines = [cosine(cell, audio[n].tolist()) for cell in image]
+        low, high = min(cosines), max(cosines)
+        weights = [(c - low) / (high - low + 1e-10) for c in cosines]
+        pooled.append([sum(w * cell[k] for w, cell in zip(weights, image)) for k in range(len(image[0]))])
+    return torch.tensor(pooled, dtype=torch.float64)
+
+
+def loop_sspl(visuals, audio, head):
+    (z1, p1), (z2, p2) = (head(loop_attention_pooled(visual, audio)) for visual in visuals)
+    pairs = [(p1, z2), (p2, z1)]
+    return -sum(cosine(p, z) for ps, zs in pairs for p, z in zip(ps.tolist(), zs.tolist())) / (2 * len(audio))

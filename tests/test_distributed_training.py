@@ -34,7 +34,9 @@ PROCESSES = 2
 
 def tiny(method, **changes):
     """40 samples make 5 steps of 8 an epoch; 2 epochs. No autocast, and nothing drawn in a step."""
-    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
+    model = LocalizerConfig.small(
+        method, width=4, dimension=8, **({"projection": 8} if method in ("ssl_align", "sspl") else {})
+    )
     common = {
         "model": model,
         "batch_size": 8,
@@ -49,7 +51,7 @@ def tiny(method, **changes):
 
 def without_batch_norm(net):
     for name, layer in net.named_children():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             setattr(net, name, nn.GroupNorm(1, layer.num_features))
         else:
             without_batch_norm(layer)

@@ -22,10 +22,11 @@ def test_every_method_has_every_recipe_and_survives_json(method, name):
 def test_recipes_of_quickstart_avoid_both_traps_and_published_ones_keep_them():
     for method in recipes.METHODS:
         assert not recipe(method).model.head_bias
-        assert recipe(method).pooling_warm_up == (None if method == "slavc" else (0.1, 0.3))
+        assert recipe(method).pooling_warm_up == (None if method in ("slavc", "sspl") else (0.1, 0.3))
         published = recipe(method, "published")
         assert published.model == LocalizerConfig.published(method) and published.pooling_warm_up is None
-        assert (published.optimizer, published.learning_rate, published.decay) == ("adam", 1e-4, "constant")
+        optimizer = "adamw" if method == "sspl" else "adam"
+        assert (published.optimizer, published.learning_rate, published.decay) == (optimizer, 1e-4, "constant")
 
 
 # Optimisation and preprocessing of methods' papers and programs; what they leave open (None) is not compared.
@@ -38,6 +39,8 @@ PUBLISHED = {
     "lvs": (None, None, None, (10.0, 238, False), "ez_vsl", "none", 1),
     "ssl_tie": (100, 32, 1e-4, (10.0, 239, True), "moco_v2", "ssl_tie", 1),
     "ssl_align": (50, None, None, (3.0, 159, False), "simclr", "none", 3),
+    "hard_positives": (None, None, None, None, None, "none", 2),
+    "sspl": (100, 256, 1e-4, None, None, "none", 2),
 }
 
 
@@ -102,7 +105,8 @@ def test_planned_steps():
     [
         (
             {"method": "foo"},
-            "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, got 'foo'",
+            "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, "
+            "hard_positives, sspl, got 'foo'",
         ),
         ({"name": "mine"}, "recipe: expected one of quickstart, published, got 'mine'"),
         ({"epochs": 0}, "epochs: expected >= 1, got 0"),
@@ -118,10 +122,9 @@ def test_planned_steps():
             {"loss": {"pooling": "max"}},
             f"pooling: expected a dict with a name among {', '.join(loss_options.POOLINGS)}, got 'max'",
         ),
-        (
-            {"method": "lvs", "views": ("original", "augmented")},
-            "views: only ssl_align compares several views, got ('original', 'augmented') for lvs",
-        ),
+        ({"method": "lvs", "views": ("original", "augmented")}, "views: lvs compares 1, got original, augmented"),
+        ({"method": "hard_positives", "views": ("augmented",)}, "views: hard_positives compares 2, got augmented"),
+        ({"method": "sspl", "pooling_warm_up": (0.1, 0.3)}, "pooling_warm_up: sspl has none, got (0.1, 0.3)"),
         ({"views": ()}, "views: expected some of original, augmented, conceptual, got ()"),
         ({"views": 2}, "views: expected some of original, augmented, conceptual, got 2"),
         ({"views": ("twin",)}, "views: expected some of original, augmented, conceptual, got ('twin',)"),
@@ -198,6 +201,7 @@ SETTINGS = {
     "fnac": "weights=100,100,0,threshold=.5",
     "ssl_tie": "weight=2,detach_map=true,tri_map=false,diagonal=released",
     "ssl_align": "pooling=max,alignment=false,symmetric=false,tau=.1",
+    "hard_positives": "combine=sum,epsilon=.6,margin=-.2",
 }
 
 

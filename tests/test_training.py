@@ -31,7 +31,9 @@ def one_thread():
 
 def tiny(method="ssl_align", **changes):
     """40 samples make 5 steps of 8 an epoch; 3 epochs."""
-    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
+    model = LocalizerConfig.small(
+        method, width=4, dimension=8, **({"projection": 8} if method in ("ssl_align", "sspl") else {})
+    )
     common = {"model": model, "batch_size": 8, "epochs": 3, "warm_up_steps": 2, "nce_epochs": 0.9 * (method == "fnac")}
     return recipe(method, **(common | changes))
 
@@ -114,6 +116,8 @@ CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entrop
     "slavc": math.log(8),
     "fnac": 2 * math.log(8),
     "ssl_tie": math.log(9),
+    "hard_positives": math.log(8),
+    "sspl": -1.0,
 }
 
 

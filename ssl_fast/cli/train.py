@@ -32,7 +32,11 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     `run_folder.DEFAULTS`.
     """
     add = parser.add_argument
-    add("--method", metavar="NAME", help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie")
+    add(
+        "--method",
+        metavar="NAME",
+        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl",
+    )
     add("--seed", type=natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=positive(int), metavar="N", help="default: the recipe's")
     add(
@@ -100,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--views",
         metavar="NAME,NAME",
-        help="of ssl_align, which compares all pairs of them: original, augmented, conceptual (default: the recipe's)",
+        help="of ssl_align, which compares all pairs of them, and two of hard_positives and sspl: original, augmented, "
+        "conceptual (default: the recipe's)",
     )
     add(
         "--init",
@@ -113,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--neighbors-{modality}",
             type=Path,
             metavar="FILE",
-            help=f"nearest neighbours of {what}, for conceptual views (the published recipe of ssl_align has them)",
+            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)",
         )
     add_workers(parser)
     add(

@@ -73,16 +73,18 @@ def cross_entropy(
     *,
     down: bool = False,
     repeat: float | None = None,
+    positive: Tensor | None = None,
 ) -> Tensor:
     """CE((scores - margin at the positives) / tau, positives), scores (N, K) of this process against its columns.
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
-    processes; there at least two. `repeat`: one more negative of each row, its positive times this. As log(1 + sum over
-    the others of exp(gap)): a well-separated batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only
-    the digits that are left after subtracting two large numbers.
+    processes; there at least two. `repeat`: one more negative of each row, its positive times this. `positive`: (N, 1),
+    of rows, in place of their scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
+    batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after
+    subtracting two large numbers.
     """
     targets = target_columns(positives, scores)
-    positive = scores.gather(1, targets)
+    positive = scores.gather(1, targets) if positive is None else positive
     if down:
         positive = batch.gather(positive).t()
     gaps = (scores - positive + margin) / tau
@@ -101,17 +103,17 @@ def contrast(
     negatives: str,
     tau: float = 1.0,
     margin: float = 0.0,
-    repeat: float | None = None,
+    **of_rows,
 ) -> Tensor:
     """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    repeat: as in `cross_entropy`, of rows."""
+    of_rows: `repeat` and `positive` of `cross_entropy`."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)
     terms = []
     if negatives != "image":
         if columns < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, repeat=repeat))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, **of_rows))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")

@@ -1,7 +1,5 @@
 """The losses as functions; the package's docstring says what they share."""
 
-import inspect
-import typing
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -17,6 +15,7 @@ from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
 from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
+from .options import check_choice, options_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that losses share (cross_entropy.py joins processes)
@@ -42,13 +41,6 @@ def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, ba
     if mean_weight == 0:
         return scores
     return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
-
-
-def _check_choice(name: str, value: str, function: Callable) -> None:
-    """ValueError for a value of an option of `function` that its annotation, a Literal, does not list."""
-    allowed = typing.get_args(function.__annotations__[name])
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -253,19 +245,19 @@ def _lvs(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the maps (N, h, w) of the positives, (0,) where they are not needed."""
     check_tau(tau)
-    _check_choice("diagonal", diagonal, lvs)
+    check_choice("diagonal", diagonal, lvs)
     repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
         scores = _pooled(visual, audio, pooling, mean_weight, backend)
-        return contrast(batch, scores, positives, "audio", tau, margin, repeat), scores.new_empty(0)
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
     columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
     scores = _blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
-        return contrast(batch, scores, positives, "audio", tau, margin, repeat), maps
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), maps
     cells = maps.flatten(1)
     weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
     background = (weight * cells).sum(1, keepdim=True)
@@ -293,6 +285,56 @@ def ez_vsl(
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     return contrast(batch, _pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+
+
+def hard_positives(
+    visual: Tensor,
+    audio: Tensor,
+    similar_visual: Tensor,
+    similar_audio: Tensor,
+    *,
+    combine: Literal["mean", "sum", "logsumexp"] = "mean",
+    epsilon: float = 0.65,
+    beta: float = 0.03,
+    tau: float = 0.07,
+    margin: float = 0.0,
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
+    """HardPos: image and sound of semantically similar samples are positives too (Senocak et al., ICASSP 2022).
+
+        S = soft-threshold pooling of the cosines (epsilon, beta)
+        P_i = `combine` of S(v_i, a_i), S(v_i, a'_i), S(v'_i, a_i), S(v'_i, a'_i)             ' = the similar sample's
+        L = mean over i of  log(1 + sum over j != i of exp((S(v_i, a_j) - P_i + margin) / tau))
+
+    similar_visual (N, C, h', w'), similar_audio (N, C): the image, and the sound, of a nearest neighbour of each pair,
+    found in each modality by itself (`data.neighbors`); they are nobody's negatives.
+    combine: "mean"; "sum", since the paper adds the four response maps, without a released program: here, with a logit
+        for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
+        "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
+    """
+    check_tau(tau)
+    check_choice("combine", combine, hard_positives)
+    rows = visual.shape[:1].numel()
+    for name, similar, dims in (("similar_visual", similar_visual, 4), ("similar_audio", similar_audio, 2)):
+        if similar.dim() != dims or similar.shape[0] != rows:
+            shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
+            raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")
+    pooling = ops.SoftThreshold(epsilon, beta)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
+    scores = _pooled(visual, audio, pooling, mean_weight, backend)
+    check_positives(rows, scores.shape[1], positives, scores.device)
+    pairs = (visual, similar_audio), (similar_visual, own(audio, positives)), (similar_visual, similar_audio)
+    maps = [ops.cosine_map(*pair, backend=backend).flatten(1) for pair in pairs]
+    paired = [torch.lerp(pooling.reference(cells), cells.mean(1), mean_weight) for cells in maps]
+    four = torch.stack([scores.gather(1, target_columns(positives, scores))[:, 0], *paired], 1)
+    if combine == "logsumexp":
+        positive = tau * (four / tau).logsumexp(1, keepdim=True)
+    else:
+        positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
+    return contrast(batch, scores, positives, "audio", tau, margin, positive=positive)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -340,8 +382,8 @@ def slavc(
         paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
     """
     check_tau(tau)
-    _check_choice("reduce", reduce, slavc)
-    _check_choice("negatives", negatives, slavc)
+    check_choice("reduce", reduce, slavc)
+    check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
     batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
@@ -465,22 +507,6 @@ def ssl_tie(
         terms = {"contrast": plain, "contrast_transformed": transformed, "equivariance": equivariance}
         return loss, {name: term.detach() for name, term in terms.items()}
     return loss
-
-
-def option_types(function: Callable, exclude: Sequence[str] = ()) -> dict[str, typing.Any]:
-    """The annotation of each keyword option of `function`, by name: float, bool, a Literal, a tuple, Pooling ..."""
-    hints = typing.get_type_hints(function)
-    return {name: hints.get(name) for name in options_of(function, {}, exclude)}
-
-
-def options_of(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
-    """Keyword options of `function`: defaults, overridden by `given`; TypeError for names it does not have."""
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in exclude}
-    unknown = sorted(given.keys() - defaults.keys())
-    if unknown:
-        raise TypeError(f"{function.__name__}: expected options among {', '.join(defaults)}, got {', '.join(unknown)}")
-    return defaults | given
 
 
 LVS_PER_CALL = ("positives", "group", "backend")  # what ssl_tie does not hand on to lvs as an option

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from torch import nn
 
 from .cross_entropy import check_tau
-from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, option_types, options_of, slavc, ssl_align, ssl_tie
+from .functional import LVS_PER_CALL, ez_vsl, fnac, hard_positives, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .options import option_types, options_of
+from .predictive import sspl
 
 
 class Loss(nn.Module):
@@ -74,6 +76,14 @@ class FNAC(Loss, function=fnac):
     pass
 
 
+class HardPositives(Loss, function=hard_positives):
+    """forward(visual, audio, similar_visual, similar_audio)."""
+
+
+class SSPL(Loss, function=sspl):
+    """forward(visuals, audio, head)."""
+
+
 class SSLTIE(Loss, function=ssl_tie):
     def __init__(self, **options):
         own = {name: options.pop(name) for name in options_of(ssl_tie, {}, self.per_call) if name in options}
@@ -94,4 +104,6 @@ LOSSES: dict[str, type[Loss]] = {
     "slavc": SLAVC,
     "fnac": FNAC,
     "ssl_tie": SSLTIE,
+    "hard_positives": HardPositives,
+    "sspl": SSPL,
 }

@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from .. import ops
 from .resnet import ResNet18, SmallResNet
 
-METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie")
+METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
 SIMILARITIES = ("auto", "projected", "mean", "max", "pooled")  # of images and sounds, for retrieval
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-_HEADLESS = ("lvs", "ssl_tie", "ssl_align")  # as published, these compare the ReLU features themselves
+_HEADLESS = (
+    "lvs",
+    "ssl_tie",
+    "ssl_align",
+    "hard_positives",
+    "sspl",
+)  # as published, these compare the ReLU features themselves
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,8 @@ class LocalizerConfig:
     dimension: output of the heads (1x1 convolution for images, linear for audio; two of each for slavc); None: none.
     head_bias: whether heads and projections have a bias. Without a good start a bias lets all features drift to one
         direction, where the contrast stays at chance.
-    projection: ssl_align only, output D of the projections that s_A compares; None: no s_A.
+    projection: of ssl_align, output D of the projections that s_A compares, None: no s_A; of sspl, which needs one,
+        output D of the head whose projections and predictions its loss compares. No other method has projections.
     visual_dropout, audio_dropout: element-wise, on the features before the heads (one mask for both heads of slavc).
     image_mean, image_std: of RGB in [0, 1]. spectrogram_mean, spectrogram_std: of the front end's output.
     """
@@ -60,8 +67,11 @@ class LocalizerConfig:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.method == "slavc" and self.dimension is None:
             raise ValueError("dimension: slavc needs heads for its two spaces, got None")
-        if self.projection is not None and self.method != "ssl_align":
-            raise ValueError(f"projection: only ssl_align has projections, got {self.projection} for {self.method}")
+        if self.method == "sspl" and self.projection is None:
+            raise ValueError("projection: sspl needs the head whose projections it compares, got None")
+        if self.projection is not None and self.method not in ("ssl_align", "sspl"):
+            got = f"{self.projection} for {self.method}"
+            raise ValueError(f"projection: only ssl_align and sspl have projections, got {got}")
         for name in ("visual_dropout", "audio_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")
@@ -70,7 +80,8 @@ class LocalizerConfig:
 
     @classmethod
     def published(cls, method: str, **changes) -> "LocalizerConfig":
-        """The architecture that the method was published with (ssl_align's projections are not specified there)."""
+        """The architecture that the method was published with (ssl_align's projections are not specified there; of
+        sspl the head, on ResNet-18 nets in place of its frozen VGG-16 and VGGish)."""
         config = {
             "method": method,
             "backbone": "resnet18",
@@ -82,16 +93,16 @@ class LocalizerConfig:
         }
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
-        if method == "ssl_align":
-            config["projection"] = 512
+        config["projection"] = {"ssl_align": 512, "sspl": 2048}.get(method)
         if method in ("slavc", "fnac"):
             config["visual_dropout"] = 0.9
         return cls(**(config | changes))
 
     @classmethod
     def small(cls, method: str, **changes) -> "LocalizerConfig":
-        """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for ssl_align."""
-        return cls(**({"method": method, "projection": 128 if method == "ssl_align" else None} | changes))
+        """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for those that have
+        some."""
+        return cls(**({"method": method, "projection": 128 if method in ("ssl_align", "sspl") else None} | changes))
 
 
 def build(config: LocalizerConfig) -> "Localizer":
@@ -124,7 +135,8 @@ class Localizer(nn.Module):
 
     visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
         "visual" (B, C, h, w) and "audio" (B, C), for slavc "visual_loc", "visual_avc", "audio_loc" and "audio_avc";
-        with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is ssl_align's s_A.
+        for ssl_align with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is s_A.
+    predictor: the head that sspl's loss takes, None for other methods.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
     """
 
@@ -146,8 +158,10 @@ class Localizer(nn.Module):
             if config.dimension is not None:
                 self.visual_heads["visual" + space] = nn.Conv2d(channels, config.dimension, 1, bias=bias)
                 self.audio_heads["audio" + space] = nn.Linear(channels, config.dimension, bias=bias)
-        self.project_visual = self.project_audio = None
-        if config.projection is not None:
+        self.project_visual = self.project_audio = self.predictor = None
+        if config.projection is not None and config.method == "sspl":
+            self.predictor = SimSiamHead(config.dimension or channels, config.projection)
+        elif config.projection is not None:
             self.project_visual = nn.Linear(channels, config.projection, bias=bias)
             self.project_audio = nn.Linear(channels, config.projection, bias=bias)
         drawn = not self.visual_net.conv1.weight.is_meta
@@ -249,6 +263,38 @@ class Localizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config.method}, {self.config.backbone}"
+
+
+class SimSiamHead(nn.Module):
+    """SimSiam's projector and predictor, as SSPL has them: (N, C) -> projection z and prediction p of it, (N, D) each.
+
+    Projector: three linear layers of width D with batch norm, ReLU between them, the last norm without scale and shift.
+    Predictor: two layers with a bottleneck of D / 4, batch norm and ReLU in it.
+    """
+
+    def __init__(self, channels: int, dimension: int):
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Linear(channels, dimension, bias=False),
+            nn.BatchNorm1d(dimension),
+            nn.ReLU(inplace=True),
+            nn.Linear(dimension, dimension, bias=False),
+            nn.BatchNorm1d(dimension),
+            nn.ReLU(inplace=True),
+            nn.Linear(dimension, dimension, bias=False),
+            nn.BatchNorm1d(dimension, affine=False),
+        )
+        bottleneck = max(1, dimension // 4)
+        self.predictor = nn.Sequential(
+            nn.Linear(dimension, bottleneck, bias=False),
+            nn.BatchNorm1d(bottleneck),
+            nn.ReLU(inplace=True),
+            nn.Linear(bottleneck, dimension),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(x)
+        return z, self.predictor(z)
 
 
 def _check_float(name: str, x: Tensor, normalize: str) -> None:

@@ -10,6 +10,7 @@ from ..models import LocalizerConfig
 from . import loss_options
 
 METHODS = tuple(LOSSES)
+_NO_POOLING = ("slavc", "sspl")
 VIEWS = ("original", "augmented", "conceptual")
 _CHOICES = {
     "optimizer": ("adamw", "adam"),
@@ -32,7 +33,7 @@ class Recipe:
     pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
         both they are blended linearly into the method's own pooling (to `mean_weight`, if the loss has one). Selective
         poolings (soft threshold, maximum) can collapse without it when nets start from scratch: they select before
-        there is anything to select. None: no warm-up. slavc, whose pooling is another, has none.
+        there is anything to select. None: no warm-up. slavc and sspl, which pool in other ways, have none.
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
         losses are computed in float32 always.
     augmentation: of squares, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
@@ -44,7 +45,8 @@ class Recipe:
         U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of transforms.MASKS.
     views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
-        augmented). All methods but ssl_align take one.
+        augmented). ssl_align takes any number; hard_positives two, the sample's and the similar one's; sspl two images
+        of one sound, the first view's; all other methods one.
     nce_epochs: epochs at the start of the run in which fnac's L1 terms are left out; fewer than `epochs`.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
     accumulation: the batch goes through the nets in so many equal parts, one after the other; each has its own
@@ -98,10 +100,11 @@ class Recipe:
         if not isinstance(self.views, (tuple, list)) or not self.views or not set(self.views) <= set(VIEWS):
             raise ValueError(f"views: expected some of {', '.join(VIEWS)}, got {self.views!r}")
         object.__setattr__(self, "views", tuple(self.views))  # lists after a round trip through JSON, here and below
-        if len(self.views) > 1 and self.method != "ssl_align":
-            raise ValueError(f"views: only ssl_align compares several views, got {self.views} for {self.method}")
-        if self.pooling_warm_up is not None and self.method == "slavc":
-            raise ValueError(f"pooling_warm_up: slavc has none, got {self.pooling_warm_up}")
+        compared = {"ssl_align": len(self.views), "hard_positives": 2, "sspl": 2}.get(self.method, 1)
+        if len(self.views) != compared:
+            raise ValueError(f"views: {self.method} compares {compared}, got {', '.join(self.views)}")
+        if self.pooling_warm_up is not None and self.method in _NO_POOLING:
+            raise ValueError(f"pooling_warm_up: {self.method} has none, got {self.pooling_warm_up}")
         if self.momentum_decay is not None and self.method != "slavc":
             got = f"{self.momentum_decay} for {self.method}"
             raise ValueError(f"momentum_decay: only slavc has momentum nets, got {got}")
@@ -203,6 +206,9 @@ _QUICKSTART: dict[str, dict] = {
     "slavc": {"model": {"visual_dropout": 0.5}, "loss": {"tau": 0.07, "negatives": "both"}, "pooling_warm_up": None},
     "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_epochs": 5.4},
     "ssl_tie": {"epochs": 10},  # every image twice in a step
+    # without neighbours, another draw of the sample itself
+    "hard_positives": {"views": ("augmented", "augmented")},
+    "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
@@ -210,6 +216,8 @@ _QUICKSTART: dict[str, dict] = {
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
 # data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
 # for its L1 terms, as its scripts do (3 where its program is not told), and its masks lie where they were meant to.
+# HardPos has LVS's net and loss, and so its recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, at
+# rates of their own (5e-4 to 2e-3 of AdamW); its nets here are ResNet-18s that learn, at the others' rate.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
@@ -237,6 +245,21 @@ _PUBLISHED: dict[str, dict] = {
         "front_end": "ssl_tie",
         "augmentation": "moco_v2",
         "masks": "ssl_tie",
+    },
+    "hard_positives": {
+        "epochs": 100,
+        "batch_size": 32,
+        "weight_decay": 1e-4,
+        "front_end": "lvs",
+        "views": ("augmented", "conceptual"),
+    },
+    "sspl": {
+        "epochs": 100,
+        "batch_size": 256,
+        "weight_decay": 1e-4,
+        "optimizer": "adamw",
+        "augmentation": "simclr",
+        "views": ("augmented", "augmented"),
     },
 }
 
@@ -270,8 +293,8 @@ def published(method: str) -> dict:
 RECIPES = {"quickstart": quickstart, "published": published}
 # What the image nets of the published runs started from; of SSL-Align's those of its paper.
 PUBLISHED_START = {
-    **dict.fromkeys(("ez_vsl", "slavc", "fnac"), "ImageNet weights"),
-    **dict.fromkeys(("lvs", "ssl_tie", "ssl_align"), "scratch"),
+    **dict.fromkeys(("ez_vsl", "slavc", "fnac", "sspl"), "ImageNet weights"),
+    **dict.fromkeys(("lvs", "ssl_tie", "ssl_align", "hard_positives"), "scratch"),
     "margin_nce": "what its paper does not say",
 }
 
