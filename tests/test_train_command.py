@@ -175,6 +175,9 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
     assert cli.main(argv("visual", *audio)) == 0
     assert loaded(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
+    similar = published(folder, tmp_path / "similar", "--neighbors-visual", tmp_path / "visual.npy", *audio)
+    assert cli.main([*similar, "--method", "hard_positives"]) == 0
+    assert loaded(tmp_path / "similar")[1]["recipe"]["views"] == ("augmented", "conceptual")
 
 
 def test_bad_folders_are_named(folder, tmp_path, capsys):

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 
+from ssl_fast import losses
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.reproducibility import derived_seed
@@ -166,6 +167,30 @@ def test_l1_terms_of_fnac_wait():
     assert late > early * 1.01
 
 
+@pytest.mark.parametrize("method", ["hard_positives", "sspl"])
+def test_second_views_are_similar_samples_and_images_without_a_sound(method):
+    """The second view is another sample: hard_positives takes its image and sound, sspl its image under the first's
+    sound."""
+    learner, samples = Learner(tiny(method, augmentation="none", precision="float32")), ToySet()
+    net = learner.localizer.eval()
+    own, other = range(8), [(i + 3) % 8 for i in range(8)]
+    images, sounds = (torch.stack([x[own], x[other]], 1) for x in (samples.images, samples.spectrograms))
+    with torch.no_grad():
+        got = learner.batch_loss(images, sounds, 1.0, torch.Generator())
+        (v, a), (w, b) = (
+            (
+                net.visual_features(net.normalize_images(samples.images[k]))["visual"],
+                net.audio_features(net.normalize_spectrograms(samples.spectrograms[k]))["audio"],
+            )
+            for k in (own, other)
+        )
+        if method == "hard_positives":
+            expected = losses.hard_positives(v, a, w, b)
+        else:
+            expected = losses.sspl([v, w], a, net.predictor)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_the_toys(method):
@@ -173,9 +198,9 @@ def test_every_method_learns_the_toys(method):
         method, {}
     )
     done, samples = run(tiny(method, epochs=12, augmentation="none", precision="float32", **changes)), ToySet()
-    losses = [record["loss"] for record in done.history]
-    assert len(losses) == 60 and not done.shortened and not done.localizer.training
-    assert done.final_loss == pytest.approx(sum(losses[-3:]) / 3)
+    history = [record["loss"] for record in done.history]
+    assert len(history) == 60 and not done.shortened and not done.localizer.training
+    assert done.final_loss == pytest.approx(sum(history[-3:]) / 3)
     localizer = done.localizer
     with torch.no_grad():
         visual = localizer.visual_features(localizer.normalize_images(samples.images))

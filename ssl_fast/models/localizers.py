@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .predictive_coding import PredictiveCoding
 from .resnet import ResNet18, SmallResNet
 
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
@@ -35,6 +36,7 @@ class LocalizerConfig:
         direction, where the contrast stays at chance.
     projection: of ssl_align, output D of the projections that s_A compares, None: no s_A; of sspl, which needs one,
         output D of the head whose projections and predictions its loss compares. No other method has projections.
+    cycles: of sspl, cycles of its predictive coding module (`predictive_coding`); None: without the module.
     visual_dropout, audio_dropout: element-wise, on the features before the heads (one mask for both heads of slavc).
     image_mean, image_std: of RGB in [0, 1]. spectrogram_mean, spectrogram_std: of the front end's output.
     """
@@ -45,6 +47,7 @@ class LocalizerConfig:
     dimension: int | None = 128
     head_bias: bool = False
     projection: int | None = None
+    cycles: int | None = None
     visual_dropout: float = 0.0
     audio_dropout: float = 0.0
     image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
@@ -72,6 +75,9 @@ class LocalizerConfig:
         if self.projection is not None and self.method not in ("ssl_align", "sspl"):
             got = f"{self.projection} for {self.method}"
             raise ValueError(f"projection: only ssl_align and sspl have projections, got {got}")
+        if self.cycles is not None and (self.method != "sspl" or self.cycles < 0):
+            got = f"{self.cycles} for {self.method}"
+            raise ValueError(f"cycles: expected >= 0, of sspl's predictive coding module alone, got {got}")
         for name in ("visual_dropout", "audio_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")
@@ -93,7 +99,7 @@ class LocalizerConfig:
         }
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
-        config["projection"] = {"ssl_align": 512, "sspl": 2048}.get(method)
+        config |= {"ssl_align": {"projection": 512}, "sspl": {"projection": 2048, "cycles": 4}}.get(method, {})
         if method in ("slavc", "fnac"):
             config["visual_dropout"] = 0.9
         return cls(**(config | changes))
@@ -136,7 +142,7 @@ class Localizer(nn.Module):
     visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
         "visual" (B, C, h, w) and "audio" (B, C), for slavc "visual_loc", "visual_avc", "audio_loc" and "audio_avc";
         for ssl_align with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is s_A.
-    predictor: the head that sspl's loss takes, None for other methods.
+    predictor: the head that sspl's loss takes, None for other methods. predictive_coding: see `aligned`; or None.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
     """
 
@@ -164,6 +170,10 @@ class Localizer(nn.Module):
         elif config.projection is not None:
             self.project_visual = nn.Linear(channels, config.projection, bias=bias)
             self.project_audio = nn.Linear(channels, config.projection, bias=bias)
+        self.predictive_coding = None
+        if config.cycles is not None:
+            compared = config.dimension or channels
+            self.predictive_coding = PredictiveCoding(compared, compared, config.cycles)
         drawn = not self.visual_net.conv1.weight.is_meta
         if drawn and config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
             self._initialize_heads()
@@ -211,12 +221,18 @@ class Localizer(nn.Module):
             features["audio_projected"] = self.project_audio(x)
         return features
 
+    def aligned(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Visual features (B, C, h, w) as maps compare them with audio features (B, C) of the same samples: by SSPL's
+        predictive coding module, if there is one, which sees unit vectors of audio. Retrieval goes without it."""
+        if self.predictive_coding is None:
+            return visual
+        return self.predictive_coding(visual, nn.functional.normalize(audio))
+
     def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor], backend: str = "auto") -> Tensor:
         """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces.
         backend: of `ops.cosine_map`."""
-        maps = [
-            ops.cosine_map(visual["visual" + space], audio["audio" + space], backend=backend) for space in self.spaces
-        ]
+        pairs = [(visual["visual" + space], audio["audio" + space]) for space in self.spaces]
+        maps = [ops.cosine_map(self.aligned(*pair), pair[1], backend=backend) for pair in pairs]
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
     @torch.no_grad()

@@ -202,7 +202,9 @@ class Learner:
             )
             return self.loss(visual, audio, similar_visual, similar_audio, **changes)
         if recipe.method == "sspl":
-            return self.loss(features["visual"].chunk(views), features["audio"], self.localizer.predictor, **changes)
+            audio = features["audio"]
+            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].chunk(views)]
+            return self.loss(visuals, audio, self.localizer.predictor, **changes)
         if recipe.leaves_out_l1_at(progress):
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
