@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import warnings
 import zlib
@@ -84,8 +85,10 @@ def test_front_ends_by_name_and_bad_sizes(tmp_path):
     assert folder_set(tmp_path, front_end="ssl_align").front_end is FRONT_ENDS["ssl_align"]
     with pytest.raises(ValueError, match="front_end: expected a FrontEnd or one of"):
         folder_set(tmp_path, front_end="none")
-    with pytest.raises(ValueError, match="size: expected an integer >= 1, got 0"):
-        folder_set(tmp_path, size=0)
+    annotate(tmp_path, [{"file": "a", "bbox": [[0, 0, 1, 1]]}])
+    for size in (0, "224"):
+        with pytest.raises(ValueError, match=f"size: expected an integer >= 1, got {size!r}"):
+            folder_set(tmp_path, size=size)
 
 
 @pytest.mark.parametrize("preloaded", [False, True])
@@ -208,6 +211,13 @@ def test_samples_that_are_there(tmp_path):
         "missing": ["d", "b"],
         "sha256": hashlib.sha256(b"a\nc").hexdigest(),
     }
+    for place, words in (("loop", "Too many levels of symbolic links"), ("folder", "expected a file, got a folder")):
+        file = tmp_path / "frames" / f"{place}.png"  # there, and no good
+        file.symlink_to(file) if place == "loop" else file.mkdir()
+        annotate(tmp_path, [{"file": "a"}, {"file": "x", "image": f"frames/{place}.png", "audio": "a"}], "other.json")
+        with pytest.raises(DataError, match=f"1 problem: .*frames/{place}.png: {words}.*, id 'x'"):
+            folder_set(tmp_path, annotations=tmp_path / "other.json", on_missing="list")
+        file.unlink() if place == "loop" else file.rmdir()
     (tmp_path / "annotations.json").unlink()
     assert folder_set(tmp_path, on_missing="list").missing == ["b", "d"]  # of each one file is there
     put(tmp_path, "b", image=".jpg")
@@ -382,6 +392,21 @@ def test_lists_of_every_kind(tmp_path):
         folder_set(tmp_path, split="one")
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    put(tmp_path, "a")
+    put(tmp_path, "deep/b")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="Permission denied: '.*/frames/deep'"):
+        folder_set(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content, line",
     [
@@ -393,6 +418,9 @@ def test_lists_of_every_kind(tmp_path):
 )
 def test_a_quote_that_is_not_closed_loses_no_sample(tmp_path, content, line):
     put(tmp_path, "id1")
+    (tmp_path / "list.csv").write_text("id1,cat\n,cow\n")
+    with pytest.raises(DataError, match="list.csv: line 2: expected an id, got '': it is empty"):
+        folder_set(tmp_path, split="list")
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=f"list.csv: line {line}: expected cells, quoted in pairs, got "):
         folder_set(tmp_path, split="list")

@@ -99,15 +99,20 @@ class Files:
             return self.problems
         try:
             state = path.stat()  # once: sets have some hundred thousand files
-        except OSError:
-            state = None
-        if state is None or not stat.S_ISREG(state.st_mode):
+        except (FileNotFoundError, NotADirectoryError):
             self.missing[path] = f"{path}: no such file, id {name!r}"
             return self.missing
-        if not state.st_size:
-            self.problems[path] = f"{path}: empty file (0 bytes), id {name!r}"
-            return self.problems
-        return None
+        except OSError as error:  # it is there, for all we know
+            problem = error.strerror
+        else:
+            if not stat.S_ISREG(state.st_mode):
+                problem = "expected a file, got a folder or the like"
+            else:
+                problem = "" if state.st_size else "empty file (0 bytes)"
+        if not problem:
+            return None
+        self.problems[path] = f"{path}: {problem}, id {name!r}"
+        return self.problems
 
 
 class SampleSet(torch.utils.data.Dataset):
@@ -154,6 +159,12 @@ class SampleSet(torch.utils.data.Dataset):
         return int(index) % len(self)
 
 
+def check_size(size: int) -> None:
+    """ValueError for what cannot be the side of images, in pixels."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size: expected an integer >= 1, got {size!r}")
+
+
 class FileSet(SampleSet):
     """Samples whose images and sounds are files, read when a sample is asked for: anew every time, unless `preload` was
     called.
@@ -180,8 +191,7 @@ class FileSet(SampleSet):
         resampler: str = "pillow",
         on_missing: str = "error",
     ):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size: expected an integer >= 1, got {size!r}")
+        check_size(size)
         if resampler not in RESAMPLERS:
             raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, got {resampler!r}")
         if on_missing not in ON_MISSING:
@@ -388,6 +398,7 @@ def _check_mask(path: Path) -> None:
 
 def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None, size: int) -> _Folder:
     """What is found of a folder's samples; boxes in pixels of size x size."""
+    check_size(size)
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise DataError(f"{root}: expected a folder with frames/ and audio/, got {got}")
@@ -462,7 +473,11 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
-    for directory, _, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError):
+        raise error  # os.walk goes on without what it cannot list
+
+    for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
         for name in sorted(names):
             path = Path(directory, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):
