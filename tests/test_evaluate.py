@@ -188,6 +188,35 @@ def test_without_a_validation_set_the_names_say_where_the_threshold_is_from():
         assert "universal" not in key or key == "universal_threshold", key
 
 
+def test_a_given_threshold_is_the_models_alone():
+    localizer = FakeLocalizer(alarm=0.5)
+    chosen = run(localizer)
+    value = chosen["universal_threshold"]["by_set"]["validation"]["model"]["value"]
+    results = run(localizer, validation=None, threshold=value)
+    for name, one in chosen["sets"].items():
+        assert results["sets"][name]["model"] == one["model"]
+        for baseline, row in results["sets"][name]["baselines"].items():
+            on_threshold = {key for key in one["baselines"][baseline] if "universal" in key or key.startswith("pia_")}
+            assert len(on_threshold) == 8 and row.keys() == one["baselines"][baseline].keys() - on_threshold
+    assert results["universal_threshold"]["origins"] == {"given": {}}
+    with pytest.raises(ValueError, match="threshold: expected without validation"):
+        run(threshold=0.3)
+    with pytest.raises(TypeError, match="threshold: expected a number or Thresholds, got str"):
+        run(validation=None, threshold="0.3")
+
+
+def test_a_threshold_from_fewer_kinds_of_sound_is_refused():
+    unknown = FakeSet(VAL, prefix="val")
+    unknown.categories = [None, *unknown.categories[1:]]
+    with pytest.raises(ValueError, match="set val: expected categories, .* 1 of 8 samples do not say .* as 'val0_a'"):
+        run(validation={"val": unknown})
+    results = run(validation={"val": unknown}, negatives=("silence", "noise"), baselines={})
+    origin = results["universal_threshold"]["origins"]["validation"]
+    assert (origin["set"], origin["n"], origin["negatives"]) == ("val", 8, ["silence", "noise"])
+    with pytest.raises(ValueError, match=r"validation: expected one set, got \['a', 'b'\]"):
+        run(validation={"a": FakeSet(VAL, prefix="a"), "b": FakeSet(VAL, prefix="b")})
+
+
 def test_the_test_sets_do_not_move_the_threshold():
     alone = run(test_sets={"duo": FakeSet(DUO[:2])}, localizer=FakeLocalizer(alarm=0.5))
     other = run(test_sets={"duo": FakeSet(DUO)}, localizer=FakeLocalizer(alarm=0.5))

@@ -1,14 +1,17 @@
 """`ssl-fast evaluate`: evaluate a checkpoint, a function or a folder of maps on samples with ground truth."""
 
 import argparse
+import contextlib
 import importlib
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from .options import WEIGHTS, add_quiet, add_split, add_test_scenes, add_threads, add_weights_layout, add_workers
 
 if typing.TYPE_CHECKING:
+    from ..data.datasets import FileSet, SampleSet
     from ..data.test_sets import PublishedSet
     from ..models.checkpoints import Checkpoint
 
@@ -86,7 +89,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids that the model was trained on: the results say how many of them are tested",
     )
     add("--out", type=Path, required=True, metavar="DIR")
-    add("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
+    threshold = parser.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--val",
+        type=Path,
+        metavar="DIR",
+        help="samples whose negatives choose the universal threshold (default: those that are tested, which the names "
+        "of all figures that depend on it then say)",
+    )
+    threshold.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="the model's universal threshold, in the units of its maps (cosines)",
+    )
+    threshold.add_argument(
+        "--threshold-from",
+        type=Path,
+        metavar="RESULT",
+        help="metrics.json, or its folder, of an evaluation of the same model on other samples, whose universal "
+        "thresholds are used",
+    )
+    add("--val-set", metavar="NAME", help="published set in --val, as of --set (default: a folder of your own)")
+    add("--val-split", metavar="NAME", help="list of ids in --val (default: all)")
+    add("--val-annotations", type=Path, metavar="FILE", help="of --val-set, as published (default: in --val)")
+    add("--val-layout", metavar="NAME", help="of the files of --val-set, as --layout")
     add_test_scenes(parser)
     add_workers(parser)
     add_threads(parser)
@@ -96,6 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from ..evaluation import thresholds
     from . import results, samples
 
     if args.threads is not None:
@@ -104,10 +132,20 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
         raise ValueError(f"--out {args.out}: holds results already; choose another folder")
+    threshold = args.threshold
+    if args.threshold_from is not None:
+        threshold = thresholds.read(args.threshold_from)
+    if args.val_set is None and (args.val_annotations is not None or args.val_layout is not None):
+        raise ValueError("--val-annotations, --val-layout: expected with --val-set")
+    if args.val is None and (args.val_set is not None or args.val_split is not None):
+        raise ValueError("--val-set, --val-split: expected with --val")
     model, how, found = model_of(args)
     if args.scenes:
-        if args.val is not None or args.split is not None or args.set_name is not None:
-            raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
+        if not (args.val is threshold is args.split is args.set_name is None):
+            raise ValueError(
+                "--val, --threshold, --threshold-from, --split, --set: expected with --data, the scenes have splits "
+                "and validation of their own"
+            )
         if found is not None and how[0] != "scenes":
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
         tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
@@ -116,11 +154,11 @@ def run(args: argparse.Namespace) -> int:
             test = samples.folder(args.data, args.split, *how, annotated=True)
         else:
             test = published_set(args, *how)
-        validation = None if args.val is None else samples.folder(args.val, None, *how)
+        validation = validation_set(args, *how)
         for one in filter(None, (test, validation)):
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
-    options = options_of(args, tests)
+    options = options_of(args, tests, validation)
     about, history = {"model": args.model or str(args.maps)}, []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
@@ -130,10 +168,37 @@ def run(args: argparse.Namespace) -> int:
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    return results.write_results(
-        model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
-    )
+    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
+        options["notes"].append(note)
+    if validation is not None and args.val is not None:
+        validation = {args.val_set or args.val.resolve().name: validation}
+    with _folder(args.out):
+        return results.write_results(
+            model,
+            tests,
+            validation,
+            args.out,
+            about,
+            history,
+            quiet=args.quiet,
+            workers=args.workers,
+            threshold=threshold,
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes a folder and those above it. Where what is done inside fails, those of them that are empty go again."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty
+            for one in made:
+                one.rmdir()
+        raise
 
 
 def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
@@ -173,30 +238,60 @@ def _function(name: str):
 
 def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
+    files = args.data, args.annotations, args.split, args.silent
+    return _published("--set", args.set_name, *files, image_size, front_end=front_end, layout=args.layout)
+
+
+def validation_set(args: argparse.Namespace, front_end: str, image_size: int) -> "FileSet | None":
+    """The samples of --val, None without."""
+    from . import samples
+
+    if args.val is None:
+        return None
+    if args.val_set is None:
+        return samples.folder(args.val, args.val_split, front_end, image_size)
+    files = args.val, args.val_annotations, args.val_split, None
+    return _published("--val-set", args.val_set, *files, image_size, front_end=front_end, layout=args.val_layout)
+
+
+def _published(
+    option: str,
+    name: str,
+    root: Path,
+    annotations: Path | None,
+    ids: str | None,
+    silent: Path | None,
+    image_size: int,
+    **reading,
+) -> "PublishedSet":
     from ..data.annotations import SIZE, read
     from ..data.test_sets import ANNOTATIONS, PublishedSet
 
     if image_size != SIZE:
         raise ValueError(
-            f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
+            f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
         )
-    path = args.annotations or args.data / ANNOTATIONS.get(args.set_name, "")
-    annotations = read(args.set_name, path, ids=args.split, negatives=args.silent)
-    return PublishedSet(args.data, args.set_name, annotations, front_end=front_end, layout=args.layout)
+    path = annotations or root / ANNOTATIONS.get(name, "")
+    return PublishedSet(root, name, read(name, path, ids=ids, negatives=silent), **reading)
 
 
-def options_of(args: argparse.Namespace, tests: dict) -> dict:
-    """Keyword arguments of `results.write_results` that are this command's own."""
+def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
+    """Broad categories that off-screen sounds of a published set are drawn by."""
     from ..data.categories import broad_categories
+
+    if set_name in (None, "flickr") or "offscreen" not in negatives:
+        return None
+    return broad_categories(set_name.removesuffix("-xml"))
+
+
+def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:
+    """Keyword arguments of `results.write_results` that are this command's own."""
     from ..data.negatives import SEEDS, negatives
     from ..data.sample_lists import read_ids
     from ..evaluation.protocols import protocol_of
     from ..models.object_prior import ObjectPrior
 
-    broad = None
-    has_classes = args.set_name not in (None, "flickr")
-    if has_classes and "offscreen" in args.negatives:
-        broad = broad_categories(args.set_name.removesuffix("-xml"))
+    broad, broad_of_validation = (_broad(name, args.negatives) for name in (args.set_name, args.val_set))
     if args.seeds != "published" and not all(seed.isdecimal() for seed in args.seeds.split(",")):
         raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
     if args.object_weights is not None and not args.protocol:
@@ -213,8 +308,11 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         ]
 
     def draw(sample_set, name: str, kind: str, seed: int):
+        own = broad
+        if sample_set is validation:
+            own, name = broad_of_validation, name if name == "validation" else f"validation-{name}"
         file = None if args.draws is None else args.draws / f"{name}-{kind}-{seed}.json"
-        return negatives(sample_set, kind, seed, broad=broad, path=file)
+        return negatives(sample_set, kind, seed, broad=own, path=file)
 
     return {
         "published": [protocol_of(name) for name in args.protocol.split(",") if name],

@@ -64,6 +64,7 @@ class PublishedSet(FileSet):
         items, problems = find_items(Path(root), layout_named(LAYOUTS, name, layout), annotations.samples)
         super().__init__(root, items, problems, front_end=front_end, size=SIZE, **reading)
         self.annotations, self.notes = annotations, annotations.report()
+        self.sounding = [sample.sounding for sample in annotations.samples]
         self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in annotations.samples)
 
     def ground_truth(self, index: int) -> np.ndarray:

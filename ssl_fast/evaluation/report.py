@@ -10,6 +10,7 @@ from ..reproducibility import replace_file
 from . import pictures
 from .overlays import Row, Tile
 from .results import shortened
+from .thresholds import OWN, described
 
 TITLES = {
     "random": "random map",
@@ -151,18 +152,17 @@ def _cards(results: Mapping) -> str:
         ]
     alarms = [rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")]
     if alarms:
-        cards.append(
-            _card(
-                f"False alarms on {main}",
-                max(alarms),
-                "share of the image lit by the worst kind of negative sound; 0 is right",
-            )
-        )
+        own = results["universal_threshold"]["chosen_on"] == "test"
+        at = "the test set's own threshold" if own else "the universal threshold"
+        lit = f"share of the image above {at} under the worst kind of negative sound; 0 is right"
+        cards.append(_card(f"False alarms on {main}", max(alarms), lit))
     return f'<dl class="cards">{"".join(cards)}</dl>'
 
 
 def _comparison(name: str, one: Mapping) -> str:
     def cell(row, key):
+        if key not in row:  # no universal threshold of this predictor
+            return ""
         total = "images" if key.startswith(PER_IMAGE) else "n"
         total = row["counts"].get(f"{total}_{key.partition('_')[2]}", one[total])
         return number(row[key]) + (f"<small>{row['counts'][key]} / {total}</small>" if key in row["counts"] else "")
@@ -214,7 +214,7 @@ def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
 
 def _pair(key: str) -> str:
     """overlap_noise -> own sound, noise; overlap_silence_noise -> silence, noise"""
-    kinds = key.removeprefix("overlap_").split("_")
+    kinds = key.removeprefix("overlap_").removesuffix(f"_{OWN}").split("_")
     return ", ".join(map(name_of_sound, kinds if len(kinds) == 2 else ["positive", *kinds]))
 
 
@@ -250,7 +250,7 @@ def _protocols(results: Mapping) -> str:
             overlaps = {
                 _pair(key): value
                 for key, value in alarms.items()
-                if key.startswith("overlap_") and key != "overlap_negatives"
+                if key.startswith("overlap_") and not key.startswith("overlap_negatives")
             }
             if overlaps:
                 parts.append(
@@ -276,24 +276,24 @@ def _protocols(results: Mapping) -> str:
 
 def _false_positives(results: Mapping) -> str:
     chosen = results["universal_threshold"]
-    of_test = chosen["chosen_on"] == "test"
     parts = []
     for name, one in results["sets"].items():
         kinds = {
-            key: key.removeprefix("pia_").removesuffix("_test_threshold")
-            for key in one["model"]
-            if key.startswith("pia_")
+            key: key.removeprefix("pia_").removesuffix(f"_{OWN}") for key in one["model"] if key.startswith("pia_")
         }
         if not kinds:
             continue
-        thresholds = chosen["by_set"][name if of_test else "validation"]
+        own = chosen["chosen_on"] == "test"
+        thresholds = chosen["by_set"][name if own else chosen["chosen_on"]]
         rows = [
             (name_of(row), [number(values[key]) for key in kinds] + [number(thresholds[row]["value"])])
             for row, values in {"model": one["model"], **one["baselines"]}.items()
+            if row in thresholds
         ]
+        threshold = "the test set's own threshold" if own else "the universal threshold"
         parts.append(
             _table(
-                f"{name}: share of the image above the universal threshold (pIA)",
+                f"{name}: share of the image above {threshold} (pIA), {described(chosen, name)}",
                 ["", *(name_of_sound(kind) for kind in kinds.values()), "threshold"],
                 rows,
             )
@@ -306,15 +306,17 @@ def _false_positives(results: Mapping) -> str:
                 f"Maximum of the model's map on {name}: range and quartiles over the samples.",
             )
         )
-    origin = "the negatives of the validation set"
-    if of_test:
-        origin = "the test set's own negatives, for want of a validation set: what depends on it is optimistic"
     if not parts:
         return ""
+    own = (
+        "Here it was chosen on the test set's own negatives, for want of another: what depends on it is optimistic, "
+        "and says so in its name. "
+    )
     return _section(
         "Sounds of nothing visible",
         "<p>The threshold of a predictor is the highest third quartile of its map maxima over the kinds of negative "
-        f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>",
+        f"sound. {own if chosen['chosen_on'] == 'test' else ''}"
+        "A predictor that never hears has the same map under every sound.</p>",
         *parts,
     )
 
