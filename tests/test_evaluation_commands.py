@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -166,6 +167,18 @@ def test_object_prior(folder, maps, tmp_path, capsys):
                 json.loads(json.dumps(wanted)),
             )
     assert "model mixed with it" in (tmp_path / "out" / "report.html").read_text()
+    options_09 = *options, "--object-weights", weights, "--alpha"
+    assert evaluate(folder, tmp_path / "alpha", *options_09, 0.9) == 0
+    found = json.loads((tmp_path / "alpha" / "metrics.json").read_text())["protocols"]["vgg-ss"]
+    for name, same_as in (("slavc_extended", "slavc_extended_readme"), ("ez_vsl", None)):
+        protocol = same_as or replace(protocols.PROTOCOLS[name], alpha=0.9)
+        want = protocols.run(
+            protocol, values["positive"], truths(), prior=prior, image_ids=IDS, sounding=np.ones(6, bool)
+        )
+        same(found[name]["model"]["figures"], json.loads(json.dumps(want["figures"])))
+        assert found[name]["model"]["protocol"]["alpha"] == 0.9
+    assert evaluate(folder, tmp_path / "bad", *options_09, 1.5) == 2
+    assert "--alpha: expected a weight from 0 to 1, got 1.5" in capsys.readouterr().err
     torch.save({"conv1.weight": torch.zeros(1)}, weights)
     assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2
     assert f"{weights}: expected the weights of torchvision's ResNet-18: " in capsys.readouterr().err
@@ -404,6 +417,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
             ["--model", "math:sin", "--seeds", "1,-2"],
             "--seeds: expected integers >= 0 with commas between, or published",
         ),
+        (["--model", "math:sin", "--alpha", "0.9"], "--alpha: expected with --object-weights, the prior"),
         (
             ["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""],
             "threshold: expected the universal one for",

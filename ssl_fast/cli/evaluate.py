@@ -62,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="torchvision's ResNet-18 of ImageNet: the object prior that --protocol mixes with the maps",
     )
     add(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="weight of the model's maps where --protocol mixes them with the object prior, 0 to 1 (default: the "
+        "protocol's)",
+    )
+    add(
         "--retrieval",
         metavar="NAME",
         default="auto",
@@ -286,6 +293,8 @@ def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
 
 def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:
     """Keyword arguments of `results.write_results` that are this command's own."""
+    from dataclasses import replace
+
     from ..data.negatives import SEEDS, negatives
     from ..data.sample_lists import read_ids
     from ..evaluation.protocols import protocol_of
@@ -296,6 +305,13 @@ def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | N
         raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
     if args.object_weights is not None and not args.protocol:
         raise ValueError("--object-weights: expected with --protocol, which says how to mix")
+    if args.alpha is not None and args.object_weights is None:
+        raise ValueError("--alpha: expected with --object-weights, the prior that it is the weight against")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
+        raise ValueError(f"--alpha: expected a weight from 0 to 1, got {args.alpha}")
+    published = [protocol_of(name) for name in args.protocol.split(",") if name]
+    if args.alpha is not None:
+        published = [replace(protocol, alpha=args.alpha) for protocol in published]
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
     seeds, notes = SEEDS if args.seeds == "published" else [int(seed) for seed in args.seeds.split(",")], []
     if args.draws is not None:
@@ -315,7 +331,7 @@ def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | N
         return negatives(sample_set, kind, seed, broad=own, path=file)
 
     return {
-        "published": [protocol_of(name) for name in args.protocol.split(",") if name],
+        "published": published,
         "draw": draw,
         "notes": notes,
         "negatives": [kind for kind in args.negatives.split(",") if kind],

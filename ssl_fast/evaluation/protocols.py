@@ -74,7 +74,10 @@ CORNERS = Upsampling(align_corners=True, arithmetic="torch")
 BICUBIC = Upsampling("bicubic", arithmetic="torch")
 BICUBIC_CORNERS = Upsampling("bicubic", True, "torch")
 TOP, TOP_STRICT = (Rule("top50", comparison=comparison) for comparison in (">=", ">"))
+TOP_OR_ONE = Rule("top50", comparison="> or >= 1")
 ADAPTIVE_STRICT = Rule("adaptive", "truth", ">")
+# Of an empty ground truth its evaluator takes half the batch of 64, for half the pixels.
+ADAPTIVE_AVSBENCH = Rule("adaptive", "truth", ">", fraction=32 / 224**2)
 UNIVERSAL = Rule("universal", "value", ">")
 
 
@@ -82,7 +85,7 @@ def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps
     return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0.0, **steps)
 
 
-_lvs = _published("lvs", OPENCV, [TOP_STRICT], normalisation="min_max_flipped")
+_lvs = _published("lvs", OPENCV, [TOP_OR_ONE], normalisation="min_max_flipped")
 _ez_vsl = _published("ez_vsl", CORNERS, [TOP], normalisation="min_max", prior_normalisation="min_max", after="min_max")
 _slavc = _published(
     "slavc_extended",
@@ -92,6 +95,9 @@ _slavc = _published(
     prior_normalisation="prior_range",
     after="min_max",
     figures=("detection",),
+)
+_slavc_absolute = replace(
+    _slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=0.5),)
 )
 _ssl_align = _published(
     "ssl_align",
@@ -103,6 +109,7 @@ _ssl_align = _published(
     grouped=True,
 )
 _vssl_eval = _published("vssl_eval", OPENCV, [ADAPTIVE_STRICT, UNIVERSAL], figures=("localization", "false_alarms"))
+_corners = replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS, prior=CORNERS)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -115,17 +122,17 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(_ez_vsl, name="fnac"),
         replace(_ez_vsl, name="fnac_second_pass", positive=BICUBIC, negative=BICUBIC),
         replace(_slavc, name="slavc_validation", **_everywhere(BICUBIC), figures=("localization",)),
-        _slavc,  # with its flag --relative_prediction
-        replace(
-            _slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=0.5),)
-        ),
+        _slavc,  # with its flag --relative_prediction, and its code's alpha
+        replace(_slavc, name="slavc_extended_readme", alpha=0.9),  # the command of its README
+        _slavc_absolute,
+        replace(_slavc_absolute, name="slavc_extended_scripts", alpha=0.9),  # its scripts, which lack the flag
         _ssl_align,  # its own model and LVS elsewhere, EZ-VSL,
         replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),  # SLAVC, FNAC; its own and LVS on VGG-SS,
         replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),  # SSL-TIE
-        _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], figures=("segmentation",)),
+        _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_AVSBENCH], figures=("segmentation",)),
         _vssl_eval,  # LVS, SSL-Align on VGG-SS; SSL-TIE
-        replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),  # LVS, SSL-Align on IS3
-        replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
+        _corners,  # LVS, SSL-Align on IS3
+        replace(_corners, name="vssl_eval_unit", normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
         Protocol(
             "vsl_paper",
             normalisation="two_cosines",
@@ -195,7 +202,7 @@ def score(
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
     linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
-    ranks = threshold is None and all(rule.kind != "value" for rule in rules)
+    ranks = threshold is None and all(rule.ranks for rule in rules)
     out = {}
     if (
         prior is None
@@ -266,7 +273,7 @@ def _columns(
         }
     out |= {threshold_name(name, own): values for name, values in alarms.items()}
     if "detection" in protocol.figures:
-        out["objects"] = found.objects.astype(np.float64)
+        out["area"] = found.weight
     if "segmentation" in protocol.figures:
         if (found.weight != found.objects).any():
             i = int((found.weight != found.objects).argmax())
@@ -282,7 +289,7 @@ def _columns(
 
 def _detection(columns: Mapping, rules: Sequence[str], sounding: np.ndarray) -> dict:
     return {
-        rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["objects"])
+        rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["area"])
         for rule in rules
     }
 
