@@ -326,6 +326,15 @@ def test_json_and_csv_hold_what_the_results_hold(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "per_sample.csv"]
 
 
+def test_no_cell_is_a_formula_for_a_spreadsheet(tmp_path):
+    ids = ["=1+1", "+1", "-0Bkyt8iZ1I_000008", "@SUM(A1)", "\t=1", "'quoted", "plain", "a=1"]
+    Results(samples={"=set": {"id": ids, "map_min": [-0.5] * 8}}).write_csv(tmp_path / "per_sample.csv")
+    with open(tmp_path / "per_sample.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"].removeprefix("'") for row in rows] == ids and {row["map_min"] for row in rows} == {"-0.5"}
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for row in rows for cell in (row["set"], row["id"]))
+
+
 def test_a_nan_is_never_written(tmp_path):
     results = Results(bad=float("nan"))
     with pytest.raises(ValueError, match="JSON"):

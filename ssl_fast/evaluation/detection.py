@@ -48,7 +48,7 @@ def precision_recall(
     order = np.argsort(confidences)
     right = sounding & (iou >= success)
     # number of detected samples of each kind: all from the first with confidence >= t on
-    first = np.searchsorted(confidences[order], np.asarray(thresholds, np.float64))
+    first = np.searchsorted(confidences[order], array(thresholds, "thresholds", 1).astype(np.float64))
     detected, true, visible = (
         np.append(np.cumsum(kind[order][::-1])[::-1], 0)[first] for kind in (np.ones_like(right), right, sounding)
     )
@@ -62,9 +62,10 @@ def precision_recall(
 def average_precision(confidences, iou, sounding) -> float:
     """Area under the envelope of precision (its maximum at this or any higher recall) over recall from 0 to 1, at every
     confidence."""
+    confidences, iou, sounding = _samples(confidences, iou, sounding)
     precision, recall = precision_recall(confidences, iou, sounding, np.unique(confidences)[::-1])
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    return float((envelope * np.diff(recall, prepend=0)).sum()) if np.any(sounding) else 0.0
+    return float((envelope * np.diff(recall, prepend=0)).sum()) if sounding.any() else 0.0
 
 
 def average_precision_published(confidences, iou, sounding, *, success: float = 0.5) -> float:
@@ -85,7 +86,8 @@ def f1(confidences, iou, sounding, thresholds, *, standard: bool = True, success
 
 def max_f1(confidences, iou, sounding, *, standard: bool = True) -> float:
     """The highest F1 at any threshold."""
-    return float(f1(confidences, iou, sounding, np.unique(confidences), standard=standard).max())
+    thresholds = np.unique(check_values(confidences, "confidences"))
+    return float(f1(confidences, iou, sounding, thresholds, standard=standard).max())
 
 
 def max_f1_published(confidences, iou, sounding, *, success: float = 0.5) -> float:

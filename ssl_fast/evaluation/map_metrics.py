@@ -80,6 +80,7 @@ class Rule:
 
     def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
         """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
+        maps = metrics.array(maps, "maps", 3)
         if self.kind == "value":
             threshold = typing.cast(float, value if self.value is None else self.value)
             return metrics.above(maps, threshold, strict=self.comparison == ">")
@@ -117,6 +118,7 @@ def counts_of_pixels(
     full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None = None
 ) -> Counts:
     """K maps (N, H, W) at the size of the ground truth (N, H, W) -> `Counts`. value: the universal threshold."""
+    full = [metrics.array(maps, "full", 3) for maps in full]
     truth = metrics.check_truth(truth, full[0].shape)
     objects = np.array([np.count_nonzero(image) for image in truth], np.int64)
     weight = truth.sum((1, 2), dtype=np.float64)

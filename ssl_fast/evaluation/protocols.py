@@ -160,8 +160,9 @@ def published_image_id(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ per-sample values
 
 
-def in_range(protocol: Protocol, maps: np.ndarray, enlarge: Callable = lambda maps: maps) -> np.ndarray:
+def in_range(protocol: Protocol, maps, enlarge: Callable = lambda maps: maps) -> np.ndarray:
     """Cosines (N, h, w) in the units of the protocol's thresholds; up-sampled on the way, where `enlarge` does that."""
+    maps = metrics.array(maps, "maps", 3)
     full = enlarge(maps) if protocol.tau is None else mixing.fixed_range(enlarge(maps / protocol.tau), protocol.tau)
     return mixing.NORMALISATIONS[protocol.normalisation](full)
 
@@ -383,7 +384,7 @@ class Accumulator:
                 raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
         self._batches.append(batch)
         self.labels["image_ids"].extend(() if image_ids is None else image_ids)
-        self.labels["sounding"].extend(() if sounding is None else np.asarray(sounding) > 0)
+        self.labels["sounding"].extend(() if sounding is None else metrics.array(sounding, "sounding", 1) > 0)
 
     @property
     def n(self) -> int:
@@ -439,8 +440,12 @@ def run(
     draw beside the positives. threshold: the universal one; without it, it is taken from these very negatives, and
     what depends on it has `test_threshold` in its name. Other arguments as in `score` and `Accumulator.update`.
     """
-    protocol = protocol_of(protocol)
-    draws = [negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}]
+    protocol, maps, ground_truth = protocol_of(protocol), metrics.array(maps, "maps", 3), metrics.weights(ground_truth)
+    prior = None if prior is None else metrics.array(prior, "prior", 3)
+    draws = [
+        {kind: metrics.array(values, f"maps under {kind}", 3) for kind, values in draw.items()}
+        for draw in ([negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}])
+    ]
     chosen = None
     if threshold is None and draws[0] and any(rule.universal for rule in protocol.rules):
         chosen = false_alarms.universal_threshold(

@@ -33,14 +33,18 @@ class Results(dict):
         replace_file(path, json.dumps(self, indent=1, allow_nan=False) + "\n")
 
     def write_csv(self, path) -> None:
-        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value."""
+        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value. Text that a
+        spreadsheet would run as a formula (from =, +, -, @, a tab or a carriage return on), and text that begins with
+        an apostrophe, has an apostrophe before it: `removeprefix("'")` gives the id back."""
         columns = list(dict.fromkeys(column for values in self.samples.values() for column in values))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["set", *columns])
         for name, values in self.samples.items():
             for i in range(len(values["id"])):
-                writer.writerow([name, *(_cell(values[column][i]) if column in values else "" for column in columns)])
+                writer.writerow(
+                    [_cell(name), *(_cell(values[column][i]) if column in values else "" for column in columns)]
+                )
         replace_file(path, text.getvalue())
 
 
@@ -59,6 +63,8 @@ def _cell(value):
         return ""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else value
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

@@ -108,12 +108,9 @@ def described(record: Mapping, name: str) -> str:
     if chosen_on == "given":
         return "given"
     from_set = record["origins"][name if chosen_on == "test" else chosen_on]
-    if "n" in from_set:
-        kinds = ", ".join(from_set["negatives"])
-        samples = f"{from_set['set']}, {from_set['n']:,} samples under {kinds}"
-    else:
-        samples = from_set.get("set", "data that are not recorded")
+    samples = f"{from_set['n']:,} samples under {', '.join(from_set['negatives'])}" if "n" in from_set else ""
     if chosen_on == "test":
-        return f"chosen on the test set itself: {samples}"
+        return f"chosen on its own {samples}"
+    samples = ", ".join(filter(None, (from_set.get("set", "data that are not recorded"), samples)))
     where = f" (of {from_set['file']})" if "file" in from_set else ""
     return f"chosen on {samples}{where}"
