@@ -16,8 +16,8 @@ from ssl_fast.cli.evaluate import published_set
 from ssl_fast.data.annotations import weight_map
 from ssl_fast.data.io.front_ends import FRONT_ENDS, file_spectrogram
 from ssl_fast.data.io.images import load_image
+from ssl_fast.evaluation import BASELINES, protocols, thresholds
 from ssl_fast.evaluation import evaluate as evaluate_model
-from ssl_fast.evaluation import protocols, thresholds
 from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
@@ -298,6 +298,27 @@ def test_whatever_depends_on_the_test_sets_own_threshold_says_so(folder, maps, t
     page = (tmp_path / "out" / "report.html").read_text()
     assert "share of the image above the test set&#x27;s own threshold" in page and "cIoU thr. of test set" in page
     assert "cIoU universal" not in page
+
+
+def test_the_console_names_rules_and_silent_samples(folder, maps, tmp_path, capsys):
+    _, where = maps
+    silent = f"{IDS[0]}+{IDS[1]}"
+    for kind in ("", "silence", "noise"):
+        np.save(where / kind / f"{silent}.npy", np.load(where / kind / f"{IDS[0]}.npy"))
+    (tmp_path / "silent.csv").write_text(f"video,audio,label\n{IDS[0]},{IDS[1]},non-sounding\n")
+    options = "--maps", where, "--protocol", "slavc_extended", "--silent", tmp_path / "silent.csv"
+    assert evaluate(folder, tmp_path / "out", *options) == 0
+    lines, results = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert lines[0].startswith("vgg-ss: 7 samples, 1 of them silent")
+    assert lines[1].split() == [*"vgg-ss, protocol slavc_extended, 7 samples model".split(), *BASELINES]
+    found = results["protocols"]["vgg-ss"]["slavc_extended"]["model"]["figures"]["audio_visual"]["detection"]["top50"]
+    assert any(line.split()[:3] == ["top50", "ap", f"{found['ap']:.4f}"] for line in lines)
+    default = next(i for i, line in enumerate(lines) if line.startswith("protocol default"))
+    assert default > max(i for i, line in enumerate(lines) if line.startswith("top50 "))
+    assert lines[default].endswith("  cIoU adaptive  AUC adaptive  cIoU top50  IIoU adaptive  interactive pointing")
+    row = lines[default + 1].split()
+    assert row[:3] == ["vgg-ss:", "model", f"{results['vgg-ss_ciou_adaptive']:.3f}"]
+    assert found["n_sounding"] == 6 and "7 samples, 1 of them silent" in (tmp_path / "out" / "report.html").read_text()
 
 
 def header(out):

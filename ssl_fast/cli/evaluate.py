@@ -147,6 +147,17 @@ def run(args: argparse.Namespace) -> int:
     if args.val is None and (args.val_set is not None or args.val_split is not None):
         raise ValueError("--val-set, --val-split: expected with --val")
     model, how, found = model_of(args)
+    about, history, notes = {"model": args.model or str(args.maps)}, [], []
+    if found is not None:
+        about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
+        about["layout"], history = found.layout, found.state.get("history", [])
+        if found.unused:
+            notes.append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
+        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
+        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
+        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
+    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
+        notes.append(note)
     if args.scenes:
         if not (args.val is threshold is args.split is args.set_name is None):
             raise ValueError(
@@ -166,17 +177,7 @@ def run(args: argparse.Namespace) -> int:
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
     options = options_of(args, tests, validation)
-    about, history = {"model": args.model or str(args.maps)}, []
-    if found is not None:
-        about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
-        about["layout"], history = found.layout, found.state.get("history", [])
-        if found.unused:
-            options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
-        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
-        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
-        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
-        options["notes"].append(note)
+    options["notes"] += notes
     if validation is not None and args.val is not None:
         validation = {args.val_set or args.val.resolve().name: validation}
     with _folder(args.out):

@@ -68,6 +68,8 @@ def write_results(
 def summary(results) -> str:
     """The figures that matter most, as text: of the protocols that were asked for, of the default one (all sets, the
     interactive one with its baselines), retrieval, false alarms."""
+    from ..evaluation.thresholds import described
+
     lines = []
     for name, one in results["sets"].items():
         if "n_silent" in one:
@@ -99,8 +101,6 @@ def summary(results) -> str:
     for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
         rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
         lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
-    from ..evaluation.thresholds import described
-
     chosen = results["universal_threshold"]
     by_set = chosen["by_set"].get(main if chosen["chosen_on"] == "test" else chosen["chosen_on"])
     if by_set:

@@ -399,8 +399,8 @@ class Accumulator:
         }
 
     def compute(self) -> dict:
-        """{"protocol", "n", "threshold", "left_out" (rules without their threshold), "figures": {predictor: {family:
-        figures}}}; detection and segmentation for each rule. ValueError without a sample."""
+        """{"protocol", "n", "threshold", "own_threshold", "left_out" (rules without their threshold), "figures":
+        {predictor: {family: figures}}}; detection and segmentation for each rule. ValueError without a sample."""
         if not self.n:
             raise ValueError("compute: expected at least one sample, got none")
         left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
@@ -414,6 +414,7 @@ class Accumulator:
             "protocol": self.protocol.record(),
             "n": self.n,
             "threshold": self.threshold,
+            "own_threshold": self.own_threshold,
             "left_out": left_out,
             "figures": figures,
         }

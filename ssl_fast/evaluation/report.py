@@ -179,7 +179,8 @@ def _comparison(name: str, one: Mapping) -> str:
         )
 
     several = f", {one['interactive_images']} of them with several sounds" if one["interactive_images"] else ""
-    title = f"{name}: {one['n']} samples, {one['images']} images{several}"
+    silent = f", {one['n_silent']} of them silent" if "n_silent" in one else ""
+    title = f"{name}: {one['n']} samples{silent}, {one['images']} images{several}"
     return (
         part(MAIN, title)
         + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
@@ -232,18 +233,16 @@ def _protocols(results: Mapping) -> str:
         )
     for name, by_protocol in results.get("protocols", {}).items():
         for protocol, computed in by_protocol.items():
-            rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
-            rows |= {
-                TITLES[row]: dict(_leaves(figures))
-                for row, figures in computed["model"]["figures"].items()
-                if row in TITLES
+            columns = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
+            columns |= {
+                row: dict(_leaves(figures)) for row, figures in computed["model"]["figures"].items() if row in TITLES
             }
             table = _table(
                 f"{name}: {computed['model']['n']} samples",
-                ["", *map(name_of, rows["model"])],
+                ["", *map(name_of, columns)],
                 [
-                    (name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
-                    for row, values in rows.items()
+                    (name_of(key), [f"{values[key]:.4g}" if key in values else "" for values in columns.values()])
+                    for key in columns["model"]
                 ],
             )
             alarms = computed["model"]["figures"]["audio_visual"].get("false_alarms", {})

@@ -18,7 +18,9 @@ class Results(dict):
     Nested: `sets[SET]` = {n, images, interactive_images, size, model: table, baselines: {NAME: table}, map_maxima:
     {sound: five numbers}}, `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
     `protocols[SET][NAME][model and baselines]` of further protocols,
-    `universal_threshold`, `protocol`, `versions`, `notes` (what was left out and why).
+    `universal_threshold` = {chosen_on: "validation", "test", "results" or "given"; by_set: {that, or of "test" SET:
+    {predictor: {value, third_quartiles}}}; origins: {the same: {set, n, negatives, seeds, fingerprint}}},
+    `protocol`, `versions`, `notes` (what was left out and why).
     Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
     `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
     `samples[SET][column]` is the list of the model's N values.

@@ -3,6 +3,7 @@ another evaluation, or the user."""
 
 import json
 import math
+import numbers
 import os
 import typing
 from collections.abc import Mapping, Sequence
@@ -46,7 +47,7 @@ def origin(name: str, sample_set: "SampleSet", kinds: Sequence[str], seeds: Sequ
 
 def given(threshold: float) -> Thresholds:
     """The model's threshold as a number; baselines then have none. ValueError for NaN and infinity."""
-    if isinstance(threshold, bool) or not isinstance(threshold, (int, float)):
+    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
         raise TypeError(f"threshold: expected a number or Thresholds, got {type(threshold).__name__}")
     if not math.isfinite(threshold):
         raise ValueError(f"threshold: expected a finite number, got {threshold}")
