@@ -209,7 +209,14 @@ def is3(tmp_path, maps):
     return root, values
 
 
-def test_the_universal_threshold_of_vgg_ss_is_used_on_is3(folder, maps, is3, tmp_path, capsys):
+@pytest.fixture
+def no_report(monkeypatch):
+    """The report is most of the time of an evaluation of a few samples."""
+    monkeypatch.setattr("ssl_fast.evaluation.overlays.collect", lambda *_, **__: {})
+    monkeypatch.setattr("ssl_fast.evaluation.report.write_report", lambda *_, **__: None)
+
+
+def test_the_universal_threshold_of_vgg_ss_is_used_on_is3(folder, maps, is3, tmp_path, capsys, no_report):
     """As paper 004 has it: chosen on one set, with its categories, and used on another; then the same from a file, and
     as a number."""
     (values, where), (root, of_is3) = maps, is3
@@ -325,7 +332,7 @@ def header(out):
     return (out / "per_sample.csv").read_text().splitlines()[0].split(",")
 
 
-def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, capsys):
+def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, capsys, no_report):
     (_, where), (root, _) = maps, is3
     assert evaluate(folder, tmp_path / "own", "--maps", where) == 0
     plain = tmp_path / "plain"  # the same samples without classes
