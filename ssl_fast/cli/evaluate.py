@@ -1,9 +1,11 @@
 """`ssl-fast evaluate`: evaluate a checkpoint, a function or a folder of maps on samples with ground truth."""
 
 import argparse
+import contextlib
 import importlib
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from .options import (
@@ -21,6 +23,7 @@ from .options import (
 )
 
 if typing.TYPE_CHECKING:
+    from ..data.datasets import FileSet, SampleSet
     from ..data.test_sets import PublishedSet
     from ..models.checkpoints import Checkpoint
 
@@ -76,6 +79,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="torchvision's ResNet-18 of ImageNet: the object prior that --protocol mixes with the maps",
     )
     add(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="weight of the model's maps where --protocol mixes them with the object prior, 0 to 1 (default: the "
+        "protocol's)",
+    )
+    add(
         "--retrieval",
         metavar="NAME",
         help="similarity: projected (s_A), mean, max, pooled (default: projected "
@@ -101,7 +111,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids that the model was trained on: the results say how many of them are tested",
     )
     add("--out", type=Path, required=True, metavar="DIR")
-    add("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
+    threshold = parser.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--val",
+        type=Path,
+        metavar="DIR",
+        help="samples whose negatives choose the universal threshold (default: those that are tested, which the names "
+        "of all figures that depend on it then say)",
+    )
+    threshold.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="the model's universal threshold, in the units of its maps (cosines)",
+    )
+    threshold.add_argument(
+        "--threshold-from",
+        type=Path,
+        metavar="RESULT",
+        help="metrics.json, or its folder, of an evaluation of the same model on other samples, whose universal "
+        "thresholds are used",
+    )
+    add("--val-set", metavar="NAME", help="published set in --val, as of --set (default: a folder of your own)")
+    add("--val-split", metavar="NAME", help="list of ids in --val (default: all)")
+    add("--val-annotations", type=Path, metavar="FILE", help="of --val-set, as published (default: in --val)")
+    add("--val-layout", metavar="NAME", help="of the files of --val-set, as --layout")
     add_test_scenes(parser)
     add_workers(parser)
     add_threads(parser)
@@ -111,6 +145,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from ..evaluation import thresholds
     from . import results, samples
 
     if args.threads is not None:
@@ -121,15 +156,34 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out}: holds results already; choose another folder")
     if args.set_name is None:
         refuse(args, "annotations layout silent", "expected with --set")
+    if args.val_set is None:
+        refuse(args, "val_annotations val_layout", "expected with --val-set")
+    if args.val is None:
+        refuse(args, "val_set val_split", "expected with --val")
     if args.weights is None:
         refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
         refuse(args, "draws seeds", "expected with --negatives")
     if args.scenes:
-        refuse(args, "val split set_name on_missing", "expected with --data, the scenes have splits of their own")
+        names = "val threshold threshold_from split set_name on_missing"
+        refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
     else:
         refuse(args, "test_scenes", "expected with --scenes")
+    threshold = args.threshold
+    if args.threshold_from is not None:
+        threshold = thresholds.read(args.threshold_from)
     model, how, found = model_of(args)
+    about, history, notes = {"model": args.model or str(args.maps)}, [], []
+    if found is not None:
+        about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
+        about["layout"], history = found.layout, found.state.get("history", [])
+        if found.unused:
+            notes.append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
+        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
+        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
+        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
+    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
+        notes.append(note)
     if args.scenes:
         if found is not None and how[0] != "scenes":
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
@@ -139,24 +193,41 @@ def run(args: argparse.Namespace) -> int:
             test = samples.folder(args.data, args.split, *how, annotated=True, on_missing=args.on_missing)
         else:
             test = published_set(args, *how)
-        validation = None if args.val is None else samples.folder(args.val, None, *how, on_missing=args.on_missing)
+        validation = validation_set(args, *how)
         for one in filter(None, (test, validation)):
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
-    options = options_of(args, tests)
-    about, history = {"model": args.model or str(args.maps)}, []
-    if found is not None:
-        about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
-        about["layout"], history = found.layout, found.state.get("history", [])
-        if found.unused:
-            options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
-        trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
-        about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
-        about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    args.out.mkdir(parents=True, exist_ok=True)
-    return results.write_results(
-        model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
-    )
+    options = options_of(args, tests, validation)
+    options["notes"] += notes
+    if validation is not None and args.val is not None:
+        validation = {args.val_set or args.val.resolve().name: validation}
+    with _folder(args.out):
+        return results.write_results(
+            model,
+            tests,
+            validation,
+            args.out,
+            about,
+            history,
+            quiet=args.quiet,
+            workers=args.workers,
+            threshold=threshold,
+            **options,
+        )
+
+
+@contextlib.contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Makes a folder and those above it. Where what is done inside fails, those of them that are empty go again."""
+    made = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # not empty
+            for one in made:
+                one.rmdir()
+        raise
 
 
 def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
@@ -196,41 +267,81 @@ def _function(name: str):
 
 def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
+    files = args.data, args.annotations, args.split, args.silent
+    how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
+    return _published("--set", args.set_name, *files, image_size, **how)
+
+
+def validation_set(args: argparse.Namespace, front_end: str, image_size: int) -> "FileSet | None":
+    """The samples of --val, None without."""
+    from . import samples
+
+    if args.val is None:
+        return None
+    if args.val_set is None:
+        return samples.folder(args.val, args.val_split, front_end, image_size, on_missing=args.on_missing)
+    files = args.val, args.val_annotations, args.val_split, None
+    how = {"front_end": front_end, "layout": args.val_layout, "on_missing": args.on_missing or "error"}
+    return _published("--val-set", args.val_set, *files, image_size, **how)
+
+
+def _published(
+    option: str,
+    name: str,
+    root: Path,
+    annotations: Path | None,
+    ids: str | None,
+    silent: Path | None,
+    image_size: int,
+    **reading,
+) -> "PublishedSet":
     from ..data.annotations import SIZE, read
     from ..data.sample_lists import find_list
     from ..data.test_sets import PublishedSet, annotation_file
 
     if image_size != SIZE:
         raise ValueError(
-            f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
+            f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
         )
-    path = args.annotations or annotation_file(args.data, args.set_name)
-    ids = None if args.split is None else find_list(args.data, args.split)
-    annotations = read(args.set_name, path, ids=ids, negatives=args.silent)
-    how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
-    found = PublishedSet(args.data, args.set_name, annotations, **how)
-    for note in found.notes:
-        print(f"{args.data}: {note}")
-    return found
+    path = annotations or annotation_file(root, name)
+    found = read(name, path, ids=None if ids is None else find_list(root, ids), negatives=silent)
+    published = PublishedSet(root, name, found, **reading)
+    for note in published.notes:
+        print(f"{root}: {note}")
+    return published
 
 
-def options_of(args: argparse.Namespace, tests: dict) -> dict:
-    """Keyword arguments of `results.write_results` that are this command's own."""
+def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
+    """Broad categories that off-screen sounds of a published set are drawn by."""
     from ..data.categories import broad_categories
+
+    if set_name in (None, "flickr") or "offscreen" not in negatives:
+        return None
+    return broad_categories(set_name.removesuffix("-xml"))
+
+
+def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:
+    """Keyword arguments of `results.write_results` that are this command's own."""
+    from dataclasses import replace
+
     from ..data.negatives import SEEDS, negatives
     from ..data.sample_lists import normal_id, read_ids
     from ..evaluation.protocols import protocol_of
     from ..models.object_prior import ObjectPrior
 
-    broad = None
-    has_classes = args.set_name not in (None, "flickr")
-    if has_classes and "offscreen" in args.negatives:
-        broad = broad_categories(args.set_name.removesuffix("-xml"))
+    broad, broad_of_validation = (_broad(name, args.negatives) for name in (args.set_name, args.val_set))
     given = "0" if args.seeds is None else args.seeds
     if given != "published" and not all(seed.isdecimal() for seed in given.split(",")):
         raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {given!r}")
     if args.object_weights is not None and not args.protocol:
         raise ValueError("--object-weights: expected with --protocol, which says how to mix")
+    if args.alpha is not None and args.object_weights is None:
+        raise ValueError("--alpha: expected with --object-weights, the prior that it is the weight against")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
+        raise ValueError(f"--alpha: expected a weight from 0 to 1, got {args.alpha}")
+    published = [protocol_of(name) for name in unique("--protocol", args.protocol.split(",")) if name]
+    if args.alpha is not None:
+        published = [replace(protocol, alpha=args.alpha) for protocol in published]
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
     seeds, notes = SEEDS if given == "published" else unique("--seeds", list(map(int, given.split(",")))), []
     if args.draws is not None:
@@ -243,11 +354,14 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         ]
 
     def draw(sample_set, name: str, kind: str, seed: int):
+        own = broad
+        if sample_set is validation:
+            own, name = broad_of_validation, name if name == "validation" else f"validation-{name}"
         file = None if args.draws is None else args.draws / f"{name}-{kind}-{seed}.json"
-        return negatives(sample_set, kind, seed, broad=broad, path=file)
+        return negatives(sample_set, kind, seed, broad=own, path=file)
 
     return {
-        "published": [protocol_of(name) for name in unique("--protocol", args.protocol.split(",")) if name],
+        "published": published,
         "draw": draw,
         "notes": notes,
         "negatives": [kind for kind in unique("--negatives", args.negatives.split(",")) if kind],

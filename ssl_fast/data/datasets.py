@@ -120,8 +120,9 @@ class SampleSet(torch.utils.data.Dataset):
 
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
-    the FrontEnd of the spectrograms, has_ground_truth, and missing, the ids that the set should have beside these and
-    whose files are not there. Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
+    the FrontEnd of the spectrograms, has_ground_truth, missing, the ids that the set should have beside these and whose
+    files are not there, and sounding (False for samples with a sound that nothing in the image makes, None where no
+    list tells). Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
     """
 
     ids: list[str]
@@ -131,6 +132,7 @@ class SampleSet(torch.utils.data.Dataset):
     front_end: FrontEnd
     has_ground_truth: bool = False
     missing: Sequence[str] = ()
+    sounding: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)

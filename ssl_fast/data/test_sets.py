@@ -78,6 +78,7 @@ class PublishedSet(FileSet):
     ):
         files, self.annotations = _files_of(Path(root), name, annotations, layout)
         super().__init__(root, files, front_end=front_end, size=SIZE, **reading)
+        self.sounding = [sample.sounding for sample in self.annotations.samples]
         self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
     def ground_truth(self, index: int) -> np.ndarray:

@@ -211,7 +211,7 @@ def maxima_boxes(map_maxima: Mapping[str, Sequence[float]], threshold: float | N
             patch.set_alpha(0.75)
         if threshold is not None:
             axes.axvline(threshold, color=ink, linestyle="--", linewidth=1.2)
-            axes.set_title(f"universal threshold {threshold:.3f} (dashed)", loc="right", fontsize=8)
+            axes.set_title(f"threshold {threshold:.3f} (dashed)", loc="right", fontsize=8)
         axes.set_xlabel("maximum of the map (cosine)")
         axes.set_ylim(len(stats) + 0.6, 0.4)
 
