@@ -40,7 +40,7 @@ PUBLISHED = {
     "ssl_tie": (100, 32, 1e-4, (10.0, 239, True), "moco_v2", "ssl_tie", 1),
     "ssl_align": (50, None, None, (3.0, 159, False), "simclr", "none", 3),
     "hard_positives": (None, None, None, None, None, "none", 2),
-    "sspl": (100, 256, 1e-4, None, None, "none", 2),
+    "sspl": (20, 256, 1e-4, None, "ez_vsl", "none", 2),
 }
 
 
