@@ -146,7 +146,7 @@ def test_planned_steps():
         ({"nce_epochs": 1}, "nce_epochs: only fnac has L1 terms to wait with, got 1 for ssl_align"),
         (
             {"method": "fnac", "epochs": 3, "nce_epochs": 3},
-            "nce_epochs: expected fewer than the 3 epochs of the run, or fnac's L1 terms never come, got 3",
+            "nce_epochs: expected >= 0 and fewer than the 3 epochs of the run, or fnac's L1 terms never come, got 3",
         ),
         ({"crop_area": 0.0}, "crop_area: expected in (0, 1], got 0.0"),
         ({"model": LocalizerConfig.small("lvs")}, "model: expected a localizer for ssl_align, got one for lvs"),

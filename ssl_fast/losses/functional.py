@@ -298,6 +298,7 @@ def hard_positives(
     beta: float = 0.03,
     tau: float = 0.07,
     margin: float = 0.0,
+    symmetric: bool = False,
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
     group=None,
@@ -314,6 +315,7 @@ def hard_positives(
     combine: "mean"; "sum", since the paper adds the four response maps, without a released program: here, with a logit
         for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
         "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
+    symmetric: the mean with the same over S(v_j, a_i), against other images.
     """
     check_tau(tau)
     check_choice("combine", combine, hard_positives)
@@ -334,7 +336,8 @@ def hard_positives(
         positive = tau * (four / tau).logsumexp(1, keepdim=True)
     else:
         positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
-    return contrast(batch, scores, positives, "audio", tau, margin, positive=positive)
+    negatives, weight = _direction(symmetric)
+    return contrast(batch, scores, positives, negatives, tau, margin, positive=positive) * weight
 
 
 # ---------------------------------------------------------------------------------------------------------------------

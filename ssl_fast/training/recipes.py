@@ -114,8 +114,8 @@ class Recipe:
             )
         if not 0 <= self.nce_epochs < self.epochs:
             raise ValueError(
-                f"nce_epochs: expected fewer than the {self.epochs} epochs of the run, or fnac's L1 terms never come, "
-                f"got {self.nce_epochs}"
+                f"nce_epochs: expected >= 0 and fewer than the {self.epochs} epochs of the run, or fnac's L1 terms "
+                f"never come, got {self.nce_epochs}"
             )
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
@@ -207,7 +207,7 @@ _QUICKSTART: dict[str, dict] = {
     "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_epochs": 5.4},
     "ssl_tie": {"epochs": 10},  # every image twice in a step
     # without neighbours, another draw of the sample itself
-    "hard_positives": {"views": ("augmented", "augmented")},
+    "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
 }
 
