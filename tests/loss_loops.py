@@ -194,6 +194,7 @@ def loop_hard_positives(
     beta=0.03,
     tau=0.07,
     margin=0.0,
+    symmetric=False,
     mean_weight=0.0,
 ):
     def scores(v, a):
@@ -210,9 +211,11 @@ def loop_hard_positives(
             "sum": sum(four),
             "logsumexp": tau * math.log(sum(math.exp(x / tau) for x in four)),
         }[combine]
-        others = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
         numerator = math.exp((positive - margin) / tau)
-        total -= math.log(numerator / (numerator + others))
+        sounds = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
+        images = sum(math.exp(row[y] / tau) for k, row in enumerate(every) if k != i)
+        for others in (sounds, images) if symmetric else (sounds,):
+            total -= math.log(numerator / (numerator + others)) / (2 if symmetric else 1)
     return total / len(positives)
 
 

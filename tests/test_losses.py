@@ -159,7 +159,7 @@ def test_ssl_tie_detach_map_stops_one_side_only():
 
 @pytest.mark.grid
 @pytest.mark.parametrize("combine", ["mean", "sum", "logsumexp"])
-@pytest.mark.parametrize("options", [{}, {"margin": -0.2, "mean_weight": 0.3, "tau": 0.2}, {"beta": 0.2}])
+@pytest.mark.parametrize("options", [{}, {"margin": -0.2, "mean_weight": 0.3, "tau": 0.2}, {"symmetric": True}])
 def test_hard_positives_equal_loops(combine, options, layout, backend):
     """Maps of the similar images may have another size."""
     rows, columns, positives, tensor = layout

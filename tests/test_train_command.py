@@ -256,7 +256,7 @@ def test_options_of_the_loss_are_recorded_and_resumed(folder, tmp_path, capsys):
     chosen = ["--nce-epochs", "1", "--loss", "weights=1,2,0", "--loss", "tau=0.1"]
     out = ["--out", tmp_path / "run"]
     fails(capsys, [*argv, *out, *chosen, "--loss", "margin=1"], "loss: fnac has no option 'margin', it takes tau (a")
-    fails(capsys, [*argv, *out, *chosen[2:]], "nce_epochs: expected fewer than the 2 epochs of the run")
+    fails(capsys, [*argv, *out, *chosen[2:]], "nce_epochs: expected >= 0 and fewer than the 2 epochs of the run")
     assert not (tmp_path / "run").exists()
     assert cli.main([str(x) for x in (*argv, *out, *chosen)]) == 0
     recipe = storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]

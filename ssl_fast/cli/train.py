@@ -43,14 +43,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss",
         action="append",
         metavar="NAME=VALUE,...",
-        help="options of the loss: margin=-0.2,tau=0.1 (default: the recipe's; all names: docs/losses.md, or give "
-        "a wrong one)",
+        help="options of the loss, as margin=-0.2,tau=0.1 (default: the recipe's; a wrong name lists all)",
     )
     add(
         "--nce-epochs",
         type=natural,
         metavar="N",
-        help="of fnac: first epochs without its L1 terms (default: the recipe's)",
+        help="of fnac: first epochs without its L1 terms (default: the recipe's; published: 5 as in its scripts, where "
+        "its program has 3)",
     )
     add("--batch-size", type=positive(int), metavar="N", help="default: the recipe's")
     add(

@@ -79,7 +79,7 @@ def cross_entropy(
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
     processes; there at least two. `repeat`: one more negative of each row, its positive times this. `positive`: (N, 1),
-    of rows, in place of their scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
+    in place of the scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
     batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after
     subtracting two large numbers.
     """
@@ -103,21 +103,21 @@ def contrast(
     negatives: str,
     tau: float = 1.0,
     margin: float = 0.0,
-    **of_rows,
+    **options,
 ) -> Tensor:
     """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    of_rows: `repeat` and `positive` of `cross_entropy`."""
+    options: of `cross_entropy`."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)
     terms = []
     if negatives != "image":
         if columns < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, **of_rows))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, **options))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
         if batch.group is None:  # some columns may be nobody's positive
             scores, positives = own(scores, positives, 1), None
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True, **options))
     return total(terms)

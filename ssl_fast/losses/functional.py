@@ -16,31 +16,7 @@ from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
 from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
 from .options import check_choice, options_of
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parts that losses share (cross_entropy.py joins processes)
-
-
-def _direction(symmetric: bool) -> tuple[str, float]:
-    """Negatives and weight of a loss that averages both directions if `symmetric`."""
-    return ("both", 0.5) if symmetric else ("audio", 1.0)
-
-
-def _pooled(visual: Tensor, audio: Tensor, pooling: Pooling, mean_weight: float, backend: str) -> Tensor:
-    """S (N, M) by `pooling`, blended with the mean over the same cells."""
-    if mean_weight == 1:
-        return ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend)
-    scores = ops.pooled_similarity(visual, audio, pooling, backend=backend)
-    return scores if isinstance(pooling, ops.Mean) else _blend(scores, visual, audio, mean_weight, backend)
-
-
-def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, backend: str) -> Tensor:
-    """(1 - mean_weight) scores + mean_weight (the mean over the same cells)."""
-    if not 0 <= mean_weight <= 1:
-        raise ValueError(f"mean_weight: expected within [0, 1], got {mean_weight}")
-    if mean_weight == 0:
-        return scores
-    return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
+from .scores import blend, direction, pooled
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -128,7 +104,7 @@ def ssl_align(
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
     projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
     projected = projected if alignment else None
-    negatives, weight = _direction(symmetric)
+    negatives, weight = direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
     if projected:
         every |= {f"projected audio view {number}": audio for number, audio in enumerate(projected[1])}
@@ -140,7 +116,7 @@ def ssl_align(
         blocks = scores.chunk(len(audios), 1)
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
-    localization = total(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
+    localization = total(over_audio_views(pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
     aligned = torch.zeros_like(localization)
     if projected:
         aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
@@ -172,8 +148,8 @@ def margin_nce(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
-    negatives, weight = _direction(symmetric)
+    scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
+    negatives, weight = direction(symmetric)
     return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
 
@@ -249,13 +225,13 @@ def _lvs(
     repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
-        scores = _pooled(visual, audio, pooling, mean_weight, backend)
+        scores = pooled(visual, audio, pooling, mean_weight, backend)
         return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
     columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
-    scores = _blend(scores, visual, audio, mean_weight, backend)
+    scores = blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
         return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), maps
     cells = maps.flatten(1)
@@ -284,57 +260,7 @@ def ez_vsl(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    return contrast(batch, _pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
-
-
-def hard_positives(
-    visual: Tensor,
-    audio: Tensor,
-    similar_visual: Tensor,
-    similar_audio: Tensor,
-    *,
-    combine: Literal["mean", "sum", "logsumexp"] = "mean",
-    epsilon: float = 0.65,
-    beta: float = 0.03,
-    tau: float = 0.07,
-    margin: float = 0.0,
-    mean_weight: float = 0.0,
-    positives: Tensor | None = None,
-    group=None,
-    backend: str = "auto",
-) -> Tensor:
-    """HardPos: image and sound of semantically similar samples are positives too (Senocak et al., ICASSP 2022).
-
-        S = soft-threshold pooling of the cosines (epsilon, beta)
-        P_i = `combine` of S(v_i, a_i), S(v_i, a'_i), S(v'_i, a_i), S(v'_i, a'_i)             ' = the similar sample's
-        L = mean over i of  log(1 + sum over j != i of exp((S(v_i, a_j) - P_i + margin) / tau))
-
-    similar_visual (N, C, h', w'), similar_audio (N, C): the image, and the sound, of a nearest neighbour of each pair,
-    found in each modality by itself (`data.neighbors`); they are nobody's negatives.
-    combine: "mean"; "sum", since the paper adds the four response maps, without a released program: here, with a logit
-        for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
-        "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
-    """
-    check_tau(tau)
-    check_choice("combine", combine, hard_positives)
-    rows = visual.shape[:1].numel()
-    for name, similar, dims in (("similar_visual", similar_visual, 4), ("similar_audio", similar_audio, 2)):
-        if similar.dim() != dims or similar.shape[0] != rows:
-            shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
-            raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")
-    pooling = ops.SoftThreshold(epsilon, beta)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, pooling, mean_weight, backend)
-    check_positives(rows, scores.shape[1], positives, scores.device)
-    pairs = (visual, similar_audio), (similar_visual, own(audio, positives)), (similar_visual, similar_audio)
-    maps = [ops.cosine_map(*pair, backend=backend).flatten(1) for pair in pairs]
-    paired = [torch.lerp(pooling.reference(cells), cells.mean(1), mean_weight) for cells in maps]
-    four = torch.stack([scores.gather(1, target_columns(positives, scores))[:, 0], *paired], 1)
-    if combine == "logsumexp":
-        positive = tau * (four / tau).logsumexp(1, keepdim=True)
-    else:
-        positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
-    return contrast(batch, scores, positives, "audio", tau, margin, positive=positive)
+    return contrast(batch, pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -438,7 +364,7 @@ def fnac(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, ops.Max(), mean_weight, backend)
+    scores = pooled(visual, audio, ops.Max(), mean_weight, backend)
     nce = contrast(batch, scores, positives, "both", tau)
     if not any(weights) and not return_terms:
         return nce

@@ -114,8 +114,8 @@ class Recipe:
             )
         if not 0 <= self.nce_epochs < self.epochs:
             raise ValueError(
-                f"nce_epochs: expected fewer than the {self.epochs} epochs of the run, or fnac's L1 terms never come, "
-                f"got {self.nce_epochs}"
+                f"nce_epochs: expected >= 0 and fewer than the {self.epochs} epochs of the run, or fnac's L1 terms "
+                f"never come, got {self.nce_epochs}"
             )
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
@@ -207,7 +207,7 @@ _QUICKSTART: dict[str, dict] = {
     "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_epochs": 5.4},
     "ssl_tie": {"epochs": 10},  # every image twice in a step
     # without neighbours, another draw of the sample itself
-    "hard_positives": {"views": ("augmented", "augmented")},
+    "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
 }
 
@@ -216,8 +216,8 @@ _QUICKSTART: dict[str, dict] = {
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
 # data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
 # for its L1 terms, as its scripts do (3 where its program is not told), and its masks lie where they were meant to.
-# HardPos has LVS's net and loss, and so its recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, at
-# rates of their own (5e-4 to 2e-3 of AdamW); its nets here are ResNet-18s that learn, at the others' rate.
+# HardPos has LVS's net and loss, and so its recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, with
+# the predictive coding module at 2e-5 to 5e-5; the nets here are ResNet-18s that learn, at the others' rate.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
@@ -253,14 +253,7 @@ _PUBLISHED: dict[str, dict] = {
         "front_end": "lvs",
         "views": ("augmented", "conceptual"),
     },
-    "sspl": {
-        "epochs": 100,
-        "batch_size": 256,
-        "weight_decay": 1e-4,
-        "optimizer": "adamw",
-        "augmentation": "simclr",
-        "views": ("augmented", "augmented"),
-    },
+    "sspl": {"batch_size": 256, "weight_decay": 1e-4, "optimizer": "adamw", "views": ("augmented", "augmented")},
 }
 
 
