@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_fast.data.io.audio import MediaError
-from ssl_fast.data.io.images import Geometry, decode_image, load_image, load_mask
+from ssl_fast.data.io.images import Geometry, decode_image, fit_frame, frame_size, load_image, load_mask
 from ssl_fast.data.transforms import POLICIES
 
 
@@ -101,6 +101,10 @@ def test_the_orientation_of_cameras_is_applied(tmp_path, orientation, turned):
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), turned(pixels))
+    for kind in ("png", "jpg", "tiff", "webp"):
+        Image.fromarray(pixels).save(tmp_path / f"b.{kind}", exif=exif)
+        size = decode_image(tmp_path / f"b.{kind}").shape[1::-1]
+        assert frame_size(tmp_path / f"b.{kind}") == size == turned(pixels).shape[1::-1]
 
 
 def broken(folder, kind):
@@ -162,7 +166,7 @@ def test_squash_keeps_fractions_of_the_frame(tmp_path):
 def test_centre_crop_takes_the_middle_square(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 80, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    got = load_image(tmp_path / "a.png", 32, fit="centre_crop")
+    got = load_image(tmp_path / "a.png", 32, fit="crop")
     np.testing.assert_array_equal(got.numpy().transpose(1, 2, 0), pixels[:, 24:56])
 
 
@@ -175,8 +179,44 @@ def test_shrinking_averages(tmp_path):
 
 
 def test_an_unknown_fit(tmp_path):
-    with pytest.raises(ValueError, match="fit: expected one of squash, centre_crop, got 'pad'"):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="fit: expected one of squash, crop, got 'pad'"):
         load_image(tmp_path / "a.png", 32, fit="pad")
+
+
+@pytest.mark.parametrize("width, height", [(500, 300), (301, 451), (224, 224), (97, 96)])
+def test_crop_is_the_middle_of_the_frame_with_a_shorter_side_of_the_size(width, height):
+    """As torchvision's Resize(224, BICUBIC) and CenterCrop(224) are documented."""
+    smooth = np.random.default_rng(0).uniform(0, 255, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    frame = np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
+    shorter = min(width, height)
+    wide, high = int(224 * width / shorter), int(224 * height / shorter)
+    whole = np.asarray(Image.fromarray(frame).resize((wide, high), Image.Resampling.BICUBIC))
+    left, top = round((wide - 224) / 2), round((high - 224) / 2)
+    got = fit_frame(frame, 224, "crop").permute(1, 2, 0).numpy().astype(int)
+    off = np.abs(got - whole[top : top + 224, left : left + 224])
+    assert off.max() <= 2 and off.mean() < 0.2
+
+
+def cubic(size, wanted):
+    """(wanted, size) weights of bicubic interpolation with a = -.75, pixel centres at halves, edges repeated."""
+    weights = np.zeros((wanted, size))
+    for i in range(wanted):
+        x = (i + 0.5) * size / wanted - 0.5
+        for k in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+            d, a = abs(x - k), -0.75
+            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+            weights[i, min(max(k, 0), size - 1)] += near if d <= 1 else far
+    return weights
+
+
+def test_resampling_without_antialiasing_looks_at_four_pixels_a_side():
+    frame = np.random.default_rng(0).integers(0, 256, (41, 90, 3), np.uint8)
+    exact = np.einsum("yh,xw,hwc->cyx", cubic(41, 16), cubic(90, 16), frame)
+    got = fit_frame(frame, 16, resampler="torch_aliased").numpy()
+    assert exact.min() < -5 and exact.max() > 260  # it overshoots
+    np.testing.assert_allclose(got, exact.clip(0, 255), atol=0.501)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
@@ -225,7 +265,7 @@ def geometries():
         (left, right), (top, bottom) = (np.sort(rng.choice(21, 2, replace=False)) / 20 for _ in range(2))
         yield Geometry((left, top, right, bottom), flip=bool(rng.integers(2)))
     yield Geometry()
-    yield Geometry.centre(160, 120)
+    yield Geometry.centre(160, 120, 64)
 
 
 def test_boxes_and_masks_go_where_the_image_goes():
@@ -249,8 +289,8 @@ def test_boxes_and_masks_go_where_the_image_goes():
 def test_centre_crop_of_a_file_takes_its_boxes_along(tmp_path):
     for width, height in ((160, 120), (90, 150)):
         Image.fromarray(painted((0.3, 0.4, 0.6, 0.9), width, height)).save(tmp_path / "a.png")
-        bright = load_image(tmp_path / "a.png", 60, fit="centre_crop").numpy()[1] > 127
-        moved = Geometry.centre(width, height).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
+        bright = load_image(tmp_path / "a.png", 60, fit="crop").numpy()[1] > 127
+        moved = Geometry.centre(width, height, 60).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
         assert np.abs(outline(bright) - moved[0]).max() <= 1 / 60
 
 

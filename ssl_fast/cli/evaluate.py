@@ -6,7 +6,17 @@ import sys
 import typing
 from pathlib import Path
 
-from .options import WEIGHTS, add_quiet, add_split, add_test_scenes, add_threads, add_weights_layout, add_workers
+from .options import (
+    FIT,
+    FITS,
+    WEIGHTS,
+    add_quiet,
+    add_split,
+    add_test_scenes,
+    add_threads,
+    add_weights_layout,
+    add_workers,
+)
 
 if typing.TYPE_CHECKING:
     from ..data.test_sets import PublishedSet
@@ -51,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_weights_layout(parser)
     add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the checkpoint's, of --model and --maps squash)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add(
         "--object-weights",
@@ -108,23 +119,25 @@ def run(args: argparse.Namespace) -> int:
     if args.scenes:
         if args.val is not None or args.split is not None or args.set_name is not None:
             raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
-        if found is not None and how[0] != "scenes":
-            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
+        if found is not None and how["front_end"] != "scenes":
+            heard = how["front_end"]
+            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
         tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
     else:
         if args.set_name is None:
-            test = samples.folder(args.data, args.split, *how, annotated=True)
+            test = samples.folder(args.data, args.split, annotated=True, **how)
         else:
-            test = published_set(args, *how)
-        validation = None if args.val is None else samples.folder(args.val, None, *how)
+            test = published_set(args, **how)
+        validation = None if args.val is None else samples.folder(args.val, None, **how)
         for one in filter(None, (test, validation)):
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
     options = options_of(args, tests)
-    about, history = {"model": args.model or str(args.maps)}, []
+    about, history = {"model": args.model or str(args.maps), "reading": how}, []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
-        about["layout"], history = found.layout, found.state.get("history", [])
+        about |= {"layout": found.layout, "reading": how}
+        history = found.state.get("history", [])
         if found.unused:
             options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
@@ -136,18 +149,22 @@ def run(args: argparse.Namespace) -> int:
     )
 
 
-def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
-    """The model as `evaluation.evaluate` takes it, its (front end, image size), and the checkpoint (None without)."""
+def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | None]":
+    """The model as `evaluation.evaluate` takes it, how sample sets are read for it (front_end, size, fit, resampler),
+    and the checkpoint (None without)."""
     from ..models import checkpoints
 
     if args.weights is not None:
         if args.front_end is not None or args.image_size is not None:
             raise ValueError("--front-end, --image-size: expected with --model or --maps; a checkpoint has its own")
         found = checkpoints.load(args.weights, args.weights_layout)
-        return found.localizer, (found.recipe["front_end"], found.image_size), found
+        how = found.reading
+        if args.fit not in (None, how["fit"]):
+            how |= {"fit": args.fit, "resampler": "pillow"}
+        return found.localizer, how, found
     if args.weights_layout is not None:
         raise ValueError("--weights-layout: expected with --weights")
-    how = args.front_end or "ssl_align", args.image_size or 224
+    how = {"front_end": args.front_end or "ssl_align", "size": args.image_size or 224, "fit": args.fit or "squash"}
     if args.maps is not None:
         if not args.maps.is_dir():
             raise ValueError(
@@ -171,18 +188,16 @@ def _function(name: str):
     return found
 
 
-def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
+def published_set(args: argparse.Namespace, size: int, **reading) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
     from ..data.annotations import SIZE, read
     from ..data.test_sets import ANNOTATIONS, PublishedSet
 
-    if image_size != SIZE:
-        raise ValueError(
-            f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
-        )
+    if size != SIZE:
+        raise ValueError(f"--set: published sets have images of {SIZE} pixels, but the model was trained with {size}")
     path = args.annotations or args.data / ANNOTATIONS.get(args.set_name, "")
     annotations = read(args.set_name, path, ids=args.split, negatives=args.silent)
-    return PublishedSet(args.data, args.set_name, annotations, front_end=front_end, layout=args.layout)
+    return PublishedSet(args.data, args.set_name, annotations, layout=args.layout, **reading)
 
 
 def options_of(args: argparse.Namespace, tests: dict) -> dict:

@@ -4,6 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+FITS = ("squash", "crop")  # of data.io.images, whose import would load torch
+FIT = (
+    "how frames become squares: squash both sides, or resize the shorter side and crop the middle, boxes along with it"
+)
 WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
 
 

@@ -13,13 +13,14 @@ SCENE_TESTS = ("single", "duo", "trio")
 PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
 
 
-def training_set(args: argparse.Namespace, front_end: str, size: int) -> "FolderSet | TrainingSet":
-    """The samples to train on, of --data and the options of `options.add_training_set`. Prints how many were dropped or
-    left out, and why. ValueError for options that do not go together, and for files that do not fit."""
+def training_set(args: argparse.Namespace, **reading) -> "FolderSet | TrainingSet":
+    """The samples to train on, of --data and the options of `options.add_training_set`, read as a recipe or checkpoint
+    has it (`reading`). Prints how many were dropped or left out, and why. ValueError for options that do not go
+    together, and for files that do not fit."""
     from ..data.datasets import FolderSet
     from ..data.training_sets import TrainingSet
 
-    how = {"front_end": front_end, "size": size, "cache": args.cache}
+    how = reading | {"cache": args.cache}
     if args.set_name is None:
         if args.layout or args.exclude:
             raise ValueError("--layout, --exclude: expected with --set")
@@ -33,13 +34,11 @@ def training_set(args: argparse.Namespace, front_end: str, size: int) -> "Folder
     return found
 
 
-def folder(
-    path: str | os.PathLike, split: str | None, front_end: str, image_size: int, annotated: bool = False
-) -> "FolderSet":
-    """The samples of a folder; `annotated`: ValueError without ground truth."""
+def folder(path: str | os.PathLike, split: str | None, *, annotated: bool = False, **reading) -> "FolderSet":
+    """The samples of a folder, read as a recipe or checkpoint has it; `annotated`: ValueError without ground truth."""
     from ..data.datasets import FolderSet
 
-    found = FolderSet(path, front_end=front_end, size=image_size, split=split)
+    found = FolderSet(path, split=split, **reading)
     if annotated and not found.has_ground_truth:
         raise ValueError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:

@@ -5,6 +5,8 @@ import typing
 from pathlib import Path
 
 from .options import (
+    FIT,
+    FITS,
     add_device,
     add_quiet,
     add_split,
@@ -84,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     add("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
     add("--image-size", type=positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the recipe's)")
     add(
         "--views",
         metavar="NAME,NAME",
@@ -183,16 +186,16 @@ def run(args: argparse.Namespace) -> int:
         accumulation=args.accumulation,
         front_end=args.front_end,
         image_size=args.image_size,
+        fit=args.fit,
         views=None if args.views is None else tuple(args.views.split(",")),
     )
     if args.val_split is not None and args.val is None:
         raise ValueError("--val-split: expected with --val")
-    how = recipe.front_end, recipe.image_size
-    training_set = samples.training_set(args, *how)
+    training_set = samples.training_set(args, **recipe.reading)
     recipe.steps(len(training_set))
     held_out = None
     if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, *how)
+        held_out = samples.folder(args.val, args.val_split, **recipe.reading)
         validation.check_validation(training_set, held_out, recipe)
     several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
     rank, processes = distributed.launched()

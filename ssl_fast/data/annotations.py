@@ -30,6 +30,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .io.images import Geometry
 from .sample_lists import DataError, read_annotations, read_ids
 
 SIZE = 224  # pixels a side: every published evaluator works at this size
@@ -49,8 +50,8 @@ class Annotation:
 
     id: unique in its set. image, audio: stems of its files, with folders. category: of the sounding object, None where
     unknown. group: the image (of S4 the video) that IIoU takes together. boxes: (k, 4) int, xmin, ymin, xmax, ymax in
-    pixels of 224 x 224, ends excluded, or None. mask: the path of one, or None. sounding: False for an image with a
-    sound that nothing in it makes (boxes then are (0, 4)).
+    pixels of 224 x 224, ends excluded, or None; fractions: the same, (k, 4) float, as fractions of the frame. mask: the
+    path of one, or None. sounding: False for an image with a sound that nothing in it makes (boxes then are (0, 4)).
     """
 
     id: str
@@ -61,6 +62,16 @@ class Annotation:
     boxes: np.ndarray | None = None
     mask: str | None = None
     sounding: bool = True
+    fractions: np.ndarray | None = None
+
+    def boxes_in(self, geometry: Geometry) -> np.ndarray | None:
+        """`boxes` in the square of 224 pixels that `geometry` makes of the frame, (n, 4) int, scaled and truncated
+        alike; n <= k, as those of which no pixel is left are dropped."""
+        if self.boxes is None or geometry == Geometry():
+            return self.boxes
+        assert self.fractions is not None
+        pixels = (geometry.boxes(self.fractions) * SIZE).astype(int)
+        return pixels[(pixels[:, :2] < pixels[:, 2:]).all(1)]
 
 
 @dataclass(frozen=True)
@@ -97,8 +108,8 @@ class Annotations:
         for i, row in enumerate(rows[1:], 2):
             if len(row) != 3 or row[2] != "non-sounding":
                 raise DataError(f"{path}: row {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
-            none = np.zeros((0, 4), int)
-            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], none, sounding=False))
+            none = {"boxes": np.zeros((0, 4), int), "fractions": np.zeros((0, 4))}
+            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], sounding=False, **none))
         twice = [name for name, n in Counter(sample.id for sample in negatives).items() if n > 1]
         if twice:
             raise DataError(f"{path}: {len(twice)} pairs listed more than once: {some(twice)}")
@@ -251,8 +262,8 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     samples = []
     for sample, given in raw:
         if given is not None:
-            boxes = _pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt)
-            sample = replace(sample, boxes=boxes)
+            boxes, fractions = _pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt)
+            sample = replace(sample, boxes=boxes, fractions=fractions)
             if not len(boxes):
                 dirt["empty"].append(sample.id)
             elif weight_map(boxes).all():
@@ -267,8 +278,10 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     return Annotations(tuple(samples), rule, dirt, str(path))
 
 
-def _pixels(given: list, unit: float, source: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
-    """Boxes in fractions of `unit` -> (k, 4) int, by the rules of DIRT."""
+def _pixels(
+    given: list, unit: float, source: str, name: str, dirt: dict[str, list[str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes in fractions of `unit` -> (k, 4) int, and as fractions of the frame (k, 4) float, by the rules of DIRT."""
     try:
         boxes = np.asarray(given, np.float64).reshape(len(given), 4)
     except (TypeError, ValueError):
@@ -281,7 +294,7 @@ def _pixels(given: list, unit: float, source: str, name: str, dirt: dict[str, li
     pixels = (inside * (SIZE / unit)).astype(int)
     solid = (pixels[:, :2] < pixels[:, 2:]).all(1)
     dirt["degenerate"] += [name] * int((~solid).sum())
-    return pixels[solid]
+    return pixels[solid], inside[solid] / unit
 
 
 def some(names: Sequence[str]) -> str:

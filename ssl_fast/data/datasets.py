@@ -41,7 +41,7 @@ from ..progress import progress_bar
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
-from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
+from .io.images import FITS, RESAMPLERS, Geometry, decode_image, fit_frame, frame_size, load_mask
 from .io.media import MediaError
 from .sample_lists import DataError, find_list, read_annotations, read_ids
 
@@ -116,9 +116,9 @@ class FileSet(SampleSet):
     called.
 
     root: names the set in messages. items: the samples. problems: what is wrong with the files, in words; any raises
-    DataError. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to size x size
-    directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. cache: a folder where
-    decoded frames and clips are kept (see cache.py); what comes out is the same. resampler: see images.resize.
+    DataError. front_end: a FrontEnd, or its name. size: side in pixels of the images. fit: how frames become squares,
+    see images.fit_frame; ground truth and masks go the same way. cache: a folder where decoded frames and clips are
+    kept (see cache.py); what comes out is the same. resampler: see Geometry.image.
 
     Raises MediaError for a file that is empty or broken; it names the file.
     """
@@ -132,18 +132,22 @@ class FileSet(SampleSet):
         front_end: str | FrontEnd,
         size: int,
         cache: str | os.PathLike | None = None,
+        fit: str = "squash",
         resampler: str = "pillow",
     ):
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size: expected an integer >= 1, got {size!r}")
-        if resampler not in RESAMPLERS:
-            raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, got {resampler!r}")
+        allowed = ["pillow"] if fit == "crop" else RESAMPLERS
+        if fit not in FITS:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        if resampler not in allowed:
+            raise ValueError(f"resampler: expected one of {', '.join(allowed)} for {fit}, got {resampler!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
         if problems:
             count, shown = len(problems), "; ".join(problems[:5])
             more = f"; and {count - 5} more" if count > 5 else ""
             raise DataError(f"{self.root}: {count} problem{'s' * (count > 1)}: {shown}{more}")
-        self._items, self.resampler = items, resampler
+        self._items, self.fit, self.resampler = items, fit, resampler
         self._cache = None if cache is None else DecodedCache(cache)
         self.ids = [item.id for item in items]
         self.image_ids = [item.image_id for item in items]
@@ -169,7 +173,7 @@ class FileSet(SampleSet):
         return self._spectrogram(sound) if spectrogram is None else spectrogram
 
     def _image(self, frame: Path) -> torch.Tensor:
-        return Geometry().image(self._frame(frame), self.size, self.resampler)
+        return fit_frame(self._frame(frame), self.size, self.fit, self.resampler)
 
     def _spectrogram(self, sound: Path) -> torch.Tensor:
         return self.front_end.spectrogram(torch.from_numpy(self._segment(sound)))[None]
@@ -211,9 +215,27 @@ class FileSet(SampleSet):
                 self._spectrograms[item.sound] = self._spectrogram(item.sound)
         return self
 
+    def _geometry(self, item: Item) -> Geometry:
+        return Geometry() if self.fit == "squash" else Geometry.of_fit(self.fit, *frame_size(item.frame), self.size)
+
+    def ground_truth(self, index: int) -> np.ndarray:
+        index = self._checked(index)
+        return self._ground_truth(index, self._geometry(self._items[index]))
+
+    def squashed_ground_truth(self, index: int) -> np.ndarray:
+        """`ground_truth` as if the frame had been squashed: not moved along where the image is a crop of it."""
+        return self._ground_truth(self._checked(index), Geometry())
+
+    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
+        """(size, size) float32 of what `geometry` cuts out: here the mask, ValueError where there is none."""
+        path = self._items[index].mask
+        if path is None:
+            raise ValueError(f"sample {self.ids[index]!r}: expected boxes or a mask, it has none")
+        return load_mask(path, self.size, geometry).astype(np.float32)
+
     def mask(self, index: int) -> np.ndarray | None:
-        path = self._items[self._checked(index)].mask
-        return None if path is None else load_mask(path, self.size)
+        item = self._items[self._checked(index)]
+        return None if item.mask is None else load_mask(item.mask, self.size, self._geometry(item))
 
     def waveform(self, index: int) -> np.ndarray:
         return self._segment(self._items[self._checked(index)].sound)
@@ -230,8 +252,8 @@ class FileSet(SampleSet):
 class FolderSet(FileSet):
     """A folder of frames and sounds (layout: see the module).
 
-    root: the folder. front_end, size, `reading` (cache, resampler): see FileSet. annotations: path of the annotation
-    file; by default annotations.json in the folder where there is one. split: see find_list.
+    root: the folder. front_end, size, `reading` (cache, fit, resampler): see FileSet. annotations: path of the
+    annotation file; by default annotations.json in the folder where there is one. split: see find_list.
 
     The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
     audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
@@ -255,15 +277,14 @@ class FolderSet(FileSet):
         self.notes = folder.notes
         self.has_ground_truth = all(item.annotated for item in self._items)
 
-    def ground_truth(self, index: int) -> np.ndarray:
+    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
         """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
         and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
-        item = self._items[self._checked(index)]
-        if item.boxes is None:
-            mask = self.mask(index)
-            return super().ground_truth(index) if mask is None else mask.astype(np.float32)
+        boxes = self._items[index].boxes
+        if boxes is None:
+            return super()._ground_truth(index, geometry)
         truth = np.zeros((self.size, self.size), np.float32)
-        for left, top, right, bottom in (item.boxes * self.size).astype(int):
+        for left, top, right, bottom in (geometry.boxes(boxes) * self.size).astype(int):
             truth[top:bottom, left:right] = 1
         return truth
 

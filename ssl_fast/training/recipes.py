@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, field
 
 from .. import ops
+from ..data.io.images import FITS, RESAMPLERS
 from ..data.transforms import MASKS, POLICIES, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
@@ -19,6 +20,8 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "augmentation": ("none", "shift", "crop", *POLICIES),
     "masks": ("none", *MASKS),
+    "fit": FITS,
+    "resampler": RESAMPLERS,
 }
 
 
@@ -28,7 +31,9 @@ class Recipe:
 
     method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss, numbers
         and strings; `pooling` is a dict of its `name` in POOLINGS and its options.
-    front_end, image_size: name of the audio front end and side of the square images, for folders of media.
+    front_end, image_size: name of the audio front end and side of the square images, for folders of media. fit,
+        resampler: how frames that are not augmented become squares, see images.fit_frame, in training and wherever the
+        localizer is used.
     warm_up_steps: the learning rate rises linearly from 0 over as many steps, then follows `decay` over the whole run.
     pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
         both they are blended linearly into the method's own pooling. Selective poolings (soft threshold, maximum) can
@@ -58,6 +63,8 @@ class Recipe:
     loss: dict = field(default_factory=dict)
     front_end: str = "scenes"
     image_size: int = 112
+    fit: str = "squash"
+    resampler: str = "pillow"
     epochs: int = 18
     batch_size: int = 32
     optimizer: str = "adamw"
@@ -125,6 +132,11 @@ class Recipe:
         object.__setattr__(self, "loss", loss)
         if "pooling" in self.loss:
             _pooling(self.loss["pooling"])
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of the sample sets that this recipe trains on and its localizer is used with."""
+        return {"front_end": self.front_end, "size": self.image_size, "fit": self.fit, "resampler": self.resampler}
 
     @property
     def policy(self) -> Policy | None:
@@ -202,20 +214,22 @@ _QUICKSTART: dict[str, dict] = {
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
 # batch, SSL-Align's weight decay, MarginNCE's learning rate and image augmentation; FNAC for MarginNCE's weight decay
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
-# data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
-# for its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their
-# image nets from ImageNet, and so may MarginNCE: see `init` of training.train.
+# data set for SSL-Align's time shift; what their evaluators do to frames for LVS's fit and SSL-Align's resampler.
+# SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs for its L1 terms, as its scripts do,
+# and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their image nets from ImageNet, and so may
+# MarginNCE: see `init` of training.train.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
         "front_end": "ssl_align",
+        "resampler": "torch_aliased",
         "augmentation": "simclr",
         "time_shift": (0.1, 0.5),
         "views": VIEWS,
     },
     "margin_nce": {"weight_decay": 1e-4},
     "ez_vsl": {},
-    "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs"},
+    "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs", "fit": "crop"},
     "slavc": {"front_end": "slavc", "momentum_decay": 0.999},
     "fnac": {
         "epochs": 30,
@@ -230,6 +244,7 @@ _PUBLISHED: dict[str, dict] = {
         "batch_size": 32,
         "weight_decay": 1e-4,
         "front_end": "ssl_tie",
+        "fit": "crop",
         "augmentation": "moco_v2",
         "masks": "ssl_tie",
     },

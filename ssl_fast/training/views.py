@@ -1,8 +1,8 @@
 """Views of each sample in a training step: of its image and its sound, or of its neighbours'.
 
     from ssl_fast.training.views import Views
-    views = Views(FolderSet("vggsound", front_end="ssl_align", size=224), recipe("ssl_align", "published"), seed=0,
-                  neighbors=(visual, audio))
+    how = recipe("ssl_align", "published")
+    views = Views(FolderSet("vggsound", **how.reading), how, seed=0, neighbors=(visual, audio))
     views[7, 3]                                      # of sample 7 in epoch 3: dict(image, sound, index)
 
 Crops, flips, time shifts and neighbours are drawn here, each from (seed, epoch, index) alone: neither the process that
@@ -19,7 +19,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..data.datasets import SampleSet
-from ..data.io.images import Geometry
+from ..data.io.images import fit_frame
 from ..reproducibility import derived_seed
 from .recipes import Recipe
 
@@ -96,9 +96,10 @@ class Views(torch.utils.data.Dataset):
         def image_of(i: int, augmented: bool) -> Tensor:
             if policy is None:
                 return torch.as_tensor(sample(i)["image"])
+            if not augmented:
+                return fit_frame(frame(i), size, self.recipe.fit, self.recipe.resampler)
             height, width = frame(i).shape[:2]
-            geometry = policy.geometry(width, height, size, generator) if augmented else Geometry()
-            return geometry.image(frame(i), size)
+            return policy.geometry(width, height, size, generator).image(frame(i), size)
 
         def sound_of(i: int, augmented: bool) -> Tensor:
             waveform = None if policy is None else clip(i)
