@@ -9,6 +9,7 @@ from pathlib import Path
 from .options import (
     FIT,
     FITS,
+    FRONT_ENDS,
     WEIGHTS,
     add_quiet,
     add_split,
@@ -59,7 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maps computed elsewhere: ID.npy, and KIND/ID.npy under negative sounds",
     )
     add_weights_layout(parser)
-    add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
+    add(
+        "--front-end",
+        metavar="NAME",
+        help=f"of --model: how sounds become spectrograms: {FRONT_ENDS} (default: ssl_align)",
+    )
     add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--fit", choices=FITS, help=f"{FIT} (default: the checkpoint's, of --model and --maps squash)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")

@@ -7,6 +7,7 @@ from pathlib import Path
 from .options import (
     FIT,
     FITS,
+    FRONT_ENDS,
     add_device,
     add_quiet,
     add_split,
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-split", metavar="NAME", help="list of ids in --val")
     add("--out", type=Path, required=True, metavar="DIR")
     add("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
-    add("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
+    add("--front-end", metavar="NAME", help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the recipe's)")
     add("--image-size", type=positive(int), metavar="N", help="pixels a side (default: the recipe's)")
     add("--fit", choices=FITS, help=f"{FIT} (default: the recipe's)")
     add(
