@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.nn.functional import pad
 
 from ssl_fast.data import transforms as augmentation
@@ -55,6 +55,58 @@ def test_equivariance_does_the_same_to_images_and_to_maps():
     assert torch.allclose(zoom, zoom[0].expand(4)) and min(abs(zoom[0] - 1), abs(zoom[0] - 2)) < 1e-6
     angles = torch.rad2deg(torch.atan2(matrix[:, 1, 1] * 0 - matrix[:, 0, 1], matrix[:, 1, 1]))
     assert angles.abs().max() <= 30 and angles.unique().numel() == 4
+
+
+def bilinear(size, wanted):
+    """(wanted, size) weights of bilinear interpolation without antialiasing: centres at halves, edges repeated."""
+    at = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    return np.stack([np.interp(at.clip(0, size - 1), np.arange(size), unit) for unit in np.eye(size)], 1)
+
+
+def resized(x, side):
+    weights = bilinear(x.shape[-1], side)
+    return weights @ x @ weights.T
+
+
+def test_the_released_transform_of_ssl_tie():
+    """Against warpAffine by the matrix of getRotationMatrix2D, as OpenCV documents them, and two resizings."""
+    images, maps = torch.rand(3, 2, 224, 224), torch.rand(3, 1, 14, 14)
+    seen = set()
+    for seed in range(8):
+        transform = augmentation.ReleasedEquivariance(3, seeded(seed))
+        draw = seeded(seed)
+        degrees = torch.randint(-30, 31, (3,), generator=draw).double().numpy()
+        flip, half = (torch.rand(2, generator=draw) < 0.5).tolist()
+        seen.add((flip, half))
+        scale = 0.5 if half else 1.0
+        for x, side in ((images, 112), (maps, 7)):
+            got = transform(x)
+            assert got.shape[2:] == ((side, side) if half else x.shape[2:])
+            for one, turned, angle in zip(x.double().numpy(), got.numpy(), np.radians(degrees)):
+                a, b = scale * np.cos(angle), scale * np.sin(angle)
+                matrix = np.array([[a, b, (1 - a) * 112 - b * 112], [-b, a, b * 112 + (1 - a) * 112], [0, 0, 1]])
+                y, x_ = np.indices((224, 224))
+                from_x, from_y, _ = np.linalg.inv(matrix) @ np.stack([x_.ravel(), y.ravel(), np.ones(224 * 224)])
+                for channel, result in zip(one, turned):
+                    full = resized(channel, 224)
+                    warped = map_coordinates(full, [from_y, from_x], order=1, mode="grid-constant").reshape(224, 224)
+                    expected = resized(warped, got.shape[-1])
+                    np.testing.assert_allclose(result, expected[:, ::-1] if flip else expected, atol=2e-4)
+    assert len(seen) == 4
+
+
+def test_the_released_transform_shrinks_content_twice():
+    white, halved = torch.ones(1, 3, 224, 224), 0
+    for seed in range(10):
+        transform = augmentation.ReleasedEquivariance(1, seeded(seed), degrees=0)
+        got = transform(white)
+        if got.shape[-1] == 112:
+            halved += 1
+            rows, columns = np.nonzero(got[0, 0].numpy() > 0.5)
+            assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == 56 and abs(rows.mean() - 55.5) <= 0.5
+        else:
+            assert got[0, 0, 1:, 1:].min() > 0.99
+    assert 2 <= halved <= 8
 
 
 def test_draws_follow_their_generator():

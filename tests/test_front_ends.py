@@ -156,7 +156,7 @@ def test_table_of_the_documentation():
     """A row for each name: rate, seconds, hop and shape."""
     page = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
-    rows = {names: row for row in rows for names in re.findall("`([^`]+)`", row[0]) if len(row) == 8}
+    rows = {name: row for row in rows for name in re.findall("`([a-z][^`]*)`", row[0]) if len(row) == 8}
     assert rows.keys() == FRONT_ENDS.keys()
     for name, one in FRONT_ENDS.items():
         _, _, rate, segment, hop, shape, log, scale = rows[name]

@@ -123,7 +123,7 @@ def test_ssl_tie_equals_loops(layout, backend):
     rows, columns, positives, tensor = layout
     visual, audio = features(rows, columns, seed=1)
     transformed, _ = features(rows, columns, seed=2)
-    for options in ({}, {"weight": 3.0, "hard_negative": False, "tau": 0.1}):
+    for options in ({}, {"weight": 3.0, "hard_negative": False, "tau": 0.1}, {"distance": "l1"}):
         value = losses.ssl_tie(visual, audio, transformed, flip, positives=tensor, backend=backend, **options)
         expected = loop_ssl_tie(visual, audio, transformed, order(positives, rows), **options)
         assert float(value) == pytest.approx(expected, rel=1e-10)
@@ -454,6 +454,7 @@ VALUE_ERRORS = {
         r"transform: expected maps \(4, 1, 2, 3\) .* got \(4, 2, 3\)",
     ),
     "backend": (lambda: losses.ez_vsl(V, A, backend="cuda"), "backend: expected"),
+    "distance": (lambda: losses.ssl_tie(V, A, V, flip, distance="mae"), "distance: expected mse or l1, got 'mae'"),
 }
 TYPE_ERRORS = {
     "positives in a list": (

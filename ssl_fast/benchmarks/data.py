@@ -66,7 +66,7 @@ def _order(found: FileSet, recipe: Recipe) -> StepSampler:
 
 
 def _views(found: FileSet, recipe: Recipe) -> Views:
-    return Views(found, recipe, 0, (Themselves(), Themselves()) if "conceptual" in recipe.views else None)
+    return Views(found, recipe, 0, (Themselves(), Themselves()) if recipe.neighbors else None)
 
 
 def _batches(found: FileSet, recipe: Recipe, workers: int, device: str) -> torch.utils.data.DataLoader:

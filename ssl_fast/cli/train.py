@@ -24,6 +24,7 @@ if typing.TYPE_CHECKING:
     from ..data.neighbors import Neighbors
     from ..training.loop import Run
     from ..training.recipes import Recipe
+    from ..training.views import Themselves
 
 HELP = "train a localizer on a folder of images and sounds (frames/, audio/)"
 
@@ -93,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="of ssl_align, which compares all pairs of them: original, augmented, conceptual (default: the recipe's)",
     )
+    add("--transform", metavar="NAME", help="of ssl_tie: single_shrink (default) or released, which halves twice")
+    add("--audio-mix", metavar="NAME", help="none (default), or ssl_tie: its audmix variant, with --neighbors-audio")
     add(
         "--init",
         type=Path,
@@ -104,7 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--neighbors-{modality}",
             type=Path,
             metavar="FILE",
-            help=f"nearest neighbours of {what}, for conceptual views (the published recipe of ssl_align has them)",
+            help=f"nearest neighbours of {what}, for conceptual views (the published recipe of ssl_align has them)"
+            + (" and --audio-mix" if modality == "audio" else ""),
         )
     add_workers(parser)
     add(
@@ -188,6 +192,8 @@ def run(args: argparse.Namespace) -> int:
         front_end=args.front_end,
         image_size=args.image_size,
         fit=args.fit,
+        transform=args.transform,
+        audio_mix=args.audio_mix,
         views=None if args.views is None else tuple(args.views.split(",")),
     )
     if args.val_split is not None and args.val is None:
@@ -251,15 +257,17 @@ def run(args: argparse.Namespace) -> int:
 
 def _neighbors(
     args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe"
-) -> "tuple[Neighbors, Neighbors] | None":
+) -> "tuple[Themselves | Neighbors, Neighbors] | None":
     """Nearest neighbours of images and of sounds, None without. ValueError where they do not fit the set or the views
     of the recipe."""
     from ..data.neighbors import Neighbors
-    from ..training.views import Views
+    from ..training.views import Themselves, Views
 
     visual, audio = args.neighbors_visual, args.neighbors_audio
-    if (visual is None) != (audio is None):
+    if (visual is None) != (audio is None) and recipe.neighbors != ("audio",):
         raise ValueError("--neighbors-visual, --neighbors-audio: expected both or none of them")
-    neighbors = None if visual is None else (Neighbors(visual), Neighbors(audio))
+    if visual is not None and recipe.neighbors == ("audio",):
+        raise ValueError("--neighbors-visual: expected with conceptual views, got mixed sounds alone")
+    neighbors = None if audio is None else (Themselves() if visual is None else Neighbors(visual), Neighbors(audio))
     Views(training_set, recipe, neighbors=neighbors)  # checks them
     return neighbors

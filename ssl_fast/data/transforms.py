@@ -311,3 +311,37 @@ class Equivariance:
     def __call__(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.matrices.to(x), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+
+
+class ReleasedEquivariance:
+    """SSL-TIE's transform as its program computes it, by kornia 0.5.6, drawn once for a batch: flip and halving by a
+    coin for all, rotation by whole degrees, up to 30, for each.
+
+    Called on square images (B, C, H, H) or maps (B, 1, h, h), float, it resizes them to 224 x 224 (bilinear), turns
+    and, by the coin, halves the content about pixel (112, 112) with 0 outside, resizes to the side they had, by the
+    coin to half of it, and flips. Halving so shrinks both content and canvas: images of 224 become 112 with 56 pixels
+    of content in the middle, maps of 14 x 14 become 7 x 7.
+    """
+
+    def __init__(self, batch: int, generator: Generator, degrees: int = 30):
+        angle = torch.randint(-degrees, degrees + 1, (batch,), generator=generator) * (math.pi / 180)
+        self.flip, self.half = (torch.rand(2, generator=generator) < 0.5).tolist()
+        zoom = 2.0 if self.half else 1.0
+        sine, cosine = angle.sin() * zoom, angle.cos() * zoom
+        # of indices of pixels, relative to the middle (223 / 2) as a fraction of it, which grid_sample goes by
+        matrix = torch.stack([cosine, -sine, sine, cosine], 1).view(batch, 2, 2)
+        middle = torch.full((2, 1), 112 / 111.5 - 1)
+        self.matrices = torch.cat([matrix, middle - matrix @ middle], 2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        side = x.shape[-1]
+        full = F.interpolate(x, (224, 224), mode="bilinear") if side != 224 else x
+        grid = F.affine_grid(self.matrices.to(x), list(full.shape), align_corners=True)
+        turned = F.grid_sample(full, grid, padding_mode="zeros", align_corners=True)
+        side = -(-side // 2) if self.half else side
+        turned = F.interpolate(turned, (side, side), mode="bilinear") if side != 224 else turned
+        return turned.flip(3) if self.flip else turned
+
+
+# SSL-TIE's, by name: content halved once on the same canvas, or as released.
+TRANSFORMS = {"single_shrink": Equivariance, "released": ReleasedEquivariance}

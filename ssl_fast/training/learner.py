@@ -170,7 +170,9 @@ class Learner:
         changes: dict[str, typing.Any] = {"group": None if alone else self.group}
         if recipe.method != "slavc":
             changes["mean_weight"] = recipe.mean_weight_at(progress)
-        transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        transform = None
+        if recipe.method == "ssl_tie":
+            transform = augmentation.TRANSFORMS[recipe.transform](len(images), generator)
         with self.stages("nets"):
             features = self._features(
                 self.features if alone else self.net,

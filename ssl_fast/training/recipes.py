@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .. import ops
 from ..data.io.images import FITS, RESAMPLERS
-from ..data.transforms import MASKS, POLICIES, Policy
+from ..data.transforms import MASKS, POLICIES, TRANSFORMS, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
 from ..ops.poolings import KERNEL_POOLINGS, Pooling
@@ -22,6 +22,8 @@ _CHOICES = {
     "masks": ("none", *MASKS),
     "fit": FITS,
     "resampler": RESAMPLERS,
+    "transform": tuple(TRANSFORMS),
+    "audio_mix": ("none", "ssl_tie"),
 }
 
 
@@ -48,6 +50,10 @@ class Recipe:
         costs it nothing in training; photographs are the harder for it.
     time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
         U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of transforms.MASKS.
+    transform: ssl_tie's, a name in transforms.TRANSFORMS. audio_mix: with a policy for frames, "ssl_tie" mixes sounds
+        as its audmix variant does: from the second epoch on, in epoch e = 1, 2 ... with probability .1 + .01 e, clips
+        become (1 - .01 e) of themselves and .01 e of their nearest in a random queue of 4,000. Here neighbours are
+        found once, by `ssl-fast mine`, there anew after each epoch by the net itself.
     views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). All methods but ssl_align take one.
@@ -79,6 +85,8 @@ class Recipe:
     crop_area: float = 0.5
     time_shift: tuple[float, float] | None = None
     masks: str = "none"
+    transform: str = "single_shrink"
+    audio_mix: str = "none"
     views: tuple[str, ...] = ("augmented",)
     nce_only: float = 0.0
     momentum_decay: float | None = None
@@ -113,6 +121,11 @@ class Recipe:
         if self.momentum_decay is not None and self.method != "slavc":
             got = f"{self.momentum_decay} for {self.method}"
             raise ValueError(f"momentum_decay: only slavc has momentum nets, got {got}")
+        if self.transform != "single_shrink" and self.method != "ssl_tie":
+            raise ValueError(f"transform: only ssl_tie has one, got {self.transform} for {self.method}")
+        if self.audio_mix != "none" and self.policy is None:
+            expected = f"an augmentation among {', '.join(POLICIES)}"
+            raise ValueError(f"audio_mix: expected with {expected}, got {self.augmentation!r}")
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
         if self.time_shift is not None:
@@ -132,6 +145,13 @@ class Recipe:
         object.__setattr__(self, "loss", loss)
         if "pooling" in self.loss:
             _pooling(self.loss["pooling"])
+
+    @property
+    def neighbors(self) -> tuple[str, ...]:
+        """The modalities, "visual" and "audio", whose nearest neighbours the views of samples need."""
+        if "conceptual" in self.views:
+            return ("visual", "audio")
+        return ("audio",) if self.audio_mix != "none" else ()
 
     @property
     def reading(self) -> dict:

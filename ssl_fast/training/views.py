@@ -35,6 +35,10 @@ class Neighbors(Protocol):
         """One neighbour of sample `index`."""
         ...
 
+    def draw_from_queue(self, index: int, generator: Generator, size: int) -> int:
+        """The nearest to sample `index` among `size` random samples, itself perhaps one of them."""
+        ...
+
 
 class Themselves:
     """Neighbours of samples for which none were searched: each is its own."""
@@ -45,6 +49,12 @@ class Themselves:
     def draw(self, index: int, generator: Generator) -> int:
         return index
 
+    def draw_from_queue(self, index: int, generator: Generator, size: int) -> int:
+        return index
+
+
+QUEUE = 4000  # of SSL-TIE's audmix
+
 
 class Views(torch.utils.data.Dataset):
     """Samples of a set as a recipe's views show them.
@@ -54,21 +64,24 @@ class Views(torch.utils.data.Dataset):
     `frame` of the set gives (or from the set's images, where it has no `frame`), and sounds are waveforms (V, n) of
     `clip`, if the set has that. Else images and sounds are the set's own, and sounds are spectrograms (V, 1, F, T).
 
-    neighbors: of images and of sounds, for conceptual views. ValueError for conceptual views without them, for them
-    without conceptual views or of another set, and for a time shift of a set without `clip`.
+    neighbors: of images and of sounds, for conceptual views; for mixed sounds (`recipe.audio_mix`) those of images do
+    not matter. ValueError for views that need them without them, for them without such views or of another set, and for
+    a time shift or mixed sounds of a set without `clip`.
     """
 
     def __init__(
         self, sample_set: SampleSet, recipe: Recipe, seed: int = 0, neighbors: tuple[Neighbors, Neighbors] | None = None
     ):
-        if ("conceptual" in recipe.views) != (neighbors is not None):
+        if bool(recipe.neighbors) != (neighbors is not None):
+            needed = {(): "none", ("audio",): "those of sounds"}.get(recipe.neighbors, "those of images and of sounds")
+            views = f"{', '.join(recipe.views)}{', mixed sounds' if recipe.audio_mix != 'none' else ''}"
             raise ValueError(
-                f"neighbors: expected {'none' if neighbors else 'those of images and of sounds'} with the "
-                f"views {', '.join(recipe.views)}, got {'some' if neighbors else 'none'}"
+                f"neighbors: expected {needed} with the views {views}, got {'some' if neighbors else 'none'}"
             )
-        if recipe.time_shift is not None and not hasattr(sample_set, "clip"):
-            got = type(sample_set).__name__
-            raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
+        for option in ("time_shift", "audio_mix"):
+            if getattr(recipe, option) not in (None, "none") and not hasattr(sample_set, "clip"):
+                got = type(sample_set).__name__
+                raise ValueError(f"{option}: expected a set that has the whole clips, got {got}")
         for one in neighbors or ():
             one.check(sample_set)
         self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors or ()
@@ -105,6 +118,13 @@ class Views(torch.utils.data.Dataset):
             waveform = None if policy is None else clip(i)
             if waveform is None:
                 return torch.as_tensor(sample(i)["spectrogram"])
+            if (
+                augmented
+                and self.recipe.audio_mix != "none"
+                and _uniform(generator) < (0.1 + 0.01 * epoch) * (epoch > 0)
+            ):
+                other = clip(self.neighbors[1].draw_from_queue(i, generator, QUEUE))[: len(waveform)]
+                waveform = (1 - 0.01 * epoch) * waveform[: len(other)] + 0.01 * epoch * other
             shift = self._shift(generator) if augmented else 0
             return torch.from_numpy(self.sample_set.front_end.segment(waveform, shift))
 
@@ -123,3 +143,7 @@ class Views(torch.utils.data.Dataset):
         sign, size = torch.rand(2, generator=generator).tolist()
         seconds = low + size * (high - low)
         return round((seconds if sign < 0.5 else -seconds) * self.sample_set.front_end.sample_rate)
+
+
+def _uniform(generator: Generator) -> float:
+    return torch.rand((), generator=generator).item()
