@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.nn.functional import pad
 
@@ -252,18 +252,66 @@ def test_brightness_contrast_and_saturation_are_blends():
         assert 0.699 < factor.min() < 0.75 and 1.25 < factor.max() < 1.301
 
 
-def test_hue_turns_colours_and_keeps_their_luma():
-    x = batch(torch.float32) * 0.2 + 0.4
-    got = colour_jitter(x, seeded(), **only(hue=0.5))
-    torch.testing.assert_close(
-        torch.einsum("c,bchw->bhw", augmentation._GREY, got),
-        torch.einsum("c,bchw->bhw", augmentation._GREY, x),
-        atol=1e-5,
-        rtol=0,
-    )
-    before, after = ([colorsys.rgb_to_hsv(*one[:, 5, 5].tolist())[0] for one in y] for y in (x, got))
-    turns = [(b - a) % 1 for a, b in zip(before, after)]
+def test_hue_is_turned_in_hsv():
+    x = batch(torch.float32, size=6)
+    x[:, :, 0] = x[:, :1, 0]  # grey, without hue
+    x[:, 1, 1] = x[:, 0, 1]  # two channels alike
+    got, turns = colour_jitter(x, seeded(), **only(hue=0.5)), []
+    for before, after in zip(x.flatten(2).double(), got.flatten(2).double()):
+        hsv = [[colorsys.rgb_to_hsv(*pixel.tolist()) for pixel in y.T] for y in (before, after)]
+        turns.append((hsv[1][20][0] - hsv[0][20][0]) % 1)
+        expected = [colorsys.hsv_to_rgb((h + turns[-1]) % 1, s, v) for h, s, v in hsv[0]]
+        np.testing.assert_allclose(after.T, expected, atol=2e-5)
     assert min(turns) < 0.1 and max(turns) > 0.9 and any(0.4 < turn < 0.6 for turn in turns)
+
+
+def test_jitter_is_that_of_torchvision_on_pillow_images():
+    """ColorJitter on PIL images as documented: ImageEnhance's Brightness, Contrast and Color, and the hue channel of
+    HSV shifted, in a random order. Eight bits after each step leave some levels of difference."""
+    smooth = gaussian_filter(np.random.default_rng(1).uniform(0, 255, (40, 24, 24, 3)), (0, 2, 2, 0))
+    lowest, highest = smooth.min((1, 2, 3), keepdims=True), smooth.max((1, 2, 3), keepdims=True)
+    pixels = ((smooth - lowest) / (highest - lowest) * 255).astype(np.uint8)
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    got = colour_jitter(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), seeded(), p=1, **strengths)
+    draw = seeded()
+    torch.rand(40, generator=draw)
+    draws, orders = torch.rand(40, 4, generator=draw) * 2 - 1, torch.rand(40, 4, generator=draw).argsort(1)
+    assert len({tuple(order.tolist()) for order in orders}) > 15
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    apart = []
+    for one, amounts, order, result in zip(pixels, draws.tolist(), orders.tolist(), got.numpy()):
+        image = Image.fromarray(one)
+        for kind in order:
+            if kind < 3:
+                image = enhancers[kind](image).enhance(1 + 0.4 * amounts[kind])
+            else:
+                hue, saturation, value = image.convert("HSV").split()
+                turned = (np.asarray(hue).astype(int) + round(0.1 * amounts[3] * 255)) % 256
+                hue = Image.fromarray(turned.astype(np.uint8))
+                image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        apart.append(np.abs(np.asarray(image).astype(int) - result.transpose(1, 2, 0)))
+    assert np.mean(apart) < 1.5 and np.max(apart) < 12
+
+
+def test_the_grey_of_moco_v1_comes_before_its_jitter():
+    """Jitter of grey leaves it grey and changes it; grey of jitter has other levels."""
+    x = batch(torch.float32, n=40, size=8)
+    policy, draw = augmentation.POLICIES["moco_v1"], seeded(3)
+    grey = greyscale(x, draw, 0.2)
+    torch.testing.assert_close(policy.colours(x, seeded(3)), colour_jitter(grey, draw, **policy.jitter))
+
+
+def test_random_resized_crops_are_cut_and_then_resized():
+    """As torchvision crops a PIL image and resizes it, bilinear: what lies beside the box does not shine in."""
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    policy = augmentation.POLICIES["moco_v2"]
+    for seed in range(10):
+        geometry = policy.geometry(120, 90, 32, seeded(seed))
+        left, top, right, bottom = np.rint(np.multiply(geometry.box, (120, 90, 120, 90))).astype(int)
+        expected = Image.fromarray(frame[top:bottom, left:right]).resize((32, 32), Image.Resampling.BILINEAR)
+        expected = np.asarray(expected)[:, ::-1] if geometry.flip else np.asarray(expected)
+        got = policy.square(frame, 32, seeded(seed)).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_images_have_draws_of_their_own():

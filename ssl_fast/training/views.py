@@ -111,8 +111,7 @@ class Views(torch.utils.data.Dataset):
                 return torch.as_tensor(sample(i)["image"])
             if not augmented:
                 return fit_frame(frame(i), size, self.recipe.fit, self.recipe.resampler)
-            height, width = frame(i).shape[:2]
-            return policy.geometry(width, height, size, generator).image(frame(i), size)
+            return policy.square(frame(i), size, generator)
 
         def sound_of(i: int, augmented: bool) -> Tensor:
             waveform = None if policy is None else clip(i)

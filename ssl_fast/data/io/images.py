@@ -101,8 +101,14 @@ class Geometry:
         resampler: "pillow", antialiased, as most published programs have it; "torch" the same filter in torch's vector
         instructions, which differs by 1 of 255 at the most and takes a quarter of the time; "torch_aliased" torch's
         bicubic without antialiasing, as SSL-Align and vssl_eval resize tensors, here rounded to 8 bits and clipped
-        where it overshoots. The last two for whole frames only.
+        where it overshoots. These two for whole frames only. "pillow_bilinear": an antialiased bilinear filter that
+        looks at the box alone, rounded to whole pixels, as torchvision crops and then resizes.
         """
+        if resampler == "pillow_bilinear":
+            height, width = frame.shape[:2]
+            left, top, right, bottom = (round(part * side) for part, side in zip(self.box, (width, height) * 2))
+            cut = Geometry(flip=self.flip)._square(frame[top:bottom, left:right], size, "BILINEAR")
+            return torch.from_numpy(cut.transpose(2, 0, 1).copy())
         if resampler not in RESAMPLERS or (resampler != "pillow" and self != Geometry()):
             raise ValueError(
                 f"resampler: expected one of {', '.join(RESAMPLERS)}, those of torch for whole frames only, "
@@ -136,7 +142,9 @@ class Geometry:
 
         height, width = pixels.shape[:2]
         box = tuple(part * side for part, side in zip(self.box, (width, height) * 2))
-        image = Image.fromarray(pixels).resize((size, size), Image.Resampling[resampling], box=box)
+        image = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            (size, size), Image.Resampling[resampling], box=box
+        )
         square = np.asarray(image)
         return square[:, ::-1] if self.flip else square
 
