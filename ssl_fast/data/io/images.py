@@ -17,7 +17,9 @@ installed. Of a video it is the frame in the middle (see video.py).
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import struct
 import warnings
 import zlib
@@ -187,7 +189,7 @@ def _open(path: str | os.PathLike):
         return Image.fromarray(middle_frame(path))
     with _opened(path) as image:
         image.load()
-        if image.format == "PNG" and not _is_complete(path, image):
+        if image.format in _COMPLETE and not _COMPLETE[image.format](path, image):
             raise MediaError(f"{path}: cannot be read as an image (truncated: pixels are missing)")
         image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
         if image.mode.startswith("I"):  # I;16 and its byte orders, I: Pillow would clip these at 255
@@ -219,6 +221,8 @@ def _opened(path: Path) -> Iterator:
                 if not 0 < width * height <= PIXELS or max(width, height) > SIDE:
                     limits = f"at most {PIXELS // 10**6} million pixels and {SIDE:,} a side"
                     raise MediaError(f"{path}: expected an image of {limits}, got {width:,} x {height:,}")
+                if image.format == "EPS":
+                    raise MediaError(f"{path}: cannot be read as an image (EPS is a program, which is not run)")
                 yield image
     except MediaError:
         raise
@@ -252,7 +256,7 @@ def _orientation(image) -> object:
         return 1
 
 
-def _is_complete(path: Path, image) -> bool:
+def _png_is_complete(path: Path, image) -> bool:
     """Whether a PNG has data for all of its rows. Pillow leaves missing ones at 0, so that where the last row has other
     values, and comes last, all are there."""
     width, height = image.size
@@ -273,3 +277,27 @@ def _is_complete(path: Path, image) -> bool:
                 missing -= len(inflate.decompress(data, 1 << 20))
                 data = inflate.unconsumed_tail
     return missing <= 0 or missing <= len(inflate.flush())
+
+
+def _jpeg_is_complete(path: Path, image) -> bool:
+    """Whether a JPEG has data for all of its blocks before its end marker. Where it has not, libjpeg makes the others
+    flat. So where the last one is flat, the file is decoded once more with bytes put before the first scan's end, which
+    show only if that is read too early. Not of progressive files, whose last scans add detail alone."""
+    from PIL import Image
+
+    width, height = image.size
+    last = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    if image.info.get("progressive") or np.ptp(last, (0, 1)).any():
+        return True
+    data, at = path.read_bytes(), 2
+    while data[at + 1] != 0xDA:  # start of scan
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    end = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.S).search(data, at + 2)
+    if end is None:
+        return True
+    more = b"".join(b"\x55" * 64 + bytes((0xFF, 0xD0 + k % 8)) for k in range(16))  # and restart markers of all numbers
+    with Image.open(io.BytesIO(data[: end.start()] + more + data[end.start() :])) as longer:
+        return np.array_equal(np.asarray(longer), np.asarray(image))
+
+
+_COMPLETE = {"PNG": _png_is_complete, "JPEG": _jpeg_is_complete, "MPO": _jpeg_is_complete}
