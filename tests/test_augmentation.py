@@ -1,5 +1,6 @@
 import colorsys
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import torch
 from PIL import Image, ImageEnhance
 from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.nn.functional import pad
+from torchaudio.functional import mask_along_axis
 
 from ssl_fast.data import transforms as augmentation
 from ssl_fast.data.transforms import colour_jitter, gaussian_blur, greyscale, horizontal_flip, random_resized_crop
@@ -387,11 +389,28 @@ def stripes(masks, n=800, shape=(257, 200), silence=-1.3):
 def test_spec_augment():
     found = stripes(augmentation.MASKS["ssl_tie"], n=1500, shape=(64, 670))
     assert np.mean([b[1] == f[1] == 0 for b, f in found]) == pytest.approx(0.2, abs=0.04)
-    for kind, most, size in ((0, 35, 64), (1, 180, 670)):
+    for kind, most, size in ((0, 34, 64), (1, 179, 670)):
         widths = np.array([one[kind][1] for one in found if one[0][1] or one[1][1]])
         assert widths.max() == most and widths.mean() == pytest.approx(most / 2, rel=0.06)
         starts = np.array([one[kind][0] / (size - one[kind][1]) for one in found if one[kind][1]])
         assert starts.min() < 0.02 and starts.max() > 0.98 and starts.mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_spec_augment_is_that_of_torchaudio():
+    """Widths and starts of torchaudio's masks with the parameters of SSL-TIE's program."""
+    masks = replace(augmentation.MASKS["ssl_tie"], p=1.0)
+    got, theirs = stripes(masks, n=1500, shape=(64, 300)), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(1500):
+            x = mask_along_axis(torch.ones(1, 64, 300), 180, 0.0, 2)
+            x = mask_along_axis(x, 35, 0.0, 1)[0] == 0
+            theirs.append((stripe(x.all(1).numpy()), stripe(x.all(0).numpy())))
+    for kind, size in ((0, 64), (1, 300)):
+        ours, other = ([one[kind] for one in found] for found in (got, theirs))
+        for of in (lambda one: one[1], lambda one: one[0] / size):
+            a, b = (np.quantile([of(one) for one in found if one[1]], (0, 0.2, 0.5, 0.8, 1)) for found in (ours, other))
+            np.testing.assert_allclose(a, b, atol=max(0.1, 0.08 * b.max()))
 
 
 def test_masks_of_fnac_lie_within_unless_as_released():

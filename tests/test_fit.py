@@ -165,6 +165,26 @@ def test_evaluation_takes_the_fit_of_the_checkpoint(data, tmp_path, capsys):
             assert (fit == "crop") == (abs(expected - apart) > 0.002)
 
 
+def test_maps_and_functions_have_a_fit_too(data, tmp_path, capsys):
+    """Maps that are hot where the boxes of the crop lie score fully with --fit crop alone; a sample whose box is cut
+    off is told."""
+    entries = json.loads((data / "annotations.json").read_text())
+    entries[2]["bbox"] = [[0.0, 0.5, 0.2, 1.0]]
+    (data / "annotations.json").write_text(json.dumps(entries))
+    test = FolderSet(data, front_end="scenes", size=224, fit="crop")
+    for i, name in enumerate(BOXES):
+        np.save(tmp_path / f"{name}.npy", test.ground_truth(i) + np.float32(1e-3))
+    ious = {}
+    for fit in ("squash", "crop"):
+        command = ["evaluate", "--data", data, "--maps", tmp_path, "--fit", fit, "--negatives", "", "--quiet"]
+        assert cli.main([str(one) for one in (*command, "--front-end", "scenes", "--out", tmp_path / fit)]) == 0
+        table = json.loads((tmp_path / fit / "metrics.json").read_text())
+        ious[fit] = table["sets"]["data"]["model"]["mean_iou_adaptive"]
+        told = "set data: 1 of 3 samples have no ground truth in the crop: 'edge'" in capsys.readouterr().out
+        assert told == (fit == "crop")
+    assert ious["crop"] == pytest.approx(2 / 3, abs=1e-6) and ious["squash"] < 0.6
+
+
 def test_localization_sees_the_crop_and_says_where_it_lies(data, tmp_path):
     found = checkpoints.load(written(tmp_path, fit="crop"))
     pipeline = LocalizationPipeline(found, threshold=0.0)

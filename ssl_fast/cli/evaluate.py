@@ -112,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
+    from ..data.annotations import some
     from . import results, samples
 
     if args.threads is not None:
@@ -138,6 +139,13 @@ def run(args: argparse.Namespace) -> int:
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
     options = options_of(args, tests)
+    for name, one in tests.items() if how["fit"] == "crop" and not args.scenes else ():
+        gone = [i for i in range(len(one)) if one.squashed_ground_truth(i).any() and not one.ground_truth(i).any()]
+        if gone:
+            ids = some([one.ids[i] for i in gone])
+            options["notes"].append(
+                f"set {name}: {len(gone)} of {len(one)} samples have no ground truth in the crop: {ids}"
+            )
     about, history = {"model": args.model or str(args.maps), "reading": how}, []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)

@@ -94,6 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME,NAME",
         help="of ssl_align, which compares all pairs of them: original, augmented, conceptual (default: the recipe's)",
     )
+    add(
+        "--augmentation",
+        metavar="NAME",
+        help="none; of squares shift, crop; of whole frames ez_vsl, moco_v1, moco_v2, simclr (default: the recipe's)",
+    )
+    add("--masks", metavar="NAME", help="of spectrograms: none, ssl_tie, fnac, fnac_released (default: the recipe's)")
     add("--transform", metavar="NAME", help="of ssl_tie: single_shrink (default) or released, which halves twice")
     add("--audio-mix", metavar="NAME", help="none (default), or ssl_tie: its audmix variant, with --neighbors-audio")
     add(
@@ -192,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
         front_end=args.front_end,
         image_size=args.image_size,
         fit=args.fit,
+        augmentation=args.augmentation,
+        masks=args.masks,
         transform=args.transform,
         audio_mix=args.audio_mix,
         views=None if args.views is None else tuple(args.views.split(",")),

@@ -95,6 +95,10 @@ class SampleSet(torch.utils.data.Dataset):
         """(H, W) float32 with weights in [0, 1], of the size of the image; ValueError where there is none."""
         raise ValueError(f"sample {self.ids[self._checked(index)]!r}: expected boxes or a mask, it has none")
 
+    def squashed_ground_truth(self, index: int) -> np.ndarray:
+        """`ground_truth` as if the frame had been squashed: not moved along where the image is a crop of it."""
+        return self.ground_truth(index)
+
     def mask(self, index: int) -> np.ndarray | None:
         """(H, W) bool, the exact outline of the sounding object; None where it is unknown."""
         self._checked(index)
@@ -223,7 +227,6 @@ class FileSet(SampleSet):
         return self._ground_truth(index, self._geometry(self._items[index]))
 
     def squashed_ground_truth(self, index: int) -> np.ndarray:
-        """`ground_truth` as if the frame had been squashed: not moved along where the image is a crop of it."""
         return self._ground_truth(self._checked(index), Geometry())
 
     def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:

@@ -133,7 +133,7 @@ def colour_jitter(
             if kind == 3:
                 some[which] = _turn_hue(one, amount) if hue else one
             else:
-                other = 0 if kind == 0 else _luma(one)
+                other = _luma(one) if kind else torch.zeros((), device=pixels.device)
                 other = other.mean((2, 3), keepdim=True) if kind == 1 else other
                 some[which] = (amount * one + (1 - amount) * other).clamp(0, 1)
     out = images.clone()
@@ -233,10 +233,10 @@ class Masks:
         return spectrograms.masked_fill(cells, silence if self.value is None else self.value)
 
 
-# SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor. FNAC masks with a logarithm of
-# 0, which is far louder than any sound.
+# SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor; torchaudio draws widths below
+# the 35 and 180 that it is given. FNAC masks with a logarithm of 0, which is far louder than any sound.
 MASKS: dict[str, Masks] = {
-    "ssl_tie": Masks(bands=35, frames=180, p=0.8),
+    "ssl_tie": Masks(bands=34, frames=179, p=0.8),
     "fnac": Masks(bands=9, frames=9, value=0.0),
     "fnac_released": Masks(bands=9, frames=9, value=0.0, swapped_starts=True),
 }

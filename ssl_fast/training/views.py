@@ -13,7 +13,8 @@ batches.
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Generator, Tensor
@@ -84,7 +85,8 @@ class Views(torch.utils.data.Dataset):
                 raise ValueError(f"{option}: expected a set that has the whole clips, got {got}")
         for one in neighbors or ():
             one.check(sample_set)
-        self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors or ()
+        self.sample_set, self.recipe, self.seed = sample_set, recipe, seed
+        self.neighbors: tuple[Neighbors, ...] = neighbors or ()
 
     def __len__(self) -> int:
         return len(self.sample_set)
@@ -104,7 +106,8 @@ class Views(torch.utils.data.Dataset):
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once
         whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
-        frame, clip = functools.cache(whole), functools.cache(getattr(self.sample_set, "clip", lambda i: None))
+        frame = functools.cache(whole)
+        clip = functools.cache(cast(Callable[[int], Any], getattr(self.sample_set, "clip", lambda i: None)))
 
         def image_of(i: int, augmented: bool) -> Tensor:
             if policy is None:
@@ -117,11 +120,8 @@ class Views(torch.utils.data.Dataset):
             waveform = None if policy is None else clip(i)
             if waveform is None:
                 return torch.as_tensor(sample(i)["spectrogram"])
-            if (
-                augmented
-                and self.recipe.audio_mix != "none"
-                and _uniform(generator) < (0.1 + 0.01 * epoch) * (epoch > 0)
-            ):
+            mixing = augmented and epoch > 0 and self.recipe.audio_mix != "none"
+            if mixing and torch.rand((), generator=generator).item() < 0.1 + 0.01 * epoch:
                 other = clip(self.neighbors[1].draw_from_queue(i, generator, QUEUE))[: len(waveform)]
                 waveform = (1 - 0.01 * epoch) * waveform[: len(other)] + 0.01 * epoch * other
             shift = self._shift(generator) if augmented else 0
@@ -142,7 +142,3 @@ class Views(torch.utils.data.Dataset):
         sign, size = torch.rand(2, generator=generator).tolist()
         seconds = low + size * (high - low)
         return round((seconds if sign < 0.5 else -seconds) * self.sample_set.front_end.sample_rate)
-
-
-def _uniform(generator: Generator) -> float:
-    return torch.rand((), generator=generator).item()

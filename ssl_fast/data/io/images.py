@@ -191,7 +191,8 @@ def _open(path: str | os.PathLike):
         image.load()
         if image.format in _COMPLETE and not _COMPLETE[image.format](path, image):
             raise MediaError(f"{path}: cannot be read as an image (truncated: pixels are missing)")
-        image = image if (turn := _TURNS.get(_orientation(image))) is None else image.transpose(turn)
+        turn = _TURNS.get(_orientation(image))
+        image = image if turn is None else image.transpose(turn)
         if image.mode.startswith("I"):  # I;16 and its byte orders, I: Pillow would clip these at 255
             grey = np.asarray(image).astype(np.int64)
             if grey.min() < 0 or grey.max() > 65535:
@@ -248,7 +249,7 @@ def _register_heif(path: Path) -> None:
     register_heif_opener()
 
 
-def _orientation(image) -> object:
+def _orientation(image) -> int:
     """The orientation tag (1: upright). An image whose EXIF cannot be read has none, as in every viewer."""
     try:
         return image.getexif().get(0x0112, 1)
