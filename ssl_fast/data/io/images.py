@@ -21,7 +21,6 @@ import io
 import os
 import re
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,7 +36,7 @@ from .video import CONTAINERS, middle_frame
 
 FITS = ("squash", "crop")  # see fit_frame
 RESAMPLERS = ("pillow", "torch", "torch_aliased")  # see Geometry.image
-PIXELS, SIDE = 100_000_000, 65_535  # of an image; JPEG knows no longer side
+PIXELS, SIDE = 89_478_485, 65_535  # of an image: what Pillow decodes without a warning, and JPEG's longest side
 _TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # EXIF orientation -> PIL.Image.Transpose that undoes it
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -203,7 +202,7 @@ def _open(path: str | os.PathLike):
         if image.has_transparency_data:
             image = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextlib.contextmanager
@@ -213,22 +212,20 @@ def _opened(path: Path) -> Iterator:
     from PIL import Image
 
     check_file(path)
+    limits = f"expected an image of at most {PIXELS // 10**6} million pixels and {SIDE:,} a side"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of corrupt EXIF, and of the size, which is judged here
-            _register_heif(path)
-            with Image.open(path) as image:
-                width, height = image.size
-                if not 0 < width * height <= PIXELS or max(width, height) > SIDE:
-                    limits = f"at most {PIXELS // 10**6} million pixels and {SIDE:,} a side"
-                    raise MediaError(f"{path}: expected an image of {limits}, got {width:,} x {height:,}")
-                if image.format == "EPS":
-                    raise MediaError(f"{path}: cannot be read as an image (EPS is a program, which is not run)")
-                yield image
+        _register_heif(path)
+        with Image.open(path) as image:
+            width, height = image.size
+            if not 0 < width * height <= PIXELS or max(width, height) > SIDE:
+                raise MediaError(f"{path}: {limits}, got {width:,} x {height:,}")
+            if image.format == "EPS":
+                raise MediaError(f"{path}: cannot be read as an image (EPS is a program, which is not run)")
+            yield image
     except MediaError:
         raise
-    except Image.DecompressionBombError as error:  # by Pillow's own limit, which is higher
-        raise MediaError(f"{path}: expected at most {PIXELS // 10**6} million pixels, got more ({error})") from error
+    except Image.DecompressionBombError as error:
+        raise MediaError(f"{path}: {limits}, got more than twice as many pixels") from error
     except Exception as error:
         reason = "Format not recognised" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise MediaError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from error
@@ -292,7 +289,7 @@ def _jpeg_is_complete(path: Path, image) -> bool:
         return True
     data, at = path.read_bytes(), 2
     while data[at + 1] != 0xDA:  # start of scan
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     end = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.S).search(data, at + 2)
     if end is None:
         return True
