@@ -133,6 +133,15 @@ def test_checkpoints_before_there_were_fits_squash(tmp_path):
     checkpoints.write(found, tmp_path / "again.pt")
 
 
+def test_training_stores_the_fit_that_was_asked_for(data, tmp_path):
+    options = ["--epochs", "1", "--batch-size", "2", "--image-size", "32", "--quiet"]
+    command = ["train", "--data", str(data), "--method", "ez_vsl", "--out", str(tmp_path / "run"), *options]
+    assert cli.main([*command, "--fit", "crop"]) == 0
+    reading = checkpoints.load(tmp_path / "run").reading
+    assert reading == {"front_end": "scenes", "size": 32, "fit": "crop", "resampler": "pillow"}
+    assert cli.main([*command, "--resume"]) == 0
+
+
 def test_evaluation_takes_the_fit_of_the_checkpoint(data, tmp_path, capsys):
     """Maps of the net on the cropped files, and boxes along with them; by the protocol of LVS boxes that stay."""
     command = ["evaluate", "--data", str(data), "--set", "vgg-ss", "--annotations", str(data / "annotations.json")]
@@ -207,6 +216,7 @@ def test_pictures_and_scores_of_a_crop_lie_in_its_part_of_the_image():
     answer = Answer(image, hot, hot, 0.5, ("a", "b"), (0.25, 0.0, 0.75, 1.0))
     scores = answer.scores()
     assert (scores["x"], scores["y"]) == pytest.approx((0.25 + 0.5 * 5.5 / 7, 1.5 / 7))
+    Answer(image[:1], hot, hot, 0.5, ("a", "b"), (0.499, 0.0, 0.501, 1.0)).panels()  # thinner than a pixel
     picture = answer.panels(1.0, (0.0, 1.0))[0].picture
     grey = np.abs(picture.astype(int) - 80).max(2) <= 1
     assert grey[:, :112].all() and grey[:, 336:].all()  # what was not seen

@@ -228,7 +228,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, width, he
     assert len(path.read_bytes()) < 80
     tracemalloc.start()
     for read in (decode_image, frame_size):
-        with pytest.raises(MediaError, match=r"a.png: expected .*at most 89 million pixels.*, got"):
+        with pytest.raises(MediaError, match=r"a.png: expected .*at most 89 million pixels"):
             read(path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 20
     tracemalloc.stop()

@@ -198,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
         front_end=args.front_end,
         image_size=args.image_size,
         fit=args.fit,
+        resampler="pillow" if args.fit == "crop" else None,
         augmentation=args.augmentation,
         masks=args.masks,
         transform=args.transform,

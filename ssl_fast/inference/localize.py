@@ -8,6 +8,7 @@ answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
 answer.sheet(alpha=.4)                                  # uint8 (H, W, 3), to be looked at
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ class Answer:
 
     def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> Panel:
         height, width = pictures.enlarged(self.image, SIDE).shape[:2]
-        left, top, right, bottom = (round(part * side) for part, side in zip(self.box, (width, height) * 2))
+        left, top = math.floor(self.box[0] * width), math.floor(self.box[1] * height)
+        right, bottom = math.ceil(self.box[2] * width), math.ceil(self.box[3] * height)
         seen = metrics.upsample(values[None], (bottom - top, right - left))[0]
         whole = np.full((height, width), low, np.float32)
         whole[top:bottom, left:right] = seen

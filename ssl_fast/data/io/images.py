@@ -224,8 +224,8 @@ def _opened(path: Path) -> Iterator:
             yield image
     except MediaError:
         raise
-    except Image.DecompressionBombError as error:
-        raise MediaError(f"{path}: {limits}, got more than twice as many pixels") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{path}: {limits} ({error})") from error
     except Exception as error:
         reason = "Format not recognised" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise MediaError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from error
