@@ -142,6 +142,6 @@ def _time_data(options: argparse.Namespace) -> int:
     if options.workers < 0 or len(options.batch or [0]) > 1:
         raise ValueError(f"--workers, --batch: expected one number >= 0, got {options.workers} and {options.batch}")
     recipe = recipes.recipe(options.method, options.recipe, batch_size=options.batch and options.batch[0])
-    found = training_set(options, recipe.front_end, recipe.image_size)
+    found = training_set(options, **recipe.reading)
     recipe.steps(len(found))
     return data.run(found, recipe, options, environment.header(options))

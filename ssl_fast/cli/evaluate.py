@@ -5,10 +5,13 @@ import contextlib
 import importlib
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .options import (
+    FIT,
+    FITS,
+    FRONT_ENDS,
     WEIGHTS,
     add_on_missing,
     add_quiet,
@@ -69,8 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maps computed elsewhere: ID.npy, and KIND/ID.npy under negative sounds",
     )
     add_weights_layout(parser)
-    add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
+    add(
+        "--front-end",
+        metavar="NAME",
+        help=f"of --model: how sounds become spectrograms: {FRONT_ENDS} (default: ssl_align)",
+    )
     add("--image-size", type=positive(int), metavar="N", help="of --model and --maps: pixels a side (default: 224)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the checkpoint's, of --model and --maps squash)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add(
         "--object-weights",
@@ -173,10 +181,11 @@ def run(args: argparse.Namespace) -> int:
     if args.threshold_from is not None:
         threshold = thresholds.read(args.threshold_from)
     model, how, found = model_of(args)
-    about, history, notes = {"model": args.model or str(args.maps)}, [], []
+    about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
-        about["layout"], history = found.layout, found.state.get("history", [])
+        about |= {"layout": found.layout, "reading": how}
+        history = found.state.get("history", [])
         if found.unused:
             notes.append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
@@ -185,18 +194,20 @@ def run(args: argparse.Namespace) -> int:
     if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
         notes.append(note)
     if args.scenes:
-        if found is not None and how[0] != "scenes":
-            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
+        if found is not None and how["front_end"] != "scenes":
+            heard = how["front_end"]
+            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
         tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
     else:
         if args.set_name is None:
-            test = samples.folder(args.data, args.split, *how, annotated=True, on_missing=args.on_missing)
+            test = samples.folder(args.data, args.split, annotated=True, on_missing=args.on_missing, **how)
         else:
-            test = published_set(args, *how)
-        validation = validation_set(args, *how)
+            test = published_set(args, **how)
+        validation = validation_set(args, **how)
         for one in filter(None, (test, validation)):
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
+        notes += _lost_in_crop(tests)
     options = options_of(args, tests, validation)
     options["notes"] += notes
     if validation is not None and args.val is not None:
@@ -216,6 +227,20 @@ def run(args: argparse.Namespace) -> int:
         )
 
 
+def _lost_in_crop(tests: "Mapping[str, FileSet]") -> list[str]:
+    """Notes about samples whose ground truth lies outside of what the model sees."""
+    from ..data.sample_lists import some
+
+    notes = []
+    for name, one in tests.items():
+        whole = range(len(one) if one.fit == "crop" else 0)
+        gone = [i for i in whole if one.squashed_ground_truth(i).any() and not one.ground_truth(i).any()]
+        if gone:
+            ids = some([one.ids[i] for i in gone])
+            notes.append(f"set {name}: {len(gone)} of {len(one)} samples have no ground truth in the crop: {ids}")
+    return notes
+
+
 @contextlib.contextmanager
 def _folder(path: Path) -> Iterator[None]:
     """Makes a folder and those above it. Where what is done inside fails, those of them that are empty go again."""
@@ -230,18 +255,22 @@ def _folder(path: Path) -> Iterator[None]:
         raise
 
 
-def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
-    """The model as `evaluation.evaluate` takes it, its (front end, image size), and the checkpoint (None without)."""
+def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | None]":
+    """The model as `evaluation.evaluate` takes it, how sample sets are read for it (front_end, size, fit, resampler),
+    and the checkpoint (None without)."""
     from ..models import checkpoints
 
     if args.weights is not None:
         if args.front_end is not None or args.image_size is not None:
             raise ValueError("--front-end, --image-size: expected with --model or --maps; a checkpoint has its own")
         found = checkpoints.load(args.weights, args.weights_layout)
-        return found.localizer, (found.recipe["front_end"], found.image_size), found
+        how = found.reading
+        if args.fit not in (None, how["fit"]):
+            how |= {"fit": args.fit, "resampler": "pillow"}
+        return found.localizer, how, found
     if args.weights_layout is not None:
         raise ValueError("--weights-layout: expected with --weights")
-    how = args.front_end or "ssl_align", args.image_size or 224
+    how = {"front_end": args.front_end or "ssl_align", "size": args.image_size or 224, "fit": args.fit or "squash"}
     if args.maps is not None:
         if not args.maps.is_dir():
             raise ValueError(
@@ -265,24 +294,24 @@ def _function(name: str):
     return found
 
 
-def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
+def published_set(args: argparse.Namespace, size: int, **reading) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
     files = args.data, args.annotations, args.split, args.silent
-    how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
-    return _published("--set", args.set_name, *files, image_size, **how)
+    how = reading | {"layout": args.layout, "on_missing": args.on_missing or "error"}
+    return _published("--set", args.set_name, *files, size, **how)
 
 
-def validation_set(args: argparse.Namespace, front_end: str, image_size: int) -> "FileSet | None":
+def validation_set(args: argparse.Namespace, size: int, **reading) -> "FileSet | None":
     """The samples of --val, None without."""
     from . import samples
 
     if args.val is None:
         return None
     if args.val_set is None:
-        return samples.folder(args.val, args.val_split, front_end, image_size, on_missing=args.on_missing)
+        return samples.folder(args.val, args.val_split, on_missing=args.on_missing, size=size, **reading)
     files = args.val, args.val_annotations, args.val_split, None
-    how = {"front_end": front_end, "layout": args.val_layout, "on_missing": args.on_missing or "error"}
-    return _published("--val-set", args.val_set, *files, image_size, **how)
+    how = reading | {"layout": args.val_layout, "on_missing": args.on_missing or "error"}
+    return _published("--val-set", args.val_set, *files, size, **how)
 
 
 def _published(
@@ -292,16 +321,16 @@ def _published(
     annotations: Path | None,
     ids: str | None,
     silent: Path | None,
-    image_size: int,
+    size: int,
     **reading,
 ) -> "PublishedSet":
     from ..data.annotations import SIZE, read
     from ..data.sample_lists import find_list
     from ..data.test_sets import PublishedSet, annotation_file
 
-    if image_size != SIZE:
+    if size != SIZE:
         raise ValueError(
-            f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
+            f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {size}"
         )
     path = annotations or annotation_file(root, name)
     found = read(name, path, ids=None if ids is None else find_list(root, ids), negatives=silent)

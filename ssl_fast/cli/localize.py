@@ -125,5 +125,6 @@ def _scores(answer: "Answer") -> str:
     )
     if answer.threshold is None:
         return f"{text}; universal threshold unknown (`ssl-fast evaluate` finds it; give it as --threshold)"
-    share = f"{scores['area']:.1%} of the image is" if scores["found"] else "nothing is"
+    seen = "image" if answer.box == (0.0, 0.0, 1.0, 1.0) else "crop"
+    share = f"{scores['area']:.1%} of the {seen} is" if scores["found"] else "nothing is"
     return f"{text}; {share} above the universal threshold {answer.threshold:.3f}"

@@ -81,8 +81,8 @@ def _features(args: argparse.Namespace) -> "tuple[np.ndarray, list[str]]":
     if args.features_out is not None and args.features_out.exists():
         raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")
     check_name(args.out)
-    net, front_end, size = _net(args.weights, args.modality, args.device)
-    samples = training_set(args, front_end, size)
+    net, reading = _net(args.weights, args.modality, args.device)
+    samples = training_set(args, **reading)
     check_k(args.k, len(samples))
     read = samples.image if args.modality == "visual" else samples.spectrogram
     inputs = typing.cast(torch.utils.data.Dataset, _Inputs(read, len(samples)))
@@ -111,9 +111,9 @@ class _Inputs:
         return self.read(index)
 
 
-def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]:
-    """A function from images uint8 (B, 3, H, W), or from spectrograms (B, 1, F, T), to features (B, C); the front end
-    and the size of the images that it was trained on.
+def _net(weights: Path, modality: str, device: str) -> tuple[Callable, dict]:
+    """A function from images uint8 (B, 3, H, W), or from spectrograms (B, 1, F, T), to features (B, C); how sample sets
+    read what it was trained on.
 
     Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
     samples apart (avc).
@@ -127,7 +127,7 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
         if modality == "audio":
             raise ValueError(f"--modality audio: expected a checkpoint with an audio net, {weights} is torchvision's")
         prior = ObjectPrior(weights, device)
-        return lambda images: prior.features(images).mean((2, 3)), "ssl_align", 224
+        return lambda images: prior.features(images).mean((2, 3)), {"front_end": "ssl_align", "size": 224}
     found = checkpoints.load(weights)
     localizer = found.localizer.to(device)
     name = modality + localizer.spaces[-1]
@@ -138,4 +138,4 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     def audio(spectrograms):
         return localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
 
-    return visual if modality == "visual" else audio, found.recipe["front_end"], found.image_size
+    return visual if modality == "visual" else audio, found.reading

@@ -5,6 +5,9 @@ import typing
 from pathlib import Path
 
 from .options import (
+    FIT,
+    FITS,
+    FRONT_ENDS,
     add_device,
     add_quiet,
     add_split,
@@ -21,6 +24,7 @@ if typing.TYPE_CHECKING:
     from ..data.neighbors import Neighbors
     from ..training.loop import Run
     from ..training.recipes import Recipe
+    from ..training.views import Themselves
 
 HELP = "train a localizer on a folder of images and sounds (frames/, audio/)"
 
@@ -99,14 +103,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-split", metavar="NAME", help="list of ids in --val")
     add("--out", type=Path, required=True, metavar="DIR")
     add("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
-    add("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
+    add("--front-end", metavar="NAME", help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the recipe's)")
     add("--image-size", type=positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the recipe's)")
     add(
         "--views",
         metavar="NAME,NAME",
         help="of ssl_align, which compares all pairs of them, and two of hard_positives and sspl: original, augmented, "
         "conceptual (default: the recipe's)",
     )
+    add(
+        "--augmentation",
+        metavar="NAME",
+        help="none; of squares shift, crop; of whole frames ez_vsl, moco_v1, moco_v2, simclr (default: the recipe's)",
+    )
+    add("--masks", metavar="NAME", help="of spectrograms: none, ssl_tie, fnac, fnac_released (default: the recipe's)")
+    add("--transform", metavar="NAME", help="of ssl_tie: single_shrink (default) or released, which halves twice")
+    add("--audio-mix", metavar="NAME", help="none (default), or ssl_tie: its audmix variant, with --neighbors-audio")
     add(
         "--init",
         type=Path,
@@ -118,7 +131,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--neighbors-{modality}",
             type=Path,
             metavar="FILE",
-            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)",
+            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)"
+            + (" and --audio-mix" if modality == "audio" else ""),
         )
     add_workers(parser)
     add(
@@ -208,17 +222,22 @@ def run(args: argparse.Namespace) -> int:
         accumulation=args.accumulation,
         front_end=args.front_end,
         image_size=args.image_size,
+        fit=args.fit,
+        resampler="pillow" if args.fit == "crop" else None,
+        augmentation=args.augmentation,
+        masks=args.masks,
+        transform=args.transform,
+        audio_mix=args.audio_mix,
         views=None if args.views is None else tuple(args.views.split(",")),
         **loss_fields(args),
     )
     if args.val_split is not None and args.val is None:
         raise ValueError("--val-split: expected with --val")
-    how = recipe.front_end, recipe.image_size
-    training_set = samples.training_set(args, *how)
+    training_set = samples.training_set(args, **recipe.reading)
     recipe.steps(len(training_set))
     held_out = None
     if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, *how, on_missing=args.on_missing)
+        held_out = samples.folder(args.val, args.val_split, on_missing=args.on_missing, **recipe.reading)
         validation.check_validation(training_set, held_out, recipe)
     several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
     rank, processes = distributed.launched()
@@ -276,20 +295,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _neighbors(
     args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe"
-) -> "tuple[Neighbors, Neighbors] | None":
+) -> "tuple[Themselves | Neighbors, Neighbors] | None":
     """Nearest neighbours of images and of sounds, None without. ValueError where they do not fit the set or the views
     of the recipe."""
     from ..data.neighbors import Neighbors
-    from ..training.views import Views
+    from ..training.views import Themselves, Views
 
     visual, audio = args.neighbors_visual, args.neighbors_audio
-    if (visual is None) != (audio is None):
+    if (visual is None) != (audio is None) and recipe.neighbors != ("audio",):
         raise ValueError("--neighbors-visual, --neighbors-audio: expected both or none of them")
     if visual is None and "conceptual" in recipe.views:
         raise ValueError(
             f"--neighbors-visual, --neighbors-audio: expected with the views {', '.join(recipe.views)}, got none; "
             "`ssl-fast mine` writes them, and --views original,augmented does without"
         )
-    neighbors = None if visual is None else (Neighbors(visual), Neighbors(audio))
+    if visual is not None and recipe.neighbors == ("audio",):
+        raise ValueError("--neighbors-visual: expected with conceptual views, got mixed sounds alone")
+    neighbors = None if audio is None else (Themselves() if visual is None else Neighbors(visual), Neighbors(audio))
     Views(training_set, recipe, neighbors=neighbors)  # checks them
     return neighbors

@@ -157,6 +157,14 @@ class Neighbors:
             column = np.random.default_rng(generator).integers(self.k)
         return int(self.ids[index, column])
 
+    def draw_from_queue(self, index: int, generator: torch.Generator, size: int) -> int:
+        """The nearest to sample `index` in a random queue of `size` samples, which may hold itself (SSL-TIE's audmix);
+        the last of the k neighbours where the queue holds none of them."""
+        rank = 0  # in order of nearness, itself first: each is in the queue, or the next one may be
+        while torch.rand((), generator=generator).item() >= size / (len(self) - rank):
+            rank += 1
+        return int(self.ids[index, min(rank, self.k) - 1]) if rank else index
+
     def __reduce__(self):
         return Neighbors, (self.path,)  # another process maps the file anew
 

@@ -96,6 +96,9 @@ class _Passes:
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = _size(images), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
+            squashed = boxes
+            if getattr(sample_set, "fit", "") == "crop" and any(one.squashed_truth for one in self.published):
+                squashed = np.stack([sample_set.squashed_ground_truth(int(i)) for i in index])
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
@@ -108,12 +111,13 @@ class _Passes:
                 for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
                 for total in (by[name] for by in totals.values() if name in by):
+                    truth = squashed if total.protocol.squashed_truth else boxes
                     for draw in draws if total.threshold is not None else draws[:1]:  # samples of all draws together
                         total.update(
                             positive,
-                            boxes,
+                            truth,
                             ids=ids,
-                            sounding=boxes.any((1, 2)) if sounding is None else np.array(sounding)[index],
+                            sounding=truth.any((1, 2)) if sounding is None else np.array(sounding)[index],
                             negatives=draw,
                             image_ids=[sample_set.image_ids[i] for i in index],
                             prior=objects if name == "model" else None,

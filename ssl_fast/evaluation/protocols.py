@@ -27,6 +27,9 @@ class Protocol:
     exact pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
     columns).
 
+    squashed_truth: boxes stay at their fractions of the frame where the image is a crop of it, as LVS and SSL-TIE have
+    it, which misplaces them on frames that are not square; else they are moved along.
+
     Steps: maps / tau; up-sampling; fixed range of tau; normalisation; mixture with the object prior, where one is
     given; normalisation `after`; rules. Without `tau` its two steps are left out.
     """
@@ -44,6 +47,7 @@ class Protocol:
     empty: float = 1.0  # IoU of nothing predicted where nothing is
     figures: tuple[str, ...] = ("localization",)  # of `FIGURES`
     grouped: bool = False  # whether image_ids must be given, for IIoU
+    squashed_truth: bool = False
     negatives_seed: int = 0  # of the noise and of the draw of off-screen sounds
 
     def __post_init__(self):
@@ -85,7 +89,7 @@ def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps
     return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0.0, **steps)
 
 
-_lvs = _published("lvs", OPENCV, [TOP_OR_ONE], normalisation="min_max_flipped")
+_lvs = _published("lvs", OPENCV, [TOP_OR_ONE], normalisation="min_max_flipped", squashed_truth=True)
 _ez_vsl = _published("ez_vsl", CORNERS, [TOP], normalisation="min_max", prior_normalisation="min_max", after="min_max")
 _slavc = _published(
     "slavc_extended",

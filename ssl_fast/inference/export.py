@@ -5,7 +5,7 @@
     program = torch.export.load("mine.pt2", extra_files=about)      # about: image_size, sample_rate, samples, ...
     maps = program.module()(images, waveforms)
 
-Inputs: images (B, 3, S, S) uint8 RGB, each resized to a square with an antialiased bicubic filter; waveforms
+Inputs: images (B, 3, S, S) uint8 RGB, frames made square by `fit` and `resampler` (see data.io.images); waveforms
 (B, samples) float32 in [-1, 1], mono. Output: maps (B, h, w) float32, cosines. The whole front end is inside.
 """
 
@@ -45,6 +45,8 @@ def export(found: Checkpoint, path: str | os.PathLike) -> None:
     about = {
         "method": found.recipe["method"],
         "image_size": size,
+        "fit": found.reading["fit"],
+        "resampler": found.reading["resampler"],
         "sample_rate": front_end.sample_rate,
         "samples": front_end.samples,
         "channels": front_end.channels,

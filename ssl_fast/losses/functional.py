@@ -398,6 +398,7 @@ def ssl_tie(
     *,
     weight: float = 1.0,
     detach_map: bool = False,
+    distance: Literal["mse", "l1"] = "mse",
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -410,11 +411,13 @@ def ssl_tie(
 
     transformed_visual (N, C, h', w'): features of the transformed images. transform: the same T on maps A(x, s)
     (N, 1, h, w) -> (N, 1, h', w'). detach_map: no gradient through T(A(x, s)) (the released option heatmap_no_grad).
+    distance: "mse" as above, or "l1", the mean absolute difference (the released option equi_loss_type l1loss).
     lvs_options: keyword options of `lvs`.
     return_terms: also a dict of "contrast", "contrast_transformed" and "equivariance" (unweighted), detached.
     """
     if unknown := sorted(lvs_options.keys() - _LVS_DEFAULTS.keys()):
         raise TypeError(f"ssl_tie: expected options of lvs, {', '.join(_LVS_DEFAULTS)}; got {', '.join(unknown)}")
+    check_choice("distance", distance, ssl_tie)
     options = _LVS_DEFAULTS | lvs_options
     batch, positives, audio = join(group, positives, visual, audio=audio)
     (plain, maps), (transformed, maps_transformed) = (
@@ -427,7 +430,9 @@ def ssl_tie(
         raise ValueError(
             f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, got {tuple(target.shape)}"
         )
-    equivariance = batch.mean((expected - target).square().mean((1, 2, 3)))
+    difference = expected - target
+    difference = difference.square() if distance == "mse" else difference.abs()
+    equivariance = batch.mean(difference.mean((1, 2, 3)))
     loss = 0.5 * (plain + transformed) + weight * equivariance
     if return_terms:
         terms = {"contrast": plain, "contrast_transformed": transformed, "equivariance": equivariance}

@@ -23,7 +23,8 @@ from .storage import CheckpointError
 SAFE = ".safetensors"
 OURS = "ssl_fast"  # layout of the project's own files, and where they keep what is no weight in .safetensors
 EMBEDDED = Path(__file__).with_name("quickstart.pt")  # `ssl-fast quickstart --seed 0`, converted with --half
-_STORED = ("method", "front_end", "image_size", "model")  # of a recipe: what a localizer needs to be used
+_FIT = {"fit": "squash", "resampler": "pillow"}  # of the checkpoints before these fields
+_STORED = ("method", "front_end", "image_size", *_FIT, "model")  # of a recipe: what a localizer needs to be used
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,12 @@ class Checkpoint:
     @property
     def image_size(self) -> int:
         return self.recipe["image_size"]
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of the sample sets that the localizer is used with, as `training.Recipe.reading`."""
+        recipe = _FIT | self.recipe
+        return {"size": self.image_size, **{key: recipe[key] for key in ("front_end", *_FIT)}}
 
     def maps(self, images: Tensor, waveforms: Tensor) -> Tensor:
         """Images (B, 3, S, S) uint8 and waveforms (B, samples) float32 in [-1, 1] -> maps (B, h, w) float32, cosines.
@@ -110,7 +117,7 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> Non
         raise ValueError(f"{path}: exists already; choose another name")
     about = {
         "format": storage.FORMAT,
-        "recipe": {key: found.recipe[key] for key in _STORED},
+        "recipe": {key: (_FIT | found.recipe)[key] for key in _STORED},
         "layout": found.layout,
         "threshold": found.threshold,
     }

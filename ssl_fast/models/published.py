@@ -28,7 +28,7 @@ class CheckpointLayout:
     """Names of weights in a published file, and what its nets were trained on.
 
     container: the key that the weights lie under. modules: published module -> ours. unused: pattern of the known keys
-    that a map does not depend on. front_end, image_size: those of the method's published recipe.
+    that a map does not depend on. front_end, image_size, fit, resampler: those of the method's published recipe.
     """
 
     method: str
@@ -37,6 +37,8 @@ class CheckpointLayout:
     modules: dict[str, str]
     unused: str = r"(?!)"
     image_size: int = 224
+    fit: str = "squash"
+    resampler: str = "pillow"
 
 
 LAYOUTS: dict[str, CheckpointLayout] = {
@@ -47,13 +49,18 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     "slavc_momentum": CheckpointLayout(
         "slavc", "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
     ),
-    "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
+    "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED, fit="crop"),
     # heads, of which nothing is published but that the released evaluator leaves them out
     "sslalign": CheckpointLayout(
-        "ssl_align", "ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"
+        "ssl_align",
+        "ssl_align",
+        "model_state_dict",
+        _TRUNK | _FIRST,
+        rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*",
+        resampler="torch_aliased",
     ),
     "ssltie": CheckpointLayout(
-        "ssl_tie", "ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"
+        "ssl_tie", "ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*", fit="crop"
     ),
 }
 
@@ -90,8 +97,8 @@ def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
 def localizer_of(
     path: Path, container: str, weights: dict[str, Tensor], layout: str | None = None
 ) -> tuple[Localizer, dict, str, list[str]]:
-    """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size and model), its
-    layout, and the known keys that a map does not depend on.
+    """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size, fit, resampler
+    and model), its layout, and the known keys that a map does not depend on.
 
     path: names the file in errors. container, weights: see `weights_of`. layout: a key of LAYOUTS; None: by the keys of
     the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc" for the
@@ -126,6 +133,8 @@ def localizer_of(
         "method": kind.method,
         "front_end": kind.front_end,
         "image_size": kind.image_size,
+        "fit": kind.fit,
+        "resampler": kind.resampler,
         "model": vars(config).copy(),
     }
     return localizer, recipe, name, unused

@@ -170,7 +170,9 @@ class Learner:
         changes: dict[str, typing.Any] = {"group": None if alone else self.group}
         if "mean_weight" in self.loss.options:
             changes["mean_weight"] = recipe.mean_weight_at(progress)
-        transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        transform = None
+        if recipe.method == "ssl_tie":
+            transform = augmentation.TRANSFORMS[recipe.transform](len(images), generator)
         if recipe.method == "sspl":  # one sound for both images
             spectrograms = spectrograms.chunk(views)[0]
         with self.stages("nets"):

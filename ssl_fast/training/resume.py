@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import typing
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -62,9 +63,10 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     state = storage.load(path, fall_back=True)
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
-            changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
+            before = {f.name: f.default for f in fields(Recipe)} | state[name]  # fields that are younger than the run
+            changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(before[k]))
             if changed:
-                got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
+                got = ", ".join(f"{k}={before[k]!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
         elif name == "files":  # of runs before there was this record nothing is known
