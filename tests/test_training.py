@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -352,12 +353,17 @@ def test_checkpoint_opens_without_pickled_code_and_carries_the_run(tmp_path):
     assert_same(weights(localizer), weights(done.localizer))
 
 
-def test_truncated_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "a bit"])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path):
     one = tiny()
     with pytest.raises(Crash):
         run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:5000])
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda one: one.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 64
+    path.write_bytes(content[:5000] if damage == "truncated" else content)
     with pytest.raises(storage.CheckpointError, match=re.escape(f"{path}: truncated, damaged or not a checkpoint")):
         loaded(path)
     with pytest.warns(UserWarning, match=re.escape(f"{path}: truncated") + ".*" + re.escape("checkpoint.previous.pt")):

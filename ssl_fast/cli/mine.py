@@ -3,7 +3,7 @@
 import argparse
 import os
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from .options import add_device, add_quiet, add_split, add_threads, add_training_set, add_workers, check_device
@@ -119,10 +119,10 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     """
     from ..models import checkpoints
     from ..models.object_prior import ObjectPrior
-    from ..models.storage import read_file
+    from ..models.storage import plain_name, read_file, weights_of
 
-    state = None if weights.is_dir() else read_file(weights)
-    if isinstance(state, Mapping) and "conv1.weight" in state:
+    bare = None if weights.is_dir() or weights.suffix == checkpoints.SAFE else weights_of(read_file(weights))
+    if bare is not None and "conv1.weight" in map(plain_name, bare[1]):
         if modality == "audio":
             raise ValueError(f"--modality audio: expected a checkpoint with an audio net, {weights} is torchvision's")
         prior = ObjectPrior(weights, device)

@@ -212,9 +212,12 @@ def train(
     fingerprint = run_fingerprint(
         sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
     )
-    state = resume_state(folder, fingerprint) if resume and folder is not None else None
-    if state is not None:
-        learner.load(state)
+    state = resume_state(folder, fingerprint | {"planned_steps": planned}) if resume and folder is not None else None
+    if folder is not None and state is not None:
+        try:
+            learner.load(state)
+        except ValueError as error:
+            raise storage.CheckpointError(f"{folder / storage.LAST}: {error}") from error
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
         if state.get("ended") and progress_of(run.steps, planned, run.seconds, budget) < 1:
             run.notes.append(
