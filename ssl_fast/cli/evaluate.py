@@ -6,7 +6,16 @@ import sys
 import typing
 from pathlib import Path
 
-from .options import WEIGHTS, add_quiet, add_split, add_test_scenes, add_threads, add_weights_layout, add_workers
+from .options import (
+    WEIGHTS,
+    add_force,
+    add_quiet,
+    add_split,
+    add_test_scenes,
+    add_threads,
+    add_weights_layout,
+    add_workers,
+)
 
 if typing.TYPE_CHECKING:
     from ..data.test_sets import PublishedSet
@@ -86,6 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids that the model was trained on: the results say how many of them are tested",
     )
     add("--out", type=Path, required=True, metavar="DIR")
+    add_force(parser, "the results in --out")
     add("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
     add_test_scenes(parser)
     add_workers(parser)
@@ -94,16 +104,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..files import claimed
+    from . import results
+
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: expected a folder, got a file")
+    with claimed("--out", [args.out / name for name in results.FILES], folder=args.out, force=args.force):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     import torch
 
     from . import results, samples
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out}: expected a folder, got a file")
-    if (args.out / "metrics.json").exists():
-        raise ValueError(f"--out {args.out}: holds results already; choose another folder")
     model, how, found = model_of(args)
     if args.scenes:
         if args.val is not None or args.split is not None or args.set_name is not None:
@@ -130,7 +146,6 @@ def run(args: argparse.Namespace) -> int:
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    args.out.mkdir(parents=True, exist_ok=True)
     return results.write_results(
         model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
     )

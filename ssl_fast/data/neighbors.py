@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import replace_file
 from ..progress import progress_bar
-from ..reproducibility import fingerprint, replace_file, versions
+from ..reproducibility import fingerprint, versions
 
 FORMAT = "ssl_fast neighbors 1"
 _QUERIES, _COLUMNS = 1024, 4096  # a tile of the product: 16 MiB, searched while in cache

@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.io.front_ends import FrontEnd, front_end_named
+from ..files import replacing
 from . import published, storage
 from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError
@@ -112,13 +113,14 @@ def _checked_recipe(recipe: dict) -> dict:
     return recipe
 
 
-def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> None:
+def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwrite: bool = False) -> None:
     """Write a localizer, with what it needs to be used and nothing that trains it: .safetensors, else torch's format.
 
-    half: weights as float16. They are read as float32 again. ValueError where there is a file already.
+    half: weights as float16. They are read as float32 again. ValueError where there is a file already, without
+    `overwrite`, and for weights that float16 cannot hold.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name")
     about = {
         "format": storage.FORMAT,
@@ -133,10 +135,12 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> Non
     if half and (large := [key for key, value in weights.items() if not value.isfinite().all()]):
         raise ValueError(f"{path}: weights that float16 cannot hold: {', '.join(large[:3])}; write it without --half")
     if path.suffix != SAFE:
-        storage.save(about | {"localizer": weights}, path)
+        storage.save(about | {"localizer": weights}, path, keep=False)
         return
     text = json.dumps(about)
-    _safetensors(path).torch.save_file(weights, path, {OURS: text, "sha256": _digest(text, weights)})
+    content = _safetensors(path).torch.save(weights, {OURS: text, "sha256": _digest(text, weights)})
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _digest(text: str, weights: dict[str, Tensor]) -> str:

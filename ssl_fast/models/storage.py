@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..files import replacing
 from ..reproducibility import versions
 from .resnet import ResNet18
 
@@ -35,23 +36,13 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def save(state: dict, path: str | os.PathLike) -> None:
+def save(state: dict, path: str | os.PathLike, keep: bool = True) -> None:
     """Write `state` (dicts, lists, numbers, strings, tensors) so that at no moment there is no complete checkpoint.
 
-    The file goes to a temporary name and to disk before it takes the name; what had the name becomes `previous(path)`.
+    What had the name becomes `previous(path)`, with `keep`. OSError names `path`.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save({"format": FORMAT, "versions": versions(), **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path, previous(path) if keep else None) as file:
+        torch.save({"format": FORMAT, "versions": versions(), **state}, file)
 
 
 def read_file(path: Path):
