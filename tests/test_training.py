@@ -452,7 +452,7 @@ def test_signal_after_the_last_step_is_not_lost(monkeypatch):
         run(tiny(epochs=1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
     one = tiny("lvs")
     handler = signal.getsignal(number)
@@ -463,7 +463,7 @@ def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
 
     with pytest.raises(training.Interrupted) as stop:
         run(one, out=tmp_path, on_step=interrupt)
-    assert isinstance(stop.value, KeyboardInterrupt)
+    assert isinstance(stop.value, KeyboardInterrupt) and stop.value.signal == number
     assert stop.value.step == 7 and stop.value.checkpoint == tmp_path / "checkpoint.pt"
     assert signal.getsignal(number) is handler
     resumed = run(one, out=tmp_path, resume=True)

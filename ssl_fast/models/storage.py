@@ -4,6 +4,7 @@ import hashlib
 import math
 import os
 import pickle
+import typing
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -119,12 +120,9 @@ def fitted(weights: object, expected: Mapping[str, Tensor], exact: bool = False)
     for key, like in expected.items():
         count = key.endswith("num_batches_tracked")
         value = weights.get(key, torch.zeros((), dtype=like.dtype) if count and not exact else None)
-        fault = (
-            "missing"
-            if value is None
-            else _fault(value, like, exact, at_least=0 if key.endswith("running_var") else None)
-        )
-        if fault:
+        if value is None:
+            wrong.append(f"{key}: missing")
+        elif fault := _fault(value, like, exact, at_least=0 if key.endswith("running_var") else None):
             wrong.append(f"{key}: {fault}")
         else:
             found[key] = value.detach().to(like.dtype)
@@ -200,11 +198,11 @@ def _plain(value: object) -> bool:
     return value is None or isinstance(value, (str, int, float))
 
 
-def _number(value: object, kind: type | tuple[type, ...] = (int, float)) -> bool:
+def _number(value: typing.Any, kind: type | tuple[type, ...] = (int, float)) -> bool:
     return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _count(value: object) -> bool:
+def _count(value: typing.Any) -> bool:
     return _number(value, int) and 0 <= value < 1 << 63
 
 
