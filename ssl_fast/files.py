@@ -109,7 +109,8 @@ def _locked(path: Path, what: str) -> Iterator[None]:
     """Inside, this process holds the lock of the file `path`, which is there only meanwhile. The kernel releases it
     with the process."""
     while True:
-        file = open(path, "a")  # noqa: SIM115, closed below
+        with naming(path.parent):
+            file = open(path, "a")  # noqa: SIM115, closed below
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

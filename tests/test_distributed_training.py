@@ -365,7 +365,7 @@ def killer(self, number, *rest):
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, number, *rest)
 learner.Learner.step = killer
-cli.main(sys.argv[1:])
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 

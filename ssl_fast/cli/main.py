@@ -123,13 +123,15 @@ def _run(args: argparse.Namespace) -> int:
 
 @contextlib.contextmanager
 def _runtime(args: argparse.Namespace, silent: bool):
-    """Inside, a warning is one line on stderr; at the end torch has the number of threads that it had before.
+    """Inside, a warning is one line on stderr, and Python programs that are started do not look for modules in the
+    current folder (before 3.11 they do); at the end torch has the number of threads that it had before.
 
     silent: nothing is written to stdout.
     """
     import torch
 
-    threads = torch.get_num_threads()
+    threads, safe = torch.get_num_threads(), os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(None) if silent else contextlib.nullcontext():
             if silent:
@@ -138,6 +140,7 @@ def _runtime(args: argparse.Namespace, silent: bool):
             yield
     finally:
         torch.set_num_threads(threads)
+        os.environ["PYTHONSAFEPATH"] = safe
 
 
 def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:

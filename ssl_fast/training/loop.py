@@ -206,7 +206,7 @@ def train(
         )
     software = {name: version for name, version in versions().items() if name != "python"}
     options = {"minutes": minutes, "resume": resume, "device": torch.device(device).type}
-    distributed.check_same(fingerprint | software | options)
+    distributed.check_same(fingerprint | recipe.to_dict() | {"recipe": recipe.name} | software | options)
     learner = Learner(
         recipe,
         seed,

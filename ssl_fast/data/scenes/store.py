@@ -30,6 +30,7 @@ from typing import IO, cast
 
 import numpy as np
 
+from ...files import naming
 from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, compose, scene
 
 MANIFEST = "manifest.json"
@@ -196,10 +197,11 @@ def _allocate(folder: Path, split: str, settings: Settings) -> Arrays:
     arrays = {}
     for name, (shape, dtype) in layout.items():
         path = folder / f"{name}.npy"
-        arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in a write to the map
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with naming(path):
+            arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a bus error in a write to the map
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return Arrays(**arrays)
 
 
