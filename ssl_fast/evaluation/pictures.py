@@ -1,8 +1,10 @@
 """Pictures and sounds as data URIs: heat maps over images, charts in a light and a dark version, audio."""
 
 import base64
+import contextlib
 import io
 import os
+import sys
 import wave
 from collections.abc import Callable, Mapping, Sequence
 
@@ -20,15 +22,16 @@ SOUNDS = {"positive": "own sound", "silence": "silence", "noise": "noise", "offs
 
 def _matplotlib():
     """matplotlib, also where MPLBACKEND names a backend that is not installed, as a notebook leaves it to its programs:
-    what is drawn here goes to files."""
+    what is drawn here goes to files, and matplotlib cannot be imported a second time."""
+    named = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib
-    except ValueError:
-        named = os.environ.pop("MPLBACKEND")
-        try:
-            import matplotlib
-        finally:
+    finally:
+        if named is not None:
             os.environ["MPLBACKEND"] = named
+    if named:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = named
     return matplotlib
 
 
