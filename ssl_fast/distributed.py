@@ -49,6 +49,42 @@ def torchrun(device: str) -> Iterator[None]:
     dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is
 
 
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails inside on some processes fails on all of them, at the end: there a ValueError says what and where."""
+    error = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    failed = [(rank, text) for rank, text in enumerate(_gathered(error and str(error))) if text is not None]
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError("; ".join(f"process {rank}: {text}" for rank, text in failed))
+
+
+def check_same(values: dict[str, typing.Any]) -> None:
+    """ValueError on every process where one of the values (of JSON) is not the same on all; it says which, and where.
+    Lasts as long as the slowest process takes to come here."""
+    every = _gathered(values)
+    differ = [name for name in values if any(one[name] != every[0][name] for one in every)]
+    if differ:
+        got = "; ".join(
+            f"process {rank} has {', '.join(f'{name}={one[name]!r}' for name in differ)}"
+            for rank, one in enumerate(every)
+        )
+        raise ValueError(f"expected the same run on all processes: {got}")
+
+
+def _gathered(value: typing.Any) -> list[typing.Any]:
+    """The values of all processes, anything that can be pickled."""
+    every = [value] * rank_and_world_size()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(every, value)
+    return every
+
+
 def total(value: float, device: torch.device) -> float:
     """The sum of a number over all processes; `device` is where these compute."""
     if not dist.is_initialized():

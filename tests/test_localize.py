@@ -152,7 +152,7 @@ def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, 
     assert np.asarray(Image.open(out)).std() > 10
     silent = tmp_path / "silent.flac"
     soundfile.write(silent, np.zeros(100, np.float32), 8000)  # short, of another rate
-    assert cli.main(["localize", str(folder / "image.png"), str(silent), "-o", str(out)]) == 0
+    assert cli.main(["localize", str(folder / "image.png"), str(silent), "-o", str(out), "--force"]) == 0
     assert "nothing is above the universal threshold" in capsys.readouterr().out
 
 
@@ -171,7 +171,7 @@ def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys,
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "universal threshold unknown" in said and "embedded" not in said
-    assert cli.main([*command, "--threshold", "0.9"]) == 0
+    assert cli.main([*command, "--threshold", "0.9", "--force"]) == 0
     assert "nothing is above the universal threshold 0.900" in capsys.readouterr().out
 
 

@@ -24,6 +24,7 @@ import torch
 
 from ..data.datasets import FileSet
 from ..data.io.images import fit_frame
+from ..files import replace_file
 from ..training.learner import Learner
 from ..training.recipes import Recipe
 from ..training.sampler import StepSampler, collate
@@ -53,7 +54,7 @@ def run(found: FileSet, recipe: Recipe, options: argparse.Namespace, header: dic
             "cache": options.cache is not None,
             "workers": options.workers,
         }
-        options.json.write_text(json.dumps({"header": header | about, "rows": rows}, indent=1) + "\n")
+        replace_file(options.json, json.dumps({"header": header | about, "rows": rows}, indent=1) + "\n")
     return 0
 
 

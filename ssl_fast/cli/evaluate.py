@@ -1,11 +1,10 @@
 """`ssl-fast evaluate`: evaluate a checkpoint, a function or a folder of maps on samples with ground truth."""
 
 import argparse
-import contextlib
 import importlib
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from .options import (
@@ -13,6 +12,7 @@ from .options import (
     FITS,
     FRONT_ENDS,
     WEIGHTS,
+    add_force,
     add_on_missing,
     add_quiet,
     add_split,
@@ -119,6 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids that the model was trained on: the results say how many of them are tested",
     )
     add("--out", type=Path, required=True, metavar="DIR")
+    add_force(parser, "the results in --out")
     threshold = parser.add_mutually_exclusive_group()
     threshold.add_argument(
         "--val",
@@ -151,6 +152,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..files import claimed
+    from . import results
+
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: expected a folder, got a file")
+    with claimed("--out", [args.out / name for name in results.FILES], folder=args.out, force=args.force):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation import thresholds
@@ -158,10 +169,6 @@ def run(args: argparse.Namespace) -> int:
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out}: expected a folder, got a file")
-    if (args.out / "metrics.json").exists():
-        raise ValueError(f"--out {args.out}: holds results already; choose another folder")
     if args.set_name is None:
         refuse(args, "annotations layout silent", "expected with --set")
     if args.val_set is None:
@@ -212,19 +219,18 @@ def run(args: argparse.Namespace) -> int:
     options["notes"] += notes
     if validation is not None and args.val is not None:
         validation = {args.val_set or args.val.resolve().name: validation}
-    with _folder(args.out):
-        return results.write_results(
-            model,
-            tests,
-            validation,
-            args.out,
-            about,
-            history,
-            quiet=args.quiet,
-            workers=args.workers,
-            threshold=threshold,
-            **options,
-        )
+    return results.write_results(
+        model,
+        tests,
+        validation,
+        args.out,
+        about,
+        history,
+        quiet=args.quiet,
+        workers=args.workers,
+        threshold=threshold,
+        **options,
+    )
 
 
 def _lost_in_crop(tests: "Mapping[str, FileSet]") -> list[str]:
@@ -239,20 +245,6 @@ def _lost_in_crop(tests: "Mapping[str, FileSet]") -> list[str]:
             ids = some([one.ids[i] for i in gone])
             notes.append(f"set {name}: {len(gone)} of {len(one)} samples have no ground truth in the crop: {ids}")
     return notes
-
-
-@contextlib.contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Makes a folder and those above it. Where what is done inside fails, those of them that are empty go again."""
-    made = [one for one in (path, *path.parents) if not one.exists()]
-    path.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # not empty
-            for one in made:
-                one.rmdir()
-        raise
 
 
 def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | None]":

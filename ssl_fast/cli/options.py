@@ -56,6 +56,10 @@ def natural(text: str) -> int:
     return int(text)
 
 
+def add_force(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--force", action="store_true", help=f"replace {what}, where there is one already")
+
+
 def add_split(parser: argparse._ActionsContainer, *more_names: str) -> None:
     help = "list of ids in --data: NAME.txt, .csv or .tsv there, or a path (default: all)"
     parser.add_argument("--split", *more_names, metavar="NAME", help=help)

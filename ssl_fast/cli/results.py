@@ -9,6 +9,8 @@ from ..stages import Stages, listed
 if typing.TYPE_CHECKING:
     from ..training.loop import Run
 
+FILES = ("metrics.json", "per_sample.csv", "report.html")
+
 
 def write_results(
     model,

@@ -1,6 +1,7 @@
 """`ssl-fast train`: train a localizer on a folder of images and sounds, or on a published training set."""
 
 import argparse
+import contextlib
 import typing
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from .options import (
     FITS,
     FRONT_ENDS,
     add_device,
+    add_force,
     add_quiet,
     add_split,
     add_threads,
@@ -20,8 +22,9 @@ from .options import (
 )
 
 if typing.TYPE_CHECKING:
-    from ..data.datasets import SampleSet
+    from ..data.datasets import FolderSet, SampleSet
     from ..data.neighbors import Neighbors
+    from ..stages import Stages
     from ..training.loop import Run
     from ..training.recipes import Recipe
     from ..training.views import Themselves
@@ -76,6 +79,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="budget of training time: a run that does not fit is shortened (default: none, the full length)",
     )
     add("--resume", action="store_true", help="go on with the run in --out")
+    add_force(parser, "the run in --out by a new one")
     add_threads(parser, "1 for the narrow nets, else as torch chooses")
     add_device(parser)
     add(
@@ -206,54 +210,59 @@ def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "R
 
 def run(args: argparse.Namespace) -> int:
     from .. import distributed
-    from ..models import build, checkpoints, storage
+    from ..models import build, storage
     from ..stages import Stages
     from ..training import recipes, validation
     from ..training.loop import check_processes
-    from . import results, run_folder, samples
+    from . import run_folder, samples
 
-    args = run_folder.open_run(args, args.out)
-    recipe = recipes.recipe(
-        args.method,
-        args.recipe,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        precision=args.precision,
-        accumulation=args.accumulation,
-        front_end=args.front_end,
-        image_size=args.image_size,
-        fit=args.fit,
-        resampler="pillow" if args.fit == "crop" else None,
-        augmentation=args.augmentation,
-        masks=args.masks,
-        transform=args.transform,
-        audio_mix=args.audio_mix,
-        views=None if args.views is None else tuple(args.views.split(",")),
-        **loss_fields(args),
-    )
-    if args.val_split is not None and args.val is None:
-        raise ValueError("--val-split: expected with --val")
-    training_set = samples.training_set(args, **recipe.reading)
-    recipe.steps(len(training_set))
-    held_out = None
-    if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, on_missing=args.on_missing, **recipe.reading)
-        validation.check_validation(training_set, held_out, recipe)
-    several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
-    rank, processes = distributed.launched()
-    check_processes(recipe, processes, args.device, **several)
-    neighbors = _neighbors(args, training_set, recipe)
-    if recipe.name == "published" and args.init is None:
-        start = recipes.PUBLISHED_START[recipe.method]
-        print(f"image net: from scratch, without --init; the published runs of {recipe.method} started from {start}")
-    if args.init is not None:  # here only to see whether it fits
-        storage.load_torchvision(build(recipe.model).visual_net, args.init)
-    set_threads(args, recipe)
-    stages = Stages()
-    with distributed.torchrun(args.device):
-        if rank == 0:
-            run_folder.write_run(args)
-        with stages("samples"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.torchrun(args.device))
+        rank, processes = distributed.launched()
+        with distributed.together():  # no process waits for one that cannot train
+            args = run_folder.open_run(args, args.out, add_arguments)
+            recipe = recipes.recipe(
+                args.method,
+                args.recipe,
+                epochs=args.epochs,
+                batch_size=args.batch_size,
+                precision=args.precision,
+                accumulation=args.accumulation,
+                front_end=args.front_end,
+                image_size=args.image_size,
+                fit=args.fit,
+                resampler="pillow" if args.fit == "crop" else None,
+                augmentation=args.augmentation,
+                masks=args.masks,
+                transform=args.transform,
+                audio_mix=args.audio_mix,
+                views=None if args.views is None else tuple(args.views.split(",")),
+                **loss_fields(args),
+            )
+            if args.val_split is not None and args.val is None:
+                raise ValueError("--val-split: expected with --val")
+            training_set = samples.training_set(args, **recipe.reading)
+            recipe.steps(len(training_set))
+            held_out = None
+            if args.val is not None:
+                held_out = samples.folder(args.val, args.val_split, on_missing=args.on_missing, **recipe.reading)
+                validation.check_validation(training_set, held_out, recipe)
+            several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
+            check_processes(recipe, processes, args.device, **several)
+            neighbors = _neighbors(args, training_set, recipe)
+            if args.init is not None:  # here only to see whether it fits
+                storage.load_torchvision(build(recipe.model).visual_net, args.init)
+            set_threads(args, recipe)
+        if recipe.name == "published" and args.init is None:
+            start = recipes.PUBLISHED_START[recipe.method]
+            print(
+                f"image net: from scratch, without --init; the published runs of {recipe.method} started from {start}"
+            )
+        with distributed.together():
+            if rank == 0:
+                stack.enter_context(run_folder.held(args))
+        stages = Stages()
+        with stages("samples"), distributed.together():
             for found in (training_set, held_out):
                 if found is not None and not (found is training_set and recipe.policy):  # policies need the files
                     samples.preload(found, args.quiet)
@@ -268,8 +277,17 @@ def run(args: argparse.Namespace) -> int:
                 neighbors=neighbors,
                 **several,
             )
-    if rank > 0:
-        return 0
+        return 0 if rank > 0 else _finish(args, recipe, run, held_out, stages)
+
+
+def _finish(
+    args: argparse.Namespace, recipe: "Recipe", run: "Run", held_out: "FolderSet | None", stages: "Stages"
+) -> int:
+    """Name the best epoch, and evaluate it where the samples that chose it have ground truth."""
+    from ..models import checkpoints, storage
+    from ..training import validation
+    from . import results
+
     best, notes = validation.best_record(run.history), list(run.notes)
     if best is not None:
         print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / storage.BEST}")

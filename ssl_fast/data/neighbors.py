@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import replace_file
 from ..progress import progress_bar
-from ..reproducibility import fingerprint, replace_file, versions
+from ..reproducibility import fingerprint, versions
 from .sample_lists import read_json, short
 
 FORMAT = "ssl_fast neighbors 1"

@@ -91,10 +91,8 @@ class DemoSession:
     def about(self) -> dict:
         """Contents of the page, as JSON: the scenes, their sounds and others, start of the sliders, file names that may
         be uploaded, the model; of the embedded one also the categories that it knows."""
-        from matplotlib import colormaps
-        from matplotlib.colors import to_hex
-
-        colours = [to_hex(colour) for colour in colormaps[pictures.COLOURS](np.linspace(0, 1, 17))]
+        palette = (255 * pictures.colours(np.linspace(0, 1, 17))[:, :3]).round().astype(int)
+        colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette]
         found, (method, prior) = self.pipeline.found, self.pipeline.names
         known = scenes.Settings().names if found.path == checkpoints.EMBEDDED else None
         return {

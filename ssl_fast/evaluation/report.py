@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ..reproducibility import replace_file
+from ..files import replace_file
 from ..terminal import printable
 from . import pictures
 from .overlays import Row, Tile

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..reproducibility import replace_file
+from ..files import replace_file
 from . import metrics
 
 

@@ -5,14 +5,13 @@ of LVS, SSL-Align and SSL-TIE cannot be told apart: they need `layout`.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from .localizers import Localizer, LocalizerConfig, blank, fill
-from .storage import CheckpointError
+from .storage import CheckpointError, plain_name
 
 _TRUNK = {"imgnet": "visual_net", "audnet": "audio_net"}
 _HEAD = {"img_proj": "visual_heads.visual", "aud_proj": "audio_heads.audio"}
@@ -65,19 +64,8 @@ LAYOUTS: dict[str, CheckpointLayout] = {
 }
 
 
-def weights_of(state: object) -> tuple[str, dict[str, Tensor]] | None:
-    """The key that the weights of a published file lie under ("" for bare weights), and the weights as they are named
-    there; None for anything else."""
-    containers = dict.fromkeys(layout.container for layout in LAYOUTS.values())
-    for container in ("", *containers):
-        found = state if not container else state.get(container) if isinstance(state, Mapping) else None
-        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
-            return container, dict(found)
-    return None
-
-
 def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
-    plain = {key.removeprefix("module.") for key in weights}
+    plain = set(map(plain_name, weights))
     named = {"slavc": "img_proj1.weight", "ezvsl": "img_proj.weight", "ssltie": "vision_fc1.weight"}
     for layout, key in named.items():
         if key in plain:
@@ -100,10 +88,10 @@ def localizer_of(
     """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size, fit, resampler
     and model), its layout, and the known keys that a map does not depend on.
 
-    path: names the file in errors. container, weights: see `weights_of`. layout: a key of LAYOUTS; None: by the keys of
-    the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc" for the
-    online nets ("slavc_momentum": the momentum nets of that file). CheckpointError, which names the file, and all keys
-    that are missing, unexpected or wrongly shaped.
+    path: names the file in errors. container, weights: see `storage.weights_of`. layout: a key of LAYOUTS; None: by the
+    keys of the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc"
+    for the online nets ("slavc_momentum": the momentum nets of that file). CheckpointError, which names the file, and
+    all keys that are missing, unexpected or wrongly shaped.
     """
     name = layout or _recognise(path, container, weights)
     kind = LAYOUTS[name]
@@ -113,7 +101,7 @@ def localizer_of(
     constants = {key for key in expected if key.startswith(("image_", "spectrogram_"))}
     ours, unused, wrong = {}, [], []
     for key, value in weights.items():
-        plain = key.removeprefix("module.")
+        plain = plain_name(key)
         if re.fullmatch(kind.unused, plain):
             unused.append(key)
             continue
@@ -121,14 +109,20 @@ def localizer_of(
         target = None if module is None else kind.modules[module] + plain.removeprefix(module)
         if target not in expected or target in constants:
             wrong.append(f"unexpected {key}")
+        elif target in ours:
+            wrong.append(f"{key} twice")
         elif expected[target].shape != value.shape:
             wrong.append(f"{key}: expected {tuple(expected[target].shape)}, got {tuple(value.shape)}")
         ours[target] = value
-    wrong += [f"missing {key} (as {_published_name(kind, key)})" for key in expected.keys() - constants - ours.keys()]
+    missing = {key for key in expected if not key.endswith("num_batches_tracked")} - constants - ours.keys()
+    wrong += [f"missing {key} (as {_published_name(kind, key)})" for key in missing]
     if wrong:
         shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
-    fill(localizer, {**{key: expected[key] for key in constants}, **ours})
+    try:
+        fill(localizer, {**{key: expected[key] for key in constants}, **ours})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     recipe = {
         "method": kind.method,
         "front_end": kind.front_end,
