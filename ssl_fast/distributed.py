@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank_and_world_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
@@ -43,10 +45,18 @@ def torchrun(device: str) -> Iterator[None]:
                 f"got {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    store, rank, processes = next(rendezvous("env://"))
+    # after a restart the store has the addresses of the processes before, which the new ones would connect to
+    store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=processes)
     dist.barrier()
-    yield
-    dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is
+    try:
+        yield
+    except Exception:
+        if device != "cuda":  # nccl would wait for processes that may wait for this one
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager

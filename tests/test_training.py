@@ -398,6 +398,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path
         loaded(path)
     with pytest.warns(UserWarning, match=re.escape(f"{path}: truncated") + ".*" + re.escape("checkpoint.previous.pt")):
         resumed = run(one, out=tmp_path, resume=True)
+    assert len((tmp_path / "checkpoint.damaged.pt").read_bytes()) == (5000 if damage == "truncated" else len(content))
     assert_same(weights(resumed.localizer), weights(run(one).localizer))
 
 

@@ -99,8 +99,9 @@ def _image(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
     from ..files import replacing, save_array
 
     answer = pipeline.localize(pipeline.read_image(args.image), pipeline.read_sound(args.sound))
-    picture, kind = io.BytesIO(), Image.registered_extensions()[out.suffix.lower()]  # to a file Pillow hides its errors
-    Image.fromarray(answer.sheet(args.alpha)).save(picture, kind, compress_level=1)  # of PNG; more takes a fifth of a s
+    picture = io.BytesIO()  # Pillow hides why a file could not be written
+    kind = Image.registered_extensions()[out.suffix.lower()]
+    Image.fromarray(answer.sheet(args.alpha)).save(picture, kind, compress_level=1)  # of PNG: more takes 0.2 s
     with replacing(out) as file:
         file.write(picture.getbuffer())
     save_array(out.with_suffix(".npy"), answer.audio_visual)

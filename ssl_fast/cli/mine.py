@@ -74,9 +74,7 @@ def run(args: argparse.Namespace) -> int:
     check_name(args.out)
     inputs = args.features, args.list, args.weights
     with contextlib.ExitStack() as stack:
-        stack.enter_context(
-            claimed("--out", [args.out], inputs=inputs, force=True)
-        )  # a search that was interrupted goes on
+        stack.enter_context(claimed("--out", [args.out], inputs=inputs, force=True))  # mine() looks what is there
         about, own = args.out.with_suffix(".json"), (args.out, args.out.with_name(f"{args.out.name}.partial"))
         if args.force:
             for file in own:

@@ -15,6 +15,7 @@ FILES = (
     RUN,
     "checkpoint.pt",
     "checkpoint.previous.pt",
+    "checkpoint.damaged.pt",
     "best.pt",
     "best.previous.pt",
     "metrics.jsonl",

@@ -1,5 +1,6 @@
 """Checkpoints on disk: the project's own, one file, written atomically; the previous one stays beside it."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -232,7 +233,8 @@ _FIGURES = {
 def load(path: str | os.PathLike, *, fall_back: bool = False) -> dict:
     """The state that `save` was given, on the CPU. CheckpointError, naming the file, for anything else.
 
-    fall_back: where `path` cannot be read but the checkpoint before it can, warn (naming both) and return that.
+    fall_back: where `path` cannot be read but the checkpoint before it can, warn (naming both) and return that; `path`
+    is renamed, so that the next `save` does not put it in the place of the good one.
     """
     path = Path(path)
     try:
@@ -241,5 +243,7 @@ def load(path: str | os.PathLike, *, fall_back: bool = False) -> dict:
         if not fall_back or not previous(path).is_file():
             raise
         state = checked(previous(path), read_file(previous(path)))
+        with contextlib.suppress(FileNotFoundError):  # killed before it was there, or renamed by another process
+            os.replace(path, path.with_name(f"{path.stem}.damaged{path.suffix}"))
         warnings.warn(f"{error}; going on from the one before it, {previous(path)}", stacklevel=2)
         return state
