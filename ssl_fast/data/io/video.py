@@ -21,20 +21,20 @@ import bisect
 import contextlib
 import os
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from .lengths import check_container
 from .media import MediaError, check_file
 
 VIDEOS = (
-    *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".vob"),
-    *(".ts", ".mts", ".m2ts", ".flv", ".wmv", ".asf", ".ogv", ".mxf"),
+    *(".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".mkv", ".webm", ".avi"),
+    *(".mpg", ".mpeg", ".vob", ".ts", ".mts", ".m2ts"),
 )
-CONTAINERS = (*VIDEOS, ".m4a", ".m4b", ".mka", ".weba", ".wma")  # of sound alone, too
+CONTAINERS = (*VIDEOS, ".m4a", ".m4b", ".mka", ".weba", ".caf")  # of sound alone, too
 _RATE = 5  # pictures a second of films that are written, each shown for one: players stumble over less
 APART = 0.5  # seconds that sound and pictures may begin or end apart
 JUMP = 0.1  # seconds that time stamps of sound may differ from the number of samples; some containers round coarsely
@@ -169,6 +169,7 @@ def _opened(path: str | os.PathLike) -> Iterator:
     """The file, open; what FFmpeg or PyAV says against it as a MediaError."""
     av = pyav()
     check_file(Path(path))
+    check_container(Path(path))
     try:
         # titles may be in any encoding; from 19 on PyAV takes care of that
         options: dict = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -237,7 +238,7 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
     MediaError where a packet of any stream is incomplete, or the file ends before its head says.
     """
     starts: dict[int, float] = {}
-    counts: Counter[int] = Counter()
+    count = 0
     for packet in container.demux():
         key, stamp = packet.stream_index, packet.dts if packet.pts is None else packet.pts
         if packet.is_corrupt:
@@ -245,24 +246,16 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
         if stamp is not None:
             start, end = (float(time * packet.time_base) for time in (stamp, stamp + (packet.duration or 0)))
             starts[key], ends[key] = min(start, starts.get(key, start)), max(end, ends.get(key, end))
-            counts[key] += 1
         if key == stream.index:
+            count += 1
             yield packet
-    if stream.duration is not None:
-        key, found = stream.index, ends.get(stream.index, 0.0)
-        told = _seconds(stream, stream.duration + (stream.start_time or 0))
-    elif (
-        container.duration is not None and ends
-    ):  # mkv and webm tell the length of the longest stream, with its priming
-        lengths = {key: end - min(0.0, starts[key]) for key, end in ends.items()}
-        key, found = max(lengths.items(), key=lambda one: one[1])
-        told = container.duration / 1e6
-    else:
+    if stream.duration is None or stream.index not in ends:
         return
-    # half a packet; in avi, pauses are packets of nothing
-    slack = JUMP if container.format.name == "avi" or key not in counts else (ends[key] - starts[key]) / counts[key] / 2
+    told, found = _seconds(stream, stream.duration + (stream.start_time or 0)), ends[stream.index]
+    # half a packet; avi counts pauses as packets
+    slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
     if found < told - slack:
-        raise MediaError(f"{path}: truncated, its head tells of {told:.2f} s, {found:.2f} s are there")
+        raise MediaError(f"{path}: truncated, its head tells of {told:.2f} s of {stream.type}, {found:.2f} s are there")
 
 
 def _seconds(stream, stamp: int | None) -> float | None:
