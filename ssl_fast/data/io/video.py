@@ -129,39 +129,46 @@ def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
 def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
     """What decode_sound gives, as it is decoded: some thousand samples at a time, each time with the rate."""
     with _opened(path) as container:
-        stream, pictures = _stream(path, container, "audio"), _streams(container, "video")[:1]
-        begin, origin = (_seconds(one[0], one[0].start_time) if one else None for one in ([stream], pictures))
+        stream, pictures = _stream(path, container, "audio"), next(iter(_streams(container, "video")), None)
+        begin, origin = _seconds(stream, stream.start_time), pictures and _seconds(pictures, pictures.start_time)
         _check_together(path, "begin", begin, origin)
-        form, skip, stop, due, position, ends = None, 0, None, 0.0, 0, {}
-        for packet in _packets(path, container, stream, ends):
-            for frame in packet.decode():
-                rate, sound = frame.sample_rate, _samples(frame)
-                time = frame.time if frame.time is not None else due if form else begin or 0.0
-                if form is None:
-                    form, due = (rate, frame.layout.name), time
-                    if origin is not None:  # sound before the first picture is left out
-                        skip = round((origin - time) * rate)
-                        if skip < 0:
-                            yield np.zeros((-skip, sound.shape[1]), np.float32), rate
-                    if stream.duration is not None:  # samples after it are padding
-                        stop = round(((begin or 0.0) + float(stream.duration * stream.time_base) - time) * rate)
-                if form != (rate, frame.layout.name):
-                    changed = f"{form[0]} Hz, {form[1]} and, at {time:.2f} s, {rate} Hz, {frame.layout.name}"
-                    raise MediaError(f"{path}: expected sound of one rate and one set of channels, got {changed}")
-                if abs(time - due) > JUMP:
-                    raise MediaError(f"{path}: expected sound without gaps, at {due:.2f} s follows {time:.2f} s")
-                part = sound[max(0, skip - position) : None if stop is None else max(0, stop - position)]
-                position, due = position + len(sound), time + len(sound) / rate
-                if len(part):
-                    yield part, rate
-        if position <= max(0, skip):
+        position, stop, rate, ends = None, None, 0, {}  # samples since the first picture
+        for time, rate, sound in _decoded(path, container, stream, ends):
+            if position is None:
+                zero = time if origin is None else origin
+                position = round((time - zero) * rate)
+                if position > 0:
+                    yield np.zeros((position, sound.shape[1]), np.float32), rate
+                if stream.duration is not None:  # padding follows
+                    stop = round((_seconds(stream, stream.duration) + (begin or 0.0) - zero) * rate)
+            part = sound[max(0, -position) : None if stop is None else max(0, stop - position)]
+            position += len(sound)
+            if len(part):
+                yield part, rate
+        if position is None or position <= 0:
             raise MediaError(f"{path}: expected audio, got a file of no samples")
-        if ends[stream.index] - due > JUMP:
-            raise MediaError(f"{path}: damaged, of {ends[stream.index]:.2f} s of sound {due:.2f} s could be decoded")
-        if stop is not None and position - stop > max(JUMP * rate, 2048):  # more than two frames of padding
-            told, came = (samples / rate for samples in (stop, position))
+        if stop is not None and position - stop > max(JUMP * rate, 2048):  # two frames of padding
+            told, came = stop / rate, position / rate
             raise MediaError(f"{path}: damaged, its head tells of {told:.2f} s of sound, there are {came:.2f} s")
-        _check_together(path, "end", ends[stream.index], ends.get(pictures[0].index) if pictures else None)
+        _check_together(path, "end", ends[stream.index], pictures and ends.get(pictures.index))
+
+
+def _decoded(path: str | os.PathLike, container, stream, ends: dict[int, float]) -> Iterator:
+    """Time in seconds, rate in Hz and samples, float32 (n, channels), of each frame of a sound; `ends` as of _packets.
+    MediaError where they do not follow each other, or change their rate or channels."""
+    form, due = None, _seconds(stream, stream.start_time) or 0.0
+    for packet in _packets(path, container, stream, ends):
+        for frame in packet.decode():
+            time = due if frame.time is None else frame.time
+            got = f"{frame.sample_rate} Hz, {frame.layout.name}"
+            if form not in (None, got):
+                raise MediaError(f"{path}: expected sound of one kind, got {form} and, at {time:.2f} s, {got}")
+            if form and abs(time - due) > JUMP:
+                raise MediaError(f"{path}: expected sound without gaps, got {time:.2f} s next to {due:.2f} s")
+            form, due = got, time + frame.samples / frame.sample_rate
+            yield time, frame.sample_rate, _samples(frame)
+    if form and ends[stream.index] - due > JUMP:
+        raise MediaError(f"{path}: damaged, of {ends[stream.index]:.2f} s of sound {due:.2f} s could be decoded")
 
 
 @contextlib.contextmanager
@@ -223,12 +230,9 @@ def _frames(path: str | os.PathLike, stamps: np.ndarray) -> Iterator:
     frames may be missing. avi has no stamps of its own, and those that FFmpeg infers may be in the wrong order."""
     with _opened(path) as container:
         stream = _stream(path, container, "video")
-        frames = container.decode(stream)
-        for stamp, frame in (
-            zip(stamps, frames) if container.format.name == "avi" else ((one.pts, one) for one in frames)
-        ):
+        for k, frame in enumerate(container.decode(stream)):
             if not frame.is_corrupt:
-                yield stamp, frame
+                yield (stamps[k] if container.format.name == "avi" else frame.pts), frame
 
 
 def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float]) -> Iterator:
