@@ -89,10 +89,9 @@ def test_mixture_is_that_of_the_ranges():
 
 
 def test_colours_below_the_threshold_stay_dark():
-    assert scale_of([answer([[0.1, 0.3]])]) == pytest.approx((0.1, 0.3))
-    two = [answer([[0.1, 0.9]], threshold=0.5), answer([[0, 0.6]], threshold=0.5)]
-    assert scale_of(two) == pytest.approx((0.1, 0.9))
-    assert scale_of([answer([[0.1, 0.2]], threshold=0.5)]) == pytest.approx((0.4, 0.6))  # all of it is coldest
+    assert scale_of([np.array([[0.1, 0.3]])], None) == pytest.approx((0.1, 0.3))
+    assert scale_of([np.array([[0.1, 0.9]]), np.array([[0, 0.6]])], 0.5) == pytest.approx((0.1, 0.9))
+    assert scale_of([np.array([[0.1, 0.2]])], 0.5) == pytest.approx((0.4, 0.6))  # all of it is coldest
 
 
 def test_panels_show_the_map():

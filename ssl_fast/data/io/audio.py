@@ -108,13 +108,19 @@ def decode_range(path: str | os.PathLike, choose: Range = lambda samples, rate: 
         raise MediaError(f"{path}: expected a rate of {RATES[0]} to {RATES[1]} Hz, got {rate}")
     if not whole:
         return sound, rate, whole
+    check_samples(path, sound, rate)
+    return sound, rate, whole
+
+
+def check_samples(path: str | os.PathLike, sound: np.ndarray, rate: int, first: int = 0) -> None:
+    """MediaError, which names the file, where samples (n, channels) are not finite, or far beyond full scale. first:
+    how many of the file come before them."""
     if not np.isfinite(sound).all():
         at, channel = np.argwhere(~np.isfinite(sound))[0]
-        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {at / rate:.3f} s")
+        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {(first + at) / rate:.3f} s")
     peak = float(np.abs(sound).max())
     if peak > PEAK_LIMIT:
         raise MediaError(f"{path}: expected samples within full scale, [-1, 1], got a peak of {peak:g}")
-    return sound, rate, whole
 
 
 def _read(path: Path, choose: Range) -> tuple[np.ndarray, int, bool]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import itertools
 import os
 from array import array
 from collections.abc import Iterable, Iterator
@@ -91,32 +92,55 @@ def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarr
         raise MediaError(f"{path}: the frame at {min(min(wanted.values())):.1f} s cannot be decoded")
 
 
-def write_film(path: str | os.PathLike, seconds: Iterable[tuple[np.ndarray, np.ndarray]], rate: int) -> None:
-    """An mp4 file of (picture, sound) pairs, a second each, written as they come. Pictures: uint8 (H, W, 3) of one
-    size; sound: float32 (samples, channels) in [-1, 1] of `rate` Hz, of which the first two channels are kept."""
+def write_film(path: str | os.PathLike, pictures: Iterable[np.ndarray], sound: np.ndarray, rate: int) -> None:
+    """An mp4 file that shows each picture, uint8 (H, W, 3) of one size, for a second, written as they come; sound:
+    float32 (samples, channels) in [-1, 1] of `rate` Hz, of which the first two channels are kept and not more than
+    there is to see."""
     av = pyav()
+    pictures = iter(pictures)
+    first = next(pictures)
+    height, width = (side // 2 * 2 for side in first.shape[:2])  # what H.264 can halve
+    layout = "mono" if sound.shape[1] == 1 else "stereo"
     with av.open(f"file:{os.fspath(path)}", "w") as container:
-        video = audio = None
-        for k, (picture, sound) in enumerate(seconds):
-            height, width = (side // 2 * 2 for side in picture.shape[:2])  # what H.264 can halve
-            layout = "mono" if sound.shape[1] == 1 else "stereo"
-            if video is None or audio is None:
-                video = container.add_stream("libx264", rate=_RATE, options={"crf": "18"})
-                video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-                video.codec_context.thread_count = 1
-                audio = container.add_stream("aac", rate=rate, layout=layout)
+        video = container.add_stream("libx264", rate=_RATE, options={"crf": "18"})
+        video.height, video.width = height, width
+        video.pix_fmt, video.codec_context.thread_count = "yuv420p", 1
+        audio = container.add_stream("aac", rate=rate, layout=layout)
+        for k, picture in enumerate(itertools.chain([first], pictures)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             frame = frame.reformat(format="yuv420p", threads=1)
             frame.time_base = Fraction(1, _RATE)
             for frame.pts in range(k * _RATE, (k + 1) * _RATE):
                 container.mux(video.encode(frame))
-            if len(sound):
-                heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, :2].T), "fltp", layout)
+            part = sound[k * rate : (k + 1) * rate, :2]
+            if len(part):
+                heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(part.T), "fltp", layout)
                 heard.sample_rate, heard.pts = rate, k * rate
                 container.mux(audio.encode(heard))
         for stream in (video, audio):
-            if stream is not None:
-                container.mux(stream.encode(None))
+            container.mux(stream.encode(None))
+
+
+def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray]) -> None:
+    """A gif file that shows each picture, uint8 (H, W, 3) of one size, for a second, again and again; written as they
+    come, as Pillow would hold all of them."""
+    from PIL import Image
+
+    av = pyav()
+    pictures = iter(pictures)
+    first = next(pictures)
+    with av.open(f"file:{os.fspath(path)}", "w", options={"loop": "0"}) as container:
+        stream = container.add_stream("gif", rate=1)
+        stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "pal8"
+        for k, picture in enumerate(itertools.chain([first], pictures)):
+            indices = Image.fromarray(picture).quantize()
+            colours = np.full((256, 4), 255, np.uint8)  # opacity first
+            used = np.asarray(indices.getpalette(), np.uint8).reshape(-1, 3)
+            colours[: len(used), 1:] = used
+            frame = av.VideoFrame.from_ndarray((np.asarray(indices), colours), format="pal8")
+            frame.pts, frame.time_base = k, Fraction(1)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
 
 
 def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
