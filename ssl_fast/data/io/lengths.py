@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ _FILE = re.compile(r"^ *(RIFF|FORM|riff|Riff size) : (\d+)", re.M)
 _SAMPLES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
 _AU = re.compile(r"^ *Data Offset : (\d+)\s+Data Size +: (\d+)", re.M)
 _UNKNOWN = 0x7FFF0000  # bytes; programs that write to a pipe leave this or more where a length of 32 bits should stand
+_TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # bytes with their bits in the other order
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # of titles and the like, behind the sound
 
 # kbit/s of an MPEG frame, by version 1 and layer, and of versions 2 and 2.5; indices 1 to 14
@@ -50,22 +52,31 @@ def check_log(path: Path, log: str) -> None:
             raise MediaError(f"{path}: truncated, its header tells of {length} bytes of samples, {found} are there")
     if "truncated file" in log:  # voc
         raise MediaError(f"{path}: truncated")
-    stop = re.search(r"^\*\*\* (.*) Exiting parser", log, re.M)
+    stop = re.search(r"^\*\*\* (.* Exiting parser|.* not match .*|.* not equal .*)", log, re.M)
     if stop and "334449" not in stop[1]:  # "ID3" as a number: a tag of an mp3 in a chunk's place
         raise MediaError(f"{path}: damaged ({stop[1]})")
 
 
 def check_ogg(path: Path) -> None:
-    """ogg: the last page is complete and ends the stream, which is the only one."""
+    """ogg: its pages are complete, of one stream, follow each other, have their checksums, and the last one ends it."""
     data = path.read_bytes()
-    page = data[max(0, data.rfind(b"OggS")) :]
-    segments = page[26] if len(page) > 26 else 255
-    if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
-        raise MediaError(f"{path}: truncated, its last page is incomplete")
-    if not page[5] & 4:
+    at, number, head = 0, 0, b""
+    while data[at : at + 4] == b"OggS":
+        head = data[at : at + 27]
+        end = at + 27 + sum(data[at + 26 : at + 27]) + sum(data[at + 27 :][: head[-1]])
+        if len(head) < 27 or end > len(data):
+            raise MediaError(f"{path}: truncated, its last page is incomplete")
+        if head[14:18] != data[14:18]:
+            raise MediaError(f"{path}: expected one stream, got several")
+        page = data[at : at + 22] + bytes(4) + data[at + 26 : end]
+        # zlib's polynomial, but with the bits of bytes and sum in the other order
+        checksum = (zlib.crc32(page.translate(_TURNED), 0xFFFFFFFF) ^ 0xFFFFFFFF).to_bytes(4, "big")
+        if int.from_bytes(head[18:22], "little") != number or checksum.translate(_TURNED) != head[22:26]:
+            raise MediaError(f"{path}: damaged, page {number} is missing or has not its checksum")
+        at, number = end, number + 1
+    if not head[5] & 4:
         raise MediaError(f"{path}: truncated, its last page does not end the stream")
-    if data.count(b"OggS\0\2") > 1:
-        raise MediaError(f"{path}: expected one stream, got several")
+    _check_rest(path, data[at:], at)
 
 
 def check_flac(path: Path, sound: np.ndarray, subtype: str) -> None:
@@ -106,8 +117,11 @@ def mp3_stream(path: Path) -> tuple[bytes, int] | None:
         raise MediaError(f"{path}: expected frames of MPEG audio, got none at byte {start}")
     length, count, (_, channels, _) = first
     head, told = data[start : start + length], None
-    side = (36 if channels == 2 else 21) if count == 1152 else (21 if channels == 2 else 13)
+    begin = 4 if head[1] & 1 else 6  # a checksum
+    side = begin + ((32 if channels == 2 else 17) if count == 1152 else (17 if channels == 2 else 9))
     xing, vbri = head[side : side + 4] in (b"Xing", b"Info"), head[36:40] == b"VBRI"
+    if xing and any(head[begin:side]):  # libsndfile would take it for sound, and guess
+        raise MediaError(f"{path}: damaged, its header does not stand in a frame of silence")
     if xing and head[side + 7] & 1:
         told = int.from_bytes(head[side + 8 : side + 12], "big")
     elif vbri:

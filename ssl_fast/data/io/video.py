@@ -156,7 +156,7 @@ def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
         stream, pictures = _stream(path, container, "audio"), next(iter(_streams(container, "video")), None)
         begin, origin = _seconds(stream, stream.start_time), pictures and _seconds(pictures, pictures.start_time)
         _check_together(path, "begin", begin, origin)
-        position, stop, rate, ends = None, None, 0, {}  # samples since the first picture
+        position, stop, rate, most, ends = None, None, 0, 0, {}  # position: samples since the first picture
         for time, rate, sound in _decoded(path, container, stream, ends):
             if position is None:
                 zero = time if origin is None else origin
@@ -166,12 +166,12 @@ def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
                 if stream.duration is not None:  # padding follows
                     stop = round((_seconds(stream, stream.duration) + (begin or 0.0) - zero) * rate)
             part = sound[max(0, -position) : None if stop is None else max(0, stop - position)]
-            position += len(sound)
+            position, most = position + len(sound), max(most, len(sound))
             if len(part):
                 yield part, rate
         if position is None or position <= 0:
             raise MediaError(f"{path}: expected audio, got a file of no samples")
-        if stop is not None and position - stop > max(JUMP * rate, 2048):  # two frames of padding
+        if stop is not None and position - stop > most:  # more than the padding of a frame
             told, came = stop / rate, position / rate
             raise MediaError(f"{path}: damaged, its head tells of {told:.2f} s of sound, there are {came:.2f} s")
         _check_together(path, "end", ends[stream.index], pictures and ends.get(pictures.index))
@@ -277,13 +277,16 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
         if key == stream.index:
             count += 1
             yield packet
-    if stream.duration is None or stream.index not in ends:
+    if stream.duration is not None and stream.index in ends:
+        told, found = _seconds(stream, stream.duration + (stream.start_time or 0)), ends[stream.index]
+        # half a packet; avi counts pauses as packets
+        slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
+    elif container.duration is not None and ends:  # mkv and webm tell the length of the longest stream
+        told, found, slack = container.duration / 1e6, max(ends.values()), JUMP
+    else:
         return
-    told, found = _seconds(stream, stream.duration + (stream.start_time or 0)), ends[stream.index]
-    # half a packet; avi counts pauses as packets
-    slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
     if found < told - slack:
-        raise MediaError(f"{path}: truncated, its head tells of {told:.2f} s of {stream.type}, {found:.2f} s are there")
+        raise MediaError(f"{path}: truncated, its head tells of {told:.2f} s, {found:.2f} s are there")
 
 
 def _seconds(stream, stamp: int | None) -> float | None:
