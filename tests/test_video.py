@@ -164,16 +164,20 @@ BROKEN = (
             "no frames",
             "expected pictures(, got a video stream of no frames| and sound, got no video stream)",
         ),
-        (decode_image, "cut", r"truncated, its head tells of 50 packets of video, \d+ are complete"),
+        (decode_image, "cut", "truncated or damaged, a packet of (video|audio) is incomplete"),
         (decode_image, "other codec", "its video stream cannot be decoded"),
         (decode_audio, "no sound", "expected pictures and sound, got no audio stream"),
-        (decode_audio, "cut", r"truncated, its head tells of 3\d packets of audio, \d+ are complete"),
+        (decode_audio, "cut", "truncated or damaged, a packet of (video|audio) is incomplete"),
         (
             decode_audio,
             "short sound",
-            "expected sound and pictures of the same time, got sound of 0.00 to 1.00 s and pictures of 0.00 to 2.00 s",
+            "expected sound and pictures that end together, but sound ends at 1.00 s, pictures at 2.00 s",
         ),
-        (decode_audio, "late pictures", "expected sound .* got sound of 0.00 to 2.00 s and pictures of 1.00 to 3.00 s"),
+        (
+            decode_audio,
+            "late pictures",
+            "expected .* that begin together, but sound begins at 0.00 s, pictures at 1.00 s",
+        ),
     ]
 )
 
@@ -254,11 +258,9 @@ def again(path, target):
 
 
 def assert_heard(sound, expected):
-    """The same samples after the first packet, of 1024; of a copied stream that may be lost, or be heard."""
-    first = 1024 if len(sound) >= len(expected) + 1024 else 0
-    part = sound[first : first + len(expected)]
-    np.testing.assert_allclose(part[1024:], expected[1024 : len(part)], atol=1e-5)
-    assert len(part) > 0.9 * len(expected)
+    """The same samples; mkv does not tell where the padding begins."""
+    np.testing.assert_allclose(sound[: len(expected)], expected, atol=1e-5)
+    assert len(expected) <= len(sound) < len(expected) + 1024
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mov", ".m4v"])
@@ -275,7 +277,10 @@ def test_other_containers_hold_the_same(tmp_path, suffix):
 def test_sound_alone(tmp_path, suffix):
     source = film(tmp_path / "a.mp4", greys(25), sound=tone(1, 16000).astype(np.float32))
     target = again(source, tmp_path / f"b{suffix}")
-    assert_heard(decode_audio(target)[0], decode_audio(source)[0])
+    primed = (
+        1024 if suffix == ".mka" else 0
+    )  # a copy whose head says nothing of the samples that the encoder began with
+    assert_heard(decode_audio(target)[0][primed:], decode_audio(source)[0])
     with pytest.raises(MediaError, match=f"b{suffix}: expected pictures and sound, got no video stream"):
         decode_image(target)
 
@@ -286,7 +291,7 @@ def test_a_truncated_mkv_is_an_error(tmp_path):
     target = again(film(tmp_path / "a.mp4", frames, sound=tone(3, 16000).astype(np.float32)), tmp_path / "b.mkv")
     target.write_bytes(target.read_bytes()[: target.stat().st_size // 2])
     for decode in (decode_image, decode_audio, lambda path: list(video.frames_of_seconds(path))):
-        with pytest.raises(MediaError, match=r"b.mkv: truncated, or of \w+ that ends early: at 1.\d+ of 3.0\d s"):
+        with pytest.raises(MediaError, match=r"b.mkv: truncated, its head tells of (\d+) bytes, the file has \d+"):
             decode(target)
 
 

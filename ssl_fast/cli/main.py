@@ -6,6 +6,7 @@ Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on s
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -41,6 +42,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit code. argv: without the program's name (None: those of the process)."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files that are no UTF-8 are printed as they are
     try:
         try:
             args = parser().parse_args(argv)

@@ -20,6 +20,7 @@ _FILE = re.compile(r"^ *(RIFF|FORM|riff|Riff size) : (\d+)", re.M)
 _SAMPLES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
 _AU = re.compile(r"^ *Data Offset : (\d+)\s+Data Size +: (\d+)", re.M)
 _UNKNOWN = 0x7FFF0000  # bytes; programs that write to a pipe leave this or more where a length of 32 bits should stand
+_XING_FLAGS = {bytes((0, 0, 0, flags)) for flags in range(1, 16)}
 _TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # bytes with their bits in the other order
 _TAGS = (b"ID3", b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # of titles and the like, behind the sound
 
@@ -40,20 +41,19 @@ def check_log(path: Path, log: str) -> None:
     told = [int(length) + 8 * (name != "riff") for name, length in _FILE.findall(log)]
     told += [int(offset) + int(length) for offset, length in _AU.findall(log)]
     short = "RIFF : " in log or "FORM : " in log  # lengths of 32 bits
-    for length in told[:1]:
-        if size + 1 < length and not (short and length >= _UNKNOWN):  # an odd chunk may lack its padding
-            raise MediaError(f"{path}: truncated, its header tells of {length} bytes, the file has {size}")
-        if 8 < length < size:
-            with open(path, "rb") as file:
-                file.seek(length)
-                _check_rest(path, file.read(), length)
-    for length, found in _SAMPLES.findall(log):
-        if int(found) < int(length) < _UNKNOWN:
-            raise MediaError(f"{path}: truncated, its header tells of {length} bytes of samples, {found} are there")
+    length = told[0] if told else size
+    if size + 1 < length and not (short and length >= _UNKNOWN):  # an odd chunk may lack its padding
+        raise MediaError(f"{path}: truncated, its header tells of {length} bytes, the file has {size}")
+    for samples, found in _SAMPLES.findall(log):
+        if int(found) < int(samples) < _UNKNOWN:
+            raise MediaError(f"{path}: truncated, its header tells of {samples} bytes of samples, {found} are there")
     if "truncated file" in log:  # voc
         raise MediaError(f"{path}: truncated")
-    stop = re.search(r"^\*\*\* (.* Exiting parser|.* not match .*|.* not equal .*)", log, re.M)
-    if stop and "334449" not in stop[1]:  # "ID3" as a number: a tag of an mp3 in a chunk's place
+    if 8 < length < size:
+        with open(path, "rb") as file:
+            file.seek(length)
+            _check_rest(path, file.read(), length)
+    elif stop := re.search(r"^\*\*\* (.* Exiting parser|.* not match .*|.* not equal .*)", log, re.M):
         raise MediaError(f"{path}: damaged ({stop[1]})")
 
 
@@ -120,8 +120,9 @@ def mp3_stream(path: Path) -> tuple[bytes, int] | None:
     begin = 4 if head[1] & 1 else 6  # a checksum
     side = begin + ((32 if channels == 2 else 17) if count == 1152 else (17 if channels == 2 else 9))
     xing, vbri = head[side : side + 4] in (b"Xing", b"Info"), head[36:40] == b"VBRI"
-    if xing and any(head[begin:side]):  # libsndfile would take it for sound, and guess
-        raise MediaError(f"{path}: damaged, its header does not stand in a frame of silence")
+    # in a frame of silence, followed by a number below 16; libsndfile would take it for sound else, and guess
+    if xing != (not any(head[begin:side]) and head[side + 4 : side + 8] in _XING_FLAGS):
+        raise MediaError(f"{path}: damaged Xing header")
     if xing and head[side + 7] & 1:
         told = int.from_bytes(head[side + 8 : side + 12], "big")
     elif vbri:
