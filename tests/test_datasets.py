@@ -35,7 +35,7 @@ def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
     if sound:
         wave = rng.uniform(-0.5, 0.5, (rate // 2, channels))
         options = {"format": "MP3", "subtype": "MPEG_LAYER_III"} if sound == ".mp3" else {}
-        soundfile.write(f"{root}/audio/{name}{sound}", wave, rate, **options)
+        soundfile.write(os.fsencode(f"{root}/audio/{name}{sound}"), wave, rate, **options)
 
 
 def annotate(root, entries, name="annotations.json"):

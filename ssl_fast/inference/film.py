@@ -26,9 +26,8 @@ def read_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
         position = channels = rate = 0
         for block, rate in sound_blocks(path):
             check_samples(path, block, rate, position)
-            file.write(np.ascontiguousarray(block, np.float32))
+            block.tofile(file)
             position, channels = position + len(block), block.shape[1]
-        file.flush()
         return np.memmap(file, np.float32, "r", shape=(position, channels)), rate
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,7 +130,8 @@ def _read(path: Path, choose: Range) -> tuple[np.ndarray, int, bool]:
 
     try:
         with contextlib.ExitStack() as opened:
-            file = opened.enter_context(soundfile.SoundFile(os.fsencode(path)))
+            name: Any = os.fsencode(path)  # a str would have to be UTF-8
+            file = opened.enter_context(soundfile.SoundFile(name))
             rate, promised, part = file.samplerate, file.frames, None
             if file.format not in FORMATS or (file.subtype.startswith("MPEG") and file.format != "MP3"):
                 got = f"{file.format} of {file.subtype}"

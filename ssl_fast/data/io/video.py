@@ -137,7 +137,8 @@ def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray]) -> None:
             colours = np.full((256, 4), 255, np.uint8)  # opacity first
             used = np.asarray(indices.getpalette(), np.uint8).reshape(-1, 3)
             colours[: len(used), 1:] = used
-            frame = av.VideoFrame.from_ndarray((np.asarray(indices), colours), format="pal8")
+            pixels = np.asarray(indices), colours
+            frame = av.VideoFrame.from_ndarray(pixels, format="pal8")  # pyright: ignore[reportArgumentType]
             frame.pts, frame.time_base = k, Fraction(1)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
@@ -164,7 +165,7 @@ def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
                 if position > 0:
                     yield np.zeros((position, sound.shape[1]), np.float32), rate
                 if stream.duration is not None:  # padding follows
-                    stop = round((_seconds(stream, stream.duration) + (begin or 0.0) - zero) * rate)
+                    stop = round((float(stream.duration * stream.time_base) + (begin or 0.0) - zero) * rate)
             part = sound[max(0, -position) : None if stop is None else max(0, stop - position)]
             position, most = position + len(sound), max(most, len(sound))
             if len(part):
@@ -215,8 +216,9 @@ def _opened(path: str | os.PathLike) -> Iterator:
 
 def _streams(container, kind: str) -> list:
     """The streams of a kind; without pictures that only belong to a sound, such as covers."""
-    cover = pyav().stream.Disposition.attached_pic
-    return [stream for stream in getattr(container.streams, kind) if not stream.disposition & cover]
+    from av.stream import Disposition
+
+    return [one for one in getattr(container.streams, kind) if not one.disposition & Disposition.attached_pic]
 
 
 def _stream(path: str | os.PathLike, container, kind: str):
@@ -278,7 +280,8 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
             count += 1
             yield packet
     if stream.duration is not None and stream.index in ends:
-        told, found = _seconds(stream, stream.duration + (stream.start_time or 0)), ends[stream.index]
+        told = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+        found = ends[stream.index]
         # half a packet; avi counts pauses as packets
         slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
     elif container.duration is not None and ends:  # mkv and webm tell the length of the longest stream
