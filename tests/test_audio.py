@@ -365,8 +365,10 @@ def test_streamed_wavs_have_no_length_and_are_taken(tmp_path):
     """Programs that write to a pipe leave 0 or the largest number where the length should stand."""
     soundfile.write(tmp_path / "a.wav", tone(16000, 1), 16000)
     whole, data = load_audio(tmp_path / "a.wav", sample_rate=16000), (tmp_path / "a.wav").read_bytes()
-    for length in (0, 0xFFFFFFFF, 0x7FFFF024):
-        (tmp_path / "a.wav").write_bytes(data[:4] + struct.pack("<I", length) + data[8:])
+    assert data[36:40] == b"data"
+    for of_file, of_samples in ((0, 32000), *[(n, n) for n in (0xFFFFFFFF, 0x7FFFF024, 0x7FFFFFFE)]):
+        lengths = struct.pack("<I", of_file), struct.pack("<I", of_samples)
+        (tmp_path / "a.wav").write_bytes(data[:4] + lengths[0] + data[8:40] + lengths[1] + data[44:])
         np.testing.assert_array_equal(load_audio(tmp_path / "a.wav", sample_rate=16000), whole)
 
 

@@ -40,9 +40,9 @@ def check_log(path: Path, log: str) -> None:
     size = path.stat().st_size
     told = [int(length) + 8 * (name != "riff") for name, length in _FILE.findall(log)]
     told += [int(offset) + int(length) for offset, length in _AU.findall(log)]
-    short = "RIFF : " in log or "FORM : " in log  # lengths of 32 bits
     length = told[0] if told else size
-    if size + 1 < length and not (short and length >= _UNKNOWN):  # an odd chunk may lack its padding
+    unknown = _UNKNOWN if "RIFF : " in log or "FORM : " in log else 1 << 62
+    if size + 1 < length < unknown:  # an odd chunk may lack its padding
         raise MediaError(f"{path}: truncated, its header tells of {length} bytes, the file has {size}")
     for samples, found in _SAMPLES.findall(log):
         if int(found) < int(samples) < _UNKNOWN:

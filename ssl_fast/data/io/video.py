@@ -270,7 +270,7 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
     starts: dict[int, float] = {}
     count = 0
     for packet in container.demux():
-        key, stamp = packet.stream_index, packet.dts if packet.pts is None else packet.pts
+        key, stamp = packet.stream.index, packet.dts if packet.pts is None else packet.pts
         if packet.is_corrupt:
             raise MediaError(f"{path}: truncated or damaged, a packet of {packet.stream.type} is incomplete")
         if stamp is not None:
