@@ -293,9 +293,9 @@ def test_formats_whose_length_cannot_be_checked_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["16 bits.wav", "16 bits.flac", "vorbis.ogg", "constant.mp3", "a.mp4", "a.mkv"])
-@pytest.mark.parametrize("called", ["caf\udce9", "a:b", "50%d"])
+@pytest.mark.parametrize("called", ["caf\udce9", "a:b", "50%d", "a truncated file"])
 def test_any_name(name, called, tmp_path):
-    """A name that is no UTF-8; one that looks like a protocol; one that looks like a pattern."""
+    """One that is no UTF-8, or looks like a protocol, a pattern, or what libsndfile writes to its log."""
     path = written(tmp_path, name)
     whole, renamed = decode_audio(path)[0], tmp_path / f"{called}{path.suffix}"
     path.rename(renamed)
