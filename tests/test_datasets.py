@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -28,7 +30,7 @@ FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
 def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
     """One frame and one sound."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rng = np.random.default_rng(zlib.crc32(os.fsencode(name)))
     for folder in ("frames", "audio"):
         (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
     if image:
@@ -36,7 +38,7 @@ def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
     if sound:
         wave = rng.uniform(-0.5, 0.5, (rate // 2, channels))
         options = {"format": "MP3", "subtype": "MPEG_LAYER_III"} if sound == ".mp3" else {}
-        soundfile.write(f"{root}/audio/{name}{sound}", wave, rate, **options)
+        soundfile.write(os.fsencode(f"{root}/audio/{name}{sound}"), wave, rate, **options)
 
 
 def annotate(root, entries, name="annotations.json"):
@@ -553,6 +555,19 @@ def test_check_of_a_good_folder(tmp_path):
     report = check(tmp_path)
     assert report.ok and report.ids == ["a", "b"]
     assert str(report) == f"{tmp_path}: 2 samples complete, 0 missing, 0 files broken"
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    """They are read, and printed as they are."""
+    put(tmp_path, "caf\udce9")
+    put(tmp_path, "d\udce9")
+    assert FolderSet(tmp_path, front_end=FRONT_END, size=16, cache=tmp_path / "cache")[0]["image"].shape == (3, 16, 16)
+    (tmp_path / "audio/d\udce9.wav").write_bytes(b"RIFF")
+    command = [sys.executable, "-m", "ssl_fast", "data", "check", str(tmp_path), "--quiet"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True)
+    assert (
+        done.returncode == 1 and b"1 samples complete" in done.stdout and b"/d\xe9.wav: cannot be read" in done.stdout
+    )
 
 
 def test_check_counts_a_shared_broken_file_once(tmp_path):

@@ -113,17 +113,23 @@ def _image(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
 def _video(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path) -> int:
     import numpy as np
 
-    from ..data.io.audio import decode_audio
     from ..files import replacing, save_array
     from ..inference import film
+    from ..inference.localize import scale_of
 
-    sound = decode_audio(args.image)
-    answers = film.localize(pipeline, args.image, *sound, progress=not args.quiet)
+    sound = film.read_sound(args.image)
+    maps, scores = [], []
+    for answer in film.localize(pipeline, args.image, *sound, progress=not args.quiet):
+        maps.append(answer.audio_visual)
+        scores.append(_scores(answer))
+    scale = scale_of(maps, pipeline.threshold)
+    # anew, now that the scale of all is known: frames and priors are too large to be kept
+    sheets = (answer.sheet(args.alpha, scale) for answer in film.localize(pipeline, args.image, *sound))
     with replacing(out) as file:
-        film.write(Path(file.name), answers, *sound, args.alpha, progress=not args.quiet)
-    save_array(out.with_suffix(".npy"), np.stack([answer.audio_visual for answer in answers]))
-    for second, answer in enumerate(answers):
-        print(f"{second:4d} s: {_scores(answer)}")
+        film.write(Path(file.name), sheets, *sound, total=len(maps), progress=not args.quiet)
+    save_array(out.with_suffix(".npy"), np.stack(maps))
+    for second, text in enumerate(scores):
+        print(f"{second:4d} s: {text}")
     print(f"{out}, {out.with_suffix('.npy')}")
     return 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.io.audio import resample
+from ..data.io.lengths import mp3_stream
 from ..data.io.media import MediaError
 from ..data.scenes import dataset as scenes
 from ..evaluation import pictures
@@ -222,6 +223,8 @@ def check_sound(path: Path) -> None:
         raise MediaError(f"{path}: expected a sound of {', '.join(SOUND_FORMATS)}, got {kind}")
     if not seekable:
         raise MediaError(f"{path}: cannot be read as a sound (such samples are only read in a stream)")
+    if kind == "MP3" and (counted := mp3_stream(path)) is not None:
+        frames = counted[1]  # where libsndfile guesses
     if frames > SECONDS * rate:
         raise MediaError(f"{path}: expected at most {SECONDS // 60} minutes, got {frames / rate:.0f} s")
     if frames * channels > SAMPLES:

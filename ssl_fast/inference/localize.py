@@ -77,7 +77,12 @@ class Answer:
         method, prior = self.names
         mixed, low, high = self.mixed(alpha), float(self.prior.min()), float(self.prior.max())
         return [
-            self._panel(f"{method}: cosine", self.audio_visual, *(scale or scale_of([self])), self.threshold),
+            self._panel(
+                f"{method}: cosine",
+                self.audio_visual,
+                *(scale or scale_of([self.audio_visual], self.threshold)),
+                self.threshold,
+            ),
             self._panel(f"object prior: {prior}", self.prior, low, high),
             self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0),
         ]
@@ -102,16 +107,15 @@ class Answer:
         return sheet(pictures.enlarged(self.image, SIDE), self.panels(alpha, scale))
 
 
-def scale_of(answers: list[Answer]) -> tuple[float, float]:
+def scale_of(maps: list[np.ndarray], threshold: float | None) -> tuple[float, float]:
     """Cosines of the lowest and the highest colour, of maps that are compared.
 
     With a threshold what is below it stays in the darker half: it is the middle of a scale that reaches the maximum,
     or a little beyond the threshold where that is higher. Without one, minimum and maximum.
     """
-    highest = max(float(answer.audio_visual.max()) for answer in answers)
-    threshold = answers[0].threshold
+    highest = max(float(one.max()) for one in maps)
     if threshold is None:
-        return min(float(answer.audio_visual.min()) for answer in answers), highest
+        return min(float(one.min()) for one in maps), highest
     high = max(highest, threshold + 0.1)
     return 2 * threshold - high, high
 

@@ -23,6 +23,8 @@ import numpy as np
 
 from .media import MediaError, check_file
 
+DECODING = 2  # to be raised by a change after which the same file is decoded to other values
+
 
 class DecodedCache:
     """Arrays in a folder, which is made where there is none."""
@@ -68,8 +70,8 @@ class DecodedCache:
 
 @lru_cache(maxsize=1)
 def _versions() -> tuple:
-    """Versions of the libraries that decode and resample; None for what is not installed."""
-    found = []
+    """Versions of what decodes and resamples: this package's part, and libraries; None for what is not installed."""
+    found: list[tuple] = [("decoding", DECODING)]
     for name in ("pillow", "soundfile", "torchaudio", "av"):
         try:
             found.append((name, importlib.metadata.version(name)))
