@@ -152,6 +152,10 @@ def test_evaluation_takes_the_fit_of_the_checkpoint(data, tmp_path, capsys):
         assert cli.main([*command, *weights, *options]) == 0, capsys.readouterr().err
         results[name] = json.loads((tmp_path / name / "metrics.json").read_text())
         assert results[name]["reading"]["fit"] == name
+    weights = ["--weights", str(tmp_path / "net.pt"), "--out", str(tmp_path / "aligned"), "--fit", "squash"]
+    assert cli.main([*command, *weights, "--resampler", "torch_aliased", "--front-end", "published/ezvsl"]) == 0
+    reading = {"front_end": "published/ezvsl", "size": 224, "fit": "squash", "resampler": "torch_aliased"}
+    assert json.loads((tmp_path / "aligned" / "metrics.json").read_text())["reading"] == reading
     found = read("vgg-ss", data / "annotations.json")
     net = checkpoints.load(tmp_path / "net.pt")
     for fit in ("crop", "squash"):

@@ -75,10 +75,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--front-end",
         metavar="NAME",
-        help=f"of --model: how sounds become spectrograms: {FRONT_ENDS} (default: ssl_align)",
+        help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the checkpoint's, of --model ssl_align)",
     )
     add("--image-size", type=positive(int), metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--fit", choices=FITS, help=f"{FIT} (default: the checkpoint's, of --model and --maps squash)")
+    add(
+        "--resampler",
+        metavar="NAME",
+        help="of --fit: pillow, torch (both antialiased) or torch_aliased, as SSL-Align and vssl_eval resize "
+        "(default: the checkpoint's, of --model pillow)",
+    )
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add(
         "--object-weights",
@@ -252,17 +258,19 @@ def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | 
     and the checkpoint (None without)."""
     from ..models import checkpoints
 
+    given = {name: getattr(args, name) for name in ("front_end", "fit", "resampler")}
+    given = {name: value for name, value in given.items() if value is not None}
     if args.weights is not None:
-        if args.front_end is not None or args.image_size is not None:
-            raise ValueError("--front-end, --image-size: expected with --model or --maps; a checkpoint has its own")
+        if args.image_size is not None:
+            raise ValueError("--image-size: expected with --model or --maps; a checkpoint has its own")
         found = checkpoints.load(args.weights, args.weights_layout)
         how = found.reading
         if args.fit not in (None, how["fit"]):
-            how |= {"fit": args.fit, "resampler": "pillow"}
-        return found.localizer, how, found
+            how["resampler"] = "pillow"
+        return found.localizer, how | given, found
     if args.weights_layout is not None:
         raise ValueError("--weights-layout: expected with --weights")
-    how = {"front_end": args.front_end or "ssl_align", "size": args.image_size or 224, "fit": args.fit or "squash"}
+    how = {"front_end": "ssl_align", "size": args.image_size or 224, "fit": "squash", "resampler": "pillow"} | given
     if args.maps is not None:
         if not args.maps.is_dir():
             raise ValueError(
