@@ -7,6 +7,7 @@ from typing import Any
 
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
+from torch.autograd import forward_ad
 
 INTERFACE = 1  # of csrc/module.cpp
 extension: Any = None
@@ -23,6 +24,9 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
 NO_CODE = ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion")
 INSTALL = "pip install --force-reinstall --no-deps ."
+TRANSFORMED = "the kernels have a backward pass, and no rule for forward-mode derivatives or torch.func transforms"
+# Private names of torch. Without this check torch.library would drop tangents, and derivatives would be 0.
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
@@ -33,14 +37,15 @@ def use_compiled(backend: str, tensor: Tensor) -> bool:
     if backend == "reference":
         return False
     device = tensor.device
-    if extension is not None and device.type in ("cpu", "meta"):
+    transformed = _transforms_active() or forward_ad._current_level >= 0
+    if extension is not None and device.type in ("cpu", "meta") and not transformed:
         return True
-    return has_kernels(backend, device.type, device.index)
+    return has_kernels(backend, device.type, device.index, transformed)
 
 
-def has_kernels(backend: str, device: str, index: int | None = None) -> bool:
-    """`use_compiled` of a device; backend "auto" or "compiled"."""
-    reason = why_no_kernels(device, index)
+def has_kernels(backend: str, device: str, index: int | None = None, transformed: bool = False) -> bool:
+    """`use_compiled` of a device; backend "auto" or "compiled". transformed: the call is in a transform."""
+    reason = TRANSFORMED if transformed else why_no_kernels(device, index)
     if reason is None:
         return True
     if backend == "compiled":
@@ -59,6 +64,8 @@ def _warn_once(sentence: str) -> None:
 
 
 def fallback_sentence(device: str, reason: str) -> str:
+    if reason is TRANSFORMED:
+        return f"transformed calls run plain PyTorch: {reason}"
     if extension is None:
         return f"all ops run plain PyTorch or numpy: {reason}"
     return f"{'CUDA' if device == 'cuda' else device} tensors run plain PyTorch: {reason}"
