@@ -11,7 +11,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
+from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, relative_errors, truth_of, upstream
 from ssl_fast import ops
 from ssl_fast.ops import checks, kernels
 from test_losses import SQUARE_LOSSES
@@ -418,20 +418,40 @@ def test_empty_mask_in_a_compiled_graph_gives_nan():
 @pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_autocast_rounds_the_features_and_nothing_else(name, backend):
+def test_autocast_rounds_unit_vectors_and_nothing_else(name, backend):
     op, extra = OPS[name], extra_for(SHAPE)
     features = op.features(SHAPE, torch.float32)
     mixed = [x.bfloat16() if i % 2 else x for i, x in enumerate(features)]  # as when one network ran under autocast
-    rounded = [x.bfloat16() for x in features]
+    rounded = [x if x.dtype == torch.bfloat16 else torch.nn.functional.normalize(x, dim=1).bfloat16() for x in mixed]
     want = evaluate(op, rounded, extra, backend)
     with torch.autocast("cpu", torch.bfloat16):
         got = evaluate(op, mixed, extra, backend)
     for found, expected in zip(got.outputs, want.outputs, strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-2 if backend == "reference" else 1e-6, atol=1e-7)
-    for found, expected, feature in zip(got.gradients, want.gradients, mixed, strict=True):
-        assert found.dtype == feature.dtype
-        torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
+    assert [x.dtype for x in got.gradients] == [x.dtype for x in mixed]
+
+
+@pytest.mark.grid
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 1e5, 1e-8])
+def test_autocast_takes_lengths_in_float32(name, dtype, scale):
+    """Lengths beyond the range of float16: at most twice the error of F.normalize and a product in 16 bits."""
+    op, shape = OPS[name], Shape(4, 5, 32, 3, 5)
+    extra, features = extra_for(shape), [scale * x for x in op.features(shape, torch.float32)]
+
+    def eager(*features):
+        units = [torch.nn.functional.normalize(x, dim=1).to(dtype) for x in features[:-2]]
+        return op.call(*units, *features[-2:])
+
+    truth = truth_of(op, features, extra)
+    expected = relative_errors(evaluate(op._replace(call=eager), features, extra, "reference"), truth)
+    with torch.autocast("cpu", dtype):
+        result = evaluate(op, features, extra)
+    assert all(x.dtype == torch.float32 for x in result.tensors())
+    for error, other in zip(relative_errors(result, truth), expected, strict=True):
+        assert error <= 2 * other + 0.1 * torch.finfo(dtype).eps
 
 
 @every_op
