@@ -13,16 +13,21 @@ from op_checks import (
     SHAPES,
     Shape,
     assert_accurate,
+    assert_accurate_on_average,
     dtypes,
     evaluate,
     extra_for,
+    log_mean_exp_op,
     needs_compiled,
+    product_op,
     relative_errors,
+    soft_op,
     truth_of,
     upstream,
 )
 from ssl_fast.benchmarks import measure
 from ssl_fast.ops import checks, kernels
+from ssl_fast.ops.product import INSTANCES, REDUCTIONS
 
 pytestmark = needs_compiled
 
@@ -73,15 +78,55 @@ def test_large_float16_features(name):
     assert all(x.double().norm(dim=1).max() > torch.finfo(torch.float16).max for x in features)
     truth, result = truth_of(op, features, extra), evaluate(op, features, extra)
     errors = relative_errors(result, truth)[: len(truth.outputs)]
-    assert max(errors) < 20 * torch.finfo(torch.float32).eps and all(x.isfinite().all() for x in result.tensors())
+    assert all(error < 20 * torch.finfo(torch.float32).eps for error in errors)
+    assert all(x.isfinite().all() for x in result.tensors())
 
 
 @every_op
 def test_reference_equals_the_equations(name):
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD)
-    assert max(relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))) < 1e-13
+    errors = relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))
+    assert all(error < 1e-13 for error in errors)  # max() would pass over a NaN
 
+
+# ---- extreme parameters, in each instruction set ----
+
+SETS = checks.extension.instruction_sets() if checks.extension else []
+EXTREMES = {
+    f"soft-threshold {e} {b:g}": soft_op(e, b) for e in (-1.5, 0.45, 50) for b in (1e-20, 1e-4, 1e-2, 1e3, 1e20)
+}
+EXTREMES |= {f"log-mean-exp {t:g}": log_mean_exp_op(t) for t in (1e-20, 1e-4, 1e-2, 1.0, 1e3)}
+EXTREMES |= {
+    f"product {reduce} {instances} {t:g}": product_op(t, reduce, instances)
+    for reduce in REDUCTIONS
+    for instances in INSTANCES
+    for t in (1e-20, 1e-4, 1e-2, 1e3, 1e20)
+}
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("instruction_set", SETS)
+@dtypes(*DTYPES)
+def test_error_for_extreme_parameters(name, instruction_set, dtype, use_set):
+    """Where all weights but one vanish, or none does; 1 - weight over beta; exponents beyond the range of float32."""
+    use_set(instruction_set)
+    assert_accurate_on_average(EXTREMES[name], Shape(12, 65, 33, 5, 7), dtype)
+
+
+@pytest.mark.grid
+@every_op
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("shape", [Shape(2, 3, 8, 128, 128), Shape(1, 5, 33, 100, 100), Shape(2, 5, 2048, 2, 3)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_error_of_long_sums(name, instruction_set, shape, layout, use_set):
+    """Over cells and channels: eager sums in a tree."""
+    use_set(instruction_set)
+    assert_accurate(OPS[name], OPS[name].features(shape, torch.float32, layout), extra_for(shape))
+
+
+# ---- layouts ----
 
 # With equal rows of cells it would be left to rounding which cell is the largest.
 LAYOUT_CASES = [(n, x) for n in OPS for x in LAYOUTS if not ("max" in n and x == "expanded-rows")]

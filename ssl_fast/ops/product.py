@@ -9,6 +9,7 @@ from . import kernels, library
 from .checks import autocast_inputs, check_pair, use_compiled
 from .cuda_chunks import DenseGradients, Space, for_chunks
 from .kernels import buffer, dense
+from .poolings import check_divisor
 from .reference import accumulate_dtype, similarity_maps
 
 REDUCTIONS = ("sum", "max")
@@ -41,7 +42,7 @@ def product_log_scores(
     Args:
         visual_loc, visual_avc: raw features (N, C, h, w); float32, bfloat16, float16 or float64.
         audio_loc, audio_avc: raw features (M, C), same dtype and device.
-        tau: temperature of both softmaxes, > 0.
+        tau: temperature of both softmaxes, 1e-20 to 1e20.
         reduce: "sum" over cells (the released program) or "max" (the paper).
         instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and
             program); "image": over the N images, for each audio and cell.
@@ -51,7 +52,7 @@ def product_log_scores(
         log q (N, M) <= 0; float32, or float64 for float64 inputs. Same input, number of threads and machine: same bits.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau <= 0.
+        ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau out of range.
     """
     check_pair(visual_loc, audio_loc, ("visual_loc", "audio_loc"))
     check_pair(visual_avc, audio_avc, ("visual_avc", "audio_avc"))
@@ -62,8 +63,7 @@ def product_log_scores(
                 f"{name}: expected {loc.dtype} {tuple(loc.shape)} on {loc.device} as in the loc space, "
                 f"got {avc.dtype} {tuple(avc.shape)} on {avc.device}"
             )
-    if not tau > 0:
-        raise ValueError(f"tau: expected > 0, got {tau}")
+    check_divisor("tau", tau)
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: expected one of {REDUCTIONS}, got {reduce!r}")
     if instances not in INSTANCES:
