@@ -321,11 +321,11 @@ def truth_of(op: Op, features, extra: Extra, precision=np.float64) -> Truth:
         [x.detach().double().cpu().numpy().astype(precision) for x in part]
         for part in (features[: op.spaces], features[op.spaces :])
     )
-    spaces = []
+    spaces, shortest = [], 2.0**-14 if features[0].dtype == torch.float16 else 1e-12  # others count as zero vectors
     for visual, audio in zip(visuals, audios, strict=True):
         visual = visual.reshape(*visual.shape[:2], -1)
         lengths = [np.sqrt((x**2).sum(1, keepdims=True)) for x in (visual, audio)]
-        inverse = [np.where(length < 1e-12, 0, 1 / np.maximum(length, 1e-12)) for length in lengths]
+        inverse = [np.where(length < shortest, 0, 1 / np.maximum(length, shortest)) for length in lengths]
         spaces.append((visual * inverse[0], audio * inverse[1], *inverse))
     alphas = [np.matmul(audio[None], visual) for visual, audio, *_ in spaces]
     outputs, pull = op.truth(alphas, extra)

@@ -83,6 +83,24 @@ def test_large_float16_features(name):
 
 
 @every_op
+def test_float16_lengths_at_the_ends_of_its_range(name):
+    """Too short to have a gradient, just long enough, and longer than the largest number; in one image."""
+    op, extra = OPS[name], extra_for(ODD)
+    features = []
+    for x in op.features(ODD):
+        unit = torch.nn.functional.normalize(x, dim=1)
+        lengths = torch.tensor([3e-4, 1e5, 1, 2e-5]).repeat(unit[:, 0].numel() // 4 + 1)[: unit[:, 0].numel()]
+        features.append((unit * lengths.view(unit[:, :1].shape)).half())
+    result = evaluate(op, features, extra)
+    assert all(x.isfinite().all() for x in result.tensors())
+    for x, gradient in zip(features, result.gradients, strict=True):
+        short = x.double().norm(dim=1) < 2.0**-14
+        assert short.any() and not gradient.movedim(1, -1)[short].any()
+    if "max" not in name:  # equal cosines
+        assert_accurate(op, features, extra)
+
+
+@every_op
 def test_reference_equals_the_equations(name):
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD)

@@ -28,7 +28,7 @@ struct PoolEpilogue {
   int tiles = 0;
   typename Pool::State total[kVectors]{}, state[kVectors]{};  // of all tiles before, and of the last ones
 
-  void merge() {
+  __attribute__((noinline)) void merge() {
     for (int v = 0; v < kVectors; ++v) {
       pool.merge(total[v], state[v]);
       state[v] = {};
