@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
         if (p.packed) packed[cell * width + c] = mma_operand(x, p.tf32);
       }
       square = warp_sum(square);
-      if (lane == 0 && p.inverse_norm) norms[cell] = safe_rsqrt(square);
+      if (lane == 0 && p.inverse_norm) norms[cell] = safe_rsqrt<S>(square);
     }
     return;
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
   __syncthreads();
   if (warp || lane >= tile.count || !p.inverse_norm) return;
   for (int w = 1; w < kWarps; ++w) square += squares[w][lane];
-  norms[lane] = safe_rsqrt(square);
+  norms[lane] = safe_rsqrt<S>(square);
 }
 
 // Y: of the gradient y, S or T.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import JoinedBatch
+from ..ops.checks import check_tensor
 
 
 def check_tau(tau: float) -> None:
@@ -33,11 +34,13 @@ def check_positives(rows: int, columns: int, positives: Tensor | None, device: t
             raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
 
 
-def join(group, positives: Tensor | None, images: Tensor, **audios: Tensor) -> tuple:
+def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", **audios: Tensor) -> tuple:
     """The batch of all processes, the positives in it of the own images (N,), and each of the audios (M, C) of all.
 
-    With a group: ValueError where positives are given.
+    TypeError, naming the argument, where one is no tensor. With a group: ValueError where positives are given.
     """
+    for argument, x in ((name, images), *audios.items()):
+        check_tensor(argument, x)
     if group is not None and positives is not None:
         raise ValueError(
             "positives: expected none with a group, where audio n of a process is the positive of its "

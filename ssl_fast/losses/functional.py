@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from ..distributed import JoinedBatch
-from ..ops.checks import check_pair, without_autocast
+from ..ops.checks import check_pair, check_tensor, without_autocast
 from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
@@ -28,9 +28,12 @@ def _accumulate(x: Tensor) -> Tensor:
 
 
 def _views(name: str, views: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(views, Tensor) or not len(views):
-        got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else "none"
+    if not isinstance(views, Sequence) or not views:
+        kind = "none" if isinstance(views, Sequence) else type(views).__name__
+        got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else kind
         raise TypeError(f"{name}: expected a list of at least one view, got {got}")
+    for number, view in enumerate(views):
+        check_tensor(f"{name}[{number}]", view)
     if any(view.dim() == 0 or view.shape[0] != views[0].shape[0] for view in views):
         raise ValueError(f"{name}: expected views of one batch size, got {[tuple(view.shape) for view in views]}")
     return list(views)
@@ -59,6 +62,8 @@ def _projections(
     ):
         if len(projected) != len(views):
             raise ValueError(f"{name}: expected {len(views)}, one per view, got {len(projected)}")
+        for number, x in enumerate(projected):
+            check_tensor(f"{name}[{number}]", x)
     return list(projected_visuals), list(projected_audios)
 
 
@@ -273,6 +278,8 @@ def _check_momentum(momentum: Sequence[Tensor], online: Sequence[Tensor]) -> Non
     if len(momentum) != 4:
         raise ValueError(f"momentum: expected {', '.join(_SLAVC_FEATURES)}, got {len(momentum)} tensors")
     for name, copy, feature in zip(_SLAVC_FEATURES, momentum, online):
+        check_tensor(f"momentum {name}", copy)
+        check_tensor(name, feature)
         if copy.shape != feature.shape:
             raise ValueError(f"momentum {name}: expected {tuple(feature.shape)}, got {tuple(copy.shape)}")
         if copy.requires_grad:
@@ -312,7 +319,9 @@ def slavc(
     check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
-    batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
+    batch, positives, *audios = join(
+        group, positives, visual_loc, "visual_loc", audio_loc=audio_loc, audio_avc=audio_avc
+    )
     terms = [(visual_loc, visual_avc, *audios)]
     if momentum is not None:
         terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
@@ -419,6 +428,7 @@ def ssl_tie(
         raise TypeError(f"ssl_tie: expected options of lvs, {', '.join(_LVS_DEFAULTS)}; got {', '.join(unknown)}")
     check_choice("distance", distance, ssl_tie)
     options = _LVS_DEFAULTS | lvs_options
+    check_tensor("transformed_visual", transformed_visual)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     (plain, maps), (transformed, maps_transformed) = (
         _lvs(batch, features, audio, **options, positives=positives, backend=backend, need_map=True)
