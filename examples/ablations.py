@@ -114,7 +114,7 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
 
     from ssl_fast.data.scenes import dataset as scenes
     from ssl_fast.evaluation import evaluate
-    from ssl_fast.reproducibility import replace_file
+    from ssl_fast.files import replace_file
     from ssl_fast.training import loop as training
     from ssl_fast.training import recipes
 

@@ -58,12 +58,17 @@ def replace_file(path: str | os.PathLike, text: str) -> None:
         file.write(text.encode("utf-8", "surrogateescape"))
 
 
-def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
-    """numpy.save by `replacing`; numpy itself does not say why it could not write."""
+def write_array(file: typing.IO[bytes], array: np.ndarray) -> None:
+    """numpy.save, which itself does not say why it could not write."""
     array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.data)
+
+
+def save_array(path: str | os.PathLike, array: np.ndarray) -> None:
+    """`write_array` by `replacing`."""
     with replacing(path) as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-        file.write(array.data)
+        write_array(file, array)
 
 
 @contextlib.contextmanager

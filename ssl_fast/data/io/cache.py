@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import naming, write_array
 from .media import MediaError, check_file
 
 DECODING = 2  # to be raised by a change after which the same file is decoded to other values
@@ -57,9 +58,9 @@ class DecodedCache:
             ) from error
         made = decode(source)
         path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        with naming(path), tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             try:
-                np.save(file, made)
+                write_array(file, made)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:
