@@ -34,7 +34,7 @@ def check_positives(rows: int, columns: int, positives: Tensor | None, device: t
             raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
 
 
-def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", **audios: Tensor) -> tuple:
+def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", /, **audios: Tensor) -> tuple:
     """The batch of all processes, the positives in it of the own images (N,), and each of the audios (M, C) of all.
 
     TypeError, naming the argument, where one is no tensor. With a group: ValueError where positives are given.
