@@ -9,7 +9,8 @@ PLAIN = (Tensor, torch.nn.Parameter)
 # Private names of torch. Where one is gone, each call is dispatched as an op: slower for small batches, otherwise the
 # same.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda _: True)  # by is_grads_batched
+_functorch = getattr(torch._C, "_functorch", None)
+_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: True)  # by is_grads_batched
 
 
 def _needs_dispatcher(arguments) -> bool:
