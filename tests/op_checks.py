@@ -395,7 +395,7 @@ def assert_accurate(op: Op, features, extra: Extra, factor: float = 2, floor: bo
 
 def assert_accurate_on_average(op: Op, shape: Shape, dtype=torch.float32, inputs: int = 6) -> None:
     """Root mean squares of the errors over several inputs: at most three times those of eager. For parameters with
-    which the rounding of one cosine can decide how large an error is."""
+    which the rounding of one cosine can decide how large an error is. Where eager leaves float16, anything but NaN."""
     extra, squares = extra_for(shape), []
     for seed in range(inputs):
         features = op.features(shape, dtype, seed=seed)
@@ -404,4 +404,4 @@ def assert_accurate_on_average(op: Op, shape: Shape, dtype=torch.float32, inputs
         squares.append([np.square(relative_errors(result, truth)) for result in results])
     errors, eager = np.sqrt(np.mean(squares, 0))
     units = np.array([torch.finfo(x.dtype).eps * FLOOR[x.dtype] for x in results[0].tensors()])
-    assert (errors <= 3 * eager + units).all(), (errors, eager)
+    assert (errors <= np.where(np.isfinite(eager), 3 * eager + units, np.inf)).all(), (errors, eager)

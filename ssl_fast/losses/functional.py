@@ -113,7 +113,7 @@ def ssl_align(
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
     if projected:
         every |= {f"projected audio view {number}": audio for number, audio in enumerate(projected[1])}
-    batch, positives, *every = join(group, positives, visuals[0], **every)
+    batch, positives, *every = join(group, positives, visuals[0], "visuals[0]", **every)
     # all audio views at once: one pass over each visual view
     every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
 
