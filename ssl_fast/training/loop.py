@@ -206,7 +206,9 @@ def train(
         )
     software = {name: version for name, version in versions().items() if name != "python"}
     options = {"minutes": minutes, "resume": resume, "device": torch.device(device).type}
-    distributed.check_same(fingerprint | recipe.to_dict() | {"recipe": recipe.name} | software | options)
+    same = fingerprint | recipe.to_dict() | {"recipe": recipe.name} | software | options
+    same.pop("files")  # long; `data` is of the ids that are used
+    distributed.check_same(same)
     learner = Learner(
         recipe,
         seed,
