@@ -3,6 +3,7 @@
 import itertools
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def folders(root: Path) -> None:
         (folder / f"{name}_test_plus_silent.csv").write_text(f"video,audio,label\n{rows}")
     make(root / "SSL-TIE", FOLDERS["ssl-tie: vgg-ss-xml"])
     (root / "SSL-TIE/heard_test.csv").write_text("\n".join(f"{clip}.jpg" for clip in CLIPS))
-    make(root / "IS3", FOLDERS["is3"])
+    names = ["owl_train_7_owl", "owl_train_7_train", "accordion_missile_8_accordion", "accordion_missile_8_missile"]
+    files = [(f"images/{name}.jpg", f"audio_wav/{name}.wav", f"gt_segmentation/{name}.png") for name in names]
+    make(root / "IS3", replace(FOLDERS["is3"], ids=names, lines=names, files=files))  # each has off-screen sounds
     make(root / "AVSBench", FOLDERS["avsbench: s4"])
     fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save(ResNet18().state_dict() | fc, root / "resnet18.pth")

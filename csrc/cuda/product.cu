@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads) image_instances(Product<T, In> chunk
 }
 
 template <class T, class In>
-__global__ void __launch_bounds__(kThreads) pair_scores(Product<T, In> chunk) {
+__global__ void __launch_bounds__(kThreads, 1) pair_scores(Product<T, In> chunk) {
   const int64_t pair = global_thread(), n = pair / chunk.p.audios, m = pair % chunk.p.audios, first = n * chunk.p.cells;
   if (pair >= chunk.p.images * chunk.p.audios) return;
   T loc_top = chunk.loc(first, m);
