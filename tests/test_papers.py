@@ -54,12 +54,15 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     """Each ends well, those that train after a step of two or three samples, and the next read what they wrote."""
     folders(tmp_path)
     monkeypatch.chdir(tmp_path)
-    short = {"train": ["--batch-size", "2", "--nce-epochs", "0"], "mine": ["--k", "2"], "localize": [], "evaluate": []}
-    for program, command, *options in commands():
+    every = commands()
+    for number, (program, command, *options) in enumerate(every):
         assert program == "ssl-fast"
-        more = short[command]
+        more = ["--k", "2"] if command == "mine" else []
         if command == "train":
-            more = [*more[:2], "--epochs", "1", *(more[2:] if "fnac" in options else [])]
+            more = ["--batch-size", "2", "--epochs", "1"] + ["--nce-epochs", "0"] * ("fnac" in options)
+            out = options[options.index("--out") + 1]
+            if not any(out in later for later in every[number + 1 :]):  # else it is evaluated, at full size
+                more += ["--image-size", "64"]
         code = cli.main([command, *options, *more, "--quiet"])
         assert code == 0, f"{shlex.join([command, *options])}: {capsys.readouterr().err}"
     for result in ("1-vggss", "2", "5", "7-flickr", "m1-flickr", "v-is3-anew"):

@@ -63,6 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int row = engine.group_thread;
     if (row < engine.tile_audios() && engine.first_audio + row < p.audios) {
       State of_tile = partial[row];
+#pragma unroll 1  // else SoftThreshold spills registers on sm_100
       for (int w = 1; w < kGroupWarps; ++w) pool.merge(of_tile, partial[w * engine.tile_audios() + row]);
       if (cell)
         pool.merge(total, of_tile);
