@@ -8,7 +8,7 @@ from typing import Any
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
 
-INTERFACE = 1  # of csrc/module.cpp
+INTERFACE = 2  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -117,16 +117,23 @@ def _why_not_loaded(index: int) -> str | None:
 
 
 def check_pair(
-    visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual", "audio"), paired: bool = False
+    visual: Tensor,
+    audio: Tensor,
+    names: tuple[str, str] = ("visual", "audio"),
+    paired: bool = False,
+    tokens: bool = False,
 ) -> None:
-    """visual (N, C, h, w) and audio (M, C), same dtype and device; with `paired`, M == N. ValueError or TypeError."""
+    """visual (N, C, h, w) and audio (M, C), with `tokens` also (M, C, T), of the same dtype and device; with `paired`,
+    M == N. ValueError or TypeError."""
     visual_name, audio_name = names
     if visual.dim() != 4 or min(visual.shape[1:]) < 1:
         raise ValueError(f"{visual_name}: expected (N, C, h, w) with C, h, w >= 1, got {tuple(visual.shape)}")
     rows = visual.shape[0] if paired else "M"
-    if audio.dim() != 2 or audio.shape[1] != visual.shape[1] or (paired and audio.shape[0] != rows):
+    dims = (2, 3) if tokens else (2,)
+    if audio.dim() not in dims or audio.shape[1] != visual.shape[1] or (paired and audio.shape[0] != rows):
+        expected = f"({rows}, {visual.shape[1]})" + f" or ({rows}, {visual.shape[1]}, T)" * tokens
         raise ValueError(
-            f"{audio_name}: expected ({rows}, {visual.shape[1]}) to match {visual_name}'s "
+            f"{audio_name}: expected {expected} to match {visual_name}'s "
             f"{'(N, C, h, w)' if paired else f'C={visual.shape[1]}'}, got {tuple(audio.shape)}"
         )
     if visual.dtype not in DTYPES:
