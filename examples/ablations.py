@@ -31,13 +31,12 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Row:
-    """A recipe for `method` with `loss` options, `model` and other `changes` replaced; `faulty` is the share of the
-    training images whose sound is that of an object which is not there. `neighbors`: the row whose localizer finds the
-    nearest neighbours that conceptual views are drawn from."""
+    """A recipe for `method` with `loss` options and other `changes` replaced; `faulty` is the share of the training
+    images whose sound is that of an object which is not there. `neighbors`: the row whose localizer finds the nearest
+    neighbours that conceptual views are drawn from."""
 
     method: str
     loss: dict = field(default_factory=dict)
-    model: dict = field(default_factory=dict)
     changes: dict = field(default_factory=dict)
     faulty: float = 0.0
     neighbors: str | None = None
@@ -50,13 +49,11 @@ ROWS = {
     "lvs": Row("lvs"),
     "slavc, sum over cells as released": Row("slavc"),
     "slavc, maximum as in the paper": Row("slavc", loss={"reduce": "max"}),
-    "fnac": Row("fnac"),
+    "fnac": Row("fnac", changes={"nce_epochs": 1.8}),
     "ssl_tie": Row("ssl_tie"),
-    "ssl_align without s_A": Row("ssl_align", model={"projection": None}),
+    "ssl_align without s_A": Row("ssl_align", loss={"alignment": False}),
     "ssl_align, s_L by the mean": Row("ssl_align", loss={"pooling": {"name": "mean"}}),
-    "ssl_align, s_L by the mean, without s_A": Row(
-        "ssl_align", loss={"pooling": {"name": "mean"}}, model={"projection": None}
-    ),
+    "ssl_align, s_L by the mean, without s_A": Row("ssl_align", loss={"pooling": {"name": "mean"}, "alignment": False}),
     "ssl_align, two views": Row("ssl_align", changes={"views": ("original", "augmented")}),
     "ssl_align, three views, conceptual by neighbours": Row(
         "ssl_align", changes={"views": ("original", "augmented", "conceptual")}, neighbors="ssl_align"
@@ -112,17 +109,13 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
 
     from ssl_fast.data.scenes import dataset as scenes
     from ssl_fast.evaluation import evaluate
-    from ssl_fast.models import LocalizerConfig
     from ssl_fast.reproducibility import replace_file
     from ssl_fast.training import loop as training
     from ssl_fast.training import recipes
 
     torch.set_num_threads(1)
-    row, plain = ROWS[name], recipes.quickstart(ROWS[name].method)
-    model = LocalizerConfig(**{**vars(plain["model"]), **row.model})
-    recipe = recipes.recipe(
-        row.method, epochs=epochs, vertical_flip=True, model=model, loss=plain.get("loss", {}) | row.loss, **row.changes
-    )
+    row = ROWS[name]
+    recipe = recipes.recipe(row.method, epochs=epochs, vertical_flip=True, loss=row.loss, **row.changes)
     training_set = faulty_pairs(scenes.load("train", progress=False), row.faulty, seed)
     neighbors = None if row.neighbors is None else mined(training_set, _file(out, row.neighbors, seed).with_suffix(""))
     file = _file(out, name, seed)

@@ -5,13 +5,16 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
+from .terminal import printable
+
 _SECONDS, _FRACTION = 10, 0.05  # a line after so much time, or when so much more of the total is done
 
 
-def progress_bar(iterable=None, *, disable: bool = False, **options) -> tqdm:
+def progress_bar(iterable=None, *, disable: bool = False, desc: str | None = None, **options) -> tqdm:
     """The bar of tqdm; where stderr is no terminal, one that writes lines, at most one a second and one when it is
-    closed."""
-    return (tqdm if disable or getattr(sys.stderr, "isatty", bool)() else _Lines)(iterable, disable=disable, **options)
+    closed. desc: its title, of which what does not print is escaped."""
+    kind = tqdm if disable or getattr(sys.stderr, "isatty", bool)() else _Lines
+    return kind(iterable, disable=disable, desc=None if desc is None else printable(desc), **options)
 
 
 class _Lines(tqdm):

@@ -56,10 +56,12 @@ def exchange(server, message: bytes, timeout: float = 20) -> tuple[int, dict, by
 
 
 def head(server, method="POST", path="/answer", **headers) -> bytes:
-    """Request line and headers; a header that is None is left out."""
-    headers = {"Host": f"127.0.0.1:{server.port}"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    """Request line and headers; a header that is None is left out. server: None where Host is given."""
+    headers = {"Host": server and f"127.0.0.1:{server.port}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
     lines = [f"{name}: {value}" for name, value in headers.items() if value is not None]
-    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
 def ask(server, path, body=None, **headers):

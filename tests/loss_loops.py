@@ -51,11 +51,12 @@ def softmax(values):
     return [math.exp(v) / total for v in values]
 
 
-def row_loss(scores, positives, tau, margin=0.0, extra=None):
+def row_loss(scores, positives, tau, margin=0.0, extra=None, diagonal="excluded"):
     total = 0
     for i, (row, y) in enumerate(zip(scores, positives)):
         positive = math.exp((row[y] - margin) / tau)
         others = sum(math.exp(s / tau) for j, s in enumerate(row) if j != y)
+        others += math.exp(-99 * row[y] / tau) if diagonal == "released" else 0
         others += math.exp(extra[i] / tau) if extra else 0
         total -= math.log(positive / (positive + others))
     return total / len(scores)
@@ -92,6 +93,7 @@ def loop_lvs(
     tau=0.07,
     tri_map=True,
     hard_negative=True,
+    diagonal="excluded",
     margin=0.0,
     mean_weight=0.0,
 ):
@@ -99,7 +101,7 @@ def loop_lvs(
     edge = epsilon_negative if tri_map else epsilon
     own = [row[y] for row, y in zip(cosine_maps(visual, audio), positives)]
     background = [-soft_mean([-c for c in cells], -edge, beta) for cells in own]
-    return row_loss(scores, positives, tau, margin, background if hard_negative else None)
+    return row_loss(scores, positives, tau, margin, background if hard_negative else None, diagonal)
 
 
 def loop_ez_vsl(visual, audio, positives, tau=0.03, margin=0.0, mean_weight=0.0):
@@ -179,3 +181,52 @@ def loop_ssl_tie(visual, audio, transformed, positives, weight=1.0, **options):
     squares = mean([(x - y) ** 2 for one, two in zip(turned, own[1]) for x, y in zip(one, two)])
     contrast = loop_lvs(visual, audio, positives, **options) + loop_lvs(transformed, audio, positives, **options)
     return contrast / 2 + weight * squares
+
+
+def loop_hard_positives(
+    visual,
+    audio,
+    similar_visual,
+    similar_audio,
+    positives,
+    combine="mean",
+    epsilon=0.65,
+    beta=0.03,
+    tau=0.07,
+    margin=0.0,
+    mean_weight=0.0,
+):
+    def scores(v, a):
+        return loop_scores(v, a, lambda c: soft_mean(c, epsilon, beta), mean_weight)
+
+    every, total = scores(visual, audio), 0
+    to_similar, of_similar, both = (
+        scores(*pair) for pair in ((visual, similar_audio), (similar_visual, audio), (similar_visual, similar_audio))
+    )
+    for i, y in enumerate(positives):
+        four = [every[i][y], to_similar[i][i], of_similar[i][y], both[i][i]]
+        positive = {
+            "mean": mean(four),
+            "sum": sum(four),
+            "logsumexp": tau * math.log(sum(math.exp(x / tau) for x in four)),
+        }[combine]
+        others = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
+        numerator = math.exp((positive - margin) / tau)
+        total -= math.log(numerator / (numerator + others))
+    return total / len(positives)
+
+
+def loop_attention_pooled(visual, audio):
+    pooled = []
+    for n, image in enumerate(visual.flatten(2).permute(0, 2, 1).tolist()):
+        cosines = [cosine(cell, audio[n].tolist()) for cell in image]
+        low, high = min(cosines), max(cosines)
+        weights = [(c - low) / (high - low + 1e-10) for c in cosines]
+        pooled.append([sum(w * cell[k] for w, cell in zip(weights, image)) for k in range(len(image[0]))])
+    return torch.tensor(pooled, dtype=torch.float64)
+
+
+def loop_sspl(visuals, audio, head):
+    (z1, p1), (z2, p2) = (head(loop_attention_pooled(visual, audio)) for visual in visuals)
+    pairs = [(p1, z2), (p2, z1)]
+    return -sum(cosine(p, z) for ps, zs in pairs for p, z in zip(ps.tolist(), zs.tolist())) / (2 * len(audio))

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from published_folders import CLIPS
 from ssl_fast.data.annotations import DIRT, read, weight_map
-from ssl_fast.data.sample_lists import DataError
+from ssl_fast.data.sample_lists import DataError, normal_id
 
 FOLDER = Path(
     os.environ.get("SSL_FAST_ANNOTATIONS", Path(__file__).resolve().parents[1] / "../shared/annotations")
@@ -56,14 +57,18 @@ def test_vggss_and_its_dirt(tmp_path):
     path = write(
         tmp_path / "vggss.json",
         [
-            {"file": "good_000001", "class": "elk bugling", "bbox": [[0.403125, 0.253125, 0.6, 0.75], [0, 0, 0.01, 1]]},
             {
-                "file": "far_000002",
+                "file": "goodgoodgoo_000001",
+                "class": "elk bugling",
+                "bbox": [[0.403125, 0.253125, 0.6, 0.75], [0, 0, 0.01, 1]],
+            },
+            {
+                "file": "farfarfar--_000002",
                 "class": "eletric blender running",
                 "bbox": [[0.4, 0.4, far, 0.9], [-0.1, 0.5, 0.5, 1]],
             },
-            {"file": "thin_000003", "class": "owl hooting", "bbox": [[0.001, 0.1, 0.004, 0.9]]},
-            {"file": "full_000004", "class": "owl hooting", "bbox": [[0, 0, 0.5, 1], [0.5, 0, 1.2, 1]]},
+            {"file": "thinthinthi_000003", "class": "owl hooting", "bbox": [[0.001, 0.1, 0.004, 0.9]]},
+            {"file": "fullfullful_000004", "class": "owl hooting", "bbox": [[0, 0, 0.5, 1], [0.5, 0, 1.2, 1]]},
         ],
     )
     found = read("vgg-ss", path)
@@ -76,15 +81,15 @@ def test_vggss_and_its_dirt(tmp_path):
     ]
     assert [sample.category for sample in found.samples][1] == "electric blender running"
     assert found.dirt == {
-        "outside": ["far_000002", "far_000002", "full_000004"],
-        "degenerate": ["far_000002", "thin_000003"],
-        "empty": ["thin_000003"],
-        "whole frame": ["full_000004"],
-        "misspelt": ["far_000002"],
+        "outside": ["farfarfar--_000002", "farfarfar--_000002", "fullfullful_000004"],
+        "degenerate": ["farfarfar--_000002", "thinthinthi_000003"],
+        "empty": ["thinthinthi_000003"],
+        "whole frame": ["fullfullful_000004"],
+        "misspelt": ["farfarfar--_000002"],
     }
-    assert found.report()[0] == f"3 x outside ({DIRT['outside']}): 'far_000002', 'full_000004'"
-    part = read("vgg-ss", path, ids=write(tmp_path / "some.csv", "full_000004\ngood_000001\n"))
-    assert [sample.id for sample in part.samples] == ["full_000004", "good_000001"]
+    assert found.report()[0] == f"3 x outside ({DIRT['outside']}): 'farfarfar--_000002', 'fullfullful_000004'"
+    part = read("vgg-ss", path, ids=write(tmp_path / "some.csv", "fullfullful_000004\ngoodgoodgoo_000001\n"))
+    assert [sample.id for sample in part.samples] == ["fullfullful_000004", "goodgoodgoo_000001"]
     assert counts(part) == {"outside": 1, "whole frame": 1}
 
 
@@ -149,8 +154,8 @@ def test_extended_lists(tmp_path):
     assert not counts(found)  # a negative has no ground truth by nature
     for text, message in (
         ("a_1,b_2,non-sounding\n", "silent.csv: expected the header video,audio,label, got 'a_1,b_2,non-sounding'"),
-        (rows + "a_1,c_3,sounding\n", "silent.csv: row 4: expected VIDEO,AUDIO,non-sounding, got 'a_1,c_3,sounding'"),
-        (rows + "a_1,b_2,non-sounding\n", r"silent.csv: 1 pairs listed more than once: 'a_1\+b_2'"),
+        (rows + "a_1,c_3,sounding\n", "silent.csv: line 4: expected VIDEO,AUDIO,non-sounding, got 'a_1,c_3,sounding'"),
+        (rows + "a_1,b_2,non-sounding\n", r"silent.csv: 1 of 2 pairs listed more than once: 'a_1\+b_2'"),
     ):
         with pytest.raises(DataError, match=message):
             found.extended(write(tmp_path / "silent.csv", text))
@@ -210,7 +215,7 @@ def test_sslalign_jsons(tmp_path):
         (
             "is3",
             [{"image": "x/a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 9]}] * 2,
-            r"a.json: 1 samples annotated twice: 'a_b'",
+            r"a.json: 1 of 1 samples listed more than once: 'a_b'",
         ),
         ("flicker", [], "set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'flicker'"),
     ],
@@ -221,19 +226,60 @@ def test_bad_files(tmp_path, name, entries, message):
         read(name, path)
 
 
+def test_lists_in_every_published_form(tmp_path):
+    entry = {"class": "owl hooting", "bbox": [[0, 0, 0.5, 0.5]]}
+    ids = ["gklbB7TYoK4_000030", "1F3_bvIT0ig_000000", "twvjW7ymUIQ_004159"]
+    path = write(tmp_path / "vggss.json", [{"file": name} | entry for name in ids])
+    for lines in (
+        ids,
+        [f"{one}.jpg" for one in ids],
+        ["gklbB7TYoK4_30000_40000", "1F3_bvIT0ig_0_10000", "twvjW7ymUIQ_4159000_4169000"],
+    ):
+        found = read("vgg-ss", path, ids=write(tmp_path / "list.txt", "\n".join(lines[::-1])))
+        assert [sample.id for sample in found.samples] == ids[::-1]
+        assert list(map(normal_id, lines)) == ids
+    assert normal_id("videos2/9/8/6/8/5/4/3/0/3098685430.mp4") == "3098685430" and normal_id("bell/7") == "bell/7"
+
+
 def test_bad_lists(tmp_path):
     entry = {"class": "owl hooting", "bbox": [[0, 0, 0.5, 0.5]]}
-    path = write(tmp_path / "vggss.json", [{"file": name} | entry for name in ("a", "b")])
+    path = write(tmp_path / "vggss.json", [{"file": name} | entry for name in CLIPS[:2]])
     for text, message in (
-        ("a\nb\na\n", r"list.txt: 1 ids listed more than once: 'a'"),
+        (f"{CLIPS[0]}\n{CLIPS[1]}\n{CLIPS[0]}\n", f"list.txt: 1 of 2 ids listed more than once: '{CLIPS[0]}'"),
         (
-            "a\n" + "".join(f"x{i}\n" for i in range(7)),
-            r"list.txt: 7 ids without annotation in .*vggss.json: 'x0', 'x1', 'x2', 'x3', 'x4' and 2 more",
+            "".join(f"{one}\n" for one in CLIPS),
+            f"list.txt: 4 ids without annotation in .*vggss.json: '{CLIPS[2]}', '{CLIPS[3]}', ",
         ),
-        ("\n", r"list.txt: expected a list of ids, got none"),
+        (f"{CLIPS[0]}\n{CLIPS[1]}.jpg\n", "list.txt: line 2: expected an id as YTID_SECONDS .*, the form of line 1"),
+        ("\n7\n", "list.txt: line 2: expected an id of vggsound, as YTID_SECONDS .*, YTID_SECONDS.jpg, .*, got '7'"),
+        ("\n", "list.txt: expected a list of ids, got none"),
     ):
         with pytest.raises(DataError, match=message):
             read("vgg-ss", path, ids=write(tmp_path / "list.txt", text))
+
+
+def test_hostile_numbers_and_nesting(tmp_path):
+    """No OverflowError, no RecursionError, no ValueError without the file's name."""
+    good = '{"image": "a_b.jpg", "audio": "a_b.wav", "gt_box": %s}'
+    for name in ("is3", "s4", "vgg-ss"):
+        for depth in (400, 900, 3000, 100_000):
+            nested = "[" * depth + "]" * depth
+            for text in (nested, f"[{good % nested}]", f'[{{"file": "a", "class": "b", "bbox": {nested}}}]'):
+                with pytest.raises(DataError, match="^.*/a.json: "):
+                    read(name, write(tmp_path / "a.json", text))
+    zero = "0"
+    for digits in (400, 5000):
+        with pytest.raises(DataError, match="^.*/a.json: "):
+            read("is3", write(tmp_path / "a.json", f"[{good % f'[0, 0, 9, 1{digits * zero}]'}]"))
+    with pytest.raises(DataError, match=r"a.json: entry 0: expected paths of files, got '../../b.c'"):
+        entry = {"image": "x/../../b.c.png", "audio": "a/b.wav", "gt_box": [0, 0, 9, 9]}
+        read("s4", write(tmp_path / "a.json", [entry]))
+    with pytest.raises(DataError, match=r"a.json: entry 0: expected image, audio and gt_box, got "):
+        read("is3", write(tmp_path / "a.json", [{"image": "", "audio": "a.wav", "gt_box": [0, 0, 9, 9]}]))
+    with pytest.raises(DataError, match="silent.csv: line 2: expected VIDEO,AUDIO,non-sounding, got '../a,b,non"):
+        path = write(tmp_path / "vggss.json", [{"file": "a_1", "class": "owl hooting", "bbox": [[0, 0, 0.5, 0.5]]}])
+        rows = "video,audio,label\n../a,b,non-sounding\n"
+        read("vgg-ss", path, negatives=write(tmp_path / "silent.csv", rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -347,6 +347,7 @@ def test_bad_arguments(arguments, message, capsys):
     [
         (["--device", "cuda"], "--device cuda: expected a usable CUDA device, got none"),
         (["--tf32"], "--flush-l2, --tf32: expected --device cuda"),
+        (["--set", "vggsound", "--workers", "0"], "--set, --workers: expected with --data"),
         (
             ["--json", "there/is/no/such/folder.json"],
             "--json there/is/no/such/folder.json: expected an existing folder",

@@ -79,9 +79,10 @@ def test_training_sets_and_the_cache(tmp_path, capsys):
         (["--batch", "7"], "batch_size: expected at most the 6 samples of the set, got 7"),
         (["--batch", "2,4"], r"--workers, --batch: expected one number >= 0, got 2 and [2, 4]"),
         (["--batch", "2", "--workers", "-1"], "--workers, --batch: expected one number >= 0, got -1 and [2]"),
-        (["--batch", "2", "--layout", "fnac"], "--layout, --exclude: expected with --set"),
+        (["--batch", "2", "--layout", "fnac"], "--layout: expected with --set"),
         (["--batch", "2", "--set", "vggsound"], "--set vggsound: expected its list of ids, --split"),
         (["--batch", "2", "--method", "none"], "method: expected one of"),
+        (["--batch", "2", "--maps", "7", "--no-compile"], "--maps, --no-compile: expected without --data"),
     ],
 )
 def test_what_cannot_be_timed(tmp_path, capsys, options, message):

@@ -1,5 +1,6 @@
 """Folders of media files: layouts, annotations, lists, dirt, and every way to be broken."""
 
+import hashlib
 import json
 import re
 import warnings
@@ -13,11 +14,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ssl_fast.data import datasets
+from ssl_fast.data.annotations import DIRT
 from ssl_fast.data.datasets import FolderSet, SampleSet, check
 from ssl_fast.data.io.audio import MediaError, load_audio
 from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.data.io.images import load_image
 from ssl_fast.data.sample_lists import DataError
+from ssl_fast.reproducibility import samples_record
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
@@ -162,8 +165,54 @@ def test_dirt_in_boxes_is_clipped_dropped_and_counted(tmp_path):
     expected[0, 8:, :8] = 1
     expected[1, :8, :8] = 1
     np.testing.assert_array_equal([found.ground_truth(i) for i in range(3)], expected)
-    assert found.notes == ["3 coordinates of boxes clipped to [0, 1]", "3 boxes without area dropped, of b, c"]
+    assert found.notes == [
+        f"3 x outside ({DIRT['outside']}): 'a', 'b'",
+        f"3 x degenerate ({DIRT['degenerate']}): 'b', 'c'",
+        f"1 x empty ({DIRT['empty']}): 'c'",
+    ]
     assert check(tmp_path).notes == found.notes and check(tmp_path).ok
+
+
+def test_boxes_that_vanish_at_the_size_of_the_set_are_counted(tmp_path):
+    """A box of 1/32 of the side has a pixel of 32 x 32 or 64 x 64, none of 16 x 16."""
+    for name in ("a", "b"):
+        put(tmp_path, name)
+    box = [16 / 32, 16 / 32, 17 / 32, 17 / 32]
+    annotate(tmp_path, [{"file": "a", "bbox": [box]}, {"file": "b", "bbox": [box, [0, 0, 0.5, 0.5]]}])
+    for size, pixels in ((64, [4, 4 + 1024]), (32, [1, 1 + 256]), (16, [0, 64])):
+        found = folder_set(tmp_path, size=size)
+        assert [found.ground_truth(i).sum() for i in (0, 1)] == pixels and found.has_ground_truth
+        assert found.notes == (
+            [f"2 x degenerate ({DIRT['degenerate']}): 'a', 'b'", f"1 x empty ({DIRT['empty']}): 'a'"] * (size == 16)
+        )
+
+
+def test_a_byte_order_mark_in_annotations(tmp_path):
+    put(tmp_path, "a")
+    (tmp_path / "annotations.json").write_bytes(b'\xef\xbb\xbf[{"file": "a", "class": "dog"}]')
+    assert folder_set(tmp_path).categories == ["dog"]
+
+
+def test_samples_that_are_there(tmp_path):
+    for name in ("a", "b", "c", "d"):
+        put(tmp_path, name)
+    annotate(tmp_path, [{"file": name, "class": name, "bbox": [[0, 0, 0.5, 0.5]]} for name in "dcba"])
+    (tmp_path / "audio/b.wav").unlink()
+    (tmp_path / "frames/d.png").unlink()
+    found = folder_set(tmp_path, on_missing="list")
+    assert found.ids == ["c", "a"] and found.missing == ["d", "b"] and found.categories == ["c", "a"]
+    assert found.notes == ["2 of 4 samples are there; missing are 'd', 'b'"] and found.has_ground_truth
+    assert samples_record(found) == {
+        "used": 2,
+        "listed": 4,
+        "missing": ["d", "b"],
+        "sha256": hashlib.sha256(b"a\nc").hexdigest(),
+    }
+    (tmp_path / "annotations.json").unlink()
+    assert folder_set(tmp_path, on_missing="list").missing == ["b", "d"]  # of each one file is there
+    put(tmp_path, "b", image=".jpg")
+    with pytest.raises(DataError, match=r"1 problem: .*frames: expected one file of id 'b', got 2: b.jpg, b.png$"):
+        folder_set(tmp_path, on_missing="list")
 
 
 def test_several_sounds_of_one_image(tmp_path):
@@ -242,6 +291,22 @@ def test_several_sounds_of_one_image(tmp_path):
         ([{"file": "a", "bbox": [[0.1, 0.1, 0.2, "x"]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
         ([{"file": "a", "bbox": [[0, 0, 0.5, float("nan")]]}], "bbox: expected [[xmin, ymin, xmax, ymax], ...]"),
         ([{"file": "a", "bbox": [[10, 20, 112, 224]]}], "bbox: expected fractions of the frame, got pixels or "),
+        (
+            [{"file": "a", "bbox": [[0, 0, 1, 10**400]]}],
+            "bbox: expected [[xmin, ymin, xmax, ymax], ...], got [[0, 0, 1",
+        ),
+        ('[{"file": "a", "class": "b", "class": "c"}]', "an object: 1 of 2 keys listed more than once: 'class'"),
+        ("[" * 100_000, "expected annotations as a JSON list, got maximum recursion depth exceeded"),
+        (
+            '[{"file": "a", "bbox": ' + "[" * 900 + "]" * 900 + "}]",
+            "bbox: expected [[xmin, ymin, xmax, ymax], ...], got ",
+        ),
+        (
+            [{"file": "../a"}],
+            "entry 0, '../a': file: expected a path from the folder, got '../a': it is no path inside",
+        ),
+        ([{"file": "a", "image": "/etc/a.png"}], "'a': image: expected a path from the folder, got '/etc/a.png'"),
+        ([{"file": "a", "mask": "m\0.png"}], "'a': mask: expected a path from the folder, got 'm\\x00.png': it holds"),
     ],
 )
 def test_bad_annotations(tmp_path, entries, message):
@@ -286,7 +351,7 @@ def test_lists_choose_and_order(tmp_path):
 def test_lists_and_annotations(tmp_path):
     for name in ("a", "b", "c"):
         put(tmp_path, name)
-    annotate(tmp_path, [{"file": "b", "bbox": [[0, 0, 1, 1]]}, {"file": "c", "bbox": [[0, 0, 1, 1]]}])
+    annotate(tmp_path, [{"file": "b", "bbox": [[0, 0, 1, 0.5]]}, {"file": "c", "bbox": [[0, 0, 1, 0.5]]}])
     for split, ids in {"train": ["a"], "test": ["c", "b"], "mixed": ["a", "b"]}.items():
         (tmp_path / f"{split}.txt").write_text("\n".join(ids))
     train, test, mixed = (folder_set(tmp_path, split=split) for split in ("train", "test", "mixed"))
@@ -295,15 +360,61 @@ def test_lists_and_annotations(tmp_path):
     assert not mixed.has_ground_truth and mixed.notes == ["1 of 2 samples have boxes or a mask, 'a' has none"]
 
 
+def test_lists_of_every_kind(tmp_path):
+    """Delimiters by suffix, in any case; a byte-order mark; quoted cells; lines of any system."""
+    for name in ("a", "c, d", 'e "f"'):
+        put(tmp_path, name)
+    for name, content in {
+        "one.CSV": '\ufeff"c, d",7\r\n\r\na\r\n',
+        "two.tsv": '"c, d"\tdog "x"\na\tcat\n',
+        "three.TXT": "\ufeff c, d \ra\r",
+        "four.csv": '"e ""f""",1\na',
+    }.items():
+        (tmp_path / name).write_bytes(content.encode())
+        want = ['e "f"', "a"] if name == "four.csv" else ["c, d", "a"]
+        for split in (name, name.partition(".")[0]):
+            assert folder_set(tmp_path, split=split).ids == want
+    (tmp_path / "plain").write_text("a\n")
+    assert folder_set(tmp_path, split=tmp_path / "plain").ids == ["a"]
+    (tmp_path / "one.txt").write_text("a\n")
+    assert folder_set(tmp_path, split="one.txt").ids == ["a"]
+    with pytest.raises(DataError, match=r"/one: expected one list of ids, got one.CSV, one.txt"):
+        folder_set(tmp_path, split="one")
+
+
+@pytest.mark.parametrize(
+    "content, line",
+    [
+        ('id1,"cat\nid2,cow\nid3,hen\n', 1),
+        ('id1,cat\nid2,"cow\nid3,"hen\n', 2),
+        ('id1,cat\n"id2\nid3",cow\n', 2),
+        ('id1,cat\nid2,"cow" x\n', 2),
+    ],
+)
+def test_a_quote_that_is_not_closed_loses_no_sample(tmp_path, content, line):
+    put(tmp_path, "id1")
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(DataError, match=f"list.csv: line {line}: expected cells, quoted in pairs, got "):
+        folder_set(tmp_path, split="list")
+
+
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("a\nb\na\n", "1 problem: id 'a' is listed 2 times"),
-        ("a\nz\n", r"2 problems: .*frames/z: no such file \(.jpg, .jpeg, .png\), id 'z'; .*audio/z: no such file"),
+        ("a\nb\na\n", "train.txt: 1 of 2 ids listed more than once: 'a'"),
+        (
+            "a\nz\n",
+            r"2 problems: .*frames/z.jpg\|.jpeg\|.png: no such file, id 'z'; .*audio/z.wav\|.flac\|.ogg\|.mp3: no such",
+        ),
+        ("a\n../b\n", "train.txt: line 2: expected an id, got '../b': it is no path inside of the folder"),
+        ("a\n\n/b\n", "train.txt: line 3: expected an id, got '/b': it is no path inside of the folder"),
+        ("sub//b\n", "train.txt: line 1: expected an id, got 'sub//b': it is no path inside of the folder"),
+        ("sub\\b\n", "train.txt: line 1: expected an id, got .*: it is no path inside of the folder"),
+        ("a\nb\0\n", r"train.txt: line 2: expected an id, got 'b\\x00': it holds a control character"),
         ("", r"train.txt: expected a list of ids, got none"),
         ("\n \n", r"train.txt: expected a list of ids, got none"),
         (b"a\n\xff\xfe", r"train.txt: expected ids in UTF-8, got .* at byte 2"),
-        (None, r"train.txt or .*train.csv: no such list of ids"),
+        (None, r"train.txt or .*train.csv or .*train.tsv: no such list of ids"),
     ],
 )
 def test_bad_lists(tmp_path, content, message):
@@ -322,19 +433,16 @@ def test_bad_lists(tmp_path, content, message):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (
-            lambda root: (root / "audio/b.wav").unlink(),
-            r"{root}/audio/b: no such file \(.wav, .flac, .ogg, .mp3\), id 'b'",
-        ),
-        (lambda root: (root / "frames/b.png").unlink(), r"{root}/frames/b: no such file \(.jpg, .jpeg, .png\), id 'b'"),
+        (lambda root: (root / "audio/b.wav").unlink(), r"{root}/audio/b.wav\|.flac\|.ogg\|.mp3: no such file, id 'b'"),
+        (lambda root: (root / "frames/b.png").unlink(), r"{root}/frames/b.jpg\|.jpeg\|.png: no such file, id 'b'"),
         (lambda root: (root / "audio/b.wav").write_bytes(b""), r"{root}/audio/b.wav: empty file \(0 bytes\), id 'b'"),
         (
             lambda root: put(root, "b", image=".jpg", sound=None),
-            r"id 'b': expected one file, got {root}/frames/b.jpg, {root}/frames/b.png",
+            r"{root}/frames: expected one file of id 'b', got 2: b.jpg, b.png",
         ),
-        (lambda root: annotate(root, [{"file": "b"}, {"file": "d"}]), "{root}/frames/d: no such file .* id 'd'"),
+        (lambda root: annotate(root, [{"file": "b"}, {"file": "d"}]), "{root}/frames/d.jpg.*: no such file, id 'd'"),
         (lambda root: annotate(root, [{"file": "b", "image": "a.png"}]), "{root}/a.png: no such file, id 'b'"),
-        (lambda root: annotate(root, [{"file": "b", "mask": "m/b.png"}]), "{root}/m/b.png: no such file, mask of 'b'"),
+        (lambda root: annotate(root, [{"file": "b", "mask": "m/b.png"}]), "{root}/m/b.png: no such file, id 'b'"),
     ],
 )
 def test_missing_files_are_named(tmp_path, damage, message):
@@ -345,7 +453,8 @@ def test_missing_files_are_named(tmp_path, damage, message):
     with pytest.raises(DataError, match=message):
         folder_set(tmp_path)
     report = check(tmp_path)
-    assert not report.ok and any(re.search(message, entry) for entry in report.missing)
+    assert not report.ok and any(re.search(message, entry) for entry in report.missing + report.broken)
+    assert bool(report.missing) == ("no such file" in message)
 
 
 def test_many_problems_are_counted_not_listed(tmp_path):

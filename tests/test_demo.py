@@ -1,13 +1,8 @@
 """The answers of the server of `ssl-fast demo`, and the command."""
 
 import dataclasses
-import http.client
-import os
 import re
-import signal
 import socket
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -134,31 +129,6 @@ def test_front_end_of_another_rate_and_length(pipeline):
         assert rate == 8000 and len(heard) == 20000 and heard.std() > 0.01
         np.testing.assert_array_equal(heard[:8000], heard[8000:16000])  # of one second, repeated
         server.shutdown()
-
-
-def test_command_ends_with_ctrl_c(tmp_path):
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "ssl_fast", "demo", "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may ignore it
-    )
-    try:
-        lines = [process.stdout.readline() for _ in range(2)]
-        assert "embedded quickstart model" in lines[0]
-        host, port = re.match(r"http://([\d.]+):(\d+)/", lines[1]).groups()
-        assert host == "127.0.0.1"
-        connection = http.client.HTTPConnection(host, int(port), timeout=20)
-        connection.request("GET", "/")
-        assert connection.getresponse().status == 200
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 0 and err == ""
 
 
 @pytest.mark.parametrize("port", ["taken", "70000", "-1"])

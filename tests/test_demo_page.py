@@ -179,6 +179,23 @@ def test_too_large_a_file_is_not_sent(page, tmp_path):
     assert page.inner_text("#error") == "large.png: expected at most 20 MB"
 
 
+def test_token_becomes_a_cookie(browser, pipeline):
+    with Server(pipeline, token="s3cret") as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        assert page.goto(server.url).status == 403
+        page.goto(server.link)
+        settled(page)
+        assert page.url == server.url and page.evaluate("document.cookie") == ""
+        assert page.reload().status == 200
+        settled(page)
+        other = browser.new_page()
+        assert other.goto(server.url).status == 403
+        for one in (page, other):
+            one.close()
+        server.shutdown()
+
+
 def test_refused_answer(page):
     gone = {"status": 410, "content_type": "application/json", "body": '{"error": "gone"}'}
     page.route("**/answer", lambda route: route.fulfill(**gone))

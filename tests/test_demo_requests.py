@@ -2,13 +2,15 @@
 
 import json
 import socket
+import struct
 import threading
 import time
 
 import pytest
+from PIL import Image
 
 import demo_clients
-from demo_clients import GOOD, ask, exchange, head, question, running, sound_file, still_well, upload
+from demo_clients import GOOD, ask, exchange, head, image_file, question, running, sound_file, still_well, upload
 from ssl_fast.inference.localize import LocalizationPipeline
 
 uploads, server = demo_clients.uploads, demo_clients.server  # fixtures
@@ -56,6 +58,8 @@ def test_bad_questions(server, case):
 
 WHOLE = json.dumps(GOOD).encode()
 LENGTH = {"Content_Length": len(WHOLE)}
+FORM_FILE = b'--b\r\nContent-Disposition: form-data; name="f"; filename="../../pwn\0.png"\r\n\r\nabc\r\n--b--\r\n'
+FORM = {"Content_Type": "multipart/form-data; boundary=b", "Content_Length": len(FORM_FILE)}
 BAD_REQUESTS = {
     "too large a file": (
         {"path": "/image", "X_Name": "a.png", "Content_Length": 21_000_000},
@@ -91,6 +95,16 @@ BAD_REQUESTS = {
     "get of an answer": ({"method": "GET"}, b"", 405, "expected POST, got GET"),
     "huge header": ({"X_Name": "a" * 70_000}, b"", 431, "too long"),
     "many headers": ({f"X_{k}": k for k in range(200)}, b"", 431, "Too many headers"),
+    "NUL": ({"method": "GET", "path": "/\0"}, b"", 404, "nothing at this address"),
+    "encoded NUL": ({"method": "GET", "path": "/about%00"}, b"", 404, "nothing at this address"),
+    "whole address": ({"method": "GET", "path": "http://evil.example/about"}, b"", 404, "nothing at this address"),
+    "length with a sign": ({"Content_Length": f"+{len(WHOLE)}"}, WHOLE, 400, "Content-Length: expected one number"),
+    "list of lengths": ({"Content_Length": f"{len(WHOLE)}, 3"}, WHOLE, 400, "Content-Length: expected one number"),
+    "folded host": ({"Host": "evil.example\r\n 127.0.0.1", **LENGTH}, WHOLE, 403, "Host: expected"),
+    "two hosts": ({"Host": "evil.example\r\nHost: evil.example", **LENGTH}, WHOLE, 403, "Host: expected"),
+    "a form": ({"path": "/image", "X_Name": "..%2f%00a.png", **FORM}, FORM_FILE, 400, "a.png: cannot be read"),
+    "a form alone": ({"path": "/image", **FORM}, FORM_FILE, 400, "X-Name: expected"),
+    "compressed": ({"Content_Encoding": "gzip", **LENGTH}, WHOLE[::-1], 400, "expected JSON"),
     "long path": ({"method": "GET", "path": "/" + "a" * 70_000}, b"", 414, "address is too long"),
     "bad version": ({"path": "/ HTTP/x"}, b"", 400, "bad request"),
 }
@@ -116,6 +130,13 @@ def test_what_is_no_request(server, message):
 def test_head_has_no_content(server):
     status, headers, content = exchange(server, head(server, "HEAD", "/"))
     assert status == 405 and headers["allow"] == "GET" and content == b""
+
+
+def test_ranges_are_not_served(server):
+    whole = exchange(server, head(server, "GET", "/about"))[2]
+    for asked in ("bytes=0-1", "bytes=-5", "bytes=0-9,5-7,2-3", "bytes=7-3", f"bytes={'9' * 30}-", "lines=x"):
+        status, headers, content = exchange(server, head(server, "GET", "/about", Range=asked))
+        assert status == 200 and content == whole and "content-range" not in headers
 
 
 def test_same_origin_is_served(server):
@@ -226,9 +247,52 @@ def test_too_many_requests_at_once(pipeline):
         server.shutdown()
 
 
+def test_many_uploads_at_once(server, uploads):
+    content, got = image_file("BMP", Image.new("RGB", (1000, 1000))), []
+    threads = [
+        threading.Thread(target=lambda: got.append(upload(server, "image", "a.bmp", content))) for _ in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(got) == 50 and {status for status, _ in got} <= {200, 503} and 200 in dict(got)
+    assert all("id" in answer if status == 200 else "try again" in answer["error"] for status, answer in got)
+    assert not list(uploads.iterdir())
+    still_well(server)
+
+
+def test_clients_that_are_gone(server, uploads, capfd):
+    """Connections that are reset in the middle of a request or of its answer."""
+    capfd.readouterr()
+    messages = [
+        b"",
+        b"GET / HT",
+        head(server, "GET", "/")[:-2],
+        head(server, "GET", "/about"),
+        head(server, path="/image", X_Name="a.png", Content_Length=5000) + b"some",
+        head(server, path="/image", X_Name="a.png", Content_Length=30_000_000) + b"some",
+        head(server, **LENGTH) + WHOLE,
+    ]
+    for wait in (0, 0.02):
+        for message in messages:
+            with socket.create_connection(("127.0.0.1", server.port), 20) as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close: reset
+                connection.sendall(message)
+                time.sleep(wait)
+    until = time.monotonic() + 20
+    while list(uploads.iterdir()) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not list(uploads.iterdir())
+    still_well(server)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_idle_connections_do_not_pile_up(server):
     idle = [socket.create_connection(("127.0.0.1", server.port), 20) for _ in range(40)]
-    assert all(connection.recv(100).startswith(b"HTTP/1.0 503 ") for connection in idle[-4:])
+    for connection in idle[-4:]:
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+        assert answer.startswith(b"HTTP/1.0 503 ") and b"32 other connections: try again" in answer
     for connection in idle:
         connection.close()
     until = time.monotonic() + 20

@@ -61,6 +61,18 @@ def ssl_tie(**options):
     return call
 
 
+def hard_positives(**options):
+    def call(visual, audio, slow, **more):
+        (visual, similar_visual), (audio, similar_audio) = (x.split(CHANNELS, 1) for x in (visual, audio))
+        return losses.hard_positives(visual, audio, similar_visual, similar_audio, **MIXED, **options, **more)
+
+    return call
+
+
+def sspl(visual, audio, slow, **more):
+    return losses.sspl(visual.split(CHANNELS, 1), audio[:, :CHANNELS], lambda x: (x, torch.tanh(x)), **more)
+
+
 CASES = {
     "ssl_align": ssl_align(),
     "ssl_align-symmetric": ssl_align(by_callables=False, symmetric=True, mean_weight=0.3, pooling=ops.Max()),
@@ -69,6 +81,7 @@ CASES = {
     "margin_nce-symmetric": case(losses.margin_nce, symmetric=True, mean_weight=0.3, margin=0.1, **MIXED),
     "lvs": case(losses.lvs, **MIXED),
     "lvs-plain": case(losses.lvs, tri_map=False, hard_negative=False, margin=-0.2, mean_weight=0.3, **MIXED),
+    "lvs-released": case(losses.lvs, diagonal="released", epsilon=0.5, beta=0.2, tau=0.5),
     "ez_vsl": case(losses.ez_vsl),
     "ez_vsl-margin": case(losses.ez_vsl, margin=-0.2, tau=0.2, mean_weight=0.4),
     "slavc": slavc(),
@@ -79,6 +92,9 @@ CASES = {
     "fnac-nce": case(losses.fnac, weights=(0.0, 0.0, 0.0)),
     "fnac-fns2": case(lambda *x, **more: losses.fnac(*x, return_terms=True, **more)[1]["fns2"], tau=0.2, threshold=0.4),
     "ssl_tie": ssl_tie(weight=3.0),
+    "hard_positives": hard_positives(margin=-0.1, mean_weight=0.3),
+    "hard_positives-mil": hard_positives(combine="logsumexp"),
+    "sspl": sspl,
     "ssl_tie-detached": ssl_tie(detach_map=True, hard_negative=False, margin=-0.1),
 }
 LAYOUTS = {2: {"even": (3, 3), "uneven": (4, 1)}, 3: {"even": (2, 2, 2), "uneven": (3, 1, 2)}}

@@ -34,7 +34,9 @@ PROCESSES = 2
 
 def tiny(method, **changes):
     """40 samples make 5 steps of 8 an epoch; 2 epochs. No autocast, and nothing drawn in a step."""
-    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
+    model = LocalizerConfig.small(
+        method, width=4, dimension=8, **({"projection": 8} if method in ("ssl_align", "sspl") else {})
+    )
     common = {
         "model": model,
         "batch_size": 8,
@@ -42,13 +44,14 @@ def tiny(method, **changes):
         "warm_up_steps": 2,
         "precision": "float32",
         "augmentation": "none",
+        "nce_epochs": 0.6 * (method == "fnac"),
     }
     return recipe(method, **(common | changes))
 
 
 def without_batch_norm(net):
     for name, layer in net.named_children():
-        if isinstance(layer, nn.BatchNorm2d):
+        if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d)):
             setattr(net, name, nn.GroupNorm(1, layer.num_features))
         else:
             without_batch_norm(layer)
@@ -66,7 +69,7 @@ def exact(config):
 
 GATHERED = {method: {} for method in LOSSES} | {
     "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}},
-    "fnac": {"nce_only": 0.3, "loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
+    "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
     "ssl_align": {"views": ("original", "augmented")},
     "lvs": {"accumulation": 2},
 }

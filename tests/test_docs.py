@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ssl_fast.cli.main import parser
+from ssl_fast.losses import LOSSES
+from ssl_fast.training import loss_options
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "examples/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
@@ -52,6 +54,22 @@ def test_commands(page):
         if "..." in words or any(word.startswith("[") for word in words):
             continue
         parser().parse_args(words)
+
+
+def test_options_of_losses():
+    """The table of options has every option that a recipe may give a loss, with its default."""
+    text = (ROOT / "docs/losses.md").read_text().partition("### Options")[2]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", text, re.M))
+    for method, loss in LOSSES.items():
+        expected = {name: loss().options[name] for name in loss_options.loss_options(method)}
+        if method == "ssl_tie":
+            expected = {name: value for name, value in expected.items() if name not in LOSSES["lvs"]().options}
+        if not expected:
+            continue
+        found = loss_options.read(re.findall(r"`(\w+=[^`]+)`", rows[method]))
+        if "pooling" in found:
+            found["pooling"] = loss_options.pooling(found["pooling"])
+        assert found == expected, method
 
 
 def test_environment_variables():

@@ -9,6 +9,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from published_folders import CLIPS, FOLDERS, make
 from ssl_fast.cli import main as cli
 from ssl_fast.cli.evaluate import published_set
 from ssl_fast.data.annotations import weight_map
@@ -228,7 +229,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
         (["--model", "math:sin", "--image-size", "96"], "published sets have images of 224 pixels"),
         (
             ["--model", "math:sin", "--layout", "zip"],
-            "layout: expected one of slavc, fnac, ssl-align for vgg-ss, got 'zip'",
+            "layout: expected one of slavc, fnac, ssl-align, ssl-tie for vgg-ss, got 'zip'",
         ),
         (["--model", "math:sin", "--train-list", "nowhere.csv"], "nowhere.csv"),
         (
@@ -246,6 +247,62 @@ def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):
     assert evaluate(folder, tmp_path / "out", *more) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", ".", "--annotations", "nowhere"], "--annotations: expected with --set"),
+        (["--data", ".", "--layout", "fnac", "--silent", "x"], "--layout, --silent: expected with --set"),
+        (["--scenes", "--layout", "fnac"], "--layout: expected with --set"),
+        (["--scenes", "--set", "is3", "--on-missing", "list"], "--set, --on-missing: expected with --data"),
+        (["--scenes", "--val", "x", "--split", "y"], "--val, --split: expected with --data, the scenes have splits of"),
+        (["--data", ".", "--test-scenes", "3"], "--test-scenes: expected with --scenes"),
+        (["--data", ".", "--retrieval", "max"], "--retrieval: expected with --weights"),
+        (["--data", ".", "--negatives", "", "--draws", "x"], "--draws: expected with --negatives"),
+        (["--data", ".", "--negatives", "", "--seeds", "1"], "--seeds: expected with --negatives"),
+        (["--data", ".", "--image-size", "0"], "argument --image-size: expected a positive integer, got '0'"),
+        (["--data", "DATA", "--set", "vgg-ss", "--seeds", "0,0"], "--seeds: expected each once, got 0 twice"),
+        (
+            ["--data", "DATA", "--set", "vgg-ss", "--protocol", "lvs,lvs"],
+            "--protocol: expected each once, got lvs twice",
+        ),
+        (
+            ["--data", "DATA", "--set", "vgg-ss", "--negatives", "noise,noise"],
+            "--negatives: expected each once, got noise",
+        ),
+    ],
+)
+def test_options_without_effect_are_refused(folder, tmp_path, capsys, more, message):
+    argv = ["evaluate", "--out", str(tmp_path / "out"), "--model", "math:sin", "--quiet", *more]
+    assert cli.main([str(folder) if part == "DATA" else part for part in argv]) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out" / "metrics.json").exists()
+
+
+def test_lists_of_other_programs_and_missing_samples(tmp_path, monkeypatch, capsys):
+    """SSL-Align's folder and list, LVS's annotations, an SSL-TIE list of what was trained on."""
+    published = FOLDERS["ssl-align: vgg-ss"]
+    root = tmp_path / "VGGSound_v1"
+    root.mkdir()
+    make(root, published)
+    (root / published.files[2][0]).unlink()
+    (tmp_path / "trained.txt").write_text(f"{CLIPS[0]}.jpg\n{CLIPS[2]}.jpg\n{CLIPS[5]}.jpg\n")
+    (tmp_path / "light.py").write_text("def maps(images, spectrograms):\n    return images[:, 0, ::32, ::32].float()\n")
+    monkeypatch.chdir(tmp_path)
+    argv = ["--list", "list", "--model", "light:maps", "--train-list", "trained.txt", "--protocol", "lvs"]
+    assert evaluate(root, tmp_path / "out", *argv) == 2
+    assert "1 problem: " in capsys.readouterr().err
+    assert evaluate(root, tmp_path / "out", *argv, "--on-missing", "list") == 0
+    printed = capsys.readouterr().out
+    assert f"{root}: 5 of 6 samples are there; missing are '{CLIPS[2]}'" in printed
+    assert "vgg-ss, 5 of 6 samples: model" in printed
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert "set vgg-ss: 2 of 5 samples are in trained.txt" in results["notes"]
+    one = results["sets"]["vgg-ss"]
+    assert (one["n"], one["samples"]["listed"], one["samples"]["missing"]) == (5, 6, [CLIPS[2]])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("vgg-ss: 5 of 6 samples") == 2  # in the table, and in that of the protocol
 
 
 def test_bad_maps(folder, maps, tmp_path, capsys):

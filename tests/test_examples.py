@@ -1,8 +1,10 @@
 """The short programs under examples/, each on data made on the fly."""
 
+import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from PIL import Image
 from programs import EXAMPLES, example
 from ssl_fast import losses
 from ssl_fast.inference.localize import LocalizationPipeline
-from ssl_fast.models import checkpoints
+from ssl_fast.models import LocalizerConfig, build, checkpoints
 from training_toys import folder
 
 
@@ -63,6 +65,37 @@ def test_localize_image_draws_what_the_pipeline_finds(tmp_path, capsys):
     answer = pipeline.localize(pipeline.read_image(files[0]), pipeline.read_sound(files[1]))
     assert numbers(capsys.readouterr().out)[0] == pytest.approx(answer.scores()["maximum"], abs=1e-3)
     assert np.array_equal(np.asarray(Image.open(files[2])), answer.sheet(alpha=0.4))
+
+
+def test_rcgrad_is_grad_cam_of_pooled_features(monkeypatch):
+    """Of a mean of W v the gradient is W' a / cells in every cell: each cell's map is the part of v . W' a above 0."""
+    torch.manual_seed(1)
+    module, localizer = example("rcgrad"), build(LocalizerConfig.small("ez_vsl", width=4, dimension=8)).eval()
+    monkeypatch.setattr(module, "found", SimpleNamespace(localizer=localizer))
+    images = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    spectrograms = torch.randn(3, 1, 64, 32)
+    with torch.no_grad():
+        got = module.maps(images, spectrograms)
+        features = localizer.visual_net(localizer.normalize_images(images))
+        sounds = localizer.audio_features(localizer.normalize_spectrograms(spectrograms))["audio"]
+        weight = sounds @ localizer.visual_heads["visual"].weight[:, :, 0, 0]
+        cam = torch.einsum("nchw,nc->nhw", features, weight).relu().flatten(1)
+    low, high = cam.amin(1, keepdim=True), cam.amax(1, keepdim=True)
+    torch.testing.assert_close(got.flatten(1), (cam - low) / (high - low), rtol=1e-4, atol=1e-4)
+    assert not localizer.visual_net._forward_hooks
+
+
+def test_rcgrad_counts_pixels_above_three_quarters(tmp_path, monkeypatch, capsys):
+    """Three of four maps are 1 where the object is; in the last it is .7, and the rest of the image 0."""
+    folder(tmp_path, 4)
+    boxes = [{"file": f"{i:02d}", "class": "a", "bbox": [[0, 0, 0.5, 1]]} for i in range(4)]
+    (tmp_path / "annotations.json").write_text(json.dumps(boxes))
+    module = example("rcgrad")
+    values = torch.zeros(4, 8, 8)
+    values[:, :, :4] = torch.tensor([1, 1, 1, 0.7])[:, None, None]
+    monkeypatch.setattr(module, "maps", lambda images, spectrograms: values)
+    module.main(str(tmp_path))
+    assert numbers(capsys.readouterr().out)[-1] == 0.75
 
 
 @pytest.mark.slow

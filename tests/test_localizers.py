@@ -64,7 +64,7 @@ def test_published_initialisation_of_heads():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_maps_are_cosines_of_features(method):
-    localizer = small(method, projection=None).eval()
+    localizer = small(method, **({"projection": None} if method == "ssl_align" else {})).eval()
     images, spectrograms = inputs()
     with torch.no_grad():
         visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
@@ -212,6 +212,11 @@ def test_every_parameter_learns(method):
     elif method == "ssl_tie":
         flipped = localizer.visual_features(images.flip(3))["visual"]
         loss = losses.ssl_tie(f["visual"], f["audio"], flipped, lambda maps: maps.flip(3))
+    elif method == "hard_positives":
+        loss = losses.hard_positives(f["visual"], f["audio"], f["visual"].flip(0), f["audio"].flip(0))
+    elif method == "sspl":
+        flipped = localizer.visual_features(images.flip(3))["visual"]
+        loss = losses.sspl([f["visual"], flipped], f["audio"], localizer.predictor)
     else:
         loss = losses.LOSSES[method]()(f["visual"], f["audio"])
     loss.backward()
@@ -326,7 +331,11 @@ def test_config_round_trips_through_json(method):
         ({"method": "ezvsl"}, "method: expected one of ssl_align, .*got 'ezvsl'"),
         ({"backbone": "resnet50"}, "backbone: expected one of resnet18, .*got 'resnet50'"),
         ({"method": "slavc", "dimension": None}, "dimension: slavc needs heads"),
-        ({"method": "lvs", "projection": 16}, "projection: only ssl_align has projections, got 16 for lvs"),
+        ({"method": "lvs", "projection": 16}, "projection: only ssl_align and sspl have projections, got 16 for lvs"),
+        (
+            {"method": "sspl", "projection": None},
+            "projection: sspl needs the head whose projections it compares, got N",
+        ),
         ({"visual_dropout": 1.0}, r"visual_dropout: expected within \[0, 1\), got 1.0"),
         ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
         ({"image_mean": (0.5,)}, "image_mean: expected three values"),

@@ -12,13 +12,16 @@ from loss_loops import (
     WIDTH,
     features,
     flip,
+    loop_attention_pooled,
     loop_ez_vsl,
     loop_fnac,
+    loop_hard_positives,
     loop_lvs,
     loop_margin_nce,
     loop_slavc,
     loop_ssl_align,
     loop_ssl_tie,
+    loop_sspl,
     slavc_features,
     soft_mean,
 )
@@ -35,6 +38,8 @@ PAIR_LOSSES = {
     "lvs": (losses.lvs, loop_lvs, {}),
     "lvs-plain": (losses.lvs, loop_lvs, {"tri_map": False, "hard_negative": False}),
     "lvs-margin": (losses.lvs, loop_lvs, {"tri_map": False, "margin": -0.3, "tau": 0.1, "mean_weight": 1.0}),
+    "lvs-released": (losses.lvs, loop_lvs, {"diagonal": "released", "tau": 0.5, "margin": -0.3}),
+    "lvs-released-plain": (losses.lvs, loop_lvs, {"diagonal": "released", "tau": 0.5, "hard_negative": False}),
     "ez_vsl": (losses.ez_vsl, loop_ez_vsl, {}),
     "ez_vsl-margin": (losses.ez_vsl, loop_ez_vsl, {"margin": -0.2, "tau": 0.07, "mean_weight": 0.4}),
     "fnac": (losses.fnac, loop_fnac, {}),
@@ -97,6 +102,8 @@ def test_ssl_align_equals_loops_over_nine_pairs(symmetric, projected, layout, ba
     assert float(value) == pytest.approx(expected, rel=1e-10)
     assert float(terms["localization"]) == pytest.approx(localization, rel=1e-10)
     assert float(terms["localization"] + terms["alignment"]) == pytest.approx(float(value), rel=1e-12)
+    without = losses.ssl_align(visuals, audios, **projections, **options, alignment=False)
+    assert float(without) == pytest.approx(localization, rel=1e-10)
     if projected:
         given = losses.ssl_align(
             visuals,
@@ -150,6 +157,64 @@ def test_ssl_tie_detach_map_stops_one_side_only():
     torch.testing.assert_close(detached[1], both[1])
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("combine", ["mean", "sum", "logsumexp"])
+@pytest.mark.parametrize("options", [{}, {"margin": -0.2, "mean_weight": 0.3, "tau": 0.2}, {"beta": 0.2}])
+def test_hard_positives_equal_loops(combine, options, layout, backend):
+    """Maps of the similar images may have another size."""
+    rows, columns, positives, tensor = layout
+    visual, audio = features(rows, columns, seed=1)
+    similar = features(rows, rows, seed=2, size=(3, 2))
+    options = options | {"combine": combine}
+    value = losses.hard_positives(visual, audio, *similar, positives=tensor, backend=backend, **options)
+    expected = loop_hard_positives(visual, audio, *similar, order(positives, rows), **options)
+    assert float(value) == pytest.approx(expected, rel=1e-10)
+
+
+def test_hard_positives_that_are_the_pair_itself_are_margin_nce():
+    visual, audio = features(5, 5)
+    value = losses.hard_positives(visual, audio, visual, audio, margin=-0.2)
+    torch.testing.assert_close(value, losses.margin_nce(visual, audio), rtol=1e-12, atol=0)
+
+
+def test_sum_of_hard_positives_rewards_a_collapsed_net():
+    """All cosines 1: four of them against one, log(1 + 3 exp(-3 / tau)), where their mean leaves log 4."""
+    visual, audio = torch.ones(4, 3, 2, 2, dtype=torch.float64), torch.ones(4, 3, dtype=torch.float64)
+    one, tau = (visual, audio, visual, audio), 0.5
+    values = {c: float(losses.hard_positives(*one, combine=c, tau=tau)) for c in ("mean", "sum", "logsumexp")}
+    expected = {"mean": math.log(4), "sum": math.log1p(3 * math.exp(-3 / tau)), "logsumexp": math.log(7 / 4)}
+    assert values == pytest.approx(expected, rel=1e-9)
+
+
+def simsiam(seed=4):
+    weights = torch.from_numpy(np.random.default_rng(seed).standard_normal((2, CHANNELS, CHANNELS)))
+    return lambda x: (x @ weights[0], torch.tanh(x @ weights[0]) @ weights[1])
+
+
+def test_sspl_equals_loops(backend):
+    (first, audio), (second, _) = features(4, 4, seed=1), features(4, 4, seed=2, size=(3, 2))
+    pooled = losses.attention_pooled(first, audio, backend=backend)
+    torch.testing.assert_close(pooled, loop_attention_pooled(first, audio), rtol=1e-10, atol=1e-12)
+    value = losses.sspl([first, second], audio, simsiam(), backend=backend)
+    assert float(value) == pytest.approx(loop_sspl([first, second], audio, simsiam()), rel=1e-10)
+
+
+def test_sspl_stops_the_gradient_of_projections():
+    """With an identity as predictor, each view is pulled to the other's projection, which stands still: half of the
+    gradient of the plain cosine reaches it by its own prediction, and nothing by its projection."""
+    (first, audio), (second, _) = features(4, 4, seed=1), features(4, 4, seed=2)
+    first.requires_grad_()
+    (got,) = torch.autograd.grad(losses.sspl([first, second], audio, lambda x: (x, x)), first)
+    target = losses.attention_pooled(second, audio)
+    cosines = torch.nn.functional.cosine_similarity(losses.attention_pooled(first, audio), target)
+    (whole,) = torch.autograd.grad(-cosines.mean(), first)
+    torch.testing.assert_close(got, whole / 2)
+    (nothing,) = torch.autograd.grad(
+        losses.sspl([first, second], audio, lambda x: (x, torch.ones_like(x) + 0 * x)), first
+    )
+    assert not nothing.any()
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Gradients
 
@@ -169,10 +234,18 @@ def gradcheck_cases():
         return lambda *x: losses.slavc(*x, tau=0.3, **options, **positives), slavc_features(3, 4)
 
     (v, a), (w, b) = features(3, 4, seed=1), features(3, 4, seed=2)
+
+    def hard_positives(*x):
+        return losses.hard_positives(*x, beta=0.2, tau=0.3, combine="logsumexp", **positives)
+
+    c = features(3, 3, seed=5)[1]
     return {
+        "hard_positives": (hard_positives, (v, a, w, c)),
+        "attention_pooled": (losses.attention_pooled, (v, c)),
         "ssl_align": (align, (v, w, a, b)),
         "margin_nce": pairs(losses.margin_nce, symmetric=True, mean_weight=0.2, beta=0.2, **positives),
         "lvs": pairs(losses.lvs, beta=0.2, tau=0.3, margin=-0.2, **positives),
+        "lvs-released": pairs(losses.lvs, beta=0.2, tau=0.5, diagonal="released", **positives),
         "ez_vsl": pairs(losses.ez_vsl, margin=-0.1, tau=0.2, **positives),
         "fnac": pairs(losses.fnac, tau=0.3, **positives),
         "slavc": slavc(momentum=slavc_features(3, 4, seed=8), negatives="both"),
@@ -205,7 +278,11 @@ ROW_LOSSES = {
     "ssl_align": lambda v, a, **options: losses.ssl_align([v], [a], **options),
     "margin_nce": losses.margin_nce,
     "lvs": losses.lvs,
+    "lvs-released": lambda v, a, **options: losses.lvs(v, a, diagonal="released", tau=0.5, **options),
     "slavc": lambda v, a, **options: losses.slavc(v, v.flip(1), a, a.flip(1), momentum=None, **options),
+    "hard_positives": lambda v, a, **options: losses.hard_positives(
+        v, a, v.flip(1), v.detach().mean((2, 3)), beta=0.2, **options
+    ),
 }
 SQUARE_LOSSES = {
     **ROW_LOSSES,
@@ -282,9 +359,20 @@ def test_lvs_with_negative_cosines_on_the_diagonal():
     published = torch.cat([own, scores * (1 - 100 * torch.eye(4)), own], 1) / 0.07
     exploded = torch.nn.functional.cross_entropy(published, torch.zeros(4, dtype=torch.long))
     assert float(exploded) == pytest.approx(71.4, abs=0.1)
+    assert float(losses.lvs(visual, audio, diagonal="released")) == pytest.approx(float(exploded), rel=1e-10)
     positive, negative = math.exp(-0.05 / 0.07), 1.0
     expected = -math.log(positive / (positive + 3 * negative + positive))
     assert float(losses.lvs(visual, audio)) == pytest.approx(expected, rel=1e-10)
+
+
+def test_lvs_of_a_collapsed_net_in_closed_form():
+    """All cosines .001, as of a net that starts: eight pairs and the background are alike, log 9; the positive that the
+    released program leaves among the negatives adds exp(-.1 / tau)."""
+    audio = torch.tensor([[1.0, 0.0]], dtype=torch.float64).expand(8, 2)
+    visual = torch.tensor([0.001, math.sqrt(1 - 1e-6)], dtype=torch.float64)[None, :, None, None].expand(8, 2, 3, 3)
+    assert float(losses.lvs(visual, audio)) == pytest.approx(math.log(9), rel=1e-9)
+    released = float(losses.lvs(visual, audio, diagonal="released"))
+    assert released == pytest.approx(math.log(9 + math.exp(-0.1 / 0.07)), rel=1e-9) and released > 2.22
 
 
 @pytest.mark.parametrize("options", [{}, {"tri_map": False, "epsilon": 0.3}, {"beta": 0.001}])
@@ -375,7 +463,9 @@ def test_compiles_without_a_graph_break(name):
 def test_modules_equal_functions():
     visual, audio = features(4, 4)
     copies = tuple(x.flip(0) for x in (visual, visual, audio, audio))
-    assert losses.LOSSES.keys() == {"ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie"}
+    assert losses.LOSSES.keys() == {
+        *("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
+    }
     pairs = [
         (losses.EZVSL(tau=0.1)(visual, audio), losses.ez_vsl(visual, audio, tau=0.1)),
         (losses.EZVSL(tau=0.1)(visual, audio, margin=-0.2), losses.ez_vsl(visual, audio, tau=0.1, margin=-0.2)),
@@ -389,6 +479,14 @@ def test_modules_equal_functions():
         (
             losses.SSLTIE(weight=2.0, tau=0.1)(visual, audio, flip(visual), flip),
             losses.ssl_tie(visual, audio, flip(visual), flip, weight=2.0, tau=0.1),
+        ),
+        (
+            losses.HardPositives(combine="sum")(visual, audio, flip(visual), audio),
+            losses.hard_positives(visual, audio, flip(visual), audio, combine="sum"),
+        ),
+        (
+            losses.SSPL()([visual, flip(visual)], audio, simsiam()),
+            losses.sspl([visual, flip(visual)], audio, simsiam()),
         ),
     ]
     for module, function in pairs:
@@ -430,6 +528,7 @@ VALUE_ERRORS = {
     "mean weight": (lambda: losses.ez_vsl(V, A, mean_weight=1.5), r"mean_weight: expected within \[0, 1\], got 1.5"),
     "reduce": (lambda: losses.slavc(V, V, A, A, momentum=None, reduce="mean"), "reduce: expected one of .*'mean'"),
     "negatives": (lambda: losses.slavc(V, V, A, A, momentum=None, negatives="all"), "negatives: expected .*'all'"),
+    "diagonal": (lambda: losses.lvs(V, A, diagonal="kept"), "diagonal: expected one of .*'released'.*, got 'kept'"),
     "momentum count": (lambda: losses.slavc(V, V, A, A, momentum=(V, A)), "momentum: expected visual_loc, .* got 2"),
     "momentum shape": (
         lambda: losses.slavc(V, V, A, A, momentum=(V, V, A, A[:3])),
@@ -453,6 +552,18 @@ VALUE_ERRORS = {
         lambda: losses.ssl_tie(V, A, V, lambda maps: maps[:, 0]),
         r"transform: expected maps \(4, 1, 2, 3\) .* got \(4, 2, 3\)",
     ),
+    "combine": (lambda: losses.hard_positives(V, A, V, A, combine="max"), "combine: expected one of .*, got 'max'"),
+    "similar images": (
+        lambda: losses.hard_positives(V, A, V[:3], A),
+        r"similar_visual: expected \(4, C, h, w\), one of each image, got \(3, 5, 2, 3\)",
+    ),
+    "similar sounds": (lambda: losses.hard_positives(V, A, V, A[:3]), r"similar_audio: expected \(4, C\), .*\(3, 5\)"),
+    "hard positives alone": (
+        lambda: losses.hard_positives(V[:1], A[:1], V[:1], A[:1]),
+        "audio: expected at least 2, a positive and a negative, got 1",
+    ),
+    "views of sspl": (lambda: losses.sspl([V], A, simsiam()), "visuals: expected two views of each image, got 1"),
+    "pairs of sspl": (lambda: losses.sspl([V, V], A[:3], simsiam()), r"audio: expected \(4, 5\)"),
     "backend": (lambda: losses.ez_vsl(V, A, backend="cuda"), "backend: expected"),
 }
 TYPE_ERRORS = {

@@ -158,7 +158,8 @@ def test_what_does_not_fit_is_named(folder, tmp_path, capsys):
     good = ["--features", tmp_path / "good.npy", *out]
     fails(capsys, good, "k: expected 1 to 4, as there are 5 samples, got 1000")
     fails(capsys, [*good, "--k", 2, "--list", tmp_path / "short.txt"], "ids: expected 5 different ones", "got 2")
-    fails(capsys, [*good, "--k", 2, "--data", folder], "--modality, --features-out: expected with --weights")
+    fails(capsys, [*good, "--k", 2, "--data", folder], "--data: expected with --weights")
+    fails(capsys, [*good, "--set", "vggsound", "--workers", 2], "--set, --workers: expected with --weights")
     fails(capsys, [*good, "--k", 2, "--device", "tpu"], "--device: expected cpu or cuda, got 'tpu'")
     fails(capsys, ["--weights", tmp_path, *out], "--weights: expected with --data and --modality")
     checkpoint(tmp_path / "run", "lvs")

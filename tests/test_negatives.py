@@ -192,6 +192,7 @@ def test_a_file_decides(toys, tmp_path):
             lambda r: r["draws"]["toy3"].update(file="dog"),
             "'toy3': expected the sound of a sample of the set from 0 s on",
         ),
+        (lambda r: r["draws"]["toy3"].update(file=["dog"]), "(null for silence and noise), got ['dog'] from"),
         (lambda r: r["draws"]["toy3"].update(offset=1.5), "from 1.5"),
         (lambda r: r["draws"]["toy3"].update(file="toy3"), "1 sounds are not off screen: for 'toy3' that of 'toy3'"),
     ],
@@ -204,8 +205,11 @@ def test_files_that_do_not_fit(toys, tmp_path, change, message):
     path.write_text(json.dumps(record))
     with pytest.raises(DataError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)):
         negatives(toys, "offscreen", 5, path=path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="draws.json: expected kind, seed and draws as JSON, got maximum recursion"):
+        negatives(toys, "offscreen", 5, path=path)
     path.write_text("{")
-    with pytest.raises(DataError, match="draws.json: expected kind, seed and draws as JSON, got JSONDecodeError"):
+    with pytest.raises(DataError, match="draws.json: expected kind, seed and draws as JSON, got Expecting property"):
         negatives(toys, "offscreen", 5, path=path)
 
 

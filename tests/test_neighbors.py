@@ -295,9 +295,20 @@ def test_files_that_do_not_fit_are_named(file, toys, tmp_path):
     np.save(file, np.zeros((40, 4)))
     with pytest.raises(ValueError, match=re.escape(f"{file}: expected (40, 4) int32, got (40, 4) float64")):
         Neighbors(file)
+    for where, value in (((0, 3), -5), ((39, 0), 40), ((17, 2), 10**6)):
+        indices = np.frombuffer(whole[-40 * 4 * 4 :], "<i4").reshape(40, 4).copy()
+        indices[where] = value
+        np.save(file, indices)
+        with pytest.raises(
+            ValueError, match=re.escape(f"{file}: row {where[0]}: expected indices of 0 to 39, got {value}")
+        ):
+            Neighbors(file, toys)
+    np.save(file, np.zeros((40, 4), np.int64))
+    with pytest.raises(ValueError, match=re.escape(f"{file}: expected (40, 4) int32, got (40, 4) int64")):
+        Neighbors(file)
     file.write_bytes(whole)
     about = sidecar.read_text()
-    for content in ("[]", "{", about.replace("neighbors 1", "neighbors 9")):
+    for content in ("[]", "{", "[" * 100_000, about.replace("neighbors 1", "neighbors 9")):
         sidecar.write_text(content)
         with pytest.raises(ValueError, match=re.escape(f"{sidecar}: expected what neighbours were made of, format")):
             Neighbors(file)

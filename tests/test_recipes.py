@@ -6,7 +6,7 @@ import pytest
 from ssl_fast import losses, ops
 from ssl_fast.data.io.front_ends import FRONT_ENDS
 from ssl_fast.models import LocalizerConfig
-from ssl_fast.training import recipes
+from ssl_fast.training import loss_options, recipes
 from ssl_fast.training.recipes import Recipe, recipe
 
 
@@ -22,10 +22,11 @@ def test_every_method_has_every_recipe_and_survives_json(method, name):
 def test_recipes_of_quickstart_avoid_both_traps_and_published_ones_keep_them():
     for method in recipes.METHODS:
         assert not recipe(method).model.head_bias
-        assert recipe(method).pooling_warm_up == (None if method == "slavc" else (0.1, 0.3))
+        assert recipe(method).pooling_warm_up == (None if method in ("slavc", "sspl") else (0.1, 0.3))
         published = recipe(method, "published")
         assert published.model == LocalizerConfig.published(method) and published.pooling_warm_up is None
-        assert (published.optimizer, published.learning_rate, published.decay) == ("adam", 1e-4, "constant")
+        optimizer = "adamw" if method == "sspl" else "adam"
+        assert (published.optimizer, published.learning_rate, published.decay) == (optimizer, 1e-4, "constant")
 
 
 # Optimisation and preprocessing of methods' papers and programs; what they leave open (None) is not compared.
@@ -38,6 +39,8 @@ PUBLISHED = {
     "lvs": (None, None, None, (10.0, 238, False), "ez_vsl", "none", 1),
     "ssl_tie": (100, 32, 1e-4, (10.0, 239, True), "moco_v2", "ssl_tie", 1),
     "ssl_align": (50, None, None, (3.0, 159, False), "simclr", "none", 3),
+    "hard_positives": (None, None, None, None, None, "none", 2),
+    "sspl": (100, 256, 1e-4, None, None, "none", 2),
 }
 
 
@@ -59,7 +62,7 @@ def test_published_recipes_are_those_of_the_papers(method):
         method, (None, 0.0)
     )
     steps = one.steps(10 * one.batch_size)
-    assert sum(k / steps < one.nce_only for k in range(steps)) == (50 if method == "fnac" else 0)  # 5 epochs
+    assert sum(one.leaves_out_l1_at(k / steps) for k in range(steps)) == (50 if method == "fnac" else 0)  # 5 epochs
     assert one.time_shift == ((0.1, 0.5) if method == "ssl_align" else None)
 
 
@@ -102,7 +105,8 @@ def test_planned_steps():
     [
         (
             {"method": "foo"},
-            "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, got 'foo'",
+            "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, "
+            "hard_positives, sspl, got 'foo'",
         ),
         ({"name": "mine"}, "recipe: expected one of quickstart, published, got 'mine'"),
         ({"epochs": 0}, "epochs: expected >= 1, got 0"),
@@ -112,16 +116,15 @@ def test_planned_steps():
         ({"pooling_warm_up": (0.5, 0.2)}, "pooling_warm_up: expected 0 <= start <= end <= 1, got (0.5, 0.2)"),
         (
             {"loss": {"pooling": {"name": "median"}}},
-            f"pooling: expected a dict with a name among {', '.join(recipes.POOLINGS)}, got {{'name': 'median'}}",
+            f"pooling: expected a dict with a name among {', '.join(loss_options.POOLINGS)}, got {{'name': 'median'}}",
         ),
         (
             {"loss": {"pooling": "max"}},
-            f"pooling: expected a dict with a name among {', '.join(recipes.POOLINGS)}, got 'max'",
+            f"pooling: expected a dict with a name among {', '.join(loss_options.POOLINGS)}, got 'max'",
         ),
-        (
-            {"method": "lvs", "views": ("original", "augmented")},
-            "views: only ssl_align compares several views, got ('original', 'augmented') for lvs",
-        ),
+        ({"method": "lvs", "views": ("original", "augmented")}, "views: lvs compares 1, got original, augmented"),
+        ({"method": "hard_positives", "views": ("augmented",)}, "views: hard_positives compares 2, got augmented"),
+        ({"method": "sspl", "pooling_warm_up": (0.1, 0.3)}, "pooling_warm_up: sspl has none, got (0.1, 0.3)"),
         ({"views": ()}, "views: expected some of original, augmented, conceptual, got ()"),
         ({"views": 2}, "views: expected some of original, augmented, conceptual, got 2"),
         ({"views": ("twin",)}, "views: expected some of original, augmented, conceptual, got ('twin',)"),
@@ -140,6 +143,11 @@ def test_planned_steps():
         ),
         ({"momentum_decay": 0.9}, "momentum_decay: only slavc has momentum nets, got 0.9 for ssl_align"),
         ({"method": "slavc", "pooling_warm_up": (0.1, 0.3)}, "pooling_warm_up: slavc has none, got (0.1, 0.3)"),
+        ({"nce_epochs": 1}, "nce_epochs: only fnac has L1 terms to wait with, got 1 for ssl_align"),
+        (
+            {"method": "fnac", "epochs": 3, "nce_epochs": 3},
+            "nce_epochs: expected fewer than the 3 epochs of the run, or fnac's L1 terms never come, got 3",
+        ),
         ({"crop_area": 0.0}, "crop_area: expected in (0, 1], got 0.0"),
         ({"model": LocalizerConfig.small("lvs")}, "model: expected a localizer for ssl_align, got one for lvs"),
     ],
@@ -154,5 +162,92 @@ def test_bad_fields_are_named(changes, message):
 def test_unknown_fields_and_options_are_named():
     with pytest.raises(ValueError, match="expected the fields of Recipe, got colour"):
         Recipe.from_dict(recipe("lvs").to_dict() | {"colour": 1})
-    with pytest.raises(TypeError, match="lvs: expected options among .*, got taw"):
-        recipe("lvs", loss={"taw": 1.0}).build_loss()
+
+
+def test_loss_options_go_over_those_of_the_recipe():
+    assert recipe("ez_vsl", loss={"margin": -0.2}).loss == {"tau": 0.07, "margin": -0.2}
+    assert recipe("ez_vsl", loss={"tau": 0.2}).build_loss().options["tau"] == 0.2
+    assert recipe("margin_nce", "published", loss={"symmetric": True}).loss == {"symmetric": True}
+
+
+def test_without_alignment_there_are_no_projections():
+    one = recipe("ssl_align", "published", loss={"alignment": False})
+    assert one.model == LocalizerConfig.published("ssl_align", projection=None)
+    assert Recipe.from_dict(json.loads(json.dumps(one.to_dict()))) == one
+
+
+def test_mean_weight_of_a_loss_is_where_its_warm_up_ends():
+    one = recipe("ez_vsl", loss={"mean_weight": 0.2}, pooling_warm_up=(0.1, 0.3))
+    assert [one.mean_weight_at(p) for p in (0.1, 0.2, 0.3, 1.0)] == pytest.approx([1.0, 0.6, 0.2, 0.2])
+    assert recipe("ez_vsl", "published", loss={"mean_weight": 0.2}).mean_weight_at(0.0) == 0.2
+
+
+def test_loss_options_are_read_from_text():
+    expected = {"margin": -0.2, "symmetric": True, "reduce": "max", "weights": (100.0, 1.0, 0.0), "tau": 0.1}
+    assert loss_options.read(["margin=-0.2, symmetric=true,reduce=max", "weights=1e2,1,0,tau=.1"]) == expected
+    pooling = {"pooling": {"name": "soft_threshold", "beta": 0.1}}
+    assert loss_options.read(["pooling=soft_threshold,pooling.beta=0.1"]) == pooling
+    for text in ("margin", "", "=1", "tau=1,tau=2", "0.1,tau=2"):
+        with pytest.raises(ValueError, match="loss: expected NAME=VALUE,NAME=VALUE with each name once, got "):
+            loss_options.read([text])
+
+
+# Every setting that the papers' ablations vary, by what `--loss` is given.
+SETTINGS = {
+    "margin_nce": "margin=0.2,epsilon=.6,beta=.1,tau=.05,symmetric=true,mean_weight=.5",
+    "lvs": "tri_map=false,hard_negative=false,diagonal=released,epsilon_negative=.3,margin=-.3",
+    "ez_vsl": "margin=-.2,tau=.05,mean_weight=.1",
+    "slavc": "reduce=max,negatives=image,tau=.05",
+    "fnac": "weights=100,100,0,threshold=.5",
+    "ssl_tie": "weight=2,detach_map=true,tri_map=false,diagonal=released",
+    "ssl_align": "pooling=max,alignment=false,symmetric=false,tau=.1",
+    "hard_positives": "combine=sum,epsilon=.6,margin=-.2",
+}
+
+
+@pytest.mark.parametrize("method", SETTINGS)
+def test_ablations_of_the_papers_are_options(method):
+    options = loss_options.read([SETTINGS[method]])
+    built = recipe(method, "published", loss=options).build_loss().options
+    assert {name: built[name] for name in options} == options | ({"pooling": ops.Max()} if "pooling" in options else {})
+
+
+@pytest.mark.parametrize(
+    "method, text, message",
+    [
+        (
+            "ez_vsl",
+            "taw=1",
+            "ez_vsl has no option 'taw', it takes tau (a number > 0), margin (a number), mean_weight (a ",
+        ),
+        (
+            "slavc",
+            "mean_weight=0",
+            "slavc has no option 'mean_weight', it takes tau (a number > 0), reduce (sum or max), ",
+        ),
+        ("fnac", "return_terms=true", "fnac has no option 'return_terms', it takes tau (a number > 0), threshold (a "),
+        ("lvs", "momentum=1", "lvs has no option 'momentum', it takes epsilon (a number), "),
+        ("ez_vsl", "tau=0", "tau: expected a number > 0, got 0.0"),
+        ("ez_vsl", "tau=nan", "tau: expected a number > 0, got nan"),
+        ("lvs", "beta=true", "beta: expected a number > 0, got True"),
+        ("lvs", "margin=low", "margin: expected a number, got 'low'"),
+        ("lvs", "margin=1,2", "margin: expected a number, got (1.0, 2.0)"),
+        ("lvs", "tri_map=1", "tri_map: expected true or false, got 1.0"),
+        ("lvs", "diagonal=kept", "diagonal: expected excluded or released, got 'kept'"),
+        ("fnac", "weights=1,2", "weights: expected 3 numbers, got (1.0, 2.0)"),
+        ("ez_vsl", "mean_weight=2", "mean_weight: expected a number within [0, 1], got 2.0"),
+        ("ssl_align", "pooling.beta=1", "pooling: expected a dict with a name among "),
+        ("ssl_align", "pooling=max,pooling.beta=1", "pooling: expected no options with 'max', got beta=1.0"),
+        ("ssl_align", "pooling=mean,pooling.mask=1", "pooling: expected no options with 'mean', got mask=1.0"),
+        (
+            "ssl_align",
+            "pooling=soft_threshold,pooling.beta=x",
+            "pooling: expected numbers for epsilon and beta with 'soft_threshold', got beta='x'",
+        ),
+        ("ssl_align", "pooling=soft_threshold,pooling.beta=0", "beta: expected > 0, got 0.0"),
+    ],
+)
+def test_bad_loss_options_are_named(method, text, message):
+    with pytest.raises(ValueError) as error:
+        recipe(method, loss=loss_options.read([text]))
+    assert message in str(error.value) and "\n" not in str(error.value)

@@ -1,15 +1,14 @@
 """Published test sets in small folders of every layout, and what a check of them tells."""
 
+import hashlib
 import re
-import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import soundfile
 import torch
-from PIL import Image
 
+from published_folders import CLASSES, CLIPS, FOLDERS, NUMBERS, PAIRS, TESTING, annotate, make, put
 from ssl_fast.cli import main as cli
 from ssl_fast.data.annotations import read, weight_map
 from ssl_fast.data.datasets import SampleSet
@@ -17,100 +16,49 @@ from ssl_fast.data.io.audio import load_audio
 from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.io.images import load_image
 from ssl_fast.data.sample_lists import DataError
-from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, check
+from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, annotation_file, check
 from ssl_fast.evaluation import evaluate, metrics
+from ssl_fast.reproducibility import samples_record
 from test_annotations import write
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
 
-def put(root, file):
-    """An image, a mask whose left third is white, or a sound, of what its name seeds."""
-    path, rng = root / file, np.random.default_rng(zlib.crc32(file.encode()))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if file.endswith(".wav"):
-        soundfile.write(path, rng.uniform(-0.5, 0.5, 8000), 16000)
-    elif "gt_" in file:
-        pixels = np.zeros((224, 224), np.uint8)
-        pixels[:, :75] = 255
-        Image.fromarray(pixels).save(path)
-    else:
-        Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8)).save(path)
-    return path
+SLAVC = FOLDERS["lvs, ez-vsl, slavc: vgg-ss"]
 
 
-def annotations(name, folder):
-    """Two samples, as the set publishes them."""
-    folder.mkdir(exist_ok=True)
-    if name == "vgg-ss":
-        entry = {"class": "owl hooting", "bbox": [[0.1, 0.2, 0.5, 0.9]]}
-        return read(name, write(folder / "v.json", [{"file": f"abcdefghij{k}_000030"} | entry for k in "-_"]))
-    if name == "vgg-ss-xml":
-        for k in "-_":
-            sides = "".join(f"<s>{v}</s>" for v in (0.1, 0.2, 0.5, 0.9))
-            write(folder / f"abcdefghij{k}_000030.xml", f"<r><bbox><one>{sides}</one></bbox></r>")
-        return read(name, folder)
-    if name == "flickr":
-        for k in (10000130166, 12):
-            sides = "".join(f"<s>{v}</s>" for v in ("label", 10, 20, 130, 255))
-            write(folder / f"{k}.xml", f"<r><one><bbox>{sides}</bbox></one></r>")
-        return read(name, folder)
-    stems = [f"owl_car_7_{k}" for k in ("owl", "car")] if name == "is3" else [f"owl/v-1/v-1_{k}" for k in (1, 2)]
-    entries = [
-        {
-            "image": f"/x/y/{stem}.png",
-            "audio": f"/x/y/{stem if name == 'is3' else 'owl/v-1'}.wav",
-            "gt_box": [10.0, 20.0, 100.0, 200.0],
-        }
-        for stem in stems
-    ]
-    masks = [entry | {"gt_box": f"/x/y/{stem}.png", "offset": 1} for entry, stem in zip(entries, stems)]
-    return read(name, write(folder / "b.json", entries)).with_masks(read(name, write(folder / "m.json", masks)))
-
-
-VGGSS = {
-    "slavc": [(f"frames/abcdefghij{k}_000030.jpg", f"audio/abcdefghij{k}_000030.wav") for k in "-_"],
-    "fnac": [(f"frames/abcdefghij{k}_000030.png", f"audio/abcdefghij{k}_000030.wav") for k in "-_"],
-    "ssl-align": [
-        (f"frames/abcdefghij{k}_30000_40000/image_050.jpg", f"audio/abcdefghij{k}_30000_40000.wav") for k in "-_"
-    ],
-}
-FLICKR = (12, 10000130166)
-IS3 = ("owl_car_7_owl", "owl_car_7_car")
-S4 = [f"owl/v-1/v-1_{k}.png" for k in (1, 2)]
-FILES = {  # written out by hand from the description of each layout
-    "vgg-ss": VGGSS,
-    "vgg-ss-xml": VGGSS,
-    "flickr": {
-        "slavc": [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1],
-        "ssl-align": [(f"frames/{k}.mp4/frame {k}.jpg", f"audio/{k}.wav") for k in FLICKR][::-1],
-    },
-    "is3": {
-        layout: [(f"{folder}/{k}.jpg", f"audio_wav/{k}.wav", f"gt_segmentation/{k}.png") for k in IS3]
-        for layout, folder in (("is3", "images"), ("ssl-align", "visual_frames"))
-    },
-    "s4": {"avsbench": [(f"visual_frames/test/{f}", "audio_wav/test/owl/v-1.wav", f"gt_masks/test/{f}") for f in S4]},
-}
-CASES = [(name, layout) for name, layouts in FILES.items() for layout in layouts]
+def annotations(folder, where):
+    """Those of the folder, with the masks that it has."""
+    where.mkdir(exist_ok=True)
+    annotate(where / folder.annotations, folder)
+    found = read(folder.of, where / folder.annotations)
+    return found.with_masks(read(folder.of, where / f"{folder.of}_seg.json")) if len(folder.files[0]) > 2 else found
 
 
 def test_every_layout_is_tested():
-    assert {name: set(layouts) for name, layouts in LAYOUTS.items()} == {n: set(f) for n, f in FILES.items()}
+    tested = {(FOLDERS[name].of.removesuffix("-xml"), FOLDERS[name].layout) for name in TESTING}
+    assert tested == {(name, program) for name in LAYOUTS for program in LAYOUTS[name] if name != "vgg-ss-xml"}
+    assert LAYOUTS["vgg-ss"] == LAYOUTS["vgg-ss-xml"]
 
 
-@pytest.mark.parametrize("name, layout", CASES)
-def test_layouts(tmp_path, name, layout):
-    root, found = tmp_path / "data", annotations(name, tmp_path / "annotations")
-    for files in FILES[name][layout]:
-        for file in files:
-            put(root, file)
-    test = PublishedSet(root, name, found, front_end=FRONT_END, layout=layout)
-    assert isinstance(test, SampleSet) and len(test) == 2 and test.has_ground_truth and test.size == 224
-    assert test.ids == [sample.id for sample in found.samples]
-    assert test.image_ids == {"is3": ["owl_car_7"] * 2, "s4": ["owl/v-1"] * 2}.get(name, test.ids)
-    if name == "is3":
-        assert test.categories == ["owl", "car"] and test.visible == [frozenset({"owl", "car"})] * 2
-    for i, (image, sound, *mask) in enumerate(FILES[name][layout]):
+@pytest.mark.parametrize("name", TESTING)
+@pytest.mark.parametrize("named", [False, True])
+def test_layouts(tmp_path, name, named):
+    """With and without the name of the layout, with a list in the form of the program."""
+    folder = FOLDERS[name]
+    root, layout = make(tmp_path, folder), folder.layout if named else None
+    assert annotation_file(root, folder.of) == root / folder.annotations
+    found = read(folder.of, annotation_file(root, folder.of), ids=root / "list.txt")
+    if len(folder.files[0]) > 2:
+        found = found.with_masks(read(folder.of, root / f"{folder.of}_seg.json"))
+    test = PublishedSet(root, folder.of, found, front_end=FRONT_END, layout=layout)
+    assert isinstance(test, SampleSet) and len(test) == 6 and test.has_ground_truth and test.size == 224
+    assert test.ids == folder.ids == [sample.id for sample in found.samples] and test.missing == []
+    groups = {"is3": [f"owl_train_{k}" for k in (7, 8, 9) for _ in "ab"], "s4": [*["dog_barking/v-1"] * 3]}
+    assert test.image_ids[:3] == groups.get(folder.of, test.ids)[:3]
+    if folder.of == "is3":
+        assert test.categories == ["owl", "train"] * 3 and test.visible == [frozenset({"owl", "train"})] * 6
+    for i, (image, sound, *mask) in enumerate(folder.files[:3]):
         sample = test[i]
         assert torch.equal(sample["image"], load_image(root / image, 224)) and sample["index"] == i
         wave = load_audio(root / sound, sample_rate=16000, seconds=0.25)
@@ -118,56 +66,146 @@ def test_layouts(tmp_path, name, layout):
         assert torch.equal(sample["spectrogram"], FRONT_END.spectrogram(torch.from_numpy(wave))[None])
         truth = test.ground_truth(i)
         np.testing.assert_array_equal(truth, weight_map(found.samples[i].boxes, found.rule))
-        assert truth.max() == (0.5 if name == "flickr" else 1)
+        assert sorted(set(truth.flat)) == ([0, 0.5, 1] if folder.of == "flickr" else [0, 1])
         if mask:
             np.testing.assert_array_equal(test.mask(i), np.arange(224)[None].repeat(224, 0) < 75)
         else:
             assert test.mask(i) is None
-    report = check(root, name, found, layout=layout)
+    report = check(root, folder.of, found, layout=layout)
     assert report.ok and report.ids == test.ids
 
 
-@pytest.mark.parametrize("name, layout", CASES)
-def test_every_file_that_is_missing_is_named(tmp_path, name, layout):
-    found = annotations(name, tmp_path / "annotations")
-    root = tmp_path / "data"
-    root.mkdir()
-    report = check(root, name, found, layout=layout)
-    for file in {file for files in FILES[name][layout] for file in files}:
-        shown = re.sub("frame [0-9]+", "*", file)
+@pytest.mark.parametrize("name", TESTING)
+def test_every_file_that_is_missing_is_named(tmp_path, name):
+    folder = FOLDERS[name]
+    found, root = annotations(folder, tmp_path / "annotations"), tmp_path / "data"
+    for file in folder.files[0]:  # so that there are the folders of this layout alone
+        put(root, file).unlink()
+    report = check(root, folder.of, found, layout=folder.layout)
+    files = {file for files in folder.files for file in files}
+    for file in files:
+        shown = file.replace("some frame", "*")
         assert sum(f"{root / shown}: no such file" in entry for entry in report.missing) == 1
-    assert not report.ok and not report.ids
-    with pytest.raises(DataError, match=f"{re.escape(str(root))}: {len(report.missing)} problems: "):
-        PublishedSet(root, name, found, front_end=FRONT_END, layout=layout)
+    assert len(report.missing) == len(files) and not report.broken and not report.ok and not report.ids
+    with pytest.raises(DataError, match=f"{re.escape(str(root))}: {len(files)} problems: "):
+        PublishedSet(root, folder.of, found, front_end=FRONT_END, layout=folder.layout)
+    with pytest.raises(DataError, match=f"{re.escape(str(root))}: expected samples, none of the 6 listed has all its"):
+        PublishedSet(root, folder.of, found, front_end=FRONT_END, layout=folder.layout, on_missing="list")
+
+
+def test_layouts_that_cannot_be_told(tmp_path):
+    """Two that fit: named, to choose from. None: what was looked for, and what there is."""
+    found, root = annotations(SLAVC, tmp_path / "annotations"), tmp_path / "data"
+    root.mkdir()
+    make(root, SLAVC)
+    make(root, FOLDERS["fnac: vgg-ss"])
+    message = (
+        "expected files of one layout, got those of several, choose by --layout: "
+        "slavc: frames/ID.jpg with audio/ID.wav; fnac: frames/ID.png with audio/ID.wav"
+    )
+    with pytest.raises(DataError, match=re.escape(f"{root}: {message}")):
+        check(root, "vgg-ss", found)
+    assert check(root, "vgg-ss", found, layout="fnac").ok
+    for file, _ in SLAVC.files[1:]:  # one sample of one, six of the other: still two
+        (root / file).unlink()
+    with pytest.raises(DataError, match=re.escape(message)):
+        check(root, "vgg-ss", found)
+    (root / SLAVC.files[0][0]).unlink()
+    assert check(root, "vgg-ss", found).ok  # of the first the sounds alone are left
+
+    empty = tmp_path / "empty"
+    (empty / "pictures").mkdir(parents=True)
+    (empty / "vggss.json").write_text("[]")
+    with pytest.raises(DataError) as caught:
+        check(empty, "vgg-ss", found)
+    start = f"{empty}: expected files of 'abcdefghij0_000030', 'abcdefghij1_000031', "
+    assert str(caught.value).startswith(start) and str(caught.value).endswith("; got pictures/, vggss.json")
+    assert "ssl-align: VGGSound_img/YTID_START_END/image_050.jpg with VGGSound_aud/YTID_START_END.wav" in str(
+        caught.value
+    )
+    assert "ssl-tie: total_video_frames/ID/125.jpg with total_video_3s_audio/ID.wav" in str(caught.value)
+    for folder in ("frames", "audio"):  # of two layouts, with files of none
+        (empty / folder).mkdir()
+    with pytest.raises(DataError, match="; got audio/, frames/, pictures/, vggss.json$"):
+        check(empty, "vgg-ss", found)
+
+
+def test_annotation_files(tmp_path):
+    with pytest.raises(DataError, match="annotations of flickr, annotations or Annotations or anno, got none"):
+        annotation_file(tmp_path, "flickr")
+    for name in ("anno", "annotations"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(DataError, match="annotations of flickr, .*, got annotations and anno: --annotations"):
+        annotation_file(tmp_path, "flickr")
+    with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
+        annotation_file(tmp_path / "nowhere", "flickr")
+    with pytest.raises(ValueError, match="set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'vgg'"):
+        annotation_file(tmp_path, "vgg")
+
+
+@pytest.mark.parametrize("name", ["fnac: vgg-ss", "ssl-tie: flickr test", "is3", "avsbench: s4"])
+def test_samples_that_are_there(tmp_path, name):
+    """on_missing="list": the others are named, what is there is as before, and a broken file is still an error."""
+    folder = FOLDERS[name]
+    root, found = make(tmp_path, folder), annotations(folder, tmp_path / "more")
+    whole = PublishedSet(root, folder.of, found, front_end=FRONT_END, on_missing="list")
+    assert whole.missing == [] and len(whole) == 6
+    lost = [folder.files[1][0], folder.files[4][-1]]
+    for file in lost:
+        (root / file).unlink()
+    with pytest.raises(DataError, match="2 problems: .*: no such file"):
+        PublishedSet(root, folder.of, found, front_end=FRONT_END)
+    test = PublishedSet(root, folder.of, found, front_end=FRONT_END, on_missing="list")
+    there = [0, 2, 3, 5]
+    assert test.ids == [folder.ids[i] for i in there] and test.missing == [folder.ids[i] for i in (1, 4)]
+    assert test.notes[-1] == f"4 of 6 samples are there; missing are {folder.ids[1]!r}, {folder.ids[4]!r}"
+    assert samples_record(test) == {
+        "used": 4,
+        "listed": 6,
+        "missing": test.missing,
+        "sha256": hashlib.sha256("\n".join(sorted(test.ids)).encode()).hexdigest(),
+    }
+    for i, k in enumerate(there):
+        assert torch.equal(test[i]["image"], whole[k]["image"])
+        np.testing.assert_array_equal(test.ground_truth(i), whole.ground_truth(k))
+    report = check(root, folder.of, found)
+    assert len(report.missing) == 2 and report.ids == test.ids and not report.broken
+    (root / folder.files[0][0]).write_bytes(b"")
+    with pytest.raises(DataError, match="1 problem: .*: empty file"):
+        PublishedSet(root, folder.of, found, front_end=FRONT_END, on_missing="list")
+    assert len(check(root, folder.of, found).broken) == 1
+    with pytest.raises(ValueError, match="on_missing: expected one of error, list, got 'skip'"):
+        PublishedSet(root, folder.of, found, front_end=FRONT_END, on_missing="skip")
 
 
 def test_masks_alone_are_the_ground_truth(tmp_path):
-    found = annotations("s4", tmp_path / "annotations")
-    for files in FILES["s4"]["avsbench"]:
-        for file in files:
-            put(tmp_path, file)
+    found = annotations(FOLDERS["avsbench: s4"], tmp_path / "annotations")
+    make(tmp_path, FOLDERS["avsbench: s4"])
     masks = replace(found, samples=tuple(replace(sample, boxes=None) for sample in found.samples))
     test = PublishedSet(tmp_path, "s4", masks, front_end=FRONT_END)
     assert test.has_ground_truth and test.ground_truth(1).sum() == 75 * 224
     neither = replace(found, samples=tuple(replace(sample, boxes=None, mask=None) for sample in found.samples))
     bare = PublishedSet(tmp_path, "s4", neither, front_end=FRONT_END)
     assert not bare.has_ground_truth
-    with pytest.raises(ValueError, match="sample 'owl/v-1/v-1_1': expected boxes or a mask, it has none"):
+    with pytest.raises(ValueError, match="sample 'dog_barking/v-1/v-1_1': expected boxes or a mask, it has none"):
         bare.ground_truth(0)
 
 
 def test_extended_sets(tmp_path):
-    found = annotations("vgg-ss", tmp_path / "annotations")
-    rows = "video,audio,label\nabcdefghij-_000030,abcdefghij__000030,non-sounding\nz_000001,z_000001,non-sounding\n"
-    found = found.extended(write(tmp_path / "silent.csv", rows))
-    for file in [file for files in VGGSS["fnac"] for file in files] + ["frames/z_000001.png", "audio/z_000001.wav"]:
-        put(tmp_path, file)
-    test = PublishedSet(tmp_path, "vgg-ss", found, front_end=FRONT_END, layout="fnac")
-    assert test.ids[2:] == ["abcdefghij-_000030+abcdefghij__000030", "z_000001+z_000001"] and test.has_ground_truth
-    assert test.categories == ["owl hooting"] * 2 + [None] * 2
-    assert test.ground_truth(0).any() and not test.ground_truth(2).any() and not test.ground_truth(3).any()
-    assert torch.equal(test[2]["image"], test[0]["image"])
-    np.testing.assert_array_equal(test.waveform(2), test.waveform(1))
+    root = make(tmp_path, FOLDERS["fnac: vgg-ss"])
+    rows = f"video,audio,label\n{CLIPS[0]},{CLIPS[1]},non-sounding\nz_000001,z_000001,non-sounding\n"
+    found = read("vgg-ss", root / "vggss.json").extended(write(tmp_path / "silent.csv", rows))
+    for file in ("frames/z_000001.png", "audio/z_000001.wav"):
+        put(root, file)
+    test = PublishedSet(root, "vgg-ss", found, front_end=FRONT_END)
+    assert test.ids[6:] == [f"{CLIPS[0]}+{CLIPS[1]}", "z_000001+z_000001"] and test.has_ground_truth
+    assert test.categories == [*CLASSES, None, None]
+    assert test.ground_truth(0).any() and not test.ground_truth(6).any() and not test.ground_truth(7).any()
+    assert torch.equal(test[6]["image"], test[0]["image"])
+    np.testing.assert_array_equal(test.waveform(6), test.waveform(1))
+    (root / "audio/z_000001.wav").unlink()
+    test = PublishedSet(root, "vgg-ss", found, front_end=FRONT_END, on_missing="list")
+    assert test.missing == ["z_000001+z_000001"] and len(test) == 7 and not test.ground_truth(6).any()
 
 
 class Grey:
@@ -194,11 +232,9 @@ class Grey:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_of_a_published_set(tmp_path, workers):
-    found = annotations("is3", tmp_path / "annotations")
-    for files in FILES["is3"]["is3"]:
-        for file in files:
-            put(tmp_path, file)
-    negative = "video,audio,label\nowl_car_7_owl,owl_car_7_car,non-sounding\n"
+    found = annotations(FOLDERS["is3"], tmp_path / "annotations").select(PAIRS[:2])
+    make(tmp_path, FOLDERS["is3"])
+    negative = f"video,audio,label\n{PAIRS[0]},{PAIRS[1]},non-sounding\n"
     sets = {
         "is3": PublishedSet(tmp_path, "is3", found, front_end=FRONT_END),
         "boxes": PublishedSet(
@@ -228,49 +264,51 @@ def test_evaluation_of_a_published_set(tmp_path, workers):
 
 
 def test_names_that_do_not_fit(tmp_path):
-    found = annotations("flickr", tmp_path / "annotations")
+    found = annotations(FOLDERS["ssl-align: flickr test"], tmp_path / "annotations")
     for arguments, message in (
         (("vgg", found), "set: expected one of vgg-ss, .*, got 'vgg'"),
-        (("flickr", found, "fnac"), "layout: expected one of slavc, ssl-align for flickr, got 'fnac'"),
-        (("vgg-ss", found, "ssl-align"), "id '10000130166': expected YTID_SECONDS, as VGG-SS names its clips"),
+        (("flickr", found, "fnac"), "layout: expected one of slavc, ssl-align, ssl-tie for flickr, got 'fnac'"),
     ):
         with pytest.raises(ValueError, match=message):
             check(tmp_path, *arguments[:2], layout=arguments[2] if len(arguments) > 2 else None)
+    make(tmp_path, FOLDERS["ssl-align, frames: vggsound"])
+    with pytest.raises(ValueError, match="id '10000130160': expected YTID_SECONDS, as VGG-SS names its clips"):
+        check(tmp_path, "vgg-ss", found, layout="ssl-align")
     for name in ("a.jpg", "b.jpg"):
-        put(tmp_path, f"frames/10000130166.mp4/{name}")
-    assert check(tmp_path, "flickr", found, layout="ssl-align").missing[0] == (
-        f"{tmp_path}/frames/10000130166.mp4: expected one file, got 2, id '10000130166'"
-    )
+        put(tmp_path, f"frames/{NUMBERS[0]}.mp4/{name}")
+    assert check(tmp_path, "flickr", found, layout="ssl-align").broken == [
+        f"{tmp_path}/frames/{NUMBERS[0]}.mp4: expected one file of id '{NUMBERS[0]}', got 2: a.jpg, b.jpg"
+    ]
     with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
         check(tmp_path / "nowhere", "flickr", found)
 
 
 def test_commands(tmp_path, capsys):
-    annotations("vgg-ss", tmp_path)
-    (tmp_path / "v.json").rename(tmp_path / "vggss.json")
-    for files in VGGSS["slavc"]:
-        for file in files:
-            path = put(tmp_path, file)
+    make(tmp_path, SLAVC)
+    (image, _), (_, sound), *_ = SLAVC.files
     argv = ["data", "check", str(tmp_path), "--set", "vgg-ss", "--quiet"]
     assert cli.main(argv) == 0
-    assert "2 samples complete, 0 missing, 0 files broken" in capsys.readouterr().out
-    path.write_bytes(path.read_bytes()[:200])
-    (tmp_path / VGGSS["slavc"][0][0]).unlink()
+    assert "6 samples complete, 0 missing, 0 files broken" in capsys.readouterr().out
+    (tmp_path / image).unlink()
     assert cli.main(argv) == 1
     out = capsys.readouterr().out
-    assert f"missing: {tmp_path / VGGSS['slavc'][0][0]}: no such file, id 'abcdefghij-_000030'" in out
-    assert f"broken: {path}: truncated" in out
-    silent = write(tmp_path / "silent.csv", "video,audio,label\nabcdefghij__000030,gone_000001,non-sounding\n")
+    assert f"missing: {tmp_path / image}: no such file, id '{CLIPS[0]}'" in out
+    assert cli.main([*argv, "--on-missing", "list"]) == 0
+    assert capsys.readouterr().out == out
+    (tmp_path / sound).write_bytes((tmp_path / sound).read_bytes()[:200])
+    assert cli.main([*argv, "--on-missing", "list"]) == 1
+    assert f"broken: {tmp_path / sound}: truncated" in capsys.readouterr().out
+    silent = write(tmp_path / "silent.csv", f"video,audio,label\n{CLIPS[2]},gone_000001,non-sounding\n")
     assert cli.main([*argv, "--negatives", str(silent)]) == 1
     out = capsys.readouterr().out
-    assert f"missing: {tmp_path}/audio/gone_000001.wav: no such file, id 'abcdefghij__000030+gone_000001'" in out
-    one = write(tmp_path / "one.csv", "abcdefghij__000030\n")
+    assert f"missing: {tmp_path}/audio/gone_000001.wav: no such file, id '{CLIPS[2]}+gone_000001'" in out
+    one = write(tmp_path / "one.csv", f"{CLIPS[1]}\n")
     assert cli.main([*argv, "--list", str(one)]) == 1
     assert "0 samples complete, 0 missing, 1 files broken" in capsys.readouterr().out
     assert cli.main([*argv, "--annotations", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
     assert cli.main(["data", "check", str(tmp_path), "--layout", "fnac"]) == 2
-    assert "--layout, --negatives, --exclude, --train: expected with --set" in capsys.readouterr().err
+    assert "--layout: expected with --set" in capsys.readouterr().err
 
 
 def test_ceilings_command(tmp_path, capsys):

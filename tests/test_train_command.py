@@ -1,6 +1,9 @@
 """`ssl-fast train` on folders of images and sounds, and `evaluate` of what it gives."""
 
 import json
+import re
+import shutil
+from hashlib import sha256
 
 import numpy as np
 import pytest
@@ -86,6 +89,36 @@ def test_train_and_evaluate_a_folder(folder, tmp_path, capsys):
     assert again["sets"] == results["sets"] and again["weights"] == str(tmp_path / "run" / "best.pt")
 
 
+def test_samples_that_are_missing_are_listed(folder, tmp_path, capsys):
+    """Told on the console, in the checkpoint, the results and the report; a resumed run has the same."""
+    data, out = tmp_path / "media", tmp_path / "run"
+    shutil.copytree(folder, data)
+    lost = [data / "frames" / "clip 3.png", data / "audio" / "clip 9.wav"]
+    for file in lost:
+        file.rename(file.with_suffix(".lost"))
+    small = "--image-size 32 --batch-size 3 --epochs 2 --threads 1 --quiet --method ez_vsl".split()
+    argv = ["train", "--data", data, "--split", "first", "--val", data, "--val-split", "last", "--out", out, *small]
+    fails(capsys, argv, "1 problem: ", "clip 3.jpg|.jpeg|.png: no such file, id 'clip 3'")
+    assert cli.main([str(x) for x in [*argv, "--on-missing", "list", "--minutes", "1e-9"]]) == 0
+    printed = capsys.readouterr().out
+    assert f"{data}: 7 of 8 samples are there; missing are 'clip 3'" in printed
+    assert f"{data}: 3 of 4 samples are there; missing are 'clip 9'" in printed
+    assert re.search("^media, 3 of 4 samples: ez_vsl ", printed, re.MULTILINE)
+    used = [f"clip {i}" for i in (0, 1, 2, 4, 5, 6, 7)]
+    record = {"used": 7, "listed": 8, "missing": ["clip 3"], "sha256": sha256("\n".join(used).encode()).hexdigest()}
+    assert storage.load(out / storage.LAST)["files"] == record
+    digest = sha256(b"clip 10\nclip 11\nclip 8").hexdigest()
+    results = json.loads((out / "metrics.json").read_text())["sets"]["media"]
+    assert results["samples"] == {"used": 3, "listed": 4, "missing": ["clip 9"], "sha256": digest}
+    assert "media: 3 of 4 samples, 3 images" in (out / "report.html").read_text()
+
+    resume = [str(x) for x in ("train", "--resume", "--out", out, "--data", data, "--minutes", "1", "--quiet")]
+    lost[0].with_suffix(".lost").rename(lost[0])
+    fails(capsys, resume, "belongs to a run whose missing samples are ['clip 3'], asked to go on where they are []")
+    lost[0].rename(lost[0].with_suffix(".lost"))
+    assert cli.main(resume) == 0 and storage.load(out / storage.LAST)["step"] == 4
+
+
 def test_train_without_validation_prints_the_checkpoint(folder, tmp_path, capsys):
     argv = [
         "train",
@@ -138,7 +171,10 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
     torch.save(state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}, file)
     argv = published(folder, tmp_path / "run", "--method", "ez_vsl", "--init", file)
     assert cli.main(argv) == 0
-    assert f"{file}: not used are fc.weight, fc.bias" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{file}: not used are fc.weight, fc.bias" in printed and "from scratch" not in printed
+    assert cli.main(published(folder, tmp_path / "scratch", "--method", "ez_vsl")) == 0
+    assert "from scratch, without --init; the published runs of ez_vsl started from ImageNet" in capsys.readouterr().out
     weight = loaded(tmp_path / "run")[0].visual_net.layer3[1].conv2.weight
     assert 0 < (weight - state["layer3.1.conv2.weight"]).abs().max() < 1e-3  # two steps of Adam at 1e-4 away
     assert cli.main(["train", "--data", str(folder), "--out", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
@@ -167,10 +203,14 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     fails(capsys, argv("visual"), "--neighbors-visual, --neighbors-audio: expected both or none of them")
     fails(capsys, argv("other", *audio), str(tmp_path / "other.npy"), "belongs to ids")
     fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
-    fails(capsys, published(folder, tmp_path / "run"), "neighbors: expected those of images and of sounds")
+    expected = "--neighbors-audio: expected with the views original, augmented, conceptual, got none; `ssl-fast mine` "
+    fails(capsys, published(folder, tmp_path / "run"), expected, "--views original,augmented does without")
     assert not (tmp_path / "run").exists()
     assert cli.main(argv("visual", *audio)) == 0
     assert loaded(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
+    similar = published(folder, tmp_path / "similar", "--neighbors-visual", tmp_path / "visual.npy", *audio)
+    assert cli.main([*similar, "--method", "hard_positives"]) == 0
+    assert loaded(tmp_path / "similar")[1]["recipe"]["views"] == ("augmented", "conceptual")
 
 
 def test_bad_folders_are_named(folder, tmp_path, capsys):
@@ -208,6 +248,23 @@ def test_views_are_those_asked_for(folder, tmp_path, capsys):
     assert cli.main([str(x) for x in argv]) == 0
     assert storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]["views"] == ("original", "augmented")
     fails(capsys, [*argv[:4], "original,upside_down", "--out", tmp_path / "other"], "views: expected", "upside_down")
+
+
+def test_options_of_the_loss_are_recorded_and_resumed(folder, tmp_path, capsys):
+    argv = ["train", "--data", folder, "--method", "fnac", "--batch-size", "12", "--image-size", "48", "--quiet"]
+    argv += ["--epochs", "2"]
+    chosen = ["--nce-epochs", "1", "--loss", "weights=1,2,0", "--loss", "tau=0.1"]
+    out = ["--out", tmp_path / "run"]
+    fails(capsys, [*argv, *out, *chosen, "--loss", "margin=1"], "loss: fnac has no option 'margin', it takes tau (a")
+    fails(capsys, [*argv, *out, *chosen[2:]], "nce_epochs: expected fewer than the 2 epochs of the run")
+    assert not (tmp_path / "run").exists()
+    assert cli.main([str(x) for x in (*argv, *out, *chosen)]) == 0
+    recipe = storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]
+    assert recipe["loss"] == {"tau": 0.1, "weights": (1.0, 2.0, 0.0)} and recipe["nce_epochs"] == 1
+    arguments = json.loads((tmp_path / "run" / "run.json").read_text())["arguments"]
+    assert (arguments["loss"], arguments["nce_epochs"]) == (["weights=1,2,0", "tau=0.1"], 1)
+    assert cli.main([str(x) for x in (*argv, *out, "--resume")]) == 0
+    fails(capsys, [*argv, *out, "--resume", "--loss", "tau=0.2"], "the run in", "leave it out")
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import warnings
 import pytest
 import torch
 
+from ssl_fast import losses
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.reproducibility import derived_seed
@@ -31,8 +32,11 @@ def one_thread():
 
 def tiny(method="ssl_align", **changes):
     """40 samples make 5 steps of 8 an epoch; 3 epochs."""
-    model = LocalizerConfig.small(method, width=4, dimension=8, **({"projection": 8} if method == "ssl_align" else {}))
-    return recipe(method, **({"model": model, "batch_size": 8, "epochs": 3, "warm_up_steps": 2} | changes))
+    model = LocalizerConfig.small(
+        method, width=4, dimension=8, **({"projection": 8} if method in ("ssl_align", "sspl") else {})
+    )
+    common = {"model": model, "batch_size": 8, "epochs": 3, "warm_up_steps": 2, "nce_epochs": 0.9 * (method == "fnac")}
+    return recipe(method, **(common | changes))
 
 
 def first(samples, n=8, views=1):
@@ -113,6 +117,8 @@ CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entrop
     "slavc": math.log(8),
     "fnac": 2 * math.log(8),
     "ssl_tie": math.log(9),
+    "hard_positives": math.log(8),
+    "sspl": -1.0,
 }
 
 
@@ -151,7 +157,7 @@ def test_warm_up_blends_scores(method, pooling, tau):
 
 
 def test_l1_terms_of_fnac_wait():
-    learner, samples = Learner(tiny("fnac", nce_only=0.5, augmentation="none", precision="float32")), ToySet()
+    learner, samples = Learner(tiny("fnac", nce_epochs=1.5, augmentation="none", precision="float32")), ToySet()
     learner.localizer.eval()
     early, late = (learner.batch_loss(*first(samples), p, torch.Generator()).item() for p in (0.49, 0.5))
     plain = Learner(tiny("ez_vsl", augmentation="none", precision="float32"))
@@ -161,6 +167,30 @@ def test_l1_terms_of_fnac_wait():
     assert late > early * 1.01
 
 
+@pytest.mark.parametrize("method", ["hard_positives", "sspl"])
+def test_second_views_are_similar_samples_and_images_without_a_sound(method):
+    """The second view is another sample: hard_positives takes its image and sound, sspl its image under the first's
+    sound."""
+    learner, samples = Learner(tiny(method, augmentation="none", precision="float32")), ToySet()
+    net = learner.localizer.eval()
+    own, other = range(8), [(i + 3) % 8 for i in range(8)]
+    images, sounds = (torch.stack([x[own], x[other]], 1) for x in (samples.images, samples.spectrograms))
+    with torch.no_grad():
+        got = learner.batch_loss(images, sounds, 1.0, torch.Generator())
+        (v, a), (w, b) = (
+            (
+                net.visual_features(net.normalize_images(samples.images[k]))["visual"],
+                net.audio_features(net.normalize_spectrograms(samples.spectrograms[k]))["audio"],
+            )
+            for k in (own, other)
+        )
+        if method == "hard_positives":
+            expected = losses.hard_positives(v, a, w, b)
+        else:
+            expected = losses.sspl([v, w], a, net.predictor)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", LOSSES)
 def test_every_method_learns_the_toys(method):
@@ -168,9 +198,9 @@ def test_every_method_learns_the_toys(method):
         method, {}
     )
     done, samples = run(tiny(method, epochs=12, augmentation="none", precision="float32", **changes)), ToySet()
-    losses = [record["loss"] for record in done.history]
-    assert len(losses) == 60 and not done.shortened and not done.localizer.training
-    assert done.final_loss == pytest.approx(sum(losses[-3:]) / 3)
+    history = [record["loss"] for record in done.history]
+    assert len(history) == 60 and not done.shortened and not done.localizer.training
+    assert done.final_loss == pytest.approx(sum(history[-3:]) / 3)
     localizer = done.localizer
     with torch.no_grad():
         visual = localizer.visual_features(localizer.normalize_images(samples.images))

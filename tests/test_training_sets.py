@@ -8,28 +8,17 @@ import soundfile
 import torch
 from PIL import Image
 
+from published_folders import CLIPS, CLIPS_MS, FOLDERS, NUMBERS, TRAINING, make, put
 from ssl_fast.cli import main as cli
 from ssl_fast.data.datasets import SampleSet
 from ssl_fast.data.io.audio import MediaError, load_audio
 from ssl_fast.data.io.images import load_image
 from ssl_fast.data.sample_lists import DataError
 from ssl_fast.data.training_sets import LAYOUTS, TrainingSet, check
-from test_test_sets import FRONT_END, put
+from test_test_sets import FRONT_END
 
-VGGSOUND = ["abcdefghij-_000030", "-_cdefghijk_000001", "zzzzzzzzzzz_000120"]
-FLICKR = ["10000130166", "7", "3908875350"]
-CLIPS = ["abcdefghij-_30000_40000", "-_cdefghijk_1000_11000", "zzzzzzzzzzz_120000_130000"]
-FILES = {  # written out by hand from the description of each layout
-    ("vggsound", "slavc"): [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in VGGSOUND],
-    ("vggsound", "fnac"): [(f"frames/{k}.png", f"audio/{k}.wav") for k in VGGSOUND],
-    ("vggsound", "ssl-align"): [(f"frames/{k}/image_050.jpg", f"audio/{k}.wav") for k in CLIPS],
-    ("vggsound", "ssl-tie"): [(f"total_video_frames/{k}/125.jpg", f"total_video_3s_audio/{k}.wav") for k in VGGSOUND],
-    ("vggsound", "mp4"): [(f"videos/{k}.mp4", f"videos/{k}.mp4") for k in VGGSOUND],
-    ("flickr", "slavc"): [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in FLICKR],
-    ("flickr", "ssl-align"): [(f"frames/{k}.mp4/some frame.jpg", f"audio/{k}.wav") for k in FLICKR],
-    ("flickr", "ssl-tie"): [(f"frames/{k}/00000003.jpg", f"mp3/{k}.mp3") for k in FLICKR],
-    ("flickr", "mp4"): [(f"videos/{k}.mp4", f"videos/{k}.mp4") for k in FLICKR],
-}
+VGGSOUND, FLICKR = CLIPS[:3], NUMBERS[:3]
+FILES = [(f"frames/{k}.jpg", f"audio/{k}.wav") for k in VGGSOUND]
 IDS = {"vggsound": VGGSOUND, "flickr": FLICKR}
 
 
@@ -38,13 +27,10 @@ def write_list(path, ids):
     return path
 
 
-def fill(root, name="vggsound", layout="slavc"):
-    for files in FILES[name, layout]:
+def fill(root):
+    for files in FILES:
         for file in files:
-            if file.endswith(".mp3"):
-                put(root, file.replace(".mp3", ".wav")).rename(root / file)  # its content tells what it is
-            elif not file.endswith(".mp4"):
-                put(root, file)
+            put(root, file)
     return root
 
 
@@ -53,22 +39,30 @@ def training_set(root, split, name="vggsound", **options):
 
 
 def test_every_layout_is_tested():
-    assert {(name, layout) for name, layouts in LAYOUTS.items() for layout in layouts} == set(FILES)
+    tested = {(FOLDERS[name].of, FOLDERS[name].layout) for name in TRAINING}
+    known = {(name, program) for name, programs in LAYOUTS.items() for program in programs}
+    assert tested == known - {("vggsound", "mp4"), ("flickr", "mp4")}
 
 
-@pytest.mark.parametrize("name, layout", [case for case in FILES if case[1] != "mp4"])
-def test_layouts(tmp_path, name, layout):
-    root = fill(tmp_path / "größe 音", name, layout)
-    split = write_list(root / "two of three.txt", IDS[name][::-2])
-    found = training_set(root, split, name, layout=layout)
-    assert isinstance(found, SampleSet) and found.ids == found.image_ids == IDS[name][::-2]
+@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("named", [False, True])
+def test_layouts(tmp_path, name, named):
+    """With and without the name of the layout; a list in the form of the program, in its order."""
+    folder = FOLDERS[name]
+    root, layout = tmp_path / "größe 音", folder.layout if named else None
+    root.mkdir()
+    make(root, folder)
+    split = write_list(root / "two of six.txt", folder.lines[4:2:-1])
+    found = training_set(root, split, folder.of, layout=layout)
+    assert isinstance(found, SampleSet) and found.ids == found.image_ids == folder.ids[4:2:-1]
     assert not found.has_ground_truth and found.notes == [] and found.categories == [None] * 2
-    for i, (image, sound) in enumerate(FILES[name, layout][::-2]):
+    for i, (image, sound) in enumerate(folder.files[4:2:-1]):
         sample, wave = found[i], load_audio(root / sound, sample_rate=16000, seconds=0.25)
         assert torch.equal(sample["image"], load_image(root / image, 16)) and sample["index"] == i
         assert torch.equal(sample["spectrogram"], FRONT_END.spectrogram(torch.from_numpy(wave))[None])
         np.testing.assert_array_equal(found.frame(i), np.asarray(Image.open(root / image)))
-    assert check(root, name, "two of three.txt", layout=layout).ids == found.ids
+    assert check(root, folder.of, "two of six.txt", layout=layout).ids == found.ids
+    assert training_set(root, "list", folder.of, layout=layout).ids == folder.ids
 
 
 @pytest.mark.parametrize("name", IDS)
@@ -79,9 +73,9 @@ def test_films(tmp_path, name):
     from test_video import greys, tone
 
     (tmp_path / "videos").mkdir()
-    for k, files in zip((4, 5, 6), FILES[name, "mp4"]):
-        film(tmp_path / files[0], greys(k), fps=1, sound=tone(k, 16000))
-    found = training_set(tmp_path, write_list(tmp_path / "all.txt", IDS[name]), name, layout="mp4")
+    for k, one in zip((4, 5, 6), IDS[name]):
+        film(tmp_path / f"videos/{one}.mp4", greys(k), fps=1, sound=tone(k, 16000))
+    found = training_set(tmp_path, write_list(tmp_path / "all.txt", IDS[name]), name)
     assert found.ids == IDS[name]
     for i, k in enumerate((4, 5, 6)):
         np.testing.assert_allclose(found.frame(i), greys(k)[k // 2], atol=4)
@@ -89,7 +83,7 @@ def test_films(tmp_path, name):
         expected = tone(k, 16000)[8000 * k - 2000 : 8000 * k + 2000, 0]
         np.testing.assert_allclose(found.waveform(i), expected, atol=0.01)
     assert check(tmp_path, name, "all", layout="mp4").ok
-    path = tmp_path / FILES[name, "mp4"][1][0]
+    path = tmp_path / f"videos/{IDS[name][1]}.mp4"
     path.write_bytes(path.read_bytes()[:500])
     report = check(tmp_path, name, "all", layout="mp4")
     assert report.ids == [IDS[name][0], IDS[name][2]] and len(report.broken) == 1
@@ -98,6 +92,9 @@ def test_films(tmp_path, name):
 
 def test_films_need_pyav(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
+    write_list(tmp_path / "all.txt", VGGSOUND[:1])
+    (tmp_path / "videos").mkdir()
+    (tmp_path / f"videos/{VGGSOUND[0]}.mp4").write_bytes(b"a film")
     with pytest.raises(ValueError, match=re.escape('PyAV, which is not installed: pip install "ssl_fast[video]"')):
         training_set(tmp_path, "all", layout="mp4")
 
@@ -125,21 +122,29 @@ def test_what_is_left_out_is_counted(tmp_path):
         (
             [*VGGSOUND, *VGGSOUND[1:]],
             {},
-            "{list}: 2 of 3 ids listed more than once: '-_cdefghijk_000001', 'zzzzzzzzzzz_000120'",
+            "{list}: 2 of 3 ids listed more than once: 'abcdefghij1_000031', 'abcdefghij2_000032'",
         ),
         ([], {}, "{list}: expected a list of ids, got none"),
         (
-            [VGGSOUND[0], CLIPS[0], "7"],
+            [VGGSOUND[0], CLIPS_MS[1], "7"],
             {},
-            "{list}: expected ids of vggsound, YTID_SECONDS of eleven and six characters, got 2 of 3 in another form: "
-            "'abcdefghij-_30000_40000', '7'",
+            "{list}: line 2: expected an id as YTID_SECONDS .*, the form of line 1, got 'abcdefghij1_31000_41000'",
         ),
         (
             [f"{k},202" for k in VGGSOUND],
             {},
-            "{list}: expected ids of vggsound, .* got 3 of 3 in another form: 'abcdefghij-_",
+            "{list}: line 1: expected an id of vggsound, as YTID_SECONDS .*, got 'abcdefghij0_000030,202'",
         ),
-        (["7", "x"], {"name": "flickr"}, "{list}: expected ids of flickr, numbers, got 1 of 2 in another form: 'x'"),
+        (
+            ["", "7", "", "x"],
+            {"name": "flickr"},
+            "{list}: line 4: expected an id as NUMBER, the form of line 2, got 'x'",
+        ),
+        (["abcdefghij0_30000_41000"], {}, "{list}: line 1: expected an id of vggsound, as YTID_SECONDS .*_41000'"),
+        (["abcdefghij0_30500_40500"], {}, "{list}: line 1: expected an id of vggsound, as YTID_SECONDS .*_40500'"),
+        (["videos/0/0/1/10.mp4"], {"name": "flickr"}, "{list}: line 1: expected an id of flickr, as NUMBER, .*10.mp4'"),
+        (["7.jpg", "7.JPG"], {"name": "flickr"}, "{list}: line 2: expected an id as NUMBER.jpg, the form of line 1"),
+        (["7.jpg", "7.wav"], {"name": "flickr"}, "{list}: 1 of 1 ids listed more than once: '7'"),
         (
             [VGGSOUND[0], "gone_567890_000001", "gone_567891_000001"],
             {},
@@ -147,8 +152,9 @@ def test_what_is_left_out_is_counted(tmp_path):
             "; {root}/audio/gone_567890_000001.wav: no such file, id ",
         ),
         (VGGSOUND, {"exclude": "list"}, "{list}: expected ids that are not in {list}, all 3 are"),
-        (VGGSOUND, {"exclude": "clips"}, "{root}/clips.txt: expected ids of vggsound, .* got 3 of 3 in another form"),
-        (VGGSOUND, {"exclude": "none"}, "{root}/none.txt or {root}/none.csv: no such list of ids"),
+        (VGGSOUND, {"exclude": "clips"}, "{list}: expected ids that are not in {root}/clips.txt, all 3 are"),
+        (VGGSOUND, {"exclude": "numbers"}, "{root}/numbers.txt: line 1: expected an id of vggsound, as YTID_SECONDS"),
+        (VGGSOUND, {"exclude": "none"}, "{root}/none.txt or {root}/none.csv or {root}/none.tsv: no such list of ids"),
         (VGGSOUND, {"name": "vgg-ss"}, "set: expected one of vggsound, flickr, got 'vgg-ss'"),
         (
             VGGSOUND,
@@ -160,7 +166,8 @@ def test_what_is_left_out_is_counted(tmp_path):
 )
 def test_bad_lists_and_names(tmp_path, ids, options, message):
     fill(tmp_path)
-    write_list(tmp_path / "clips.txt", CLIPS)
+    write_list(tmp_path / "clips.txt", CLIPS_MS)
+    write_list(tmp_path / "numbers.txt", FLICKR)
     message = message.format(list=re.escape(str(write_list(tmp_path / "list.txt", ids))), root=re.escape(str(tmp_path)))
     with pytest.raises(ValueError, match=f"^{message}"):
         training_set(tmp_path, "list", **options)
@@ -175,7 +182,7 @@ def test_no_folder(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------------
 # Files: what is taken, and how; what is refused, by name
 
-IMAGE, SOUND = FILES["vggsound", "slavc"][1]
+IMAGE, SOUND = FILES[1]
 RNG = np.random.default_rng(0)
 WAVE = RNG.uniform(-0.5, 0.5, (8000, 8))
 
@@ -304,35 +311,21 @@ def test_train_and_check_by_list(tmp_path, capsys):
 
     for arguments, message in (
         (["--set", "vggsound"], "--set vggsound: expected its list of ids, --split"),
-        (["--exclude", "test"], "--layout, --exclude: expected with --set"),
+        (["--exclude", "test"], "--exclude: expected with --set"),
     ):
         assert cli.main([*argv[:4], str(tmp_path / "other"), *arguments]) == 2
         assert message in capsys.readouterr().err
     for arguments, message in (
-        (["--set", "vggsound"], "--set vggsound: expected --split, and no --annotations and --negatives, to train on"),
-        (["--set", "flickr", "--train"], "--set flickr: expected --split"),
+        (["--set", "vggsound"], "--set vggsound: expected its list of ids, --split, to train on"),
+        (["--set", "flickr", "--train"], "--set flickr: expected its list of ids, --split"),
+        (
+            ["--set", "flickr", "--train", "--annotations", "x"],
+            "--annotations: expected with a test set, got the training",
+        ),
         (["--set", "flickr", "--exclude", "x"], "--exclude: expected with a training set, got the test set flickr"),
-        (["--train"], "--layout, --negatives, --exclude, --train: expected with --set"),
+        (["--train", "--layout", "x"], "--layout, --train: expected with --set"),
     ):
         assert cli.main(["data", "check", str(root), *arguments]) == 2
         assert message in capsys.readouterr().err
-    fill(root, "flickr", "ssl-tie")
-    split = write_list(tmp_path / "flickr.txt", FLICKR)
-    assert (
-        cli.main(
-            [
-                "data",
-                "check",
-                str(root),
-                "--set",
-                "flickr",
-                "--train",
-                "--split",
-                str(split),
-                "--layout",
-                "ssl-tie",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    flickr = make(tmp_path, FOLDERS["ssl-tie: flickr"])
+    assert cli.main(["data", "check", str(flickr), "--set", "flickr", "--train", "--split", "list", "--quiet"]) == 0

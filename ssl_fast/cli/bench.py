@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .options import add_training_set
+from .options import add_training_set, refuse
 
 HELP = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
 OPS = (
@@ -78,9 +78,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", type=Path, metavar="DIR", help="time its way into training instead of the ops")
     group.add_argument("--split", metavar="NAME", help="list of ids in --data")
     add_training_set(group)
-    group.add_argument("--method", metavar="NAME", default="ssl_align", help="default: ssl_align")
-    group.add_argument("--recipe", metavar="NAME", default="published", help="quickstart or published (default)")
-    group.add_argument("--workers", type=int, metavar="N", default=2, help="processes that load samples (default: 2)")
+    group.add_argument("--method", metavar="NAME", help="default: ssl_align")
+    group.add_argument("--recipe", metavar="NAME", help="quickstart or published (default)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that load samples (default: 2)")
 
 
 def resolve(args: argparse.Namespace) -> argparse.Namespace:
@@ -99,6 +99,13 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError("--clock cpu: expected --device cpu, got --device cuda")
     if options.json and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: expected an existing folder, got {options.json.parent}")
+    if options.data:
+        refuse(options, "ops maps dtype flush_l2 tf32 quick no_compile", "expected without --data")
+    else:
+        names = "split set_name layout exclude on_missing cache method recipe workers"
+        refuse(options, names, "expected with --data")
+    options.method, options.recipe = options.method or "ssl_align", options.recipe or "published"
+    options.workers = 2 if options.workers is None else options.workers
     options.ops = options.ops or list(OPS)
     if not options.data:
         options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])

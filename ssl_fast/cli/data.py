@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add_layout, add_quiet
+from .options import add_layout, add_on_missing, add_quiet, refuse
 
 HELP = "look after folders of images and sounds, and published sets"
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     files.add_argument("--train", action="store_true", help="the ids of --split of the training set, not the test set")
     files.add_argument("--negatives", type=Path, metavar="FILE", help="an Extended list (video,audio,label)")
     add_layout(files)
+    add_on_missing(files)
     add_quiet(files)
     bounds = actions.add_parser(
         "ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set"
@@ -39,26 +40,27 @@ def run(args: argparse.Namespace) -> int:
 def check(args: argparse.Namespace) -> int:
     from ..data import datasets, test_sets, training_sets
     from ..data.annotations import read
+    from ..data.sample_lists import find_list
 
     progress = not args.quiet
     if args.name is None:
-        if args.layout or args.negatives or args.exclude or args.train:
-            raise ValueError("--layout, --negatives, --exclude, --train: expected with --set")
+        refuse(args, "layout negatives exclude train", "expected with --set")
         found = datasets.check(args.folder, annotations=args.annotations, split=args.split, progress=progress)
     elif args.train or args.name in training_sets.LAYOUTS.keys() - test_sets.LAYOUTS.keys():
-        if args.annotations or args.negatives or not args.split:
-            raise ValueError(f"--set {args.name}: expected --split, and no --annotations and --negatives, to train on")
+        refuse(args, "annotations negatives", f"expected with a test set, got the training set {args.name}")
+        if not args.split:
+            raise ValueError(f"--set {args.name}: expected its list of ids, --split, to train on")
         found = training_sets.check(
             args.folder, args.name, args.split, layout=args.layout, exclude=args.exclude, progress=progress
         )
     else:
-        if args.exclude:
-            raise ValueError(f"--exclude: expected with a training set, got the test set {args.name}")
-        path = args.annotations or args.folder / test_sets.ANNOTATIONS.get(args.name, "")
-        annotations = read(args.name, path, ids=args.split, negatives=args.negatives)
+        refuse(args, "exclude", f"expected with a training set, got the test set {args.name}")
+        path = args.annotations or test_sets.annotation_file(args.folder, args.name)
+        ids = None if args.split is None else find_list(args.folder, args.split)
+        annotations = read(args.name, path, ids=ids, negatives=args.negatives)
         found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)
     print(found)
-    return 0 if found.ok else 1
+    return 1 if found.broken or (found.missing and args.on_missing != "list") else 0
 
 
 def ceilings(args: argparse.Namespace) -> int:

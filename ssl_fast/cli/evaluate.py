@@ -6,7 +6,19 @@ import sys
 import typing
 from pathlib import Path
 
-from .options import WEIGHTS, add_quiet, add_split, add_test_scenes, add_threads, add_weights_layout, add_workers
+from .options import (
+    WEIGHTS,
+    add_on_missing,
+    add_quiet,
+    add_split,
+    add_test_scenes,
+    add_threads,
+    add_weights_layout,
+    add_workers,
+    positive,
+    refuse,
+    unique,
+)
 
 if typing.TYPE_CHECKING:
     from ..data.test_sets import PublishedSet
@@ -33,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="of --set, as published; of XML the folder (default: in --data)",
     )
-    add("--layout", metavar="NAME", help="of the files of --set: slavc, fnac, ssl-align, is3, avsbench")
+    add(
+        "--layout",
+        metavar="NAME",
+        help="of the files of --set: slavc, fnac, ssl-align, ssl-tie, is3, avsbench (default: the one that is there)",
+    )
+    add_on_missing(parser)
     add("--silent", type=Path, metavar="FILE", help="an Extended list (video,audio,label) of --set")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--weights", type=Path, metavar="FILE", help=WEIGHTS)
@@ -50,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weights_layout(parser)
     add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
-    add("--image-size", type=int, metavar="N", help="of --model and --maps: pixels a side (default: 224)")
+    add("--image-size", type=positive(int), metavar="N", help="of --model and --maps: pixels a side (default: 224)")
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add(
         "--object-weights",
@@ -61,14 +78,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--retrieval",
         metavar="NAME",
-        default="auto",
         help="similarity: projected (s_A), mean, max, pooled (default: projected "
         "where the model has projections, else max)",
     )
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add(
         "--seeds",
-        default="0",
         metavar="N,N",
         help="of noise and off-screen sounds (default: 0), or published: the ten of "
         "vssl_eval. Protocols with a universal threshold take all draws, tables the first",
@@ -104,19 +119,27 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {args.out}: expected a folder, got a file")
     if (args.out / "metrics.json").exists():
         raise ValueError(f"--out {args.out}: holds results already; choose another folder")
+    if args.set_name is None:
+        refuse(args, "annotations layout silent", "expected with --set")
+    if args.weights is None:
+        refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
+    if not args.negatives:
+        refuse(args, "draws seeds", "expected with --negatives")
+    if args.scenes:
+        refuse(args, "val split set_name on_missing", "expected with --data, the scenes have splits of their own")
+    else:
+        refuse(args, "test_scenes", "expected with --scenes")
     model, how, found = model_of(args)
     if args.scenes:
-        if args.val is not None or args.split is not None or args.set_name is not None:
-            raise ValueError("--val, --split, --set: expected with --data, the scenes have splits of their own")
         if found is not None and how[0] != "scenes":
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
         tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
     else:
         if args.set_name is None:
-            test = samples.folder(args.data, args.split, *how, annotated=True)
+            test = samples.folder(args.data, args.split, *how, annotated=True, on_missing=args.on_missing)
         else:
             test = published_set(args, *how)
-        validation = None if args.val is None else samples.folder(args.val, None, *how)
+        validation = None if args.val is None else samples.folder(args.val, None, *how, on_missing=args.on_missing)
         for one in filter(None, (test, validation)):
             samples.preload(one, args.quiet)
         tests = {args.set_name or args.data.resolve().name: test}
@@ -174,22 +197,28 @@ def _function(name: str):
 def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
     from ..data.annotations import SIZE, read
-    from ..data.test_sets import ANNOTATIONS, PublishedSet
+    from ..data.sample_lists import find_list
+    from ..data.test_sets import PublishedSet, annotation_file
 
     if image_size != SIZE:
         raise ValueError(
             f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
         )
-    path = args.annotations or args.data / ANNOTATIONS.get(args.set_name, "")
-    annotations = read(args.set_name, path, ids=args.split, negatives=args.silent)
-    return PublishedSet(args.data, args.set_name, annotations, front_end=front_end, layout=args.layout)
+    path = args.annotations or annotation_file(args.data, args.set_name)
+    ids = None if args.split is None else find_list(args.data, args.split)
+    annotations = read(args.set_name, path, ids=ids, negatives=args.silent)
+    how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
+    found = PublishedSet(args.data, args.set_name, annotations, **how)
+    for note in found.notes:
+        print(f"{args.data}: {note}")
+    return found
 
 
 def options_of(args: argparse.Namespace, tests: dict) -> dict:
     """Keyword arguments of `results.write_results` that are this command's own."""
     from ..data.categories import broad_categories
     from ..data.negatives import SEEDS, negatives
-    from ..data.sample_lists import read_ids
+    from ..data.sample_lists import normal_id, read_ids
     from ..evaluation.protocols import protocol_of
     from ..models.object_prior import ObjectPrior
 
@@ -197,16 +226,17 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
     has_classes = args.set_name not in (None, "flickr")
     if has_classes and "offscreen" in args.negatives:
         broad = broad_categories(args.set_name.removesuffix("-xml"))
-    if args.seeds != "published" and not all(seed.isdecimal() for seed in args.seeds.split(",")):
-        raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {args.seeds!r}")
+    given = "0" if args.seeds is None else args.seeds
+    if given != "published" and not all(seed.isdecimal() for seed in given.split(",")):
+        raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {given!r}")
     if args.object_weights is not None and not args.protocol:
         raise ValueError("--object-weights: expected with --protocol, which says how to mix")
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
-    seeds, notes = SEEDS if args.seeds == "published" else [int(seed) for seed in args.seeds.split(",")], []
+    seeds, notes = SEEDS if given == "published" else unique("--seeds", list(map(int, given.split(",")))), []
     if args.draws is not None:
         args.draws.mkdir(parents=True, exist_ok=True)
     if args.train_list is not None:
-        seen = set(read_ids(args.train_list))
+        seen = set(map(normal_id, read_ids(args.train_list)))
         notes = [
             f"set {name}: {len(seen & set(one.ids))} of {len(one)} samples are in {args.train_list}"
             for name, one in tests.items()
@@ -217,11 +247,11 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         return negatives(sample_set, kind, seed, broad=broad, path=file)
 
     return {
-        "published": [protocol_of(name) for name in args.protocol.split(",") if name],
+        "published": [protocol_of(name) for name in unique("--protocol", args.protocol.split(",")) if name],
         "draw": draw,
         "notes": notes,
-        "negatives": [kind for kind in args.negatives.split(",") if kind],
+        "negatives": [kind for kind in unique("--negatives", args.negatives.split(",")) if kind],
         "seeds": seeds,
         "prior": prior,
-        "similarity": args.retrieval,
+        "similarity": args.retrieval or "auto",
     }

@@ -8,9 +8,11 @@ import argparse
 import contextlib
 import os
 import sys
+import typing
 import warnings
 from pathlib import Path
 
+from ..terminal import PrintableStream, printable
 from . import bench, convert, data, demo, doctor, evaluate, export, localize, mine, quickstart, train
 
 COMMANDS = {
@@ -29,8 +31,13 @@ COMMANDS = {
 STDOUT_CLOSED = 141
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> typing.NoReturn:  # which may quote file names that a shell put there
+        super().error(printable(message))
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="ssl-fast", description="Train and evaluate visual sound source localizers.")
+    top = _Parser(prog="ssl-fast", description="Train and evaluate visual sound source localizers.")
     top.add_argument("--traceback", action="store_true", help="show where an error arose")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, module in COMMANDS.items():
@@ -77,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         text = str(error)
         if text.startswith("Caught ") and "worker process" in text:  # a whole traceback, whose last line is the error
             text = text.strip().splitlines()[-1].partition(": ")[2]
-        print(f"ssl-fast {args.command}: {' '.join(text.split())}", file=sys.stderr)
+        print(f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr)
 
     try:
         if processes > 1 and args.command != "train":
@@ -88,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
         saved, step = getattr(stop, "checkpoint", None), getattr(stop, "step", None)  # of training.Interrupted
         where = f" after step {step}; go on with: {_resume_line(args, saved.parent, processes)}" if saved else ""
         if rank == 0:
-            print(f"\nssl-fast {args.command}: interrupted{where}", file=sys.stderr)
+            print(f"\nssl-fast {args.command}: interrupted{printable(where)}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
@@ -105,20 +112,28 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+def _line(text: object) -> str:
+    return printable(" ".join(str(text).split()))
+
+
 @contextlib.contextmanager
 def _runtime(args: argparse.Namespace, silent: bool):
-    """Inside, a warning is one line on stderr; at the end torch has the number of threads that it had before.
+    """Inside, a warning is one line on stderr, and on stdout what does not print is escaped; at the end torch has the
+    number of threads that it had before.
 
     silent: nothing is written to stdout.
     """
     import torch
 
     threads = torch.get_num_threads()
+    stdout = None if silent or sys.stdout is None else PrintableStream(sys.stdout)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(None) if silent else contextlib.nullcontext():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(typing.cast(typing.TextIO | None, stdout)):
             if silent:
                 args.quiet = True
-            warnings.showwarning = lambda text, *_, **__: print(f"ssl-fast {args.command}: {text}", file=sys.stderr)
+            warnings.showwarning = lambda text, *_, **__: print(
+                f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr
+            )
             yield
     finally:
         torch.set_num_threads(threads)

@@ -6,7 +6,7 @@ import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from .options import add_device, add_quiet, add_split, add_threads, add_training_set, add_workers, check_device
+from .options import add_device, add_quiet, add_split, add_threads, add_training_set, add_workers, check_device, refuse
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> int:
     from ..data.sample_lists import read_ids
 
     check_device(args.device)
-    if args.weights is None and (args.data or args.split or args.modality or args.features_out):
-        raise ValueError("--data, --split, --modality, --features-out: expected with --weights")
+    if args.weights is None:
+        options = "data split modality features_out set_name layout exclude on_missing cache"
+        refuse(args, options + " workers" * (args.workers > 0), "expected with --weights")
     if args.weights is not None and (args.list or not args.data or not args.modality):
         raise ValueError("--weights: expected with --data and --modality, and without --list")
     if args.threads is not None:

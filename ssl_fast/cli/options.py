@@ -23,6 +23,23 @@ def positive(kind: type) -> Callable[[str], int | float]:
     return parse
 
 
+def refuse(args: argparse.Namespace, names: str, why: str) -> None:
+    """ValueError for options that were given though they have no effect. names: of the attributes, with blanks."""
+    values = {name: getattr(args, name) for name in names.split()}
+    given = [name for name, value in values.items() if value is not None and value is not False]
+    if given:
+        options = ", ".join(f"--{name.removesuffix('_name').replace('_', '-')}" for name in given)
+        raise ValueError(f"{options}: {why}")
+
+
+def unique(option: str, values: list) -> list:
+    """The values of an option, each given once: ValueError for the others."""
+    twice = [value for i, value in enumerate(values) if value in values[:i]]
+    if twice:
+        raise ValueError(f"{option}: expected each once, got {twice[0]} twice")
+    return values
+
+
 def natural(text: str) -> int:
     """The type of an option that takes an integer >= 0."""
     if not text.isdecimal():
@@ -31,16 +48,27 @@ def natural(text: str) -> int:
 
 
 def add_split(parser: argparse._ActionsContainer, *more_names: str) -> None:
-    help = "list of ids in --data: NAME.txt or NAME.csv there, or a path (default: all)"
+    help = "list of ids in --data: NAME.txt, .csv or .tsv there, or a path (default: all)"
     parser.add_argument("--split", *more_names, metavar="NAME", help=help)
 
 
 def add_layout(parser: argparse._ActionsContainer) -> None:
     """Options for the layout of a published set's files, and for ids to leave out of it."""
     parser.add_argument(
-        "--layout", metavar="NAME", help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench"
+        "--layout",
+        metavar="NAME",
+        help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench (default: the one that is there)",
     )
     parser.add_argument("--exclude", metavar="NAME", help="list of ids to leave out, as those of the test set")
+
+
+def add_on_missing(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--on-missing",
+        choices=("error", "list"),
+        help="where files of samples are not there: an error, or go on with the other samples and list those that are "
+        "missing (default: error; a broken file always is one)",
+    )
 
 
 def add_training_set(parser: argparse._ActionsContainer) -> None:
@@ -52,6 +80,7 @@ def add_training_set(parser: argparse._ActionsContainer) -> None:
         help="vggsound or flickr, in --data (default: a folder of frames/ and audio/)",
     )
     add_layout(parser)
+    add_on_missing(parser)
     parser.add_argument(
         "--cache",
         type=Path,

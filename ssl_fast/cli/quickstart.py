@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         accumulation=args.accumulation,
         vertical_flip=True,  # scenes look the same upside down
+        **train.loss_fields(args),
     )
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     train.set_threads(args, recipe)

@@ -72,9 +72,12 @@ def summary(results) -> str:
         "iiou_adaptive": "IIoU",
         "interactive_pointing": "interactive pointing",
     }
+    from ..evaluation.results import samples_of
+
     main, name = results["interactive_on"], results.get("method", "model")
     order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
-    rows = {f"{one}: {name}": results["sets"][one]["model"] for one in order}
+    of = {one: f", {samples_of(row)}" if row["samples"]["missing"] else "" for one, row in results["sets"].items()}
+    rows = {f"{one}{of[one]}: {name}": results["sets"][one]["model"] for one in order}
     rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
     width = max(map(len, rows))
     lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]

@@ -9,6 +9,8 @@ if typing.TYPE_CHECKING:
     from ..data.scenes.dataset import Scenes, Settings
     from ..data.training_sets import TrainingSet
 
+from .options import refuse
+
 SCENE_TESTS = ("single", "duo", "trio")
 PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
 
@@ -19,10 +21,9 @@ def training_set(args: argparse.Namespace, front_end: str, size: int) -> "Folder
     from ..data.datasets import FolderSet
     from ..data.training_sets import TrainingSet
 
-    how = {"front_end": front_end, "size": size, "cache": args.cache}
+    how = {"front_end": front_end, "size": size, "cache": args.cache, "on_missing": args.on_missing or "error"}
     if args.set_name is None:
-        if args.layout or args.exclude:
-            raise ValueError("--layout, --exclude: expected with --set")
+        refuse(args, "layout exclude", "expected with --set")
         found = FolderSet(args.data, split=args.split, **how)
     elif args.split is None:
         raise ValueError(f"--set {args.set_name}: expected its list of ids, --split")
@@ -34,12 +35,18 @@ def training_set(args: argparse.Namespace, front_end: str, size: int) -> "Folder
 
 
 def folder(
-    path: str | os.PathLike, split: str | None, front_end: str, image_size: int, annotated: bool = False
+    path: str | os.PathLike,
+    split: str | None,
+    front_end: str,
+    image_size: int,
+    annotated: bool = False,
+    on_missing: str | None = None,
 ) -> "FolderSet":
-    """The samples of a folder; `annotated`: ValueError without ground truth."""
+    """The samples of a folder; `annotated`: ValueError without ground truth. on_missing: that of the options."""
     from ..data.datasets import FolderSet
 
-    found = FolderSet(path, front_end=front_end, size=image_size, split=split)
+    how = {"front_end": front_end, "size": image_size, "on_missing": on_missing or "error"}
+    found = FolderSet(path, split=split, **how)
     if annotated and not found.has_ground_truth:
         raise ValueError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:

@@ -32,9 +32,26 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     `run_folder.DEFAULTS`.
     """
     add = parser.add_argument
-    add("--method", metavar="NAME", help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie")
+    add(
+        "--method",
+        metavar="NAME",
+        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl",
+    )
     add("--seed", type=natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=positive(int), metavar="N", help="default: the recipe's")
+    add(
+        "--loss",
+        action="append",
+        metavar="NAME=VALUE,...",
+        help="options of the loss: margin=-0.2,tau=0.1 (default: the recipe's; all names: docs/losses.md, or give "
+        "a wrong one)",
+    )
+    add(
+        "--nce-epochs",
+        type=natural,
+        metavar="N",
+        help="of fnac: first epochs without its L1 terms (default: the recipe's)",
+    )
     add("--batch-size", type=positive(int), metavar="N", help="default: the recipe's")
     add(
         "--precision",
@@ -87,7 +104,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--views",
         metavar="NAME,NAME",
-        help="of ssl_align, which compares all pairs of them: original, augmented, conceptual (default: the recipe's)",
+        help="of ssl_align, which compares all pairs of them, and two of hard_positives and sspl: original, augmented, "
+        "conceptual (default: the recipe's)",
     )
     add(
         "--init",
@@ -100,7 +118,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--neighbors-{modality}",
             type=Path,
             metavar="FILE",
-            help=f"nearest neighbours of {what}, for conceptual views (the published recipe of ssl_align has them)",
+            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)",
         )
     add_workers(parser)
     add(
@@ -132,6 +150,13 @@ def set_threads(args: argparse.Namespace, recipe: "Recipe") -> None:
     if args.threads is None:
         args.threads = 1 if recipe.model.backbone == "small" else torch.get_num_threads()
     torch.set_num_threads(args.threads)
+
+
+def loss_fields(args: argparse.Namespace) -> dict:
+    """Fields of a recipe from the options of its loss."""
+    from ..training import loss_options
+
+    return {"loss": loss_options.read(args.loss) if args.loss else None, "nce_epochs": args.nce_epochs}
 
 
 def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe", **options) -> "Run":
@@ -184,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
         front_end=args.front_end,
         image_size=args.image_size,
         views=None if args.views is None else tuple(args.views.split(",")),
+        **loss_fields(args),
     )
     if args.val_split is not None and args.val is None:
         raise ValueError("--val-split: expected with --val")
@@ -192,12 +218,15 @@ def run(args: argparse.Namespace) -> int:
     recipe.steps(len(training_set))
     held_out = None
     if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, *how)
+        held_out = samples.folder(args.val, args.val_split, *how, on_missing=args.on_missing)
         validation.check_validation(training_set, held_out, recipe)
     several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
     rank, processes = distributed.launched()
     check_processes(recipe, processes, args.device, **several)
     neighbors = _neighbors(args, training_set, recipe)
+    if recipe.name == "published" and args.init is None:
+        start = recipes.PUBLISHED_START[recipe.method]
+        print(f"image net: from scratch, without --init; the published runs of {recipe.method} started from {start}")
     if args.init is not None:  # here only to see whether it fits
         storage.load_torchvision(build(recipe.model).visual_net, args.init)
     set_threads(args, recipe)
@@ -256,6 +285,11 @@ def _neighbors(
     visual, audio = args.neighbors_visual, args.neighbors_audio
     if (visual is None) != (audio is None):
         raise ValueError("--neighbors-visual, --neighbors-audio: expected both or none of them")
+    if visual is None and "conceptual" in recipe.views:
+        raise ValueError(
+            f"--neighbors-visual, --neighbors-audio: expected with the views {', '.join(recipe.views)}, got none; "
+            "`ssl-fast mine` writes them, and --views original,augmented does without"
+        )
     neighbors = None if visual is None else (Neighbors(visual), Neighbors(audio))
     Views(training_set, recipe, neighbors=neighbors)  # checks them
     return neighbors

@@ -19,18 +19,25 @@ file and the entry.
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import xml.etree.ElementTree as ElementTree
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from .sample_lists import DataError, read_annotations, read_ids
+from .sample_lists import (
+    DataError,
+    check_unique,
+    read_annotations,
+    read_ids,
+    read_json,
+    read_rows,
+    short,
+    some,
+    wrong_id,
+)
 
 SIZE = 224  # pixels a side: every published evaluator works at this size
 DIRT = {
@@ -75,12 +82,11 @@ class Annotations:
 
     def select(self, ids: Sequence[str], of: str = "ids") -> Annotations:
         """The samples of a list, in its order. DataError names ids that are listed twice or have no annotation."""
-        twice = [name for name, n in Counter(ids).items() if n > 1]
+        check_unique(ids, of)
         known = {sample.id: sample for sample in self.samples}
         unknown = [name for name in ids if name not in known]
-        for names, what in ((twice, "listed more than once"), (unknown, f"without annotation in {self.source}")):
-            if names:
-                raise DataError(f"{of}: {len(names)} ids {what}: {some(names)}")
+        if unknown:
+            raise DataError(f"{of}: {len(unknown)} ids without annotation in {self.source}: {some(unknown)}")
         listed = set(ids)
         dirt = {kind: [name for name in cases if name in listed] for kind, cases in self.dirt.items()}
         return replace(self, samples=tuple(known[name] for name in ids), dirt=dirt)
@@ -89,19 +95,15 @@ class Annotations:
         """These samples and, after them, the negatives of an Extended list (SLAVC's "plus_silent", .csv with the header
         video,audio,label): images with a sound of elsewhere, or clips in which nothing visible sounds. Their id is
         VIDEO+AUDIO, their ground truth empty. DataError for other labels and for pairs that are listed twice."""
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
-        if not rows or rows[0] != ["video", "audio", "label"]:
-            raise DataError(f"{path}: expected the header video,audio,label, got {','.join(rows[0] if rows else [])!r}")
-        negatives = []
-        for i, row in enumerate(rows[1:], 2):
-            if len(row) != 3 or row[2] != "non-sounding":
-                raise DataError(f"{path}: row {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
-            none = np.zeros((0, 4), int)
+        (_, header), *rows = read_rows(Path(path)) or [(1, [])]
+        if header != ["video", "audio", "label"]:
+            raise DataError(f"{path}: expected the header video,audio,label, got {','.join(header)!r}")
+        negatives, none = [], np.zeros((0, 4), int)
+        for i, row in rows:
+            if len(row) != 3 or row[2] != "non-sounding" or wrong_id(row[0]) or wrong_id(row[1]):
+                raise DataError(f"{path}: line {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
             negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], none, sounding=False))
-        twice = [name for name, n in Counter(sample.id for sample in negatives).items() if n > 1]
-        if twice:
-            raise DataError(f"{path}: {len(twice)} pairs listed more than once: {some(twice)}")
+        check_unique([sample.id for sample in negatives], path, "pairs")
         return replace(self, samples=self.samples + tuple(negatives))
 
     def with_masks(self, masks: Annotations) -> Annotations:
@@ -114,23 +116,27 @@ class Annotations:
         return replace(self, samples=tuple(replace(sample, mask=paths[sample.id]) for sample in self.samples))
 
     def report(self) -> list[str]:
-        """A line for every kind of dirt that was met: how often, the rule, and where."""
-        return [
-            f"{len(cases)} x {kind} ({DIRT[kind]}): {some(list(dict.fromkeys(cases)))}"
-            for kind, cases in self.dirt.items()
-            if cases
-        ]
+        return report(self.dirt)
 
 
-def weight_map(boxes: np.ndarray, rule: str = "union") -> np.ndarray:
-    """Boxes (k, 4) int in pixels of 224 x 224 -> weights (224, 224) float32.
+def report(dirt: dict[str, list[str]]) -> list[str]:
+    """A line for every kind of dirt that was met: how often, the rule, and where. dirt: {key of DIRT: ids}."""
+    return [
+        f"{len(cases)} x {kind} ({DIRT[kind]}): {some(list(dict.fromkeys(cases)))}"
+        for kind, cases in dirt.items()
+        if cases
+    ]
+
+
+def weight_map(boxes: np.ndarray, rule: str = "union", size: int = SIZE) -> np.ndarray:
+    """Boxes (k, 4) int in pixels of size x size -> weights (size, size) float32.
 
     rule: "union" is 1 inside of any box. "consensus" (Flickr-SoundNet) is half the number of boxes that cover a pixel,
     1 at most: it counts boxes, not annotators. No boxes: all 0.
     """
     if rule not in ("union", "consensus"):
         raise ValueError(f"rule: expected union or consensus, got {rule!r}")
-    covers = np.zeros((SIZE, SIZE), np.float32)
+    covers = np.zeros((size, size), np.float32)
     for left, top, right, bottom in boxes:
         covers[top:bottom, left:right] += 1
     return np.minimum(covers / 2 if rule == "consensus" else covers, 1)
@@ -143,13 +149,14 @@ def read(
     ids: str | os.PathLike | None = None,
     negatives: str | os.PathLike | None = None,
 ) -> Annotations:
-    """The annotations of a set (a key of READERS) in a file or folder; ids: a list of them (default: all there are);
-    negatives: an Extended list, appended."""
+    """The annotations of a set (a key of READERS) in a file or folder; ids: a list of them (default: all there are), in
+    any form in which those of the set are published, see sample_lists.ID_FORMS; negatives: an Extended list, appended.
+    """
     if name not in READERS:
         raise ValueError(f"set: expected one of {', '.join(READERS)}, got {name!r}")
     found = READERS[name](Path(path))
     if ids is not None:
-        found = found.select(read_ids(Path(ids)), str(ids))
+        found = found.select(read_ids(Path(ids), SOURCES.get(name)), str(ids))
     return found if negatives is None else found.extended(negatives)
 
 
@@ -171,26 +178,27 @@ def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str, str
     """[{"image": path, "audio": path, "gt_box": [xmin, ymin, xmax, ymax] or the path of a mask}, ...]: paths of another
     machine, whose last `depth` parts (of the sound one less, at least one) are kept; named(image stem, audio stem)
     tells category and group."""
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected annotations as a JSON list, got {error}") from error
+    entries = read_json(path, "annotations as a JSON list")
     if not isinstance(entries, list) or not entries:
-        raise DataError(f"{path}: expected a JSON list of annotations, got {str(entries)[:80]}")
+        raise DataError(f"{path}: expected a JSON list of annotations, got {short(entries)}")
 
     def tail(text: str, parts: int) -> PurePosixPath:
         return PurePosixPath(*PurePosixPath(text).parts[-parts:])
 
     raw = []
     for i, entry in enumerate(entries):
-        strings = isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("image", "audio"))
-        if not strings or not isinstance(entry.get("gt_box"), (list, str)):
-            raise DataError(f"{path}: entry {i}: expected image, audio and gt_box, got {str(entry)[:200]}")
+        texts = [entry.get(key) for key in ("image", "audio")] if isinstance(entry, dict) else [None]
+        named_files = all(isinstance(text, str) and PurePosixPath(text).name for text in texts)
+        if not named_files or not isinstance(entry.get("gt_box"), (list, str)):
+            raise DataError(f"{path}: entry {i}: expected image, audio and gt_box, got {short(entry)}")
         image = tail(entry["image"], depth).with_suffix("").as_posix()
         audio = tail(entry["audio"], max(1, depth - 1)).with_suffix("").as_posix()
         box, mask = entry["gt_box"], None
         if isinstance(box, str):
             box, mask = None, tail(box, depth).as_posix()
+        wrong = [text for text in (image, audio, mask) if text is not None and wrong_id(text)]
+        if wrong:
+            raise DataError(f"{path}: entry {i}: expected paths of files, got {wrong[0]!r}: {wrong_id(wrong[0])}")
         raw.append((Annotation(image, image, audio, *named(image, audio), mask=mask), None if box is None else [box]))
     return _annotations(path, "union", SIZE, raw)
 
@@ -251,42 +259,35 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     samples = []
     for sample, given in raw:
         if given is not None:
-            boxes = _pixels(given, unit, f"{path}: {sample.id!r}", sample.id, dirt)
-            sample = replace(sample, boxes=boxes)
-            if not len(boxes):
-                dirt["empty"].append(sample.id)
-            elif weight_map(boxes).all():
-                dirt["whole frame"].append(sample.id)
+            sample = replace(sample, boxes=pixels(given, unit, SIZE, f"{path}: {sample.id!r}", sample.id, dirt))
         if sample.category in SPELLING:
             dirt["misspelt"].append(sample.id)
             sample = replace(sample, category=SPELLING[sample.category])
         samples.append(sample)
-    twice = [name for name, n in Counter(sample.id for sample in samples).items() if n > 1]
-    if twice:
-        raise DataError(f"{path}: {len(twice)} samples annotated twice: {some(twice)}")
+    check_unique([sample.id for sample in samples], path, "samples")
     return Annotations(tuple(samples), rule, dirt, str(path))
 
 
-def _pixels(given: list, unit: float, source: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
-    """Boxes in fractions of `unit` -> (k, 4) int, by the rules of DIRT."""
+def pixels(given: list, unit: float, size: int, source: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
+    """Boxes of sample `name` in fractions of `unit` -> (k, 4) int in pixels of size x size, by the rules of DIRT; each
+    case is added to `dirt`. DataError, that begins with `source`, for what are no boxes."""
     try:
         boxes = np.asarray(given, np.float64).reshape(len(given), 4)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         boxes = np.full((1, 4), np.nan)
     if not np.isfinite(boxes).all() or boxes.max(initial=0) > 2 * unit:
-        raise DataError(f"{source}: expected boxes of four numbers up to {unit:g}, got {str(given)[:80]}")
+        raise DataError(f"{source}: expected boxes of four numbers up to {unit:g}, got {short(given)}")
     inside = boxes.clip(0, unit)
     dirt["outside"] += [name] * int((inside != boxes).sum())
-    # fractions times 224, then truncated: the factor is exact for pixels of 256 and 224
-    pixels = (inside * (SIZE / unit)).astype(int)
-    solid = (pixels[:, :2] < pixels[:, 2:]).all(1)
+    # fractions times the size, then truncated: the factor is exact for pixels of 256 and 224
+    found = (inside * (size / unit)).astype(int)
+    solid = (found[:, :2] < found[:, 2:]).all(1)
     dirt["degenerate"] += [name] * int((~solid).sum())
-    return pixels[solid]
-
-
-def some(names: Sequence[str]) -> str:
-    """The first five names, and how many more there are."""
-    return ", ".join(map(repr, names[:5])) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    if not solid.any():
+        dirt["empty"].append(name)
+    elif weight_map(found[solid], size=size).all():
+        dirt["whole frame"].append(name)
+    return found[solid]
 
 
 READERS: dict[str, Callable[[Path], Annotations]] = {
@@ -296,3 +297,5 @@ READERS: dict[str, Callable[[Path], Annotations]] = {
     "is3": _is3,
     "s4": _s4,
 }
+# The data set that a test set is a part of, whose ids its lists have.
+SOURCES = {"vgg-ss": "vggsound", "vgg-ss-xml": "vggsound", "flickr": "flickr"}

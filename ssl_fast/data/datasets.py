@@ -9,7 +9,7 @@ The layout of a folder is the field's:
     frames/ID.jpg | .jpeg | .png          one frame a clip
     audio/ID.wav | .flac | .ogg | .mp3    its sound
     annotations.json                      optional: boxes, categories, masks
-    train.txt, test.txt, NAME.txt | .csv  optional lists of ids: one a line, of a .csv the first column
+    train.txt, NAME.txt | .csv | .tsv     optional lists of ids: one a line, of .csv and .tsv the first cell
 
 IDs may contain folders (`bell/clip 7`). Annotations are one JSON list in VGG-SS's format,
 {"file": ID, "class": NAME, "bbox": [[xmin, ymin, xmax, ymax], ...]}, with boxes as fractions of the frame. All but
@@ -20,34 +20,36 @@ IDs may contain folders (`bell/clip 7`). Annotations are one JSON list in VGG-SS
     "mask"             path, from the folder, of an image that is white where the sounding object is
     "visible"          names of all classes in the frame; by default the classes of all samples of the image
 
-Dirt in boxes is handled by rule: coordinates are clipped to [0, 1], boxes without area then are dropped and counted
-(`FolderSet.notes`). Nothing else is repaired: what is missing, broken, empty or listed twice is an error that names the
-file. No sample is ever skipped or replaced by another.
+Dirt in boxes is handled by the rules of `annotations.DIRT` and counted (`FolderSet.notes`). Nothing else is repaired:
+what is missing, broken, empty or listed twice is an error that names the file. No sample is ever replaced by another,
+and none is left out unless `on_missing="list"` asks for what is there: then `missing` names the others.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from ..progress import progress_bar
+from ..terminal import printable
+from .annotations import DIRT, SIZE, pixels, report, weight_map
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
 from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
 from .io.media import MediaError
-from .sample_lists import DataError, find_list, read_annotations, read_ids
+from .sample_lists import DataError, find_list, read_annotations, read_ids, some
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 ANNOTATIONS = "annotations.json"
+ON_MISSING = ("error", "list")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Item:
     sound: Path
     image_id: str
     category: str | None
-    boxes: np.ndarray | None = None  # (k, 4) fractions
+    boxes: np.ndarray | None = None  # (k, 4) int, pixels of the set's size
     mask: Path | None = None
     visible: frozenset[str] = frozenset()
 
@@ -68,13 +70,53 @@ class Item:
         return self.boxes is not None or self.mask is not None
 
 
+@dataclass
+class Files:
+    """What was found of the files of a set: items, the samples whose files are all there; absent, the ids of samples of
+    which some file is not there; missing, those files, and problems, files that are there and no good, each in words by
+    its path; notes on what a rule dropped."""
+
+    items: list[Item] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+    missing: dict[Path, str] = field(default_factory=dict)
+    problems: dict[Path, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def complete(self, name: str, wanted: Iterable[Sequence[Path]]) -> bool:
+        """True where the files of sample `name` are all there; else what is wrong with them is noted. wanted: for each
+        file the paths at which it is, of which there must be one."""
+        faults = [self._fault(name, paths) for paths in wanted]
+        if any(fault is self.missing for fault in faults):
+            self.absent.append(name)
+        return all(fault is None for fault in faults)
+
+    def _fault(self, name: str, paths: Sequence[Path]) -> dict[Path, str] | None:
+        """The field in which something was noted."""
+        path = paths[0]
+        if len(paths) > 1:
+            names = ", ".join(path.name for path in paths[:3])
+            self.problems[path] = f"{path.parent}: expected one file of id {name!r}, got {len(paths)}: {names}"
+            return self.problems
+        try:
+            state = path.stat()  # once: sets have some hundred thousand files
+        except OSError:
+            state = None
+        if state is None or not stat.S_ISREG(state.st_mode):
+            self.missing[path] = f"{path}: no such file, id {name!r}"
+            return self.missing
+        if not state.st_size:
+            self.problems[path] = f"{path}: empty file (0 bytes), id {name!r}"
+            return self.problems
+        return None
+
+
 class SampleSet(torch.utils.data.Dataset):
     """Map-style data set of (image, sound) pairs, the interface that training and evaluation use.
 
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
-    the FrontEnd of the spectrograms, and has_ground_truth. Samples are counted from 0 (or from the end, below 0);
-    IndexError for what is not there.
+    the FrontEnd of the spectrograms, has_ground_truth, and missing, the ids that the set should have beside these and
+    whose files are not there. Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
     """
 
     ids: list[str]
@@ -83,6 +125,7 @@ class SampleSet(torch.utils.data.Dataset):
     visible: list[frozenset[str]]
     front_end: FrontEnd
     has_ground_truth: bool = False
+    missing: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -115,34 +158,46 @@ class FileSet(SampleSet):
     """Samples whose images and sounds are files, read when a sample is asked for: anew every time, unless `preload` was
     called.
 
-    root: names the set in messages. items: the samples. problems: what is wrong with the files, in words; any raises
-    DataError. front_end: a FrontEnd, or its name. size: side in pixels of the images; frames are resized to size x size
-    directly, whatever their aspect ratio, so that boxes in fractions of the frame stay right. cache: a folder where
-    decoded frames and clips are kept (see cache.py); what comes out is the same. resampler: see images.resize.
+    root: names the set in messages. files: what was found there. front_end: a FrontEnd, or its name. size: side in
+    pixels of the images; frames are resized to size x size directly, whatever their aspect ratio, so that boxes in
+    fractions of the frame stay right. cache: a folder where decoded frames and clips are kept (see cache.py); what
+    comes out is the same. resampler: see images.resize. on_missing: "error" raises DataError where files are not there,
+    "list" goes on with the samples whose files are; `missing` then lists the ids of the others, and `notes` says how
+    many there are.
 
-    Raises MediaError for a file that is empty or broken; it names the file.
+    Raises DataError for files that are no good, whatever on_missing is, and MediaError when one is read that is broken;
+    both name the file.
     """
 
     def __init__(
         self,
         root: str | os.PathLike,
-        items: Sequence[Item],
-        problems: Sequence[str],
+        files: Files,
         *,
         front_end: str | FrontEnd,
         size: int,
         cache: str | os.PathLike | None = None,
         resampler: str = "pillow",
+        on_missing: str = "error",
     ):
         if not isinstance(size, int) or size < 1:
             raise ValueError(f"size: expected an integer >= 1, got {size!r}")
         if resampler not in RESAMPLERS:
             raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, got {resampler!r}")
+        if on_missing not in ON_MISSING:
+            raise ValueError(f"on_missing: expected one of {', '.join(ON_MISSING)}, got {on_missing!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
+        problems = [*files.problems.values(), *(files.missing.values() if on_missing == "error" else ())]
         if problems:
             count, shown = len(problems), "; ".join(problems[:5])
             more = f"; and {count - 5} more" if count > 5 else ""
             raise DataError(f"{self.root}: {count} problem{'s' * (count > 1)}: {shown}{more}")
+        items, self.missing, self.notes = files.items, files.absent, list(files.notes)
+        if not items:
+            raise DataError(f"{self.root}: expected samples, none of the {len(self.missing)} listed has all its files")
+        if self.missing:
+            total = len(items) + len(self.missing)
+            self.notes.append(f"{len(items):,} of {total:,} samples are there; missing are {some(self.missing)}")
         self._items, self.resampler = items, resampler
         self._cache = None if cache is None else DecodedCache(cache)
         self.ids = [item.id for item in items]
@@ -230,8 +285,8 @@ class FileSet(SampleSet):
 class FolderSet(FileSet):
     """A folder of frames and sounds (layout: see the module).
 
-    root: the folder. front_end, size, `reading` (cache, resampler): see FileSet. annotations: path of the annotation
-    file; by default annotations.json in the folder where there is one. split: see find_list.
+    root: the folder. front_end, size, `reading` (cache, resampler, on_missing): see FileSet. annotations: path of the
+    annotation file; by default annotations.json in the folder where there is one. split: see find_list.
 
     The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
     audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
@@ -250,28 +305,25 @@ class FolderSet(FileSet):
         split: str | os.PathLike | None = None,
         **reading,
     ):
-        folder = _Folder(Path(root), annotations, split)
-        super().__init__(root, folder.items, folder.problems, front_end=front_end, size=size, **reading)
-        self.notes = folder.notes
+        super().__init__(
+            root, _files_of(Path(root), annotations, split, size), front_end=front_end, size=size, **reading
+        )
         self.has_ground_truth = all(item.annotated for item in self._items)
 
     def ground_truth(self, index: int) -> np.ndarray:
         """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
         and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
-        item = self._items[self._checked(index)]
-        if item.boxes is None:
-            mask = self.mask(index)
-            return super().ground_truth(index) if mask is None else mask.astype(np.float32)
-        truth = np.zeros((self.size, self.size), np.float32)
-        for left, top, right, bottom in (item.boxes * self.size).astype(int):
-            truth[top:bottom, left:right] = 1
-        return truth
+        boxes = self._items[self._checked(index)].boxes
+        if boxes is not None:
+            return weight_map(boxes, size=self.size)
+        mask = self.mask(index)
+        return super().ground_truth(index) if mask is None else mask.astype(np.float32)
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """Findings of `check`: ids of complete samples, files that are missing, empty or ambiguous, files that are broken
-    (each named), and notes on what rules dropped."""
+    """Findings of `check`: ids of complete samples, files that are not there, files that are broken, empty or one too
+    many (each named), and notes on what rules dropped."""
 
     root: str
     ids: list[str]
@@ -285,9 +337,9 @@ class FolderReport:
 
     def __str__(self) -> str:
         found = f"{len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} files broken"
-        lines = [f"{self.root}: {found}"]
+        lines = [f"{printable(self.root)}: {found}"]  # a line each, also of names with line feeds
         for title, entries in (("missing", self.missing), ("broken", self.broken), ("note", self.notes)):
-            lines += [f"  {title}: {entry}" for entry in entries]
+            lines += [f"  {title}: {printable(entry)}" for entry in entries]
         return "\n".join(lines)
 
 
@@ -300,16 +352,14 @@ def check(
 ) -> FolderReport:
     """Decode every file that a FolderSet with these arguments would use; list what is missing or broken.
 
-    DataError only for what cannot be gone through: no such folder, an unreadable list or annotation file.
+    Boxes are counted in pixels of 224 x 224. DataError only for what cannot be gone through: no such folder, an
+    unreadable list or annotation file.
     """
-    folder = _Folder(Path(root), annotations, split)
-    return check_files(root, folder.items, folder.problems, folder.notes, progress=progress)
+    return check_files(root, _files_of(Path(root), annotations, split, SIZE), progress=progress)
 
 
-def check_files(
-    root: str | os.PathLike, items: Sequence[Item], missing: list[str], notes: list[str], *, progress: bool = False
-) -> FolderReport:
-    """Decode every file of `items`; the report of it, with what else is missing and noted."""
+def check_files(root: str | os.PathLike, files: Files, *, progress: bool = False) -> FolderReport:
+    """Decode every file of complete samples; the report of it, with what else was found."""
     # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
     errors: dict[tuple, str] = {}
 
@@ -323,101 +373,78 @@ def check_files(
         return not errors[path, read]
 
     complete = []
-    for item in progress_bar(items, unit="sample", desc="check", disable=not progress):
+    for item in progress_bar(files.items, unit="sample", desc="check", disable=not progress):
         parts = [(item.frame, decode_image), (item.sound, decode_audio)]
         parts += [(item.mask, _check_mask)] if item.mask else []
         if all([good(*part) for part in parts]):  # noqa: C419, all are read, so that all faults are found
             complete.append(item.id)
-    broken = list(dict.fromkeys(error for error in errors.values() if error))
-    return FolderReport(str(root), complete, missing, broken, notes)
+    broken = list(dict.fromkeys([*files.problems.values(), *(error for error in errors.values() if error)]))
+    return FolderReport(str(root), complete, list(files.missing.values()), broken, files.notes)
 
 
 def _check_mask(path: Path) -> None:
     load_mask(path, 16)
 
 
-class _Folder:
-    """Goes through a folder: `items` whose files exist, `problems` in words, `notes` on dirt that a rule covers."""
+def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None, size: int) -> _Folder:
+    """What is found of a folder's samples; boxes in pixels of size x size."""
+    if not root.is_dir():
+        got = "a file" if root.exists() else "nothing there"
+        raise DataError(f"{root}: expected a folder with frames/ and audio/, got {got}")
+    found = _Folder(root, size)
+    if annotations is None and (root / ANNOTATIONS).exists():
+        annotations = root / ANNOTATIONS
+    entries = {} if annotations is None else read_annotations(Path(annotations))
+    if split is not None:
+        ids = read_ids(find_list(root, split))
+    else:
+        ids = list(entries) or sorted(found.media["frames"].keys() | found.media["audio"].keys())
+    if not ids:
+        counts = " and ".join(f"{len(files)} files in {kind}/" for kind, files in found.media.items())
+        raise DataError(f"{root}: expected samples, got {counts}")
+    for name in ids:
+        found.add(name, entries.get(name, {}))
+    annotated = sum(item.annotated for item in found.items)
+    if 0 < annotated < len(found.items):
+        first = next(item.id for item in found.items if not item.annotated)
+        found.notes.append(f"{annotated} of {len(found.items)} samples have boxes or a mask, {first!r} has none")
+    found.notes += report(found.dirt)
+    return found
 
-    def __init__(self, root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None):
-        if not root.is_dir():
-            got = "a file" if root.exists() else "nothing there"
-            raise DataError(f"{root}: expected a folder with frames/ and audio/, got {got}")
-        self.root, self.problems, self.notes = root, [], []
+
+class _Folder(Files):
+    """Files of a folder, sample by sample; dirt: see annotations.report."""
+
+    def __init__(self, root: Path, size: int):
+        super().__init__()
+        self.root, self.size = root, size
         self.media = {"frames": _files(root / "frames", IMAGES), "audio": _files(root / "audio", SOUNDS)}
-        if annotations is None and (root / ANNOTATIONS).exists():
-            annotations = root / ANNOTATIONS
-        entries = {} if annotations is None else read_annotations(Path(annotations))
-        if split is not None:
-            listed = Counter(read_ids(find_list(root, split)))
-            self.problems += [f"id {name!r} is listed {n} times" for name, n in listed.items() if n > 1]
-            ids = list(listed)
-        else:
-            ids = list(entries) or sorted(self.media["frames"].keys() | self.media["audio"].keys())
-        if not ids:
-            found = " and ".join(f"{len(files)} files in {kind}/" for kind, files in self.media.items())
-            raise DataError(f"{root}: expected samples, got {found}")
-        self.dropped: list[str] = []
-        self.clipped = 0
-        self.items = [item for name in ids if (item := self._item(name, entries.get(name, {})))]
-        annotated = sum(item.annotated for item in self.items)
-        if 0 < annotated < len(self.items):
-            first = next(item.id for item in self.items if not item.annotated)
-            self.notes.append(f"{annotated} of {len(self.items)} samples have boxes or a mask, {first!r} has none")
-        if self.clipped:
-            self.notes.append(f"{self.clipped} coordinates of boxes clipped to [0, 1]")
-        if self.dropped:
-            of = ", ".join(dict.fromkeys(self.dropped))
-            self.notes.append(f"{len(self.dropped)} boxes without area dropped, of {of}")
+        self.dirt: dict[str, list[str]] = {kind: [] for kind in DIRT}
 
-    def _item(self, name: str, entry: dict) -> Item | None:
-        frame = self._find(name, entry.get("image", name), "frames", IMAGES)
-        sound = self._find(name, entry.get("audio", name), "audio", SOUNDS)
-        mask = self._present(self.root / entry["mask"], f"mask of {name!r}") if "mask" in entry else None
-        if frame is None or sound is None or (mask is None and "mask" in entry):
-            return None
+    def add(self, name: str, entry: dict) -> None:
+        """Look up the files of a sample, and add it where they are all there."""
+        frame = self._find(entry.get("image", name), "frames", IMAGES)
+        sound = self._find(entry.get("audio", name), "audio", SOUNDS)
+        masks = [[self.root / entry["mask"]]] if "mask" in entry else []
+        if not self.complete(name, [frame, sound, *masks]):
+            return
         boxes = None
         if "bbox" in entry:
-            given = np.asarray(entry["bbox"], np.float64).reshape(-1, 4)
-            boxes = given.clip(0, 1)
-            self.clipped += int((boxes != given).sum())
-            solid = (boxes[:, :2] < boxes[:, 2:]).all(1)
-            self.dropped += [name] * int((~solid).sum())
-            boxes = boxes[solid]
+            boxes = pixels(entry["bbox"], 1, self.size, f"{self.root}: {name!r}", name, self.dirt)
         # however an annotation names a frame, it is one image
-        frames = self.root / "frames"
-        image_id = (frame.relative_to(frames).with_suffix("") if frame.is_relative_to(frames) else frame).as_posix()
-        return Item(name, frame, sound, image_id, entry.get("class"), boxes, mask, frozenset(entry.get("visible", ())))
+        frames, path = self.root / "frames", frame[0]
+        image_id = (path.relative_to(frames).with_suffix("") if path.is_relative_to(frames) else path).as_posix()
+        mask, visible = (masks[0][0] if masks else None), frozenset(entry.get("visible", ()))
+        self.items.append(Item(name, path, sound[0], image_id, entry.get("class"), boxes, mask, visible))
 
-    def _find(self, name: str, wanted: str, kind: str, suffixes: Sequence[str]) -> Path | None:
-        """The file of an id under frames/ or audio/, or at a path from the folder; a problem where there is not one."""
-        found = self.media[kind].get(wanted, [])
-        if not found and Path(wanted).suffix.lower() in suffixes:
-            found = [self.root / wanted]
-        if len(found) == 1:
-            return self._present(found[0], f"id {name!r}")
-        if found:
-            self.problems.append(f"id {name!r}: expected one file, got {', '.join(map(str, found))}")
-        else:
-            self.problems.append(f"{self.root / kind / wanted}: no such file ({', '.join(suffixes)}), id {name!r}")
-        return None
-
-    def _present(self, path: Path, what: str) -> Path | None:
-        problem = missing(path)
-        if problem:
-            self.problems.append(f"{problem}, {what}")
-        return None if problem else path
-
-
-def missing(path: Path) -> str:
-    """Reason why a file has nothing to be read, or ""."""
-    try:
-        state = path.stat()  # once: sets have some hundred thousand files
-    except OSError:
-        return f"{path}: no such file"
-    if not stat.S_ISREG(state.st_mode):
-        return f"{path}: no such file"
-    return "" if state.st_size else f"{path}: empty file (0 bytes)"
+    def _find(self, wanted: str, kind: str, suffixes: Sequence[str]) -> list[Path]:
+        """The files of an id under frames/ or audio/, or the one at a path from the folder; where there is none, the
+        path where it should be."""
+        if found := self.media[kind].get(wanted):
+            return found
+        if Path(wanted).suffix.lower() in suffixes:
+            return [self.root / wanted]
+        return [self.root / kind / f"{wanted}{'|'.join(suffixes)}"]
 
 
 def _visible(items: Sequence[Item]) -> list[frozenset[str]]:

@@ -1,73 +1,149 @@
-"""Folder layouts of published sets, and the samples whose files are there."""
+"""Folder layouts of published sets, by the programs that use them, and the samples whose files are there."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from .annotations import Annotation
-from .datasets import Item, missing
-from .sample_lists import DataError
+from .datasets import Files, Item
+from .sample_lists import DataError, film_paths, some
 
 
 @dataclass(frozen=True)
 class Layout:
     """Paths of files from the root. {image}, {audio}, {mask} are the stems of the annotation (of a mask with its
-    suffix); {image_clip} and {audio_clip} the ids of VGG-SS as YTID_START_END in ms; of a * there is one file."""
+    suffix); {image_clip}, {audio_clip} the ids of VGG-SS as YTID_START_END in ms; {image_film}, {audio_film} the places
+    of a clip of SoundNet-Flickr (see film_paths); of a * there is one file."""
 
     image: str
     audio: str
     mask: str = ""
 
+    def __str__(self) -> str:
+        names = {"image": "ID", "audio": "ID", "mask": "MASK", "image_clip": "YTID_START_END"}
+        names |= {"audio_clip": "YTID_START_END", "image_film": "videos/N/N/N/ID.mp4"}
+        names["audio_film"] = names["image_film"]
+        return " with ".join(dict.fromkeys(text.format(**names) for text in (self.image, self.audio)))
 
-FLAT = Layout("frames/{image}.jpg", "audio/{audio}.wav")
-# Of VGGSound, for training and for testing; EZ-VSL has SLAVC's.
+    def kinds(self, sample: Annotation) -> list[str]:
+        """The files that a sample has."""
+        return ["image", "audio"] + ["mask"] * (sample.mask is not None)
+
+    def files(self, root: Path, kind: str, sample: Annotation) -> list[Path]:
+        """The paths at which a file of a sample is; where there is none, the one where it should be."""
+        template, name = getattr(self, kind), str(getattr(sample, kind))
+        names = {kind: name}
+        if "_clip}" in template:
+            names[f"{kind}_clip"] = _clip(name)
+        if "_film}" in template:
+            paths = [root / template.format(**{f"{kind}_film": film}) for film in film_paths(name)]
+            return [path for path in paths if path.exists()] or paths[:1]
+        path = root / template.format(**names)
+        return ("*" in path.name and sorted(path.parent.glob(path.name))) or [path]
+
+    def folders(self, root: Path) -> list[Path]:
+        """The folders that hold all images, and all sounds."""
+        return [root / text.partition("{")[0] for text in (self.image, self.audio)]
+
+
+# Folders differ between the training and the test of a program, and between its versions.
+Layouts = Mapping[str, Mapping[str, Sequence[Layout]]]  # {set: {program: its layouts}}
+FLAT = Layout("frames/{image}.jpg", "audio/{audio}.wav")  # of LVS, EZ-VSL and SLAVC
+FILMS = Layout("videos/{image}.mp4", "videos/{audio}.mp4")
+_ALIGN = "{image_clip}/image_050.jpg"
 VGGSOUND = {
-    "slavc": FLAT,
-    "fnac": Layout("frames/{image}.png", "audio/{audio}.wav"),
-    "ssl-align": Layout("frames/{image_clip}/image_050.jpg", "audio/{audio_clip}.wav"),
+    "slavc": [FLAT],
+    "fnac": [Layout("frames/{image}.png", "audio/{audio}.wav")],
+    "ssl-align": [
+        Layout(f"VGGSound_img/{_ALIGN}", "VGGSound_aud/{audio_clip}.wav"),
+        Layout(f"VGGSound_img/{_ALIGN}", "audios_wav/{audio_clip}.wav"),
+        Layout(f"frames/{_ALIGN}", "audio/{audio_clip}.wav"),
+    ],
+    "ssl-tie": [
+        Layout("frame/{image}.jpg", "audio/{audio}.wav"),  # to test; to train the frame at 5 s, and sounds of 3 s
+        Layout("total_video_frames/{image}/125.jpg", "total_video_3s_audio/{audio}.wav"),
+    ],
 }
-FLICKR = {"slavc": FLAT, "ssl-align": Layout("frames/{image}.mp4/*.jpg", "audio/{audio}.wav")}
+FLICKR = {
+    "slavc": [FLAT],
+    "ssl-align": [
+        Layout(
+            "Flickr_Sound_Top5_Dataset_img_test/{image}.mp4/*.jpg", "Flickr_Sound_Top5_Dataset_wav_test/{audio}.wav"
+        ),
+        Layout("frames_250/{image}.jpg", "audio_250/{audio}.wav"),
+        Layout("frames/{image}.mp4/*.jpg", "audio/{audio}.wav"),
+    ],
+    "ssl-tie": [
+        Layout("frame/{image}.jpg", "mp3/{audio}.mp3"),
+        Layout("frame/{image}.jpg", "audio/{audio}.wav"),
+        Layout("frames/{image_film}/00000003.jpg", "mp3/{audio_film}.mp3"),
+        Layout("frames/{image}/00000003.jpg", "mp3/{audio}.mp3"),
+    ],
+}
 
 
-def layout_named(layouts: dict[str, dict[str, Layout]], name: str, layout: str | None) -> Layout:
-    """The layout of a set by their names; None: the set's first. ValueError for names that are none."""
+def layouts_of(layouts: Layouts, name: str, program: str | None) -> dict[str, Sequence[Layout]]:
+    """The layouts of a set; program: of this one alone. ValueError for names that are none."""
     if name not in layouts:
         raise ValueError(f"set: expected one of {', '.join(layouts)}, got {name!r}")
     known = layouts[name]
-    if layout is not None and layout not in known:
-        raise ValueError(f"layout: expected one of {', '.join(known)} for {name}, got {layout!r}")
-    return known[layout or next(iter(known))]
+    if program is not None and program not in known:
+        raise ValueError(f"layout: expected one of {', '.join(known)} for {name}, got {program!r}")
+    return {key: known[key] for key in known if program in (None, key)}
 
 
-def find_items(root: Path, layout: Layout, samples: Sequence[Annotation]) -> tuple[list[Item], list[str]]:
-    """The samples whose files are all there, and in words what is missing."""
+def find_files(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Sequence[Annotation]) -> Files:
+    """The files of samples, in the one of the layouts that is there. DataError for a folder where none of them is, or
+    several are."""
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder, got {'a file' if root.exists() else 'nothing there'}")
-    items, problems = [], {}  # a file that samples share is missing once
+    layout, found = _choose(root, layouts, samples), Files()
     for sample in samples:
-        kinds = ["image", "audio"] + ["mask"] * (sample.mask is not None)
-        found = {kind: _files(root, getattr(layout, kind), sample) for kind in kinds}
-        wrong = {files[0]: problem for files in found.values() if (problem := _wrong(files))}
-        problems |= {path: f"{problem}, id {sample.id!r}" for path, problem in wrong.items()}
-        if not wrong:
-            frame, sound, *mask = (files[0] for files in found.values())
-            items.append(Item(sample.id, frame, sound, sample.group, sample.category, mask=mask[0] if mask else None))
-    return items, list(problems.values())
+        files = {kind: layout.files(root, kind, sample) for kind in layout.kinds(sample)}
+        if found.complete(sample.id, files.values()):
+            frame, sound, *masks = (paths[0] for paths in files.values())
+            mask = masks[0] if masks else None
+            found.items.append(Item(sample.id, frame, sound, sample.group, sample.category, mask=mask))
+    return found
 
 
-def _files(root: Path, template: str, sample: Annotation) -> list[Path]:
-    """Candidates for a template: one path, with a * all files that fit."""
-    fields = {"image": sample.image, "audio": sample.audio, "mask": sample.mask}
-    if "_clip}" in template:
-        fields |= {f"{kind}_clip": _clip(fields[kind]) for kind in ("image", "audio")}
-    path = root / template.format(**fields)
-    return ("*" in path.name and sorted(path.parent.glob(path.name))) or [path]
+def _choose(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Sequence[Annotation]) -> Layout:
+    """The layout that is there: the only one in which some sample has both its files or, where no sample has them in
+    any, the only one with some file, or with folders."""
+    known = [(program, layout) for program, several in layouts.items() for layout in several]
+    there = [one for one in known if all(folder.is_dir() for folder in one[1].folders(root))]
+    if len(known) == 1 or len(there) == 1:
+        return (there or known)[0][1]
+    most = [0] * len(there)
+    for some_of_them in (samples[:: len(samples) // 256 + 1], samples):  # of hundred thousands a few are enough
+        if max(most, default=2) < 2:
+            most = [max(_counts(root, layout, some_of_them), default=0) for _, layout in there]
+    best = [one for one, n in zip(there, most) if n == max(most)]
+    if len(best) == 1:
+        return best[0][1]
+    if best and max(most):
+        several = "; ".join(f"{program}: {layout}" for program, layout in best)
+        raise DataError(f"{root}: expected files of one layout, got those of several, choose by --layout: {several}")
+    looked_for = "; ".join(f"{program}: {layout}" for program, layout in known)
+    entries = sorted(f"{path.name}{'/' * path.is_dir()}" for path in root.iterdir())
+    more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
+    got = ", ".join(entries[:8]) + more or "an empty folder"
+    ids = some([sample.id for sample in samples])
+    raise DataError(f"{root}: expected files of {ids} in one of these layouts: {looked_for}; got {got}")
 
 
-def _wrong(files: list[Path]) -> str:
-    return f"{files[0].parent}: expected one file, got {len(files)}" if len(files) > 1 else missing(files[0])
+def _counts(root: Path, layout: Layout, samples: Sequence[Annotation]) -> Iterator[int]:
+    """Of image and sound, how many files of each sample are there, up to the first sample that has both."""
+    for sample in samples:
+        try:
+            count = sum(layout.files(root, kind, sample)[0].is_file() for kind in ("image", "audio"))
+        except DataError:  # its ids are not of this layout's form
+            count = 0
+        yield count
+        if count == 2:
+            return
 
 
 def _clip(stem: str) -> str:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from .datasets import SampleSet
-from .sample_lists import DataError
+from .sample_lists import DataError, read_json, short
 
 KINDS = ("silence", "noise", "offscreen")
 SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of vssl_eval, whose figures pool all ten
@@ -166,15 +166,15 @@ def _draw(
 
 def _read(path: Path, wanted: Negatives) -> np.ndarray | None:
     """The indices of the samples whose sounds a file of draws lends, int64 (n,); None for silence and noise."""
+    record = read_json(path, "kind, seed and draws as JSON")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         draws = record["draws"]
         files = [(draw["file"], draw["offset"]) for draw in draws.values()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path}: expected kind, seed and draws as JSON, got {error!r}") from error
     for name in ("kind", "seed"):
         if record.get(name) != getattr(wanted, name):
-            raise DataError(f"{path}: {name}: expected {getattr(wanted, name)!r}, got {record.get(name)!r}")
+            raise DataError(f"{path}: {name}: expected {getattr(wanted, name)!r}, got {short(record.get(name))}")
     ids = wanted.set.ids
     if list(draws) != ids:
         first = next((a for a, b in zip(draws, ids) if a != b), "the end")
@@ -184,9 +184,9 @@ def _read(path: Path, wanted: Negatives) -> np.ndarray | None:
         )
     index = {name: i for i, name in enumerate(ids)} if wanted.kind == "offscreen" else {None: 0}
     for name, (file, offset) in zip(ids, files):
-        if file not in index or offset != 0:
+        if not isinstance(file, str | None) or file not in index or offset != 0:
             raise DataError(
                 f"{path}: {name!r}: expected the sound of a sample of the set from 0 s on (null for "
-                f"silence and noise), got {file!r} from {offset!r}"
+                f"silence and noise), got {short(file)} from {short(offset)}"
             )
     return np.array([index[file] for file, _ in files], np.int64) if wanted.kind == "offscreen" else None

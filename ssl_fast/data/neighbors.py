@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..progress import progress_bar
 from ..reproducibility import fingerprint, replace_file, versions
+from .sample_lists import read_json, short
 
 FORMAT = "ssl_fast neighbors 1"
 _QUERIES, _COLUMNS = 1024, 4096  # a tile of the product: 16 MiB, searched while in cache
@@ -115,8 +116,9 @@ class Neighbors:
     """A file that `mine` wrote, opened by memory map.
 
     path: the .npy. sample_set: what it must have been made for (`check`). Fields: k; ids, (N, k) int32, the indices of
-    the neighbours of sample i in row i, the nearest first. OSError for a missing file, ValueError for one that is not
-    complete, damaged or without its .json; each names the file.
+    the neighbours of sample i in row i, the nearest first. The whole file is read once, to see that all are indices of
+    samples. OSError for a missing file, ValueError for one that is not complete, damaged, of other numbers or without
+    its .json; each names the file.
     """
 
     def __init__(self, path: str | os.PathLike, sample_set=None):
@@ -124,9 +126,17 @@ class Neighbors:
         if not self.path.exists() and _partial(self.path).exists():
             raise ValueError(f"{self.path}: not complete, the search that writes {_partial(self.path)} has to go on")
         self.ids, about = open_array(self.path), _about(self.path)
-        self.k, expected = about["k"], (about["number"], about["k"])
+        expected = about["number"], about["k"]
         if self.ids.shape != expected or self.ids.dtype != np.dtype("<i4"):
             raise ValueError(f"{self.path}: expected {expected} int32, got {self.ids.shape} {self.ids.dtype}")
+        self.k = self.ids.shape[1]
+        for start in range(0, len(self.ids), _ROWS):
+            rows = self.ids[start : start + _ROWS]
+            low, high = int(rows.min()), int(rows.max())
+            if low < 0 or high >= len(self.ids):
+                wrong = low if low < 0 else high
+                row = start + int(np.flatnonzero((rows == wrong).any(1))[0])
+                raise ValueError(f"{self.path}: row {row}: expected indices of 0 to {len(self.ids) - 1}, got {wrong}")
         if sample_set is not None:
             self.check(sample_set)
 
@@ -177,13 +187,11 @@ def _about(path: Path) -> dict:
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
         raise ValueError(f"{path}: expected {sidecar.name} beside it, that says what it was made of; it is missing")
-    try:
-        about = json.loads(sidecar.read_text(encoding="utf-8"))
-        complete = about["format"] == FORMAT and {"k", "number", "ids", "features"} <= about.keys()
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise ValueError(f"{sidecar}: expected what neighbours were made of, format {FORMAT!r}, got something else")
+    expected = f"what neighbours were made of, format {FORMAT!r}"
+    about = read_json(sidecar, expected)
+    complete = isinstance(about, dict) and {"format", "k", "number", "ids", "features"} <= about.keys()
+    if not complete or about["format"] != FORMAT:
+        raise ValueError(f"{sidecar}: expected {expected}, got {short(about)}")
     return about
 
 

@@ -18,37 +18,52 @@ from pathlib import Path
 import numpy as np
 
 from .annotations import SIZE, Annotations, weight_map
-from .datasets import FileSet, FolderReport, check_files
+from .datasets import Files, FileSet, FolderReport, check_files
 from .io.front_ends import FrontEnd
-from .layouts import FLICKR, VGGSOUND, Layout, find_items, layout_named
+from .layouts import FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
+from .sample_lists import DataError
 
-# Of every set the first layout is the default.
-LAYOUTS: dict[str, dict[str, Layout]] = {
+_IS3 = "audio_wav/{audio}.wav", "gt_segmentation/{mask}"
+LAYOUTS: Layouts = {
     "vgg-ss": VGGSOUND,
     "vgg-ss-xml": VGGSOUND,
     "flickr": FLICKR,
-    "is3": {
-        "is3": Layout("images/{image}.jpg", "audio_wav/{audio}.wav", "gt_segmentation/{mask}"),
-        "ssl-align": Layout("visual_frames/{image}.jpg", "audio_wav/{audio}.wav", "gt_segmentation/{mask}"),
+    "is3": {"is3": [Layout("images/{image}.jpg", *_IS3)], "ssl-align": [Layout("visual_frames/{image}.jpg", *_IS3)]},
+    "s4": {
+        "avsbench": [Layout("visual_frames/test/{image}.png", "audio_wav/test/{audio}.wav", "gt_masks/test/{mask}")]
     },
-    "s4": {"avsbench": Layout("visual_frames/test/{image}.png", "audio_wav/test/{audio}.wav", "gt_masks/test/{mask}")},
 }
-# The names of the annotation files in those folders.
+# The names that the annotation files have in those folders; "anno" is SSL-TIE's.
 ANNOTATIONS = {
-    "vgg-ss": "vggss.json",
-    "vgg-ss-xml": "annotations",
-    "flickr": "annotations",
-    "is3": "synthetic3240_bbox.json",
-    "s4": "s4_box.json",
+    "vgg-ss": ["vggss.json"],
+    "vgg-ss-xml": ["annotations", "anno"],
+    "flickr": ["annotations", "Annotations", "anno"],
+    "is3": ["synthetic3240_bbox.json"],
+    "s4": ["s4_box.json"],
 }
+
+
+def annotation_file(root: str | os.PathLike, name: str) -> Path:
+    """The annotations of a set in its folder. DataError where there are none, or several."""
+    if name not in ANNOTATIONS:
+        raise ValueError(f"set: expected one of {', '.join(ANNOTATIONS)}, got {name!r}")
+    if not Path(root).is_dir():
+        raise DataError(f"{root}: expected a folder, got {'a file' if Path(root).exists() else 'nothing there'}")
+    known, there = ANNOTATIONS[name], os.listdir(root)
+    found = [one for one in known if one in there]  # by its exact name, also where upper and lower case are the same
+    if len(found) != 1:
+        got = " and ".join(found) or "none"
+        raise DataError(f"{root}: expected the annotations of {name}, {' or '.join(known)}, got {got}: --annotations")
+    return Path(root) / found[0]
 
 
 class PublishedSet(FileSet):
     """A test set in a folder: images of 224 x 224, ground truth by the rule of its annotations.
 
-    root: the folder. name: a key of LAYOUTS; layout: one of that set's (default: its first). annotations: what there is
-    to test on. front_end, and `reading` (cache, resampler): see FileSet. image_ids are the groups that IIoU takes
-    together. `notes`: the dirt in the annotations. DataError names the files that are missing.
+    root: the folder. name: a key of LAYOUTS; layout: one of that set's (default: the one whose files are there).
+    annotations: what there is to test on. front_end, and `reading` (cache, resampler, on_missing): see FileSet.
+    image_ids are the groups that IIoU takes together. `notes`: the dirt in the annotations. DataError for a layout that
+    cannot be told, and for files that are missing.
     """
 
     def __init__(
@@ -61,10 +76,9 @@ class PublishedSet(FileSet):
         layout: str | None = None,
         **reading,
     ):
-        items, problems = find_items(Path(root), layout_named(LAYOUTS, name, layout), annotations.samples)
-        super().__init__(root, items, problems, front_end=front_end, size=SIZE, **reading)
-        self.annotations, self.notes = annotations, annotations.report()
-        self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in annotations.samples)
+        files, self.annotations = _files_of(Path(root), name, annotations, layout)
+        super().__init__(root, files, front_end=front_end, size=SIZE, **reading)
+        self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
     def ground_truth(self, index: int) -> np.ndarray:
         """(224, 224) float32: the boxes by their rule; the mask of a sample without boxes."""
@@ -79,5 +93,14 @@ def check(
     root: str | os.PathLike, name: str, annotations: Annotations, *, layout: str | None = None, progress: bool = False
 ) -> FolderReport:
     """Decode every file that a PublishedSet with these arguments would use; list what is missing or broken."""
-    items, problems = find_items(Path(root), layout_named(LAYOUTS, name, layout), annotations.samples)
-    return check_files(root, items, problems, annotations.report(), progress=progress)
+    files, _ = _files_of(Path(root), name, annotations, layout)
+    return check_files(root, files, progress=progress)
+
+
+def _files_of(root: Path, name: str, annotations: Annotations, layout: str | None) -> tuple[Files, Annotations]:
+    """What is found of the samples, and the annotations of those that are complete."""
+    found = find_files(root, layouts_of(LAYOUTS, name, layout), annotations.samples)
+    if len(found.items) < len(annotations.samples):
+        annotations = annotations.select([item.id for item in found.items])
+    found.notes = annotations.report()
+    return found, annotations

@@ -5,29 +5,29 @@
         print(server.url)
         server.serve_forever()
 
-GET / is the page, GET /about what it offers. POST /image and /sound take the bytes of a file, its percent-encoded name
-in X-Name, and give an id. POST /answer takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null
-for the model's own} and gives panels, scores and the sound. All but the page is JSON; errors: {"error": message}.
+GET / is the page, GET /about what it offers. With a token, /?token=TOKEN answers with a cookie that all other requests
+need. POST /image and /sound take the bytes of a file, its percent-encoded name in X-Name, and give an id. POST /answer
+takes {"image": id, "sound": id, "alpha": 0 to 1, "threshold": a cosine, or null for the model's own} and gives panels,
+scores and the sound. All but the page is JSON; errors: {"error": message}.
 
-The page is for whoever sits at this machine. Requests by pages of other sites are refused, and no path is made of what
-a client sends. An uploaded file is a temporary one until it is decoded; one thread decodes and computes. See
-session.py.
+The page is for whoever sits at this machine, or knows the token. Requests by pages of other sites are refused (see
+access.py), and no path is made of what a client sends. An uploaded file is a temporary one until it is decoded (see
+uploads.py); one thread decodes and computes (see session.py).
 """
 
 import atexit
 import io
-import ipaddress
 import json
 import re
 import secrets
 import socket
 import socketserver
-import tempfile
+import sys
 import threading
 import time
 import traceback
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,11 +35,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..inference.localize import LocalizationPipeline
+from ..terminal import printable
+from .access import Access
 from .session import SUFFIXES, DemoSession, RequestError
+from .uploads import UploadFolders
 
 ROUTES = {"/": "GET", "/about": "GET", "/image": "POST", "/sound": "POST", "/answer": "POST"}
 UPLOAD_BYTES, ANSWER_BYTES = 20_000_000, 10_000  # of a file, of the JSON that /answer takes; at most
 PENDING, CONNECTIONS = 4, 32  # requests that are computed or wait for it, and connections; at once
+THREADS = 128  # of connections, with those that are only told that there are too many
 DEADLINE = 30.0  # seconds in which a request has to arrive, and then its answer to be taken
 LINGER = 2.0  # seconds in which the rest of a refused request is thrown away: clients may read only after it
 NAME = 80  # characters of a file's name in messages
@@ -64,29 +68,43 @@ def clean_name(text: str) -> str:
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page at `url` until shutdown(). deadline: seconds in which a request has to arrive.
+    """Serves the page at `url` until shutdown(); `link` is its address with the token. deadline: seconds in which a
+    request has to arrive. allowed_hosts, token: see access.Access.
 
-    ValueError for a host or port that cannot be had.
+    ValueError for a host or port that cannot be had, and for hosts and tokens of another form.
     """
 
     daemon_threads, request_queue_size = True, CONNECTIONS
 
     def __init__(
-        self, pipeline: LocalizationPipeline, host: str = "127.0.0.1", port: int = 0, deadline: float = DEADLINE
+        self,
+        pipeline: LocalizationPipeline,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        deadline: float = DEADLINE,
+        allowed_hosts: Sequence[str] = (),
+        token: str | None = None,
     ):
+        if not host:  # which would listen everywhere
+            raise ValueError("--host: expected a name or an address, got ''; 0.0.0.0 stands for all of this machine")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
             super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
+        except (OSError, OverflowError, UnicodeError) as error:  # UnicodeError: of a name that is none
             reason = getattr(error, "strerror", None) or error
             raise ValueError(f"--host {host} --port {port}: {reason} (--port 0 takes any free one)") from error
         address, self.port = str(self.server_address[0]), self.server_address[1]
-        names = [f"[{name}]" if ":" in name else name for name in (host.lower(), address, "localhost")]
-        self.hosts = {f"{name}:{self.port}" for name in names}
-        self.everywhere = ipaddress.ip_address(address).is_unspecified
-        self.url = f"http://{'localhost' if self.everywhere else names[0]}:{self.port}/"
+        try:
+            self.access = Access(host, address, self.port, allowed_hosts, token)
+        except ValueError:
+            super().server_close()
+            raise
+        self.url = self.access.url
+        self.link = self.url if token is None else f"{self.url}?token={token}"
         self.deadline = deadline
-        self.connections, self.pending = threading.Semaphore(CONNECTIONS), threading.Semaphore(PENDING)
+        self.threads, self.connections = threading.Semaphore(THREADS), threading.Semaphore(CONNECTIONS)
+        self.pending = threading.Semaphore(PENDING)
+        self.uploads = UploadFolders()
         self.worker = ThreadPoolExecutor(1)  # a single thread: bounds memory, and torch's threads are made once
         self.session = DemoSession(pipeline)
         self.about = json.dumps(self.session.about() | {"upload": UPLOAD_BYTES}).encode()
@@ -99,27 +117,26 @@ class Server(ThreadingHTTPServer):
         super().server_close()
         if hasattr(self, "worker"):  # not where the port could not be had
             self.worker.shutdown(wait=False, cancel_futures=True)
+            self.uploads.remove()
             # a reference until no other thread runs: one that freed the model's tensors while Python ends would abort
             # the program
             atexit.register(id, self.session)
 
     def process_request(self, request: socket.socket, client_address: tuple) -> None:
-        if not self.connections.acquire(blocking=False):
-            with suppress(OSError):
-                request.sendall(b"HTTP/1.0 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        if not self.threads.acquire(blocking=False):
             self.shutdown_request(request)
             return
         try:
             super().process_request(request, client_address)
         except RuntimeError:  # no thread to be had
-            self.connections.release()
+            self.threads.release()
             raise
 
     def process_request_thread(self, request: socket.socket, client_address: tuple) -> None:
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self.connections.release()
+            self.threads.release()
 
     def compute(self, task: Callable[..., dict], *args) -> dict:
         """task(*args), in the worker thread. RequestError where too many wait for it already."""
@@ -131,17 +148,6 @@ class Server(ThreadingHTTPServer):
             raise RequestError(503, "the server was ended") from error
         finally:
             self.pending.release()
-
-    def accepts_host(self, host: str) -> bool:
-        """True for a Host header that names this server: of names only its own and localhost, as others may be made to
-        lead here by whoever owns them (DNS rebinding); any address where the server listens at all of them."""
-        host = host.lower() if re.search(r":\d+$", host) else f"{host.lower()}:80"
-        if host in self.hosts or not self.everywhere:
-            return host in self.hosts
-        name, _, port = host.rpartition(":")
-        with suppress(ValueError):
-            return port == str(self.port) and bool(ipaddress.ip_address(name.strip("[]")))
-        return False
 
 
 class DeadlineReader(io.RawIOBase):
@@ -158,7 +164,12 @@ class DeadlineReader(io.RawIOBase):
         if left <= 0:
             raise TimeoutError
         self.connection.settimeout(left)
-        return self.connection.recv_into(buffer)
+        try:
+            return self.connection.recv_into(buffer)
+        except TimeoutError:
+            raise
+        except OSError as error:  # the network's, such as "no route to host"
+            raise ConnectionError from error
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -169,6 +180,7 @@ class Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "ssl-fast", ""
     requestline = command = path = ""  # of what is refused before these are known
     unread = True  # some of the request may still be under way
+    cookie = ""  # which the answer sets
 
     def setup(self) -> None:
         super().setup()
@@ -176,6 +188,14 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(DeadlineReader(self.connection, self.server.deadline))
 
     def handle(self) -> None:
+        if not self.server.connections.acquire(blocking=False):
+            return self.send_error(503, f"the server has {CONNECTIONS} other connections: try again")
+        try:
+            self._handle()
+        finally:
+            self.server.connections.release()
+
+    def _handle(self) -> None:
         try:
             self.raw_requestline = self.rfile.readline(65537)
             if len(self.raw_requestline) > 65536:
@@ -189,7 +209,7 @@ class Handler(BaseHTTPRequestHandler):
         except ConnectionError:  # nobody is left to be answered
             pass
         except Exception:
-            traceback.print_exc()
+            print(printable(traceback.format_exc(), keep="\n"), file=sys.stderr)
             self.send_error(500, "the server failed over this request; why is told where it was started")
 
     def finish(self) -> None:
@@ -216,6 +236,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if status == 405:
             headers["Allow"] = ROUTES[self.path]
+        if self.cookie:
+            headers["Set-Cookie"] = self.cookie
         self.request_version = "HTTP/1.0"  # one without a version would get no headers
         self.send_response(status)
         for name, value in headers.items():
@@ -229,13 +251,19 @@ class Handler(BaseHTTPRequestHandler):
     def _reply(self) -> None:
         hosts, origin = self.headers.get_all("Host", []), self.headers.get("Origin")
         self.unread = self.command != "GET"
-        if len(hosts) != 1 or not self.server.accepts_host(hosts[0]):
-            raise RequestError(403, f"Host: expected that of {self.server.url}")
+        access = self.server.access
+        if len(hosts) != 1 or not access.accepts_host(hosts[0]):
+            got = ", ".join(hosts)[:80] or "none"
+            raise RequestError(403, f"Host: expected that of {access.url} or one of --allow-host, got {got}")
+        self.path, _, query = self.path.partition("?")
+        if not access.accepts_token(query, self.headers.get_all("Cookie", [])):
+            raise RequestError(403, "token: expected the address that `ssl-fast demo` printed, with its token")
+        self.cookie = access.set_cookie
         if self.path not in ROUTES:
             raise RequestError(404, "there is nothing at this address")
         if self.command != ROUTES[self.path]:
             raise RequestError(405, f"expected {ROUTES[self.path]}, got {self.command}")
-        if self.command == "POST" and origin not in (None, f"http://{hosts[0]}"):
+        if self.command == "POST" and origin is not None and not access.accepts_origin(origin, hosts[0]):
             raise RequestError(403, "Origin: requests by pages of other sites are refused")
         if self.path == "/":
             nonce = secrets.token_urlsafe(16)
@@ -260,8 +288,8 @@ class Handler(BaseHTTPRequestHandler):
         suffix = Path(name).suffix.lower()
         if suffix not in SUFFIXES[kind]:
             raise RequestError(400, f"{name or 'X-Name'}: expected a file name of {kind} ({', '.join(SUFFIXES[kind])})")
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, f"upload{suffix}")
+        with self.server.uploads.folder() as folder:
+            path = folder / f"upload{suffix}"
             with open(path, "wb") as file:
                 file.writelines(self._body(UPLOAD_BYTES))
             return self.server.compute(self.server.session.upload, kind, path, name)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import collect, shard
-from ..reproducibility import versions
+from ..reproducibility import samples_record, versions
 from . import false_alarms, metrics
 from .baselines import BASELINES, Baseline
 from .predictors import Localizer, MapFunction, Predictor, batches, from_images, from_localizer, inference, predictor_of
@@ -350,6 +350,7 @@ def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[in
     maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in kinds}
     return {
         "n": len(sample_set),
+        "samples": samples_record(sample_set),
         "images": len(sounds),
         "interactive_images": sum(n > 1 for n in sounds.values()),
         "size": list(size),

@@ -7,9 +7,10 @@ from html import escape
 from pathlib import Path
 
 from ..reproducibility import replace_file
+from ..terminal import printable
 from . import pictures
 from .overlays import Row, Tile
-from .results import shortened
+from .results import samples_of, shortened
 
 TITLES = {
     "random": "random map",
@@ -79,7 +80,7 @@ def name_of(key: str) -> str:
 
 
 def _text(value) -> str:
-    return escape(str(value), quote=True)
+    return escape(printable(value, keep="\n"), quote=True)
 
 
 def _picture(light: str, dark: str, alt: str, caption: str = "", full: bool = False) -> str:
@@ -179,7 +180,7 @@ def _comparison(name: str, one: Mapping) -> str:
         )
 
     several = f", {one['interactive_images']} of them with several sounds" if one["interactive_images"] else ""
-    title = f"{name}: {one['n']} samples, {one['images']} images{several}"
+    title = f"{name}: {samples_of(one)}, {one['images']} images{several}"
     return (
         part(MAIN, title)
         + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
@@ -238,8 +239,10 @@ def _protocols(results: Mapping) -> str:
                 for row, figures in computed["model"]["figures"].items()
                 if row in TITLES
             }
+            one = results["sets"][name]  # a protocol counts the samples of all seeds
+            draws = "" if computed["model"]["n"] == one["n"] else f", {computed['model']['n']} with all draws"
             table = _table(
-                f"{name}: {computed['model']['n']} samples",
+                f"{name}: {samples_of(one)}{draws}",
                 ["", *map(name_of, rows["model"])],
                 [
                     (name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])

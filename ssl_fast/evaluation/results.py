@@ -15,8 +15,9 @@ class Results(dict):
     """The figures as nested plain dicts, lists, floats and ints (what `metrics.json` holds), beside them the
     per-sample values.
 
-    Nested: `sets[SET]` = {n, images, interactive_images, size, model: table, baselines: {NAME: table}, map_maxima:
-    {sound: five numbers}}, `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
+    Nested: `sets[SET]` = {n, samples (see reproducibility.samples_record), images, interactive_images, size, model:
+    table, baselines: {NAME: table}, map_maxima: {sound: five numbers}},
+    `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
     `protocols[SET][NAME][model and baselines]` of further protocols,
     `universal_threshold`, `protocol`, `versions`, `notes` (what was left out and why).
     Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
@@ -42,6 +43,12 @@ class Results(dict):
             for i in range(len(values["id"])):
                 writer.writerow([name, *(_cell(values[column][i]) if column in values else "" for column in columns)])
         replace_file(path, text.getvalue())
+
+
+def samples_of(one: Mapping) -> str:
+    """How many samples the figures of a set are of (`sets[SET]`), and of how many where files are missing."""
+    listed = one.get("samples", {}).get("listed", one["n"])
+    return f"{one['n']} samples" if listed == one["n"] else f"{one['n']:,} of {listed:,} samples"
 
 
 def shortened(results: Mapping) -> str | None:

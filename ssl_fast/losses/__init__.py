@@ -23,8 +23,9 @@ Shared conventions
     CE(z, y) stands for mean over rows of logsumexp(z_i) - z_i[y_i]; S has images as rows and audio as columns.
 """
 
-from .functional import ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
-from .modules import EZVSL, FNAC, LOSSES, LVS, SLAVC, SSLTIE, MarginNCE, SSLAlign
+from .functional import ez_vsl, fnac, hard_positives, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .modules import EZVSL, FNAC, LOSSES, LVS, SLAVC, SSLTIE, SSPL, HardPositives, MarginNCE, SSLAlign
+from .predictive import attention_pooled, sspl
 
 __all__ = [
     "EZVSL",
@@ -33,13 +34,18 @@ __all__ = [
     "LVS",
     "SLAVC",
     "SSLTIE",
+    "SSPL",
+    "HardPositives",
     "MarginNCE",
     "SSLAlign",
+    "attention_pooled",
     "ez_vsl",
     "fnac",
+    "hard_positives",
     "lvs",
     "margin_nce",
     "slavc",
     "ssl_align",
     "ssl_tie",
+    "sspl",
 ]

@@ -54,7 +54,7 @@ def own(x: Tensor, positives: Tensor | None, dim: int = 0) -> Tensor:
     return x if positives is None else x.index_select(dim, positives)
 
 
-def diagonal(positives: Tensor | None, scores: Tensor) -> Tensor:
+def target_columns(positives: Tensor | None, scores: Tensor) -> Tensor:
     """The column (N, 1) of each row's positive."""
     return (torch.arange(len(scores), device=scores.device) if positives is None else positives)[:, None]
 
@@ -65,34 +65,55 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def cross_entropy(
-    batch: JoinedBatch, scores: Tensor, positives: Tensor | None, tau: float, margin: float = 0.0, *, down: bool = False
+    batch: JoinedBatch,
+    scores: Tensor,
+    positives: Tensor | None,
+    tau: float,
+    margin: float = 0.0,
+    *,
+    down: bool = False,
+    repeat: float | None = None,
+    positive: Tensor | None = None,
 ) -> Tensor:
     """CE((scores - margin at the positives) / tau, positives), scores (N, K) of this process against its columns.
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
-    processes; there at least two. As log(1 + sum over the others of exp(gap)): a well-separated batch has a loss near
-    0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after subtracting two large numbers.
+    processes; there at least two. `repeat`: one more negative of each row, its positive times this. `positive`: (N, 1),
+    of rows, in place of their scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
+    batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after
+    subtracting two large numbers.
     """
-    targets = diagonal(positives, scores)
-    positive = scores.gather(1, targets)
+    targets = target_columns(positives, scores)
+    positive = scores.gather(1, targets) if positive is None else positive
     if down:
         positive = batch.gather(positive).t()
-    gaps = ((scores - positive + margin) / tau).scatter(1, targets, float("-inf"))
+    gaps = (scores - positive + margin) / tau
+    if repeat is None:
+        gaps = gaps.scatter(1, targets, float("-inf"))
+    else:
+        gaps = gaps.scatter(1, targets, (repeat * positive - positive + margin) / tau)
     others = own(batch.logsumexp(gaps), positives) if down else gaps.logsumexp(1)
     return batch.mean(torch.logaddexp(others, torch.zeros_like(others)))
 
 
 def contrast(
-    batch: JoinedBatch, scores: Tensor, positives: Tensor | None, negatives: str, tau: float = 1.0, margin: float = 0.0
+    batch: JoinedBatch,
+    scores: Tensor,
+    positives: Tensor | None,
+    negatives: str,
+    tau: float = 1.0,
+    margin: float = 0.0,
+    **of_rows,
 ) -> Tensor:
-    """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum)."""
+    """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
+    of_rows: `repeat` and `positive` of `cross_entropy`."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)
     terms = []
     if negatives != "image":
         if columns < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, scores, positives, tau, margin))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, **of_rows))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")

@@ -1,7 +1,7 @@
 """The losses as functions; the package's docstring says what they share."""
 
-import inspect
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
-from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, diagonal, join, own, total
+from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
+from .options import check_choice, options_of
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Parts that losses share (cross_entropy.py joins processes)
@@ -100,6 +101,7 @@ def ssl_align(
     pooling: Pooling = ops.Mean(),
     tau: float = 0.07,
     symmetric: bool = False,
+    alignment: bool = True,
     mean_weight: float = 0.0,
     projected_visuals: Sequence[Tensor] | None = None,
     projected_audios: Sequence[Tensor] | None = None,
@@ -114,7 +116,7 @@ def ssl_align(
 
     s_L is `pooling` of the cosines of un-projected features; s_A = cos(p_V(mean over cells of v), p_A(a)). As in the
     paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
-    minus sign is put in. `symmetric` averages both directions.
+    minus sign is put in. `symmetric` averages both directions. alignment=False leaves s_A out, whatever is given.
 
     visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C).
     project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. Where the
@@ -125,6 +127,7 @@ def ssl_align(
     check_tau(tau)
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
     projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
+    projected = projected if alignment else None
     negatives, weight = _direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
     if projected:
@@ -138,12 +141,12 @@ def ssl_align(
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
     localization = total(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
-    alignment = torch.zeros_like(localization)
+    aligned = torch.zeros_like(localization)
     if projected:
-        alignment = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
-    loss = localization + alignment
+        aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
+    loss = localization + aligned
     if return_terms:
-        return loss, {"localization": localization.detach(), "alignment": alignment.detach()}
+        return loss, {"localization": localization.detach(), "alignment": aligned.detach()}
     return loss
 
 
@@ -184,6 +187,7 @@ def lvs(
     tau: float = 0.07,
     tri_map: bool = True,
     hard_negative: bool = True,
+    diagonal: Literal["excluded", "released"] = "excluded",
     margin: float = 0.0,
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
@@ -197,25 +201,26 @@ def lvs(
               with e = epsilon_negative if tri_map, else epsilon
         L = CE([S - margin at positives | H] / tau, positives)       H only with hard_negative
 
-    Equal to the released program wherever that is sound. That program multiplies the positives among the negatives by
-    -99, which turns a cosine of -.05 into a logit of +71, and divides 0 by 0 where a whole map exceeds .9; here
-    positives are left out of the negatives, and the background weights are normalised as logarithms.
+    diagonal: "excluded", positives are no negatives; "released", as the released program does, each is one of its own
+        negatives, times -99: at S = .5 that is nothing, at .001 a quarter of a negative, at -.05 a logit of +71.
+    That program divides 0 by 0 where a whole map exceeds .9; here the background weights are normalised as logarithms.
     """
     batch, positives, audio = join(group, positives, visual, audio=audio)
     return _lvs(
         batch,
         visual,
         audio,
-        epsilon,
-        epsilon_negative,
-        beta,
-        tau,
-        tri_map,
-        hard_negative,
-        margin,
-        mean_weight,
-        positives,
-        backend,
+        epsilon=epsilon,
+        epsilon_negative=epsilon_negative,
+        beta=beta,
+        tau=tau,
+        tri_map=tri_map,
+        hard_negative=hard_negative,
+        diagonal=diagonal,
+        margin=margin,
+        mean_weight=mean_weight,
+        positives=positives,
+        backend=backend,
         need_map=False,
     )[0]
 
@@ -224,12 +229,14 @@ def _lvs(
     batch,
     visual,
     audio,
+    *,
     epsilon,
     epsilon_negative,
     beta,
     tau,
     tri_map,
     hard_negative,
+    diagonal,
     margin,
     mean_weight,
     positives,
@@ -238,21 +245,24 @@ def _lvs(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and the maps (N, h, w) of the positives, (0,) where they are not needed."""
     check_tau(tau)
+    check_choice("diagonal", diagonal, lvs)
+    repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
         scores = _pooled(visual, audio, pooling, mean_weight, backend)
-        return contrast(batch, scores, positives, "audio", tau, margin), scores.new_empty(0)
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
-    columns = diagonal(positives, visual).flatten()
+    columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
     scores = _blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
-        return contrast(batch, scores, positives, "audio", tau, margin), maps
+        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), maps
     cells = maps.flatten(1)
     weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
     background = (weight * cells).sum(1, keepdim=True)
-    return cross_entropy(batch, torch.cat([scores, background], 1), positives, tau, margin), maps
+    scores = torch.cat([scores, background], 1)
+    return cross_entropy(batch, scores, positives, tau, margin, repeat=repeat), maps
 
 
 def ez_vsl(
@@ -275,6 +285,56 @@ def ez_vsl(
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     return contrast(batch, _pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+
+
+def hard_positives(
+    visual: Tensor,
+    audio: Tensor,
+    similar_visual: Tensor,
+    similar_audio: Tensor,
+    *,
+    combine: Literal["mean", "sum", "logsumexp"] = "mean",
+    epsilon: float = 0.65,
+    beta: float = 0.03,
+    tau: float = 0.07,
+    margin: float = 0.0,
+    mean_weight: float = 0.0,
+    positives: Tensor | None = None,
+    group=None,
+    backend: str = "auto",
+) -> Tensor:
+    """HardPos: image and sound of semantically similar samples are positives too (Senocak et al., ICASSP 2022).
+
+        S = soft-threshold pooling of the cosines (epsilon, beta)
+        P_i = `combine` of S(v_i, a_i), S(v_i, a'_i), S(v'_i, a_i), S(v'_i, a'_i)             ' = the similar sample's
+        L = mean over i of  log(1 + sum over j != i of exp((S(v_i, a_j) - P_i + margin) / tau))
+
+    similar_visual (N, C, h', w'), similar_audio (N, C): the image, and the sound, of a nearest neighbour of each pair,
+    found in each modality by itself (`data.neighbors`); they are nobody's negatives.
+    combine: "mean"; "sum", since the paper adds the four response maps, without a released program: here, with a logit
+        for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
+        "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
+    """
+    check_tau(tau)
+    check_choice("combine", combine, hard_positives)
+    rows = visual.shape[:1].numel()
+    for name, similar, dims in (("similar_visual", similar_visual, 4), ("similar_audio", similar_audio, 2)):
+        if similar.dim() != dims or similar.shape[0] != rows:
+            shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
+            raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")
+    pooling = ops.SoftThreshold(epsilon, beta)
+    batch, positives, audio = join(group, positives, visual, audio=audio)
+    scores = _pooled(visual, audio, pooling, mean_weight, backend)
+    check_positives(rows, scores.shape[1], positives, scores.device)
+    pairs = (visual, similar_audio), (similar_visual, own(audio, positives)), (similar_visual, similar_audio)
+    maps = [ops.cosine_map(*pair, backend=backend).flatten(1) for pair in pairs]
+    paired = [torch.lerp(pooling.reference(cells), cells.mean(1), mean_weight) for cells in maps]
+    four = torch.stack([scores.gather(1, target_columns(positives, scores))[:, 0], *paired], 1)
+    if combine == "logsumexp":
+        positive = tau * (four / tau).logsumexp(1, keepdim=True)
+    else:
+        positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
+    return contrast(batch, scores, positives, "audio", tau, margin, positive=positive)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -303,8 +363,8 @@ def slavc(
     *,
     momentum: Sequence[Tensor] | None,
     tau: float = 0.03,
-    reduce: str = "sum",
-    negatives: str = "audio",
+    reduce: Literal["sum", "max"] = "sum",
+    negatives: Literal["audio", "image", "both"] = "audio",
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -322,10 +382,8 @@ def slavc(
         paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
     """
     check_tau(tau)
-    choices = (("reduce", reduce, ("sum", "max")), ("negatives", negatives, ("audio", "image", "both")))
-    for name, value, allowed in choices:
-        if value not in allowed:
-            raise ValueError(f"{name}: expected one of {allowed}, got {value!r}")
+    check_choice("reduce", reduce, slavc)
+    check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
     batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
@@ -350,7 +408,7 @@ def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor 
 
     The diagonal, close to 1 in both, is taken from the rest of the row, where the difference keeps its digits.
     """
-    difference = (p - q).scatter(1, diagonal(positives, p), 0)
+    difference = (p - q).scatter(1, target_columns(positives, p), 0)
     return batch.mean(difference.abs().sum(1) + difference.sum(1).abs()) / p.shape[1]
 
 
@@ -451,14 +509,5 @@ def ssl_tie(
     return loss
 
 
-def options_of(function: Callable, given: dict, exclude: Sequence[str] = ()) -> dict:
-    """Keyword options of `function`: defaults, overridden by `given`; TypeError for names it does not have."""
-    parameters = inspect.signature(function).parameters.values()
-    defaults = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in exclude}
-    unknown = sorted(given.keys() - defaults.keys())
-    if unknown:
-        raise TypeError(f"{function.__name__}: expected options among {', '.join(defaults)}, got {', '.join(unknown)}")
-    return defaults | given
-
-
-_LVS_DEFAULTS = options_of(lvs, {}, exclude=("positives", "group", "backend"))
+LVS_PER_CALL = ("positives", "group", "backend")  # what ssl_tie does not hand on to lvs as an option
+_LVS_DEFAULTS = options_of(lvs, {}, LVS_PER_CALL)

@@ -1,11 +1,14 @@
 """The losses as modules."""
 
+import typing
 from collections.abc import Callable
 
 from torch import nn
 
 from .cross_entropy import check_tau
-from .functional import ez_vsl, fnac, lvs, margin_nce, options_of, slavc, ssl_align, ssl_tie
+from .functional import LVS_PER_CALL, ez_vsl, fnac, hard_positives, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .options import option_types, options_of
+from .predictive import sspl
 
 
 class Loss(nn.Module):
@@ -27,6 +30,11 @@ class Loss(nn.Module):
         self.options = options_of(self.function, options, exclude=self.per_call)
         if "tau" in self.options:
             check_tau(self.options["tau"])
+
+    @classmethod
+    def option_types(cls) -> dict[str, typing.Any]:
+        """The annotation of each option that construction takes, by name."""
+        return option_types(cls.function, cls.per_call)
 
     def forward(self, *features, **changes):
         return self.function(*features, **{**self.options, **changes})
@@ -68,12 +76,24 @@ class FNAC(Loss, function=fnac):
     pass
 
 
+class HardPositives(Loss, function=hard_positives):
+    """forward(visual, audio, similar_visual, similar_audio)."""
+
+
+class SSPL(Loss, function=sspl):
+    """forward(visuals, audio, head)."""
+
+
 class SSLTIE(Loss, function=ssl_tie):
     def __init__(self, **options):
         own = {name: options.pop(name) for name in options_of(ssl_tie, {}, self.per_call) if name in options}
         super().__init__(**own)
-        self.options |= options_of(lvs, options, exclude=("positives", "group", "backend"))
+        self.options |= options_of(lvs, options, LVS_PER_CALL)
         check_tau(self.options["tau"])
+
+    @classmethod
+    def option_types(cls) -> dict[str, typing.Any]:
+        return super().option_types() | option_types(lvs, LVS_PER_CALL)
 
 
 LOSSES: dict[str, type[Loss]] = {
@@ -84,4 +104,6 @@ LOSSES: dict[str, type[Loss]] = {
     "slavc": SLAVC,
     "fnac": FNAC,
     "ssl_tie": SSLTIE,
+    "hard_positives": HardPositives,
+    "sspl": SSPL,
 }

@@ -8,13 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .predictive_coding import PredictiveCoding
 from .resnet import ResNet18, SmallResNet
 
-METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie")
+METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
 SIMILARITIES = ("auto", "projected", "mean", "max", "pooled")  # of images and sounds, for retrieval
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
-_HEADLESS = ("lvs", "ssl_tie", "ssl_align")  # as published, these compare the ReLU features themselves
+_HEADLESS = (
+    "lvs",
+    "ssl_tie",
+    "ssl_align",
+    "hard_positives",
+    "sspl",
+)  # as published, these compare the ReLU features themselves
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class LocalizerConfig:
     dimension: output of the heads (1x1 convolution for images, linear for audio; two of each for slavc); None: none.
     head_bias: whether heads and projections have a bias. Without a good start a bias lets all features drift to one
         direction, where the contrast stays at chance.
-    projection: ssl_align only, output D of the projections that s_A compares; None: no s_A.
+    projection: of ssl_align, output D of the projections that s_A compares, None: no s_A; of sspl, which needs one,
+        output D of the head whose projections and predictions its loss compares. No other method has projections.
+    cycles: of sspl, cycles of its predictive coding module (`predictive_coding`); None: without the module.
     visual_dropout, audio_dropout: element-wise, on the features before the heads (one mask for both heads of slavc).
     image_mean, image_std: of RGB in [0, 1]. spectrogram_mean, spectrogram_std: of the front end's output.
     """
@@ -38,6 +47,7 @@ class LocalizerConfig:
     dimension: int | None = 128
     head_bias: bool = False
     projection: int | None = None
+    cycles: int | None = None
     visual_dropout: float = 0.0
     audio_dropout: float = 0.0
     image_mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
@@ -60,8 +70,14 @@ class LocalizerConfig:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
         if self.method == "slavc" and self.dimension is None:
             raise ValueError("dimension: slavc needs heads for its two spaces, got None")
-        if self.projection is not None and self.method != "ssl_align":
-            raise ValueError(f"projection: only ssl_align has projections, got {self.projection} for {self.method}")
+        if self.method == "sspl" and self.projection is None:
+            raise ValueError("projection: sspl needs the head whose projections it compares, got None")
+        if self.projection is not None and self.method not in ("ssl_align", "sspl"):
+            got = f"{self.projection} for {self.method}"
+            raise ValueError(f"projection: only ssl_align and sspl have projections, got {got}")
+        if self.cycles is not None and (self.method != "sspl" or self.cycles < 0):
+            got = f"{self.cycles} for {self.method}"
+            raise ValueError(f"cycles: expected >= 0, of sspl's predictive coding module alone, got {got}")
         for name in ("visual_dropout", "audio_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")
@@ -70,7 +86,8 @@ class LocalizerConfig:
 
     @classmethod
     def published(cls, method: str, **changes) -> "LocalizerConfig":
-        """The architecture that the method was published with (ssl_align's projections are not specified there)."""
+        """The architecture that the method was published with (ssl_align's projections are not specified there; of
+        sspl the head, on ResNet-18 nets in place of its frozen VGG-16 and VGGish)."""
         config = {
             "method": method,
             "backbone": "resnet18",
@@ -82,16 +99,16 @@ class LocalizerConfig:
         }
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
-        if method == "ssl_align":
-            config["projection"] = 512
+        config |= {"ssl_align": {"projection": 512}, "sspl": {"projection": 2048, "cycles": 4}}.get(method, {})
         if method in ("slavc", "fnac"):
             config["visual_dropout"] = 0.9
         return cls(**(config | changes))
 
     @classmethod
     def small(cls, method: str, **changes) -> "LocalizerConfig":
-        """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for ssl_align."""
-        return cls(**({"method": method, "projection": 128 if method == "ssl_align" else None} | changes))
+        """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for those that have
+        some."""
+        return cls(**({"method": method, "projection": 128 if method in ("ssl_align", "sspl") else None} | changes))
 
 
 def build(config: LocalizerConfig) -> "Localizer":
@@ -124,7 +141,8 @@ class Localizer(nn.Module):
 
     visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
         "visual" (B, C, h, w) and "audio" (B, C), for slavc "visual_loc", "visual_avc", "audio_loc" and "audio_avc";
-        with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is ssl_align's s_A.
+        for ssl_align with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is s_A.
+    predictor: the head that sspl's loss takes, None for other methods. predictive_coding: see `aligned`; or None.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
     """
 
@@ -146,10 +164,16 @@ class Localizer(nn.Module):
             if config.dimension is not None:
                 self.visual_heads["visual" + space] = nn.Conv2d(channels, config.dimension, 1, bias=bias)
                 self.audio_heads["audio" + space] = nn.Linear(channels, config.dimension, bias=bias)
-        self.project_visual = self.project_audio = None
-        if config.projection is not None:
+        self.project_visual = self.project_audio = self.predictor = None
+        if config.projection is not None and config.method == "sspl":
+            self.predictor = SimSiamHead(config.dimension or channels, config.projection)
+        elif config.projection is not None:
             self.project_visual = nn.Linear(channels, config.projection, bias=bias)
             self.project_audio = nn.Linear(channels, config.projection, bias=bias)
+        self.predictive_coding = None
+        if config.cycles is not None:
+            compared = config.dimension or channels
+            self.predictive_coding = PredictiveCoding(compared, compared, config.cycles)
         drawn = not self.visual_net.conv1.weight.is_meta
         if drawn and config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
             self._initialize_heads()
@@ -197,12 +221,18 @@ class Localizer(nn.Module):
             features["audio_projected"] = self.project_audio(x)
         return features
 
+    def aligned(self, visual: Tensor, audio: Tensor) -> Tensor:
+        """Visual features (B, C, h, w) as maps compare them with audio features (B, C) of the same samples: by SSPL's
+        predictive coding module, if there is one, which sees unit vectors of audio. Retrieval goes without it."""
+        if self.predictive_coding is None:
+            return visual
+        return self.predictive_coding(visual, nn.functional.normalize(audio))
+
     def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor], backend: str = "auto") -> Tensor:
         """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces.
         backend: of `ops.cosine_map`."""
-        maps = [
-            ops.cosine_map(visual["visual" + space], audio["audio" + space], backend=backend) for space in self.spaces
-        ]
+        pairs = [(visual["visual" + space], audio["audio" + space]) for space in self.spaces]
+        maps = [ops.cosine_map(self.aligned(*pair), pair[1], backend=backend) for pair in pairs]
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
 
     @torch.no_grad()
@@ -249,6 +279,38 @@ class Localizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.config.method}, {self.config.backbone}"
+
+
+class SimSiamHead(nn.Module):
+    """SimSiam's projector and predictor, as SSPL has them: (N, C) -> projection z and prediction p of it, (N, D) each.
+
+    Projector: three linear layers of width D with batch norm, ReLU between them, the last norm without scale and shift.
+    Predictor: two layers with a bottleneck of D / 4, batch norm and ReLU in it.
+    """
+
+    def __init__(self, channels: int, dimension: int):
+        super().__init__()
+        self.projector = nn.Sequential(
+            nn.Linear(channels, dimension, bias=False),
+            nn.BatchNorm1d(dimension),
+            nn.ReLU(inplace=True),
+            nn.Linear(dimension, dimension, bias=False),
+            nn.BatchNorm1d(dimension),
+            nn.ReLU(inplace=True),
+            nn.Linear(dimension, dimension, bias=False),
+            nn.BatchNorm1d(dimension, affine=False),
+        )
+        bottleneck = max(1, dimension // 4)
+        self.predictor = nn.Sequential(
+            nn.Linear(dimension, bottleneck, bias=False),
+            nn.BatchNorm1d(bottleneck),
+            nn.ReLU(inplace=True),
+            nn.Linear(bottleneck, dimension),
+        )
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(x)
+        return z, self.predictor(z)
 
 
 def _check_float(name: str, x: Tensor, normalize: str) -> None:

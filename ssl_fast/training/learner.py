@@ -168,9 +168,11 @@ class Learner:
         with self.stages("data"):
             images, spectrograms = self.net_inputs(images, sounds, generator)
         changes: dict[str, typing.Any] = {"group": None if alone else self.group}
-        if recipe.method != "slavc":
+        if "mean_weight" in self.loss.options:
             changes["mean_weight"] = recipe.mean_weight_at(progress)
         transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        if recipe.method == "sspl":  # one sound for both images
+            spectrograms = spectrograms.chunk(views)[0]
         with self.stages("nets"):
             features = self._features(
                 self.features if alone else self.net,
@@ -194,7 +196,16 @@ class Learner:
             return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
             return self.loss(features["visual"], features["audio"], features["transformed"], transform, **changes)
-        if recipe.method == "fnac" and progress < recipe.nce_only:
+        if recipe.method == "hard_positives":
+            (visual, similar_visual), (audio, similar_audio) = (
+                features[name].chunk(views) for name in ("visual", "audio")
+            )
+            return self.loss(visual, audio, similar_visual, similar_audio, **changes)
+        if recipe.method == "sspl":
+            audio = features["audio"]
+            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].chunk(views)]
+            return self.loss(visuals, audio, self.localizer.predictor, **changes)
+        if recipe.leaves_out_l1_at(progress):
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
@@ -255,7 +266,8 @@ class Learner:
         return losses
 
     def chance(self) -> float:
-        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms."""
+        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms; -1
+        for sspl, which has no negatives."""
         together = self.recipe.batch_size // self.recipe.accumulation
         if self.group is None:
             together //= self.processes
@@ -272,6 +284,10 @@ class Learner:
                 loss = self.loss(*four, momentum=None if self.momentum is None else four)
             elif method == "ssl_tie":
                 loss = self.loss(visual, audio, visual, lambda maps: maps)
+            elif method == "hard_positives":
+                loss = self.loss(visual, audio, visual, audio)
+            elif method == "sspl":
+                loss = self.loss([visual, visual], audio, lambda features: (audio, audio))
             else:
                 loss = self.loss(visual, audio)
         return float(loss)

@@ -4,14 +4,13 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from .. import ops
 from ..data.transforms import MASKS, POLICIES, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
-from ..ops.poolings import KERNEL_POOLINGS, Pooling
+from . import loss_options
 
 METHODS = tuple(LOSSES)
-POOLINGS = {"mean": ops.Mean, **KERNEL_POOLINGS}
+_NO_POOLING = ("slavc", "sspl")
 VIEWS = ("original", "augmented", "conceptual")
 _CHOICES = {
     "optimizer": ("adamw", "adam"),
@@ -26,14 +25,15 @@ _CHOICES = {
 class Recipe:
     """Everything that decides how one method is trained.
 
-    method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss, numbers
-        and strings; `pooling` is a dict of its `name` in POOLINGS and its options.
+    method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss,
+        numbers and strings, as `loss_options` has them; `pooling` is a dict of its `name` and its options. Without s_A
+        (`alignment` of ssl_align) the model has no projections.
     front_end, image_size: name of the audio front end and side of the square images, for folders of media.
     warm_up_steps: the learning rate rises linearly from 0 over as many steps, then follows `decay` over the whole run.
     pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
-        both they are blended linearly into the method's own pooling. Selective poolings (soft threshold, maximum) can
-        collapse without it when nets start from scratch: they select before there is anything to select. None: no
-        warm-up. slavc, whose pooling is another, has none.
+        both they are blended linearly into the method's own pooling (to `mean_weight`, if the loss has one). Selective
+        poolings (soft threshold, maximum) can collapse without it when nets start from scratch: they select before
+        there is anything to select. None: no warm-up. slavc and sspl, which pool in other ways, have none.
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
         losses are computed in float32 always.
     augmentation: of squares, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
@@ -45,8 +45,9 @@ class Recipe:
         U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of transforms.MASKS.
     views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
-        augmented). All methods but ssl_align take one.
-    nce_only: fnac's L1 terms are left out for this fraction of the run.
+        augmented). ssl_align takes any number; hard_positives two, the sample's and the similar one's; sspl two images
+        of one sound, the first view's; all other methods one.
+    nce_epochs: epochs at the start of the run in which fnac's L1 terms are left out; fewer than `epochs`.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
     accumulation: the batch goes through the nets in so many equal parts, one after the other; each has its own
         negatives and batch statistics, and the gradient is their mean.
@@ -73,7 +74,7 @@ class Recipe:
     time_shift: tuple[float, float] | None = None
     masks: str = "none"
     views: tuple[str, ...] = ("augmented",)
-    nce_only: float = 0.0
+    nce_epochs: float = 0.0
     momentum_decay: float | None = None
     accumulation: int = 1
 
@@ -99,13 +100,23 @@ class Recipe:
         if not isinstance(self.views, (tuple, list)) or not self.views or not set(self.views) <= set(VIEWS):
             raise ValueError(f"views: expected some of {', '.join(VIEWS)}, got {self.views!r}")
         object.__setattr__(self, "views", tuple(self.views))  # lists after a round trip through JSON, here and below
-        if len(self.views) > 1 and self.method != "ssl_align":
-            raise ValueError(f"views: only ssl_align compares several views, got {self.views} for {self.method}")
-        if self.pooling_warm_up is not None and self.method == "slavc":
-            raise ValueError(f"pooling_warm_up: slavc has none, got {self.pooling_warm_up}")
+        compared = {"ssl_align": len(self.views), "hard_positives": 2, "sspl": 2}.get(self.method, 1)
+        if len(self.views) != compared:
+            raise ValueError(f"views: {self.method} compares {compared}, got {', '.join(self.views)}")
+        if self.pooling_warm_up is not None and self.method in _NO_POOLING:
+            raise ValueError(f"pooling_warm_up: {self.method} has none, got {self.pooling_warm_up}")
         if self.momentum_decay is not None and self.method != "slavc":
             got = f"{self.momentum_decay} for {self.method}"
             raise ValueError(f"momentum_decay: only slavc has momentum nets, got {got}")
+        if self.nce_epochs and self.method != "fnac":
+            raise ValueError(
+                f"nce_epochs: only fnac has L1 terms to wait with, got {self.nce_epochs} for {self.method}"
+            )
+        if not 0 <= self.nce_epochs < self.epochs:
+            raise ValueError(
+                f"nce_epochs: expected fewer than the {self.epochs} epochs of the run, or fnac's L1 terms never come, "
+                f"got {self.nce_epochs}"
+            )
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
         if self.time_shift is not None:
@@ -123,8 +134,9 @@ class Recipe:
             object.__setattr__(self, "pooling_warm_up", (start, end))
         loss = {name: tuple(value) if isinstance(value, list) else value for name, value in self.loss.items()}
         object.__setattr__(self, "loss", loss)
-        if "pooling" in self.loss:
-            _pooling(self.loss["pooling"])
+        loss_options.check(self.method, loss)
+        if not loss.get("alignment", True):  # parameters without gradient would stop DistributedDataParallel
+            object.__setattr__(self, "model", dataclasses.replace(self.model, projection=None))
 
     @property
     def policy(self) -> Policy | None:
@@ -135,7 +147,7 @@ class Recipe:
         """The loss module with this recipe's options."""
         options = dict(self.loss)
         if "pooling" in options:
-            options["pooling"] = _pooling(options["pooling"])
+            options["pooling"] = loss_options.pooling(options["pooling"])
         return LOSSES[self.method](**options)
 
     def to_dict(self) -> dict:
@@ -163,21 +175,18 @@ class Recipe:
         fall = 0.5 * (1 + math.cos(math.pi * min(1.0, progress))) if self.decay == "cosine" else 1.0
         return self.learning_rate * rise * fall
 
+    def leaves_out_l1_at(self, progress: float) -> bool:
+        """True while fnac trains without its L1 terms, at `progress` in [0, 1] of the run."""
+        return progress < self.nce_epochs / self.epochs
+
     def mean_weight_at(self, progress: float) -> float:
-        """Weight of the plain mean in the blend of poolings: 1 until `start`, 0 from `end`."""
+        """Weight of the plain mean in the blend of poolings: 1 until `start`, the loss's own from `end`."""
+        own = self.loss.get("mean_weight", 0.0)
         if self.pooling_warm_up is None:
-            return 0.0
+            return own
         start, end = self.pooling_warm_up
-        return float(progress < end) if start == end else min(1.0, max(0.0, (end - progress) / (end - start)))
-
-
-def _pooling(spec: dict) -> Pooling:
-    """{"name": name in POOLINGS, **its options}"""
-    options = dict(spec) if isinstance(spec, dict) else {}
-    name = options.pop("name", None)
-    if name not in POOLINGS:
-        raise ValueError(f"pooling: expected a dict with a name among {', '.join(POOLINGS)}, got {spec!r}")
-    return POOLINGS[name](**options)
+        ramp = float(progress < end) if start == end else min(1.0, max(0.0, (end - progress) / (end - start)))
+        return own + (1 - own) * ramp
 
 
 def check_method(method: str) -> None:
@@ -195,16 +204,20 @@ _QUICKSTART: dict[str, dict] = {
     "ez_vsl": {"loss": {"tau": 0.07}},
     "lvs": {},
     "slavc": {"model": {"visual_dropout": 0.5}, "loss": {"tau": 0.07, "negatives": "both"}, "pooling_warm_up": None},
-    "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_only": 0.3},
+    "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_epochs": 5.4},
     "ssl_tie": {"epochs": 10},  # every image twice in a step
+    # without neighbours, another draw of the sample itself
+    "hard_positives": {"views": ("augmented", "augmented")},
+    "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
 # batch, SSL-Align's weight decay, MarginNCE's learning rate and image augmentation; FNAC for MarginNCE's weight decay
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
 # data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
-# for its L1 terms, as its scripts do, and its masks lie where they were meant to. EZ-VSL, SLAVC and FNAC started their
-# image nets from ImageNet, and so may MarginNCE: see `init` of training.train.
+# for its L1 terms, as its scripts do (3 where its program is not told), and its masks lie where they were meant to.
+# HardPos has LVS's net and loss, and so its recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, at
+# rates of their own (5e-4 to 2e-3 of AdamW); its nets here are ResNet-18s that learn, at the others' rate.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
@@ -223,7 +236,7 @@ _PUBLISHED: dict[str, dict] = {
         "weight_decay": 1e-4,
         "front_end": "fnac",
         "masks": "fnac",
-        "nce_only": 5 / 30,
+        "nce_epochs": 5,
     },
     "ssl_tie": {
         "epochs": 100,
@@ -232,6 +245,21 @@ _PUBLISHED: dict[str, dict] = {
         "front_end": "ssl_tie",
         "augmentation": "moco_v2",
         "masks": "ssl_tie",
+    },
+    "hard_positives": {
+        "epochs": 100,
+        "batch_size": 32,
+        "weight_decay": 1e-4,
+        "front_end": "lvs",
+        "views": ("augmented", "conceptual"),
+    },
+    "sspl": {
+        "epochs": 100,
+        "batch_size": 256,
+        "weight_decay": 1e-4,
+        "optimizer": "adamw",
+        "augmentation": "simclr",
+        "views": ("augmented", "augmented"),
     },
 }
 
@@ -263,12 +291,21 @@ def published(method: str) -> dict:
 
 
 RECIPES = {"quickstart": quickstart, "published": published}
+# What the image nets of the published runs started from; of SSL-Align's those of its paper.
+PUBLISHED_START = {
+    **dict.fromkeys(("ez_vsl", "slavc", "fnac", "sspl"), "ImageNet weights"),
+    **dict.fromkeys(("lvs", "ssl_tie", "ssl_align", "hard_positives"), "scratch"),
+    "margin_nce": "what its paper does not say",
+}
 
 
 def recipe(method: str, name: str = "quickstart", **changes) -> Recipe:
-    """The recipe `name` ("quickstart" | "published") of a method; `changes` that are not None replace its fields."""
+    """The recipe `name` ("quickstart" | "published") of a method. `changes` that are not None replace its fields; of
+    `loss`, a dict, those options that it has."""
     check_method(method)
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
-    fields = RECIPES[name](method) | {key: value for key, value in changes.items() if value is not None}
+    own = RECIPES[name](method)
+    fields = own | {key: value for key, value in changes.items() if value is not None}
+    fields["loss"] = own.get("loss", {}) | (changes.get("loss") or {})
     return Recipe(method=method, name=name, **fields)

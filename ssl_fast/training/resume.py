@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from .. import distributed
+from ..data.sample_lists import short
 from ..models import storage
-from ..reproducibility import fingerprint
+from ..reproducibility import fingerprint, samples_record
 from .recipes import Recipe
 
 if typing.TYPE_CHECKING:
@@ -39,6 +40,7 @@ def run_fingerprint(
     return {
         "seed": seed,
         "recipe": recipe.to_dict(),
+        "files": samples_record(sample_set),
         "samples": len(sample_set),
         "data": fingerprint(sample_set),
         "validation": None if validation is None else fingerprint(validation),
@@ -65,6 +67,13 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
                 got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
+        elif name == "files":  # of runs before there was this record nothing is known
+            before = state.get(name)
+            if isinstance(before, dict) and before.get("missing") != value["missing"]:
+                raise ValueError(
+                    f"{path}: belongs to a run whose missing samples are {short(before.get('missing'))}, "
+                    f"asked to go on where they are {short(value['missing'])}"
+                )
         elif state.get(name) != value:
             raise ValueError(
                 f"{path}: belongs to a run with {name}={state.get(name)!r}, asked to go on with {name}={value!r}"

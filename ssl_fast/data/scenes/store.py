@@ -112,7 +112,7 @@ def _read(folder: Path, split: str, settings: Settings) -> Arrays:
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         identity, files = manifest["identity"], manifest["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise broken(
             MANIFEST, f"expected the manifest of a scene cache, got {type(error).__name__}: {error}"
         ) from error
