@@ -14,7 +14,18 @@ from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
-from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
+from ..ops.tokens import TokenPooling
+from .cross_entropy import (
+    check_positives,
+    check_tau,
+    contrast,
+    cross_entropy,
+    gather_tokens,
+    join,
+    own,
+    target_columns,
+    total,
+)
 from .options import check_choice, options_of
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -26,21 +37,39 @@ def _direction(symmetric: bool) -> tuple[str, float]:
     return ("both", 0.5) if symmetric else ("audio", 1.0)
 
 
-def _pooled(visual: Tensor, audio: Tensor, pooling: Pooling, mean_weight: float, backend: str) -> Tensor:
-    """S (N, M) by `pooling`, blended with the mean over the same cells."""
+def _pooled(
+    visual: Tensor,
+    audio: Tensor,
+    pooling: Pooling,
+    mean_weight: float,
+    backend: str,
+    tokens: TokenPooling | None = None,
+) -> Tensor:
+    """S (N, M) by `pooling`, and of audio tokens by `tokens`, blended with the mean over the same cells."""
     if mean_weight == 1:
-        return ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend)
-    scores = ops.pooled_similarity(visual, audio, pooling, backend=backend)
-    return scores if isinstance(pooling, ops.Mean) else _blend(scores, visual, audio, mean_weight, backend)
+        return ops.pooled_similarity(visual, audio, ops.Mean(), tokens=tokens, backend=backend)
+    scores = ops.pooled_similarity(visual, audio, pooling, tokens=tokens, backend=backend)
+    return scores if isinstance(pooling, ops.Mean) else _blend(scores, visual, audio, mean_weight, backend, tokens)
 
 
-def _blend(scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, backend: str) -> Tensor:
+def _blend(
+    scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, backend: str, tokens: TokenPooling | None = None
+) -> Tensor:
     """(1 - mean_weight) scores + mean_weight (the mean over the same cells)."""
     if not 0 <= mean_weight <= 1:
         raise ValueError(f"mean_weight: expected within [0, 1], got {mean_weight}")
     if mean_weight == 0:
         return scores
-    return torch.lerp(scores, ops.pooled_similarity(visual, audio, ops.Mean(), backend=backend), mean_weight)
+    mean = ops.pooled_similarity(visual, audio, ops.Mean(), tokens=tokens, backend=backend)
+    return torch.lerp(scores, mean, mean_weight)
+
+
+def clip_vectors(audio: Tensor, tokens: TokenPooling | None) -> Tensor:
+    """(M, C), or (M, C, T) -> (M, C), the mean over the tokens that count."""
+    if audio.dim() != 3:
+        return audio
+    mask = None if tokens is None else tokens.mask
+    return audio.mean(2) if mask is None else ops.TokenMean(mask).pool(audio.transpose(0, 1)).t()
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -105,6 +134,7 @@ def ssl_align(
     mean_weight: float = 0.0,
     projected_visuals: Sequence[Tensor] | None = None,
     projected_audios: Sequence[Tensor] | None = None,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -118,15 +148,19 @@ def ssl_align(
     paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
     minus sign is put in. `symmetric` averages both directions. alignment=False leaves s_A out, whatever is given.
 
-    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C).
-    project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. Where the
+    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C), or with `tokens`, which are
+        those of every view, (M, C, T).
+    project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. p_A gets
+    the
+        mean over the tokens. Where the
         projections are made elsewhere, `projected_visuals` and `projected_audios` take their results instead, one
         (N, D) and one (M, D) for each view.
     return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
     """
     check_tau(tau)
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
-    projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
+    clips = [clip_vectors(audio, tokens) for audio in audios]
+    projected = _projections(visuals, clips, project_visual, project_audio, projected_visuals, projected_audios)
     projected = projected if alignment else None
     negatives, weight = _direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
@@ -135,12 +169,15 @@ def ssl_align(
     batch, positives, *every = join(group, positives, visuals[0], **every)
     # all audio views at once: one pass over each visual view
     every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
+    tokens = gather_tokens(batch, tokens, len(audios))
 
     def over_audio_views(scores: Tensor) -> Tensor:
         blocks = scores.chunk(len(audios), 1)
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
-    localization = total(over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
+    localization = total(
+        over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend, tokens)) for v in visuals
+    )
     aligned = torch.zeros_like(localization)
     if projected:
         aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
@@ -160,6 +197,7 @@ def margin_nce(
     tau: float = 0.07,
     symmetric: bool = False,
     mean_weight: float = 0.0,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -172,7 +210,8 @@ def margin_nce(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
+    tokens = gather_tokens(batch, tokens)
+    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
     negatives, weight = _direction(symmetric)
     return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
@@ -272,6 +311,7 @@ def ez_vsl(
     tau: float = 0.03,
     margin: float = 0.0,
     mean_weight: float = 0.0,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -284,7 +324,9 @@ def ez_vsl(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    return contrast(batch, _pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+    tokens = gather_tokens(batch, tokens)
+    scores = _pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
+    return contrast(batch, scores, positives, "both", tau, margin)
 
 
 def hard_positives(
