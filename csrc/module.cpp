@@ -60,7 +60,7 @@ SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pool
 
 ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau,
                              Reduce reduce, Instances instances, int64_t cached_images, const Buffer& scores,
-                             const Buffer& space_norm, const Buffer& instance_norm, const Buffer& argmax, int threads) {
+                             const Buffer& pair_norm, const Buffer& instance_norm, const Buffer& argmax, int threads) {
   const int64_t real = real_bytes(s.dtype), pairs = s.images * s.audios;
   ProductParams p{};
   p.shape = s;
@@ -68,7 +68,7 @@ ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const Fe
   p.tau = tau, p.reduce = reduce, p.instances = instances;
   p.cached_images = cached_images;
   p.scores = need("scores", scores, pairs * real);
-  p.space_norm = need("space_norm", space_norm, 2 * pairs * real);
+  p.pair_norm = need("pair_norm", pair_norm, 4 * pairs * real);
   p.instance_norm = need("instance_norm", instance_norm,
                          2 * (instances == Instances::audio ? s.images : padded_audios(s)) * s.cells * real);
   p.argmax = need("argmax", argmax, reduce == Reduce::max ? pairs * 4 : 0);
@@ -89,7 +89,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
-  m.attr("interface") = 2;  // raised when what ssl_fast/ops calls changes
+  m.attr("interface") = 3;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
@@ -154,23 +154,23 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def(
       "product_forward",
       [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
-         Instances instances, int64_t cached_images, Buffer scores, Buffer space_norm, Buffer instance_norm,
+         Instances instances, int64_t cached_images, Buffer scores, Buffer pair_norm, Buffer instance_norm,
          Buffer argmax, int threads) {
-        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, space_norm,
+        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, pair_norm,
                                          instance_norm, argmax, threads);
         const int64_t bytes = cached_bytes(s, cached_images);
         py::gil_scoped_release release;
         run(*kernels().product, p, {{p.loc.cached_alphas, bytes}, {p.avc.cached_alphas, bytes}});
       },
       py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
-      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("space_norm"),
-      py::arg("instance_norm"), py::arg("argmax"), py::arg("threads"));
+      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("pair_norm"), py::arg("instance_norm"),
+      py::arg("argmax"), py::arg("threads"));
   m.def(
       "product_backward",
       [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
-         Instances instances, int64_t cached_images, Buffer scores, Buffer space_norm, Buffer instance_norm,
+         Instances instances, int64_t cached_images, Buffer scores, Buffer pair_norm, Buffer instance_norm,
          Buffer argmax, Buffer grad_scores, int threads) {
-        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, space_norm,
+        ProductParams p = product_params(s, loc, avc, tau, reduce, instances, cached_images, scores, pair_norm,
                                          instance_norm, argmax, threads);
         p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
         py::gil_scoped_release release;
@@ -178,8 +178,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
             {{p.loc.grad_visual, visual_bytes(s)}, {p.avc.grad_visual, visual_bytes(s)}});
       },
       py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
-      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("space_norm"),
-      py::arg("instance_norm"), py::arg("argmax"), py::arg("grad_scores"), py::arg("threads"));
+      py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("pair_norm"), py::arg("instance_norm"),
+      py::arg("argmax"), py::arg("grad_scores"), py::arg("threads"));
 
   bind_cells(m, "cosine", false, [](const CellsParams& p, bool backward, void*) {
     run(*(backward ? kernels().cosine_backward : kernels().cosine), p, {{p.grad_visual, visual_bytes(p.shape)}});

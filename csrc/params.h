@@ -10,6 +10,9 @@ constexpr int kPoolingParameters = 4;  // at most
 enum class Reduce : int { sum, max };
 enum class Instances : int { audio, image };
 
+// Vectors shorter than this are zero vectors (ssl_fast/ops/reference.py).
+constexpr double kShortest = 1e-12, kShortestFloat16 = 0x1p-14;
+
 // Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C). All of one dtype.
 // "real" below is float, or double for float64 inputs.
 // Without `normalized`, all norms count as 1: what is called a cosine, or alpha, is then a dot product.
@@ -52,10 +55,14 @@ struct ProductParams {
   Reduce reduce;
   Instances instances;
   int64_t cached_images;
-  void* scores;         // real (N, M): log sum_p (or max_p) of the product of both softmaxes
-  void* space_norm;     // real (2, N, M): of a pair, the largest loc, and log sum_p exp((loc - largest) / tau)
-  void* instance_norm;  // real (2, N, cells), or (2, padded M, cells) for instances = image: the same of avc
-  void* argmax;         // int32 (N, M), reduce = max only
+  void* scores;  // real (N, M): log sum_p (or max_p) of the product of both softmaxes
+  // real (4, N, M), of a pair: the largest loc, log sum_p exp((loc - largest) / tau); and the same of loc plus a, tau
+  // times the log of the softmax over instances
+  void* pair_norm;
+  // real (2, N, cells), or (2, padded M, cells) for instances = image: the largest avc, tau log sum exp((avc - it) /
+  // tau)
+  void* instance_norm;
+  void* argmax;  // int32 (N, M), reduce = max only
   const void* grad_scores;
   int threads;
 };

@@ -16,8 +16,8 @@
 // kSparse: one cell of a pair has a gradient, and the residual is its index (argmax): there is no `slope`.
 //
 // V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). Whoever
-// includes this header defines SSL_FAST_ISA, the namespace, and declares logistic, exponential, logarithm, select and
-// Index<V> in it; without SSL_FAST_ISA only the list of the poolings is here.
+// includes this header defines SSL_FAST_ISA, the namespace, and declares Logistic<V>, exponential, logarithm, select
+// and Index<V> in it; without SSL_FAST_ISA only the list of the poolings is here.
 //
 // The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit
 // vector.
@@ -48,6 +48,22 @@ enum class Pooling : int { SSL_FAST_POOLINGS(SSL_FAST_NAME) };
 
 namespace ssl_fast::SSL_FAST_ISA {
 
+// Sum of f(i) for i < count, in three levels: less rounding error.
+template <class V, class F>
+SSL_FAST_INLINE V sum_in_levels(int64_t count, F f) {
+  V sum{};
+  for (int64_t group = 0; group < count; group += 512) {
+    V of_group{};
+    for (int64_t block = group; block < group + 512 && block < count; block += 16) {
+      V of_block{};
+      for (int64_t i = block; i < block + 16 && i < count; ++i) of_block += f(i);
+      of_group += of_block;
+    }
+    sum += of_group;
+  }
+  return sum;
+}
+
 // LVS, MarginNCE: S = sum_p w alpha / sum_p w, w = sigmoid((alpha - epsilon) / beta).
 // The logit is cut off at -80, so that the sum of the weights cannot underflow.
 template <class V, class Scalar>
@@ -64,9 +80,9 @@ struct SoftThreshold {
     V weighted{}, weight{};
   };
   SSL_FAST_INLINE V logit(V alpha) const { return (alpha - epsilon) * inverse_beta; }
-  SSL_FAST_INLINE V weight(V x) const { return logistic(select(x > kLowestLogit, x, V{} + kLowestLogit)); }
+  SSL_FAST_INLINE Logistic<V> weight(V x) const { return Logistic<V>(select(x > kLowestLogit, x, V{} + kLowestLogit)); }
   SSL_FAST_INLINE void absorb(State& s, V alpha, int) const {
-    V w = weight(logit(alpha));
+    V w = weight(logit(alpha)).value;
     s.weighted += w * alpha;
     s.weight += w;
   }
@@ -77,9 +93,10 @@ struct SoftThreshold {
   SSL_FAST_INLINE V score(const State& s) const { return s.weighted / s.weight; }
   SSL_FAST_INLINE Residual residual(const State& s) const { return 1 / s.weight; }
   SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
-    V x = logit(alpha), w = weight(x);
-    V growth = select(x > kLowestLogit, (1 - w) * inverse_beta, V{});  // (dw/dalpha) / w
-    return scale * w * (1 + growth * (alpha - score));
+    V x = logit(alpha);
+    Logistic<V> w = weight(x);
+    V growth = select(x > kLowestLogit, w.complement() * inverse_beta, V{});  // (dw/dalpha) / w
+    return scale * w.value * (1 + growth * (alpha - score));
   }
 };
 
@@ -132,7 +149,8 @@ struct LogSumExp {
 };
 
 // Log-sum-exp pooling, the smooth maximum between mean (large tau) and max (small tau):
-// S = tau log mean_p exp(alpha / tau). The slope is a softmax over cells, exp((alpha - S) / tau) / cells.
+// S = tau log mean_p exp(alpha / tau). The slope is a softmax over cells, exp((alpha - S) / tau) over the sum of this
+// over cells, which is the number of cells but for the rounding of S: a small tau makes much of that.
 template <class V, class Scalar>
 struct LogMeanExp : LogSumExp<V, Scalar> {
   static constexpr bool kSparse = false;
@@ -144,7 +162,9 @@ struct LogMeanExp : LogSumExp<V, Scalar> {
   }
   SSL_FAST_INLINE void absorb(State& s, V alpha, int) const { LogSumExp<V, Scalar>::absorb(s, alpha); }
   SSL_FAST_INLINE V score(const State& s) const { return s.top + tau * logarithm(s.sum * per_cell); }
-  SSL_FAST_INLINE Residual residual(const State&) const { return V{} + per_cell; }
+  SSL_FAST_INLINE Residual residual(const State& s) const {
+    return exponential((score(s) - s.top) * this->scale) / s.sum;
+  }
   SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
     return scale * exponential((alpha - score) * this->scale);
   }

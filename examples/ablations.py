@@ -51,6 +51,11 @@ ROWS = {
     "slavc, maximum as in the paper": Row("slavc", loss={"reduce": "max"}),
     "fnac": Row("fnac", changes={"nce_epochs": 1.8}),
     "ssl_tie": Row("ssl_tie"),
+    "sspl": Row("sspl"),
+    "hard_positives, of the sample itself": Row("hard_positives"),
+    "hard_positives by neighbours": Row(
+        "hard_positives", changes={"views": ("augmented", "conceptual")}, neighbors="ssl_align"
+    ),
     "ssl_align without s_A": Row("ssl_align", loss={"alignment": False}),
     "ssl_align, s_L by the mean": Row("ssl_align", loss={"pooling": {"name": "mean"}}),
     "ssl_align, s_L by the mean, without s_A": Row("ssl_align", loss={"pooling": {"name": "mean"}, "alignment": False}),
@@ -109,7 +114,7 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
 
     from ssl_fast.data.scenes import dataset as scenes
     from ssl_fast.evaluation import evaluate
-    from ssl_fast.reproducibility import replace_file
+    from ssl_fast.files import replace_file
     from ssl_fast.training import loop as training
     from ssl_fast.training import recipes
 

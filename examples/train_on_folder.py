@@ -20,7 +20,7 @@ def main() -> None:
 
     # "published" in place of "quickstart": ResNet-18 and all that the paper says; any field can be replaced by its name
     how = recipe(args.method, "quickstart", epochs=args.epochs, batch_size=args.batch_size, learning_rate=1e-3)
-    samples = FolderSet(args.data, front_end=how.front_end, size=how.image_size)
+    samples = FolderSet(args.data, **how.reading)
     run = train(samples, how, out=args.out, resume=True, progress=False)  # goes on where it was stopped
     print(
         f"{run.steps} steps, loss {run.final_loss:.3f} (of a collapsed net {run.chance:.3f}): {args.out}/checkpoint.pt"

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 
 def rank_and_world_size(group: dist.ProcessGroup | None = None) -> tuple[int, int]:
@@ -43,10 +45,54 @@ def torchrun(device: str) -> Iterator[None]:
                 f"got {torch.cuda.device_count()}"
             )
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    store, rank, processes = next(rendezvous("env://"))
+    # after a restart the store has the addresses of the processes before, which the new ones would connect to
+    store = PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=rank, world_size=processes)
     dist.barrier()
-    yield
-    dist.destroy_process_group()  # after an error others may still wait for this process: it ends as it is
+    try:
+        yield
+    except Exception:
+        if device != "cuda":  # nccl would wait for processes that may wait for this one
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """What fails inside on some processes fails on all of them, at the end: there a ValueError says what and where."""
+    error = None
+    try:
+        yield
+    except Exception as found:
+        error = found
+    failed = [(rank, text) for rank, text in enumerate(_gathered(error and str(error))) if text is not None]
+    if error is not None:
+        raise error
+    if failed:
+        raise ValueError("; ".join(f"process {rank}: {text}" for rank, text in failed))
+
+
+def check_same(values: dict[str, typing.Any]) -> None:
+    """ValueError on every process where one of the values (of JSON) is not the same on all; it says which, and where.
+    Lasts as long as the slowest process takes to come here."""
+    every = _gathered(values)
+    differ = [name for name in values if any(one[name] != every[0][name] for one in every)]
+    if differ:
+        got = "; ".join(
+            f"process {rank} has {', '.join(f'{name}={one[name]!r}' for name in differ)}"
+            for rank, one in enumerate(every)
+        )
+        raise ValueError(f"expected the same run on all processes: {got}")
+
+
+def _gathered(value: typing.Any) -> list[typing.Any]:
+    """The values of all processes, anything that can be pickled."""
+    every = [value] * rank_and_world_size()[1]
+    if dist.is_initialized():
+        dist.all_gather_object(every, value)
+    return every
 
 
 def total(value: float, device: torch.device) -> float:

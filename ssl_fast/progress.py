@@ -1,5 +1,6 @@
 """Progress of long loops on stderr: the bar of tqdm on a terminal, lines in a log file or pipe."""
 
+import contextlib
 import sys
 from collections.abc import Callable
 
@@ -44,5 +45,6 @@ class _Lines(tqdm):
 
     def _write(self) -> None:
         self._written, self._written_at = (self.n, self.total), self._time()
-        self.fp.write(f"{self}\n")
-        self.fp.flush()
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            self.fp.write(f"{self}\n")
+            self.fp.flush()

@@ -1,10 +1,8 @@
-"""Repeatable runs and complete files: versions, fingerprints, derived seeds, atomic writes."""
+"""Repeatable runs: versions, fingerprints, derived seeds."""
 
 import hashlib
-import os
 import platform
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,11 +49,3 @@ def _bytes(ids: Sequence[str]) -> bytes:
 def derived_seed(seed: int, purpose: int, number: int = 0, *more: int) -> int:
     """A 64-bit seed, another one for every (seed of the run, purpose, number, ...)."""
     return int(np.random.SeedSequence((seed, purpose, number, *more)).generate_state(1, np.uint64)[0])
-
-
-def replace_file(path, text: str) -> None:
-    """Write a text file under a temporary name beside `path` and rename it: a reader never sees half a file."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8", newline="")
-    os.replace(temporary, path)

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
+from ssl_fast.data.datasets import SampleSet
+
 CELLS, SIDE = 4, 16  # 4 x 4 cells of 4 x 4 pixels
 
 
@@ -22,7 +24,7 @@ class FrontEnd(SimpleNamespace):
         return torch.stack([waveforms.mean(-1), waveforms.std(-1)], -1)[..., None].float()
 
 
-class FakeSet(torch.utils.data.Dataset):
+class FakeSet(SampleSet):
     """objects: for each image a list of (category number, row, column, height, width) in cells; a sample per object."""
 
     def __init__(self, objects, *, masks=False, names="abcdefghijkl", prefix="image"):

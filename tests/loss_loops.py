@@ -175,12 +175,13 @@ def loop_fnac(visual, audio, positives, tau=0.03, threshold=0.6, weights=(100.0,
     return nce + sum(w * t for w, t in zip(weights, terms))
 
 
-def loop_ssl_tie(visual, audio, transformed, positives, weight=1.0, **options):
+def loop_ssl_tie(visual, audio, transformed, positives, weight=1.0, distance="mse", **options):
     own = [[row[y] for row, y in zip(cosine_maps(v, audio), positives)] for v in (visual, transformed)]
     turned = [[row[r * WIDTH + WIDTH - 1 - c] for r in range(HEIGHT) for c in range(WIDTH)] for row in own[0]]
-    squares = mean([(x - y) ** 2 for one, two in zip(turned, own[1]) for x, y in zip(one, two)])
+    power = {"mse": 2, "l1": 1}[distance]
+    apart = mean([abs(x - y) ** power for one, two in zip(turned, own[1]) for x, y in zip(one, two)])
     contrast = loop_lvs(visual, audio, positives, **options) + loop_lvs(transformed, audio, positives, **options)
-    return contrast / 2 + weight * squares
+    return contrast / 2 + weight * apart
 
 
 def loop_hard_positives(
@@ -194,6 +195,7 @@ def loop_hard_positives(
     beta=0.03,
     tau=0.07,
     margin=0.0,
+    symmetric=False,
     mean_weight=0.0,
 ):
     def scores(v, a):
@@ -210,9 +212,11 @@ def loop_hard_positives(
             "sum": sum(four),
             "logsumexp": tau * math.log(sum(math.exp(x / tau) for x in four)),
         }[combine]
-        others = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
         numerator = math.exp((positive - margin) / tau)
-        total -= math.log(numerator / (numerator + others))
+        sounds = sum(math.exp(s / tau) for j, s in enumerate(every[i]) if j != y)
+        images = sum(math.exp(row[y] / tau) for k, row in enumerate(every) if k != i)
+        for others in (sounds, images) if symmetric else (sounds,):
+            total -= math.log(numerator / (numerator + others)) / (2 if symmetric else 1)
     return total / len(positives)
 
 

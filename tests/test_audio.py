@@ -351,7 +351,7 @@ def broken(folder: Path, kind: str) -> Path:
         ("cut.wav", "truncated, its header tells of 64044 bytes, the file has 38426"),
         ("cut.flac", "cannot be read as audio .*lost sync"),
         ("cut.ogg", "truncated, its last page is incomplete"),
-        ("cut.mp3", "truncated, its header tells of 32000 samples"),
+        ("cut.mp3", "truncated, its last frame has 108 of 144 bytes"),
     ],
 )
 def test_broken_files_are_named(tmp_path, kind, message):
@@ -365,8 +365,10 @@ def test_streamed_wavs_have_no_length_and_are_taken(tmp_path):
     """Programs that write to a pipe leave 0 or the largest number where the length should stand."""
     soundfile.write(tmp_path / "a.wav", tone(16000, 1), 16000)
     whole, data = load_audio(tmp_path / "a.wav", sample_rate=16000), (tmp_path / "a.wav").read_bytes()
-    for length in (0, 0xFFFFFFFF, 0x7FFFF024):
-        (tmp_path / "a.wav").write_bytes(data[:4] + struct.pack("<I", length) + data[8:])
+    assert data[36:40] == b"data"
+    for of_file, of_samples in ((0, 32000), *[(n, n) for n in (0xFFFFFFFF, 0x7FFFF024, 0x7FFFFFFE)]):
+        lengths = struct.pack("<I", of_file), struct.pack("<I", of_samples)
+        (tmp_path / "a.wav").write_bytes(data[:4] + lengths[0] + data[8:40] + lengths[1] + data[44:])
         np.testing.assert_array_equal(load_audio(tmp_path / "a.wav", sample_rate=16000), whole)
 
 
@@ -396,7 +398,9 @@ def test_devices_agree(device):
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
 
 
-def test_samples_that_are_only_read_in_a_stream_are_an_error_that_names_the_file(tmp_path):
-    soundfile.write(tmp_path / "a.wav", np.zeros(800), 8000, subtype="GSM610")
-    with pytest.raises(MediaError, match="a.wav: cannot be read as audio"):
-        load_audio(tmp_path / "a.wav", sample_rate=16000)
+def test_samples_that_are_only_read_in_a_stream(tmp_path):
+    """Here libsndfile cannot tell how many there are before it has read them."""
+    soundfile.write(tmp_path / "a.wav", tone(8000, 1), 8000, subtype="GSM610")
+    got = load_audio(tmp_path / "a.wav", sample_rate=8000)
+    assert 8000 <= len(got) <= 8000 + 320  # a block more
+    np.testing.assert_allclose(got[320:7680], tone(8000, 1)[320:7680], atol=0.1)

@@ -1,12 +1,14 @@
 import colorsys
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from scipy.ndimage import gaussian_filter
+from PIL import Image, ImageEnhance
+from scipy.ndimage import gaussian_filter, map_coordinates
 from torch.nn.functional import pad
+from torchaudio.functional import mask_along_axis
 
 from ssl_fast.data import transforms as augmentation
 from ssl_fast.data.transforms import colour_jitter, gaussian_blur, greyscale, horizontal_flip, random_resized_crop
@@ -55,6 +57,58 @@ def test_equivariance_does_the_same_to_images_and_to_maps():
     assert torch.allclose(zoom, zoom[0].expand(4)) and min(abs(zoom[0] - 1), abs(zoom[0] - 2)) < 1e-6
     angles = torch.rad2deg(torch.atan2(matrix[:, 1, 1] * 0 - matrix[:, 0, 1], matrix[:, 1, 1]))
     assert angles.abs().max() <= 30 and angles.unique().numel() == 4
+
+
+def bilinear(size, wanted):
+    """(wanted, size) weights of bilinear interpolation without antialiasing: centres at halves, edges repeated."""
+    at = (np.arange(wanted) + 0.5) * size / wanted - 0.5
+    return np.stack([np.interp(at.clip(0, size - 1), np.arange(size), unit) for unit in np.eye(size)], 1)
+
+
+def resized(x, side):
+    weights = bilinear(x.shape[-1], side)
+    return weights @ x @ weights.T
+
+
+def test_the_released_transform_of_ssl_tie():
+    """Against warpAffine by the matrix of getRotationMatrix2D, as OpenCV documents them, and two resizings."""
+    images, maps = torch.rand(3, 2, 224, 224), torch.rand(3, 1, 14, 14)
+    seen = set()
+    for seed in range(8):
+        transform = augmentation.ReleasedEquivariance(3, seeded(seed))
+        draw = seeded(seed)
+        degrees = torch.randint(-30, 31, (3,), generator=draw).double().numpy()
+        flip, half = (torch.rand(2, generator=draw) < 0.5).tolist()
+        seen.add((flip, half))
+        scale = 0.5 if half else 1.0
+        for x, side in ((images, 112), (maps, 7)):
+            got = transform(x)
+            assert got.shape[2:] == ((side, side) if half else x.shape[2:])
+            for one, turned, angle in zip(x.double().numpy(), got.numpy(), np.radians(degrees)):
+                a, b = scale * np.cos(angle), scale * np.sin(angle)
+                matrix = np.array([[a, b, (1 - a) * 112 - b * 112], [-b, a, b * 112 + (1 - a) * 112], [0, 0, 1]])
+                y, x_ = np.indices((224, 224))
+                from_x, from_y, _ = np.linalg.inv(matrix) @ np.stack([x_.ravel(), y.ravel(), np.ones(224 * 224)])
+                for channel, result in zip(one, turned):
+                    full = resized(channel, 224)
+                    warped = map_coordinates(full, [from_y, from_x], order=1, mode="grid-constant").reshape(224, 224)
+                    expected = resized(warped, got.shape[-1])
+                    np.testing.assert_allclose(result, expected[:, ::-1] if flip else expected, atol=2e-4)
+    assert len(seen) == 4
+
+
+def test_the_released_transform_shrinks_content_twice():
+    white, halved = torch.ones(1, 3, 224, 224), 0
+    for seed in range(10):
+        transform = augmentation.ReleasedEquivariance(1, seeded(seed), degrees=0)
+        got = transform(white)
+        if got.shape[-1] == 112:
+            halved += 1
+            rows, columns = np.nonzero(got[0, 0].numpy() > 0.5)
+            assert np.ptp(rows) + 1 == np.ptp(columns) + 1 == 56 and abs(rows.mean() - 55.5) <= 0.5
+        else:
+            assert got[0, 0, 1:, 1:].min() > 0.99
+    assert 2 <= halved <= 8
 
 
 def test_draws_follow_their_generator():
@@ -200,18 +254,66 @@ def test_brightness_contrast_and_saturation_are_blends():
         assert 0.699 < factor.min() < 0.75 and 1.25 < factor.max() < 1.301
 
 
-def test_hue_turns_colours_and_keeps_their_luma():
-    x = batch(torch.float32) * 0.2 + 0.4
-    got = colour_jitter(x, seeded(), **only(hue=0.5))
-    torch.testing.assert_close(
-        torch.einsum("c,bchw->bhw", augmentation._GREY, got),
-        torch.einsum("c,bchw->bhw", augmentation._GREY, x),
-        atol=1e-5,
-        rtol=0,
-    )
-    before, after = ([colorsys.rgb_to_hsv(*one[:, 5, 5].tolist())[0] for one in y] for y in (x, got))
-    turns = [(b - a) % 1 for a, b in zip(before, after)]
+def test_hue_is_turned_in_hsv():
+    x = batch(torch.float32, size=6)
+    x[:, :, 0] = x[:, :1, 0]  # grey, without hue
+    x[:, 1, 1] = x[:, 0, 1]  # two channels alike
+    got, turns = colour_jitter(x, seeded(), **only(hue=0.5)), []
+    for before, after in zip(x.flatten(2).double(), got.flatten(2).double()):
+        hsv = [[colorsys.rgb_to_hsv(*pixel.tolist()) for pixel in y.T] for y in (before, after)]
+        turns.append((hsv[1][20][0] - hsv[0][20][0]) % 1)
+        expected = [colorsys.hsv_to_rgb((h + turns[-1]) % 1, s, v) for h, s, v in hsv[0]]
+        np.testing.assert_allclose(after.T, expected, atol=2e-5)
     assert min(turns) < 0.1 and max(turns) > 0.9 and any(0.4 < turn < 0.6 for turn in turns)
+
+
+def test_jitter_is_that_of_torchvision_on_pillow_images():
+    """ColorJitter on PIL images as documented: ImageEnhance's Brightness, Contrast and Color, and the hue channel of
+    HSV shifted, in a random order. Eight bits after each step leave some levels of difference."""
+    smooth = gaussian_filter(np.random.default_rng(1).uniform(0, 255, (40, 24, 24, 3)), (0, 2, 2, 0))
+    lowest, highest = smooth.min((1, 2, 3), keepdims=True), smooth.max((1, 2, 3), keepdims=True)
+    pixels = ((smooth - lowest) / (highest - lowest) * 255).astype(np.uint8)
+    strengths = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+    got = colour_jitter(torch.from_numpy(pixels.transpose(0, 3, 1, 2)), seeded(), p=1, **strengths)
+    draw = seeded()
+    torch.rand(40, generator=draw)
+    draws, orders = torch.rand(40, 4, generator=draw) * 2 - 1, torch.rand(40, 4, generator=draw).argsort(1)
+    assert len({tuple(order.tolist()) for order in orders}) > 15
+    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+    apart = []
+    for one, amounts, order, result in zip(pixels, draws.tolist(), orders.tolist(), got.numpy()):
+        image = Image.fromarray(one)
+        for kind in order:
+            if kind < 3:
+                image = enhancers[kind](image).enhance(1 + 0.4 * amounts[kind])
+            else:
+                hue, saturation, value = image.convert("HSV").split()
+                turned = (np.asarray(hue).astype(int) + round(0.1 * amounts[3] * 255)) % 256
+                hue = Image.fromarray(turned.astype(np.uint8))
+                image = Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+        apart.append(np.abs(np.asarray(image).astype(int) - result.transpose(1, 2, 0)))
+    assert np.mean(apart) < 1.5 and np.max(apart) < 12
+
+
+def test_the_grey_of_moco_v1_comes_before_its_jitter():
+    """Jitter of grey leaves it grey and changes it; grey of jitter has other levels."""
+    x = batch(torch.float32, n=40, size=8)
+    policy, draw = augmentation.POLICIES["moco_v1"], seeded(3)
+    grey = greyscale(x, draw, 0.2)
+    torch.testing.assert_close(policy.colours(x, seeded(3)), colour_jitter(grey, draw, **policy.jitter))
+
+
+def test_random_resized_crops_are_cut_and_then_resized():
+    """As torchvision crops a PIL image and resizes it, bilinear: what lies beside the box does not shine in."""
+    frame = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    policy = augmentation.POLICIES["moco_v2"]
+    for seed in range(10):
+        geometry = policy.geometry(120, 90, 32, seeded(seed))
+        left, top, right, bottom = np.rint(np.multiply(geometry.box, (120, 90, 120, 90))).astype(int)
+        expected = Image.fromarray(frame[top:bottom, left:right]).resize((32, 32), Image.Resampling.BILINEAR)
+        expected = np.asarray(expected)[:, ::-1] if geometry.flip else np.asarray(expected)
+        got = policy.square(frame, 32, seeded(seed)).permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_images_have_draws_of_their_own():
@@ -287,11 +389,28 @@ def stripes(masks, n=800, shape=(257, 200), silence=-1.3):
 def test_spec_augment():
     found = stripes(augmentation.MASKS["ssl_tie"], n=1500, shape=(64, 670))
     assert np.mean([b[1] == f[1] == 0 for b, f in found]) == pytest.approx(0.2, abs=0.04)
-    for kind, most, size in ((0, 35, 64), (1, 180, 670)):
+    for kind, most, size in ((0, 34, 64), (1, 179, 670)):
         widths = np.array([one[kind][1] for one in found if one[0][1] or one[1][1]])
         assert widths.max() == most and widths.mean() == pytest.approx(most / 2, rel=0.06)
         starts = np.array([one[kind][0] / (size - one[kind][1]) for one in found if one[kind][1]])
         assert starts.min() < 0.02 and starts.max() > 0.98 and starts.mean() == pytest.approx(0.5, abs=0.04)
+
+
+def test_spec_augment_is_that_of_torchaudio():
+    """Widths and starts of torchaudio's masks with the parameters of SSL-TIE's program."""
+    masks = replace(augmentation.MASKS["ssl_tie"], p=1.0)
+    got, theirs = stripes(masks, n=1500, shape=(64, 300)), []
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for _ in range(1500):
+            x = mask_along_axis(torch.ones(1, 64, 300), 180, 0.0, 2)
+            x = mask_along_axis(x, 35, 0.0, 1)[0] == 0
+            theirs.append((stripe(x.all(1).numpy()), stripe(x.all(0).numpy())))
+    for kind, size in ((0, 64), (1, 300)):
+        ours, other = ([one[kind] for one in found] for found in (got, theirs))
+        for of in (lambda one: one[1], lambda one: one[0] / size):
+            a, b = (np.quantile([of(one) for one in found if one[1]], (0, 0.2, 0.5, 0.8, 1)) for found in (ours, other))
+            np.testing.assert_allclose(a, b, atol=max(0.1, 0.08 * b.max()))
 
 
 def test_masks_of_fnac_lie_within_unless_as_released():

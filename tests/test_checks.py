@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from op_checks import OPS, Shape, dtypes, extra_for, needs_compiled
-from ssl_fast import ops
+from ssl_fast import losses, ops
 from ssl_fast.ops import checks
 from ssl_fast.ops.similarity import similarity_and_map
 
@@ -108,6 +108,63 @@ def test_pairs_that_do_not_match(case, backend):
         product(visual_avc=v, audio_avc=a, backend=backend)
 
 
+def slavc(visual_loc, visual_avc, audio_loc, audio_avc, **momentum):
+    copies = [
+        momentum.get(name, x) for name, x in zip(MOMENTUM, (visual(), visual(), audio(N, C), audio(N, C)), strict=True)
+    ]
+    return losses.slavc(visual_loc, visual_avc, audio_loc, audio_avc, momentum=copies)
+
+
+def ssl_tie(visual, audio, transformed_visual):
+    return losses.ssl_tie(visual, audio, transformed_visual, lambda maps: maps)
+
+
+SPACES = "visual_loc", "visual_avc", "audio_loc", "audio_avc"
+MOMENTUM = tuple(f"momentum {name}" for name in SPACES)
+# a call by keywords, and the names under which it is given features; those that its messages use
+TAKE_FEATURES = {
+    "pooled_similarity": (lambda **x: ops.pooled_similarity(**x, pooling=ops.Max()), ("visual", "audio")),
+    "cosine_map": (ops.cosine_map, ("visual", "audio")),
+    "product_log_scores": (lambda **x: ops.product_log_scores(**x, tau=0.1), SPACES),
+    "similarity_and_map": (
+        lambda visual, audio: similarity_and_map(visual, audio, ops.SoftThreshold(), torch.arange(N)),
+        ("visual", "audio"),
+    ),
+    "margin_nce": (losses.margin_nce, ("visual", "audio")),
+    "lvs": (lambda visual, audio: losses.LVS()(visual, audio), ("visual", "audio")),
+    "ez_vsl": (losses.ez_vsl, ("visual", "audio")),
+    "fnac": (lambda visual, audio: losses.FNAC()(visual, audio), ("visual", "audio")),
+    "slavc": (slavc, (*SPACES, *MOMENTUM)),
+    "ssl_tie": (ssl_tie, ("visual", "audio", "transformed_visual")),
+    "ssl_align": (
+        lambda **x: losses.ssl_align([visual(), x["visuals[1]"]], [audio(N, C), x["audios[1]"]]),
+        ("visuals[1]", "audios[1]"),
+    ),
+    "projections of ssl_align": (
+        lambda **x: losses.ssl_align(
+            [visual()],
+            [audio(N, C)],
+            projected_visuals=[x["projected_visuals[0]"]],
+            projected_audios=[x["projected_audios[0]"]],
+        ),
+        ("projected_visuals[0]", "projected_audios[0]"),
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "call, argument", [(call, name) for call, (_, names) in TAKE_FEATURES.items() for name in names]
+)
+def test_features_that_are_no_tensors(call, argument):
+    function, names = TAKE_FEATURES[call]
+    features = {name: visual() if "visual" in name and "projected" not in name else audio(N, C) for name in names}
+    function(**features)
+    for other in (features[argument].numpy(), features[argument].tolist(), None, 1.5):
+        message = f"{argument}: expected a tensor, got {type(other).__name__}"
+        with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+            function(**features | {argument: other})
+
+
 @both_backends
 def test_paired_features_that_do_not_match(backend):
     for wrong in (audio(M, C), audio(N, 7), audio(N)):
@@ -157,7 +214,7 @@ def test_beta(beta):
 
 @pytest.mark.parametrize("tau", [0, -0.1, float("nan"), float("inf")])
 def test_tau_of_log_mean_exp(tau):
-    with pytest.raises(ValueError, match=f"tau: expected > 0 and finite, got {tau}"):
+    with pytest.raises(ValueError, match=f"tau: expected (> 0|from 1e-20 to 1e\\+20), got {tau}"):
         ops.LogMeanExp(tau)
 
 

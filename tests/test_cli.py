@@ -121,7 +121,7 @@ def test_evaluate_of_a_run_gives_its_figures(quick, tmp_path, capsys):
     before, after = (json.loads((out / "metrics.json").read_text()) for out in (quick, again))
     assert {key: after[key] for key in FLAT} == {key: before[key] for key in FLAT}
     assert after["weights_sha256"] == before["weights_sha256"]
-    fails(capsys, argv, "--out", "holds results already")
+    fails(capsys, argv, "--out", "holds metrics.json, per_sample.csv, report.html already", "--force")
 
 
 def test_folder_of_another_run_is_left_alone(quick, capsys):

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import warnings
 import zlib
 
@@ -27,7 +30,7 @@ FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
 def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
     """One frame and one sound."""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    rng = np.random.default_rng(zlib.crc32(os.fsencode(name)))
     for folder in ("frames", "audio"):
         (root / folder / name).parent.mkdir(parents=True, exist_ok=True)
     if image:
@@ -35,7 +38,7 @@ def put(root, name, *, image=".png", sound=".wav", rate=16000, channels=1):
     if sound:
         wave = rng.uniform(-0.5, 0.5, (rate // 2, channels))
         options = {"format": "MP3", "subtype": "MPEG_LAYER_III"} if sound == ".mp3" else {}
-        soundfile.write(f"{root}/audio/{name}{sound}", wave, rate, **options)
+        soundfile.write(os.fsencode(f"{root}/audio/{name}{sound}"), wave, rate, **options)
 
 
 def annotate(root, entries, name="annotations.json"):
@@ -84,8 +87,10 @@ def test_front_ends_by_name_and_bad_sizes(tmp_path):
     assert folder_set(tmp_path, front_end="ssl_align").front_end is FRONT_ENDS["ssl_align"]
     with pytest.raises(ValueError, match="front_end: expected a FrontEnd or one of"):
         folder_set(tmp_path, front_end="none")
-    with pytest.raises(ValueError, match="size: expected an integer >= 1, got 0"):
-        folder_set(tmp_path, size=0)
+    annotate(tmp_path, [{"file": "a", "bbox": [[0, 0, 1, 1]]}])
+    for size in (0, "224"):
+        with pytest.raises(ValueError, match=f"size: expected an integer >= 1, got {size!r}"):
+            folder_set(tmp_path, size=size)
 
 
 @pytest.mark.parametrize("preloaded", [False, True])
@@ -208,6 +213,13 @@ def test_samples_that_are_there(tmp_path):
         "missing": ["d", "b"],
         "sha256": hashlib.sha256(b"a\nc").hexdigest(),
     }
+    for place, words in (("loop", "Too many levels of symbolic links"), ("folder", "expected a file, got a folder")):
+        file = tmp_path / "frames" / f"{place}.png"  # there, and no good
+        file.symlink_to(file) if place == "loop" else file.mkdir()
+        annotate(tmp_path, [{"file": "a"}, {"file": "x", "image": f"frames/{place}.png", "audio": "a"}], "other.json")
+        with pytest.raises(DataError, match=f"1 problem: .*frames/{place}.png: {words}.*, id 'x'"):
+            folder_set(tmp_path, annotations=tmp_path / "other.json", on_missing="list")
+        file.unlink() if place == "loop" else file.rmdir()
     (tmp_path / "annotations.json").unlink()
     assert folder_set(tmp_path, on_missing="list").missing == ["b", "d"]  # of each one file is there
     put(tmp_path, "b", image=".jpg")
@@ -382,6 +394,21 @@ def test_lists_of_every_kind(tmp_path):
         folder_set(tmp_path, split="one")
 
 
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    put(tmp_path, "a")
+    put(tmp_path, "deep/b")
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("deep"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="Permission denied: '.*/frames/deep'"):
+        folder_set(tmp_path)
+
+
 @pytest.mark.parametrize(
     "content, line",
     [
@@ -393,6 +420,9 @@ def test_lists_of_every_kind(tmp_path):
 )
 def test_a_quote_that_is_not_closed_loses_no_sample(tmp_path, content, line):
     put(tmp_path, "id1")
+    (tmp_path / "list.csv").write_text("id1,cat\n,cow\n")
+    with pytest.raises(DataError, match="list.csv: line 2: expected an id, got '': it is empty"):
+        folder_set(tmp_path, split="list")
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(DataError, match=f"list.csv: line {line}: expected cells, quoted in pairs, got "):
         folder_set(tmp_path, split="list")
@@ -525,6 +555,21 @@ def test_check_of_a_good_folder(tmp_path):
     report = check(tmp_path)
     assert report.ok and report.ids == ["a", "b"]
     assert str(report) == f"{tmp_path}: 2 samples complete, 0 missing, 0 files broken"
+
+
+def test_names_that_are_no_utf_8(tmp_path):
+    """They are read, and printed as they are."""
+    put(tmp_path, "caf\udce9")
+    put(tmp_path, "d\udce9")
+    assert FolderSet(tmp_path, front_end=FRONT_END, size=16, cache=tmp_path / "cache")[0]["image"].shape == (3, 16, 16)
+    (tmp_path / "audio/d\udce9.wav").write_bytes(b"RIFF")
+    command = [sys.executable, "-m", "ssl_fast", "data", "check", str(tmp_path), "--quiet"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"}, capture_output=True)
+    assert (
+        done.returncode == 1
+        and b"1 samples complete" in done.stdout
+        and rb"/d\udce9.wav: cannot be read" in done.stdout
+    )
 
 
 def test_check_counts_a_shared_broken_file_once(tmp_path):

@@ -120,6 +120,12 @@ def test_valid_uploads(server, uploads, case):
     assert status == 200 and np.isfinite(answer["scores"]["maximum"]) and not list(uploads.iterdir())
 
 
+def long_mp3() -> bytes:
+    """10 minutes of frames of 144 bytes, 36 ms each, behind one of 1,440 bytes."""
+    large, small = (b"\xff\xfb" + bytes([bitrate, 0xC0]) for bitrate in (0xE8, 0x18))  # 32 kHz, mono
+    return large + bytes(1440 - 4) + 16_750 * (small + bytes(144 - 4))
+
+
 BAD_FILES = {
     "empty": ("image", "a.png", lambda: b"", "0 bytes"),
     "wrong suffix": ("image", "a.txt", image_file, "a.txt: expected a file name of image (.jpg, .jpeg, .png"),
@@ -134,6 +140,13 @@ BAD_FILES = {
     "rare format": ("image", "a.png", lambda: image_file("PPM"), "got PPM"),
     "bomb": ("image", "a.png", lambda: png_of(20000, 20000), "at most 40 million pixels"),
     "smaller bomb": ("image", "a.png", lambda: png_of(10000, 10000), "got 10000 x 10000"),
+    "thin bomb": ("image", "a.png", lambda: png_of(1, 40_000_000), "got 1 x 40,000,000"),
+    "mp3 that is longer than its first frame lets expect": (
+        "sound",
+        "a.mp3",
+        long_mp3,
+        "at most 10 minutes, got 603 s",
+    ),
     "long bomb": ("image", "a.png", lambda: png_of(40_000_001, 1), "got 40000001 x 1"),
     "fewer pixels than told": ("image", "a.png", lambda: png_of(5000, 5000), "cannot be read as an image"),
     "tiles": ("image", "a.tif", lambda: tiled_tiff(5000), "expected a TIFF of strips"),

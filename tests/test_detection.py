@@ -13,10 +13,10 @@ def draw(seed, n=60, levels=None):
     return confidences, rng.random(n) * sounding, sounding
 
 
-def slow_counts(confidences, iou, sounding, t, standard):
+def slow_counts(confidences, iou, sounding, t, standard, success=0.5):
     true = false = missed = 0
     for c, x, visible in zip(confidences, iou, sounding):
-        hit = c >= t and visible and x >= 0.5
+        hit = c >= t and visible and x >= success
         true += hit
         false += c >= t and not hit
         missed += visible and (not hit if standard else c < t)
@@ -50,14 +50,48 @@ def test_average_precision_equals_a_loop(case):
     assert detection.average_precision(*case) == pytest.approx(area if case[2].any() else 0, abs=1e-12)
 
 
+def slow_published(case, success=0.5):
+    """AP and highest F1 of SLAVC's program."""
+    ordered, n = sorted(case[0]), len(case[0])
+    points = [slow_counts(*case, t, False, success) for t in [*reversed(ordered[:-1])][:: max(1, n // 200)]]
+    area = sum((points[i + 1][1] - points[i][1]) * max(p[0] for p in points[i:]) for i in range(len(points) - 1))
+    best = max(slow_counts(*case, t, False, success)[2] for t in ordered[:: max(1, n // 10)])
+    return area, float(f"{100 * best:.1f}") / 100
+
+
 @pytest.mark.parametrize("case", [*CASES, draw(5, 450), draw(6, 1210)])
 def test_published_curves_equal_a_loop(case):
-    ordered, n = sorted(case[0]), len(case[0])
-    points = [slow_counts(*case, t, False) for t in [*reversed(ordered[:-1])][:: max(1, n // 200)]]
-    area = sum((points[i + 1][1] - points[i][1]) * max(p[0] for p in points[i:]) for i in range(len(points) - 1))
+    area, best = slow_published(case)
     assert detection.average_precision_published(*case) == pytest.approx(area, abs=1e-12)
-    best = max(slow_counts(*case, t, False)[2] for t in ordered[:: max(1, n // 10)])
-    assert detection.max_f1_published(*case) == pytest.approx(float(f"{100 * best:.1f}") / 100, abs=1e-12)
+    assert detection.max_f1_published(*case) == pytest.approx(best, abs=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_published_subsets_equal_loops(case):
+    """At both IoUs, of all, of the visible and of these by size, from the limits of its program."""
+    areas = np.random.default_rng(7).choice([0, 100, 1023, 1024, 5000, 9216, 20000, 20736, 50176], len(case[0]))
+    found = detection.figures(*case, areas)["published"]
+    limits = {"small": (0, 1024), "medium": (1024, 9216), "large": (9216, 20736), "huge": (20736, 10**8)}
+    expected = {}
+    for percent in (50, 75):
+        for name in ("all", "visible", *limits):
+            low, high = limits.get(name, (0, 10**8))
+            rows = [
+                row
+                for row, area in zip(zip(*case), areas)
+                if name == "all" or (row[2] and (name == "visible" or low <= area < high))
+            ]
+            if rows:
+                part = tuple(map(np.array, zip(*rows)))
+                area, best = slow_published(part, percent / 100)
+                precision = slow_counts(*part, -1000, False, percent / 100)[0]
+                expected[f"{name}@{percent}"] = {"n": len(rows), "precision": precision, "ap": area, "max_f1": best}
+                visible = part[1][part[2]]
+                if len(visible):
+                    expected[f"{name}@{percent}"]["auc"] = metrics.auc(visible)
+    assert found.keys() == expected.keys()
+    for name, row in expected.items():
+        assert found[name] == pytest.approx(row, abs=1e-12), name
 
 
 def test_closed_forms():
@@ -84,6 +118,7 @@ def test_without_a_sounding_sample_nothing_is_found():
         "max_f1_published": 0,
         "f1_at_half": 0,
         "f1_at_half_published": 0,
+        "published": {name: {"n": 2, "precision": 0, "ap": 0, "max_f1": 0} for name in ("all@50", "all@75")},
     }
 
 
@@ -97,7 +132,7 @@ def test_an_iou_of_one_half_is_a_hit_but_not_in_the_published_precision_at_50():
 def test_sizes():
     areas = [0, 1, 1023, 1024, 9215, 9216, 20735, 20736, 50176]
     assert detection.size_subset(areas).tolist() == [
-        "empty",
+        "small",
         "small",
         "small",
         "medium",

@@ -106,7 +106,7 @@ CASES = {
     "fnac-fns2": case(lambda *x, **more: losses.fnac(*x, return_terms=True, **more)[1]["fns2"], tau=0.2, threshold=0.4),
     "ssl_tie": ssl_tie(weight=3.0),
     "hard_positives": hard_positives(margin=-0.1, mean_weight=0.3),
-    "hard_positives-mil": hard_positives(combine="logsumexp"),
+    "hard_positives-mil": hard_positives(combine="logsumexp", symmetric=True),
     "sspl": sspl,
     "ez_vsl-tokens": clips(losses.ez_vsl),
     "dense_av": clips(losses.dense_av, heads=1),

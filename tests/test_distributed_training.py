@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 
@@ -154,6 +155,12 @@ def outcomes(folder):
     found["no shards"] = message(run, tiny("ez_vsl", batch_size=7))
     found["no parts"] = message(run, tiny("ez_vsl", accumulation=4))
     found["norm"] = message(run, tiny("ez_vsl"), sync_batch_norm=True)
+    found["seeds"] = message(run, tiny("ez_vsl"), seed=7 + dist.get_rank())
+    other = ToySet()
+    other.ids = [f"{dist.get_rank()}-{i}" for i in range(40)]
+    found["other data"] = message(training.train, other, tiny("ez_vsl"), progress=False)
+    few = Others(40 if dist.get_rank() == 0 else 4)
+    found["one fails"] = message(run, tiny("ez_vsl"), validation=few)
     return found
 
 
@@ -284,6 +291,16 @@ def test_distributed_training_error_on_every_process(name, processes):
     assert [one[name] for one in processes[1]] == [ERRORS[name]] * PROCESSES
 
 
+def test_distributed_processes_of_several_runs_do_not_train(processes):
+    """Every process says what differs; where one of them cannot train, the other says which."""
+    seeds = "expected the same run on all processes: process 0 has seed=7; process 1 has seed=8"
+    few = "validation: expected 8 samples or more, got 4"
+    first, second = processes[1]
+    assert first["seeds"] == second["seeds"] == seeds
+    assert first["other data"] == second["other data"] and "process 1 has data=" in first["other data"]
+    assert (first["one fails"], second["one fails"]) == (f"process 1: {few}", few)
+
+
 @pytest.mark.parametrize("option", ["gather", "sync_batch_norm"])
 def test_distributed_options_need_several_processes(option):
     with pytest.raises(ValueError, match=f"{option}: expected several processes, as torchrun .*, got one"):
@@ -342,15 +359,16 @@ def torchrun(*argv, program=("-m", "ssl_fast")):
 
 CRASH = """
 import os, signal, sys
+first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
 from ssl_fast.cli import main as cli
 from ssl_fast.training import learner
 step = learner.Learner.step
 def killer(self, number, *rest):
-    if number == 4 and self.rank == 1:
+    if number == 4 and self.rank == 1 and first:
         os.kill(os.getpid(), signal.SIGKILL)
     return step(self, number, *rest)
 learner.Learner.step = killer
-cli.main(sys.argv[1:])
+sys.exit(cli.main(sys.argv[1:]))
 """
 
 
@@ -373,6 +391,43 @@ def test_distributed_command_line(media, tmp_path):
     resumed, state = loaded(part)
     assert state["step"] == 6
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in localizer.state_dict().items())
+
+
+@pytest.mark.slow
+def test_distributed_restarts_go_on_with_the_run(media, tmp_path):
+    """torchrun --max-restarts: the same command again; but not with a run that was there before."""
+    script, out = tmp_path / "crash.py", tmp_path / "run"
+    script.write_text(CRASH)
+    options = ["--data", media, "--method", "ez_vsl", "--batch-size", 4, "--epochs", 2, "--quiet", "--out", out]
+    options += ["--checkpoint-every", 1e-6]
+    code, err, _ = torchrun("train", *options, program=("--max-restarts", 1, script))
+    assert code == 0 and storage.load(out / "checkpoint.pt")["step"] == 6, err
+    assert "Traceback" not in err.partition("restart")[2]
+    code, err, _ = torchrun("train", *options, program=("--max-restarts", 1, script))
+    assert code != 0 and err.count("holds another run (run.json, checkpoint.pt") == 2 * PROCESSES, err
+
+
+@pytest.mark.slow
+def test_distributed_folder_that_one_process_lacks(media, tmp_path):
+    """No process waits for it, also where nobody ends the others: here they are of different launchers."""
+    options = ["--batch-size", "4", "--epochs", "1", "--quiet"]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    environment = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    environment |= {"LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "two"}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "ssl_fast", "train", "--data", data, "--out", tmp_path / "run", *options],
+            env=environment | {"RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, data in enumerate((media, tmp_path / "nothing"))
+    ]
+    said = [process.communicate(timeout=120)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert "process 1: " in said[0] and all(f"{tmp_path / 'nothing'}: expected a folder" in text for text in said)
 
 
 @pytest.mark.slow

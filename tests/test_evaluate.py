@@ -188,6 +188,35 @@ def test_without_a_validation_set_the_names_say_where_the_threshold_is_from():
         assert "universal" not in key or key == "universal_threshold", key
 
 
+def test_a_given_threshold_is_the_models_alone():
+    localizer = FakeLocalizer(alarm=0.5)
+    chosen = run(localizer)
+    value = chosen["universal_threshold"]["by_set"]["validation"]["model"]["value"]
+    results = run(localizer, validation=None, threshold=value)
+    for name, one in chosen["sets"].items():
+        assert results["sets"][name]["model"] == one["model"]
+        for baseline, row in results["sets"][name]["baselines"].items():
+            on_threshold = {key for key in one["baselines"][baseline] if "universal" in key or key.startswith("pia_")}
+            assert len(on_threshold) == 8 and row.keys() == one["baselines"][baseline].keys() - on_threshold
+    assert results["universal_threshold"]["origins"] == {"given": {}}
+    with pytest.raises(ValueError, match="threshold: expected without validation"):
+        run(threshold=0.3)
+    with pytest.raises(TypeError, match="threshold: expected a number or Thresholds, got str"):
+        run(validation=None, threshold="0.3")
+
+
+def test_a_threshold_from_fewer_kinds_of_sound_is_refused():
+    unknown = FakeSet(VAL, prefix="val")
+    unknown.categories = [None, *unknown.categories[1:]]
+    with pytest.raises(ValueError, match="set val: expected categories, .* 1 of 8 samples do not say .* as 'val0_a'"):
+        run(validation={"val": unknown})
+    results = run(validation={"val": unknown}, negatives=("silence", "noise"), baselines={})
+    origin = results["universal_threshold"]["origins"]["validation"]
+    assert (origin["set"], origin["n"], origin["negatives"]) == ("val", 8, ["silence", "noise"])
+    with pytest.raises(ValueError, match=r"validation: expected one set, got \['a', 'b'\]"):
+        run(validation={"a": FakeSet(VAL, prefix="a"), "b": FakeSet(VAL, prefix="b")})
+
+
 def test_the_test_sets_do_not_move_the_threshold():
     alone = run(test_sets={"duo": FakeSet(DUO[:2])}, localizer=FakeLocalizer(alarm=0.5))
     other = run(test_sets={"duo": FakeSet(DUO)}, localizer=FakeLocalizer(alarm=0.5))
@@ -295,6 +324,15 @@ def test_json_and_csv_hold_what_the_results_hold(tmp_path):
         assert row["iou_adaptive_mask"] == ""  # duo has no masks
     assert rows[0]["iou_adaptive_mask"] != ""
     assert sorted(p.name for p in tmp_path.iterdir()) == ["metrics.json", "per_sample.csv"]
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet(tmp_path):
+    ids = ["=1+1", "+1", "-0Bkyt8iZ1I_000008", "@SUM(A1)", "\t=1", "'quoted", "plain", "a=1"]
+    Results(samples={"=set": {"id": ids, "map_min": [-0.5] * 8}}).write_csv(tmp_path / "per_sample.csv")
+    with open(tmp_path / "per_sample.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"].removeprefix("'") for row in rows] == ids and {row["map_min"] for row in rows} == {"-0.5"}
+    assert not any(cell.startswith(("=", "+", "-", "@", "\t")) for row in rows for cell in (row["set"], row["id"]))
 
 
 def test_a_nan_is_never_written(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +17,8 @@ from ssl_fast.cli.evaluate import published_set
 from ssl_fast.data.annotations import weight_map
 from ssl_fast.data.io.front_ends import FRONT_ENDS, file_spectrogram
 from ssl_fast.data.io.images import load_image
+from ssl_fast.evaluation import BASELINES, protocols, thresholds
 from ssl_fast.evaluation import evaluate as evaluate_model
-from ssl_fast.evaluation import protocols
 from ssl_fast.models.resnet import ResNet18
 
 IDS = [f"abcdefghij{i}_00003{i}" for i in range(6)]
@@ -100,15 +102,8 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     assert results["universal_threshold"]["by_set"]["vgg-ss"]["model"]["value"] == pytest.approx(threshold, abs=1e-6)
     negatives = {kind: values[kind] for kind in KINDS}
     for name in names:
-        universal = threshold if name == "vssl_eval" else None
-        want = protocols.run(
-            name,
-            values["positive"],
-            truths(),
-            negatives=negatives,
-            threshold=universal,
-            image_ids=IDS,
-            sounding=np.ones(6, bool),
+        want = protocols.run(  # vssl_eval by the threshold of these negatives, too
+            name, values["positive"], truths(), negatives=negatives, image_ids=IDS, sounding=np.ones(6, bool)
         )
         found = results["protocols"]["vgg-ss"][name]["model"]
         same(found["figures"], json.loads(json.dumps(want["figures"])))
@@ -120,7 +115,7 @@ def test_maps_from_files_under_several_protocols(folder, maps, tmp_path, capsys)
     assert results["ceilings"]["vgg-ss"]["best >="]["success"] == np.mean(reachable)
     page = (tmp_path / "out" / "report.html").read_text()
     agreement = results["protocols"]["vgg-ss"]["vssl_eval"]["model"]["figures"]["audio_visual"]["false_alarms"]
-    assert f"silence, noise {agreement['overlap_silence_noise']:.3f}; " in page.lower()
+    assert f"silence, noise {agreement['overlap_silence_noise_test_threshold']:.3f}; " in page.lower()
     assert all(f"vgg-ss: protocol {name}" in page for name in names) and "square that looks at nothing" in page
 
 
@@ -173,11 +168,226 @@ def test_object_prior(folder, maps, tmp_path, capsys):
                 json.loads(json.dumps(wanted)),
             )
     assert "model mixed with it" in (tmp_path / "out" / "report.html").read_text()
+    options_09 = *options, "--object-weights", weights, "--alpha"
+    assert evaluate(folder, tmp_path / "alpha", *options_09, 0.9) == 0
+    found = json.loads((tmp_path / "alpha" / "metrics.json").read_text())["protocols"]["vgg-ss"]
+    for name, same_as in (("slavc_extended", "slavc_extended_readme"), ("ez_vsl", None)):
+        protocol = same_as or replace(protocols.PROTOCOLS[name], alpha=0.9)
+        want = protocols.run(
+            protocol, values["positive"], truths(), prior=prior, image_ids=IDS, sounding=np.ones(6, bool)
+        )
+        same(found[name]["model"]["figures"], json.loads(json.dumps(want["figures"])))
+        assert found[name]["model"]["protocol"]["alpha"] == 0.9
+    assert evaluate(folder, tmp_path / "bad", *options_09, 1.5) == 2
+    assert "--alpha: expected a weight from 0 to 1, got 1.5" in capsys.readouterr().err
     torch.save({"conv1.weight": torch.zeros(1)}, weights)
     assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2
     assert f"{weights}: expected the weights of torchvision's ResNet-18: " in capsys.readouterr().err
     assert evaluate(folder, tmp_path / "bad", "--maps", where, "--object-weights", weights) == 2
     assert "--object-weights: expected with --protocol" in capsys.readouterr().err
+
+
+IS3 = ["banjo_bird_1_banjo", "banjo_bird_1_bird", "bus_ocean_2_bus", "bus_ocean_2_ocean"]
+
+
+@pytest.fixture
+def is3(tmp_path, maps):
+    """IS3 in a folder, and maps of it beside those of VGG-SS; {kind: (4, 7, 7)}."""
+    rng = np.random.default_rng(3)
+    root = tmp_path / "IS3"
+    for name in ("images", "audio_wav"):
+        (root / name).mkdir(parents=True)
+    entries = []
+    for i, name in enumerate(IS3):
+        Image.fromarray(rng.integers(0, 256, (50, 50, 3), dtype=np.uint8)).save(root / "images" / f"{name}.jpg")
+        soundfile.write(root / "audio_wav" / f"{name}.wav", rng.uniform(-0.5, 0.5, 16000), 16000)
+        entries.append({"image": f"{name}.jpg", "audio": f"{name}.wav", "gt_box": [10 * i, 20, 100 + 10 * i, 150]})
+    (root / "synthetic3240_bbox.json").write_text(json.dumps(entries))
+    values = {kind: rng.uniform(-1, 1, (4, 7, 7)).astype(np.float32) for kind in ("positive", *KINDS)}
+    for kind, several in values.items():
+        for name, one in zip(IS3, several):
+            np.save(maps[1] / ("" if kind == "positive" else kind) / f"{name}.npy", one)
+    return root, values
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """The report is most of the time of an evaluation of a few samples."""
+    monkeypatch.setattr("ssl_fast.evaluation.overlays.collect", lambda *_, **__: {})
+    monkeypatch.setattr("ssl_fast.evaluation.report.write_report", lambda *_, **__: None)
+
+
+def test_the_universal_threshold_of_vgg_ss_is_used_on_is3(folder, maps, is3, tmp_path, capsys, no_report):
+    """As paper 004 has it: chosen on one set, with its categories, and used on another; then the same from a file, and
+    as a number."""
+    (values, where), (root, of_is3) = maps, is3
+    threshold = max(np.percentile(values[kind].max((1, 2)), 75) for kind in KINDS)
+    common = ["evaluate", "--maps", where, "--protocol", "vssl_eval", "--quiet"]
+
+    def run(out, *more):
+        assert cli.main([str(part) for part in (*common, "--out", tmp_path / out, *more)]) == 0
+        return json.loads((tmp_path / out / "metrics.json").read_text()), capsys.readouterr().out
+
+    test = "--data", root, "--set", "is3"
+    draws = tmp_path / "draws"
+    got, said = run("val", *test, "--val", folder, "--val-set", "vgg-ss", "--draws", draws)
+    record = got["universal_threshold"]
+    assert record["chosen_on"] == "validation"
+    assert record["by_set"]["validation"]["model"]["value"] == pytest.approx(threshold, abs=1e-6)
+    quartiles = {kind: np.percentile(values[kind].max((1, 2)), 75) for kind in KINDS}
+    assert record["by_set"]["validation"]["model"]["third_quartiles"] == pytest.approx(quartiles, abs=1e-6)
+    origin = record["origins"]["validation"]
+    assert (origin["set"], origin["n"], origin["negatives"], origin["seeds"]) == ("vgg-ss", 6, [*KINDS], [0])
+    assert f"universal threshold of is3: {threshold:.4g}, chosen on vgg-ss, 6 samples under silence, noise" in said
+    borrowed = json.loads((draws / "validation-vgg-ss-offscreen-0.json").read_text())["draws"]
+    broad = dict(zip(IDS, ["animals", "music", "vehicles", "animals", "weapons", "music"]))
+    assert all(broad[name] != broad[draw["file"]] for name, draw in borrowed.items())
+    borrowed = json.loads((draws / "is3-offscreen-0.json").read_text())["draws"]
+    assert all(name.split("_")[0] != draw["file"].split("_")[0] for name, draw in borrowed.items())
+    areas = {  # of the image above the threshold, by plain torch
+        kind: np.mean(
+            torch.nn.functional.interpolate(
+                torch.from_numpy(of_is3[kind])[:, None], (224, 224), mode="bilinear"
+            ).numpy()
+            > threshold
+        )
+        for kind in KINDS
+    }
+    for kind, area in areas.items():
+        assert got[f"pia_{kind}"] == pytest.approx(area, abs=1e-4)
+    found = got["protocols"]["is3"]["vssl_eval"]["model"]
+    assert found["threshold"] == pytest.approx(threshold, abs=1e-6)
+    assert found["figures"]["audio_visual"]["false_alarms"]["pia_noise"] == pytest.approx(areas["noise"], abs=1e-4)
+    assert found["figures"]["audio_visual"]["false_alarms"].keys() >= {"f_loc", "f_auc", "mean_iou"}
+
+    run("vgg-ss", "--data", folder, "--set", "vgg-ss")
+    again, said = run("from", *test, "--threshold-from", tmp_path / "vgg-ss")
+    for key in ("sets", "protocols"):
+        assert again[key] == got[key]
+    assert again["universal_threshold"]["origins"]["results"]["set"] == "vgg-ss" and "(of " in said
+    chain, said = run("chain", *test, "--threshold-from", tmp_path / "from" / "metrics.json")
+    assert chain["sets"] == got["sets"]
+
+    number, said = run("number", *test, "--threshold", threshold)
+    assert number["universal_threshold"]["chosen_on"] == "given"
+    assert number["sets"]["is3"]["model"]["pia_noise"] == pytest.approx(got["pia_noise"], abs=1e-4)
+    row = number["sets"]["is3"]["baselines"]["random"]
+    assert "ciou_universal" not in row and "ciou_adaptive" in row
+    assert [*number["protocols"]["is3"]["vssl_eval"]] == ["model"]
+    assert "note: no universal threshold is known of whole_image, centre_box, random, objectness" in said
+
+
+def test_whatever_depends_on_the_test_sets_own_threshold_says_so(folder, maps, tmp_path, capsys):
+    _, where = maps
+    assert evaluate(folder, tmp_path / "out", "--maps", where, "--protocol", "vssl_eval,vssl_eval_unit") == 0
+    results, said = json.loads((tmp_path / "out" / "metrics.json").read_text()), capsys.readouterr().out
+    on_threshold = ("universal", "pia_", "overlap_", "auc_n_", "f_loc", "f_auc")
+
+    def check(key):
+        if any(part in key for part in on_threshold):
+            assert "test_threshold" in key and "universal" not in key, key
+
+    for row in results["sets"]["vgg-ss"]["model"], results["sets"]["vgg-ss"]["baselines"]["random"]:
+        assert "ciou_test_threshold" in row and "pia_noise_test_threshold" in row
+        for key in (*row, *row["counts"]):
+            check(key)
+    for computed in results["protocols"]["vgg-ss"].values():
+        for key in computed["model"]["figures"]["audio_visual"]["localization"]:
+            check(key)
+        family = computed["model"]["figures"]["audio_visual"]["false_alarms"]
+        assert family and all(key.endswith("_test_threshold") for key in family)
+    for key in (*(key for key in results if key != "universal_threshold"), *header(tmp_path / "out")):
+        check(key)
+    for line in said.splitlines():
+        check(line.split()[0])
+        if line.startswith("false alarms"):
+            assert "pia_noise_test_threshold" in line
+    assert "the test set's own threshold of vgg-ss: " in said and "universal" not in said
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "share of the image above the test set&#x27;s own threshold" in page and "cIoU thr. of test set" in page
+    assert "cIoU universal" not in page
+
+
+def test_the_console_names_rules_and_silent_samples(folder, maps, tmp_path, capsys):
+    _, where = maps
+    silent = f"{IDS[0]}+{IDS[1]}"
+    for kind in ("", "silence", "noise"):
+        np.save(where / kind / f"{silent}.npy", np.load(where / kind / f"{IDS[0]}.npy"))
+    (tmp_path / "silent.csv").write_text(f"video,audio,label\n{IDS[0]},{IDS[1]},non-sounding\n")
+    options = "--maps", where, "--protocol", "slavc_extended", "--silent", tmp_path / "silent.csv"
+    assert evaluate(folder, tmp_path / "out", *options) == 0
+    lines, results = capsys.readouterr().out.splitlines(), json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert lines[0].startswith("vgg-ss: 7 samples, 1 of them silent")
+    assert lines[1].split() == [*"vgg-ss, protocol slavc_extended, 7 samples model".split(), *BASELINES]
+    found = results["protocols"]["vgg-ss"]["slavc_extended"]["model"]["figures"]["audio_visual"]["detection"]["top50"]
+    assert any(line.split()[:3] == ["top50", "ap", f"{found['ap']:.4f}"] for line in lines)
+    default = next(i for i, line in enumerate(lines) if line.startswith("protocol default"))
+    assert default > max(i for i, line in enumerate(lines) if line.startswith("top50 "))
+    assert lines[default].endswith("  cIoU adaptive  AUC adaptive  cIoU top50  IIoU adaptive  interactive pointing")
+    row = lines[default + 1].split()
+    assert row[:3] == ["vgg-ss:", "model", f"{results['vgg-ss_ciou_adaptive']:.3f}"]
+    assert found["n_sounding"] == 6 and "7 samples, 1 of them silent" in (tmp_path / "out" / "report.html").read_text()
+
+
+def header(out):
+    return (out / "per_sample.csv").read_text().splitlines()[0].split(",")
+
+
+def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, capsys, no_report):
+    (_, where), (root, _) = maps, is3
+    assert evaluate(folder, tmp_path / "own", "--maps", where) == 0
+    plain = tmp_path / "plain"  # the same samples without classes
+    shutil.copytree(folder, plain)
+    (plain / "vggss.json").unlink()
+    file = tmp_path / "results.json"
+
+    def fails(message, *more, data=(root, "is3")):
+        argv = ["evaluate", "--data", data[0], "--set", data[1], "--maps", where, "--out", tmp_path / "out", "--quiet"]
+        assert cli.main([str(part) for part in (*argv, *more)]) == 2
+        assert re.search(message, capsys.readouterr().err), message
+        assert not (tmp_path / "out").exists()
+
+    fails("not allowed with argument", "--threshold", "0.1", "--val", folder)
+    fails("not allowed with argument", "--threshold", "0.1", "--threshold-from", tmp_path / "own")
+    fails("threshold: expected a finite number, got nan", "--threshold", "nan")
+    fails(r"--val-set: expected with --val$", "--val-set", "vgg-ss")
+    fails("--val-layout: expected with --val-set", "--val", folder, "--val-layout", "slavc")
+    fails(
+        "set plain: expected categories, for off-screen sounds, on which the universal threshold depends; 6 of 6 "
+        "samples do not say which categories they show",
+        "--val",
+        plain,
+    )
+    fails(
+        "threshold: expected one that was chosen on other samples than those of set 'vgg-ss'",
+        "--threshold-from",
+        tmp_path / "own",
+        data=(folder, "vgg-ss"),
+    )
+    fails("nowhere", "--threshold-from", tmp_path / "nowhere")
+    results = json.loads((tmp_path / "own" / "metrics.json").read_text())
+    record = results["universal_threshold"]
+    for wrong, message in (
+        ("[" * 100_000, "results.json: expected the results of an evaluation, got RecursionError"),
+        ("[]", "results.json: expected the results of an evaluation, got TypeError"),
+        (json.dumps({"universal_threshold": record | {"by_set": {}}}), "results.json: .* one set, got those of none"),
+        (
+            json.dumps({"universal_threshold": record | {"by_set": dict.fromkeys("ab", record["by_set"]["vgg-ss"])}}),
+            "results.json: expected universal thresholds of one set, got those of 'a', 'b'",
+        ),
+    ):
+        file.write_text(wrong)
+        fails(message, "--threshold-from", file)
+
+
+def test_thresholds_of_other_weights(tmp_path):
+    origin = {"file": "r/metrics.json", "weights": "a.pt", "weights_sha256": "1" * 64}
+    assert thresholds.check_model(origin, {"weights": "copy.pt", "weights_sha256": "1" * 64}) is None
+    with pytest.raises(ValueError, match="r/metrics.json: expected thresholds of b.pt .*, got those of a.pt"):
+        thresholds.check_model(origin, {"weights": "b.pt", "weights_sha256": "2" * 64})
+    note = thresholds.check_model(origin, {"model": "maps"})
+    assert "thresholds are of a.pt; whether this is the model of maps is not recorded" in note
+    assert thresholds.check_model({"file": "r", "model": "m:f"}, {"model": "m:f"}) is None
 
 
 def test_a_function_is_a_model(folder, tmp_path, monkeypatch):
@@ -236,6 +446,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
             ["--model", "math:sin", "--seeds", "1,-2"],
             "--seeds: expected integers >= 0 with commas between, or published",
         ),
+        (["--model", "math:sin", "--alpha", "0.9"], "--alpha: expected with --object-weights, the prior"),
         (
             ["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""],
             "threshold: expected the universal one for",
@@ -246,7 +457,7 @@ def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert evaluate(folder, tmp_path / "out", *more) == 2
     assert re.search(message, capsys.readouterr().err)
-    assert not (tmp_path / "out" / "metrics.json").exists()
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +467,7 @@ def test_bad_arguments(folder, tmp_path, capsys, more, message, monkeypatch):
         (["--data", ".", "--layout", "fnac", "--silent", "x"], "--layout, --silent: expected with --set"),
         (["--scenes", "--layout", "fnac"], "--layout: expected with --set"),
         (["--scenes", "--set", "is3", "--on-missing", "list"], "--set, --on-missing: expected with --data"),
-        (["--scenes", "--val", "x", "--split", "y"], "--val, --split: expected with --data, the scenes have splits of"),
+        (["--scenes", "--val", "x", "--split", "y"], "--val, --split: expected with --data, the scenes have splits"),
         (["--data", ".", "--test-scenes", "3"], "--test-scenes: expected with --scenes"),
         (["--data", ".", "--retrieval", "max"], "--retrieval: expected with --weights"),
         (["--data", ".", "--negatives", "", "--draws", "x"], "--draws: expected with --negatives"),
@@ -310,8 +521,9 @@ def test_bad_maps(folder, maps, tmp_path, capsys):
     file = where / "noise" / f"{IDS[3]}.npy"
 
     def fails(message):
-        assert evaluate(folder, tmp_path / "out", "--maps", where) == 2
+        assert evaluate(folder, tmp_path / "new" / "out", "--maps", where) == 2
         assert message in capsys.readouterr().err
+        assert not (tmp_path / "new").exists()
 
     np.save(file, np.zeros((5, 7)))
     fails(f"expected maps of one size, (7, 7) as of {IDS[0]!r}, got (5, 7) of {IDS[3]!r}")

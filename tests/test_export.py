@@ -49,6 +49,8 @@ def test_the_embedded_localizer_runs_without_the_package(tmp_path):
     assert about == {
         "method": "ssl_align",
         "image_size": 112,
+        "fit": "squash",
+        "resampler": "pillow",
         "sample_rate": 16000,
         "samples": 16000,
         "channels": "mean",

@@ -34,7 +34,7 @@ def test_map_iou_and_its_rule_for_nothing():
     assert got[0] == 1 and got[1] == 0
     for a, b, iou in zip(first[2:].reshape(18, -1), second[2:].reshape(18, -1), got[2:]):
         assert iou == pytest.approx(sum(x and y for x, y in zip(a, b)) / sum(x or y for x, y in zip(a, b)))
-    with pytest.raises(TypeError, match=r"expected bool \(N, H, W\) twice alike, got bool \(20, 3, 4\) and float64"):
+    with pytest.raises(TypeError, match=r"second: expected bool \(N, H, W\), got float64 \(20, 3, 4\)"):
         false_alarms.map_iou(first, second.astype(float))
 
 

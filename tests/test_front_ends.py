@@ -1,7 +1,9 @@
 """The published audio pipelines against plain loops written from their description (recorded values: test_golden)."""
 
 import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ import soundfile
 import torch
 from scipy.signal import spectrogram
 
+from ssl_fast.cli import main as cli
 from ssl_fast.data.io.audio import MediaError
 from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd, PublishedFrontEnd, file_spectrogram, front_end_named
 from ssl_fast.models import checkpoints
@@ -50,7 +53,11 @@ def test_by_the_description(tmp_path, seconds):
     for name, length, first, last in (("sslalign", 10, 3.5, 6.5), ("sslalign_avs", 5, 1, 4)):
         cut = tile(plain, 16000 * length)[: 16000 * length][int(16000 * first) : int(16000 * last)]
         np.testing.assert_allclose(published(name, path)[0], log_psd(cut, 353), rtol=1e-5)
-    for name, n, first in (("sslalign_ezvsl", 160000, 236), ("sslalign_ezvsl_avs", 80000, 67)):
+    for name, n, first in (
+        ("sslalign_ezvsl", 160000, 236),
+        ("sslalign_ezvsl_avs", 80000, 67),
+        ("vssleval_fnac", 48000, 0),
+    ):
         clip = tile(pyav, n)[:n]
         shift = n // 2 - int(seconds / 2 * 16000)
         rolled = np.array([clip[(i - shift) % n] for i in range(n)])
@@ -123,6 +130,7 @@ STORED = {
     "published/sslalign_ezvsl": (10.0, 238, (16000, None, "mean", "int16", True, 160000)),
     "published/sslalign_avs": (3.0, 159, (16000, 5.0, "first", "float", False, 48000)),
     "published/sslalign_ezvsl_avs": (5.0, 238, (16000, None, "mean", "int16", True, 80000)),
+    "published/vssleval_fnac": (3.0, 238, (16000, None, "mean", "int16", True, 48000)),
     "published/ssltie": (10.0, 239, (16000, None, "first", "float", False, 160000)),
 }
 
@@ -133,6 +141,29 @@ def test_stored_names_and_cache_keys_stay():
         front_end = front_end_named(name)
         assert (front_end.name, front_end.seconds, front_end.hop, front_end.decoding) == (name, seconds, hop, decoding)
         assert type(front_end) is (PublishedFrontEnd if name.startswith("published/") else FrontEnd)
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+def test_help_lists_every_name(command, capsys):
+    assert cli.main([command, "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    own, released = text.partition("how sounds become spectrograms: ")[2].partition(" (default")[0].split("; ")
+    released = [f"published/{name}" for name in released.partition("published/ with ")[2].split(", ")]
+    assert sorted(own.split(", ") + released) == sorted(FRONT_ENDS)
+
+
+def test_table_of_the_documentation():
+    """A row for each name: rate, seconds, hop and shape."""
+    page = (Path(__file__).resolve().parents[1] / "docs/data.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("| `")]
+    rows = {name: row for row in rows for name in re.findall("`([a-z][^`]*)`", row[0]) if len(row) == 8}
+    assert rows.keys() == FRONT_ENDS.keys()
+    for name, one in FRONT_ENDS.items():
+        _, _, rate, segment, hop, shape, log, scale = rows[name]
+        assert rate == ("16 kHz only" if name.startswith("published/") else "any, to 16 kHz")
+        assert float(segment.split(" s")[0]) == one.seconds and int(hop) == one.hop
+        assert shape == "{} x {}".format(*one.shape)
+        assert log.startswith("10 log10" if one.mel else "ln") and scale == ("none" if one.mel else "/ 12")
 
 
 @pytest.mark.parametrize("name", FRONT_ENDS)

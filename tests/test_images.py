@@ -1,12 +1,16 @@
 """Decoding rules on files of every kind made on the fly."""
 
+import struct
+import tracemalloc
+import zlib
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, TiffImagePlugin, features
 
 from ssl_fast.data.io.audio import MediaError
-from ssl_fast.data.io.images import Geometry, decode_image, load_image, load_mask
+from ssl_fast.data.io.images import Geometry, decode_image, fit_frame, frame_size, load_image, load_mask
 from ssl_fast.data.transforms import POLICIES
 
 
@@ -101,6 +105,10 @@ def test_the_orientation_of_cameras_is_applied(tmp_path, orientation, turned):
     exif[0x0112] = orientation
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), turned(pixels))
+    for kind in ("png", "jpg", "tiff", "webp"):
+        Image.fromarray(pixels).save(tmp_path / f"b.{kind}", exif=exif)
+        size = decode_image(tmp_path / f"b.{kind}").shape[1::-1]
+        assert frame_size(tmp_path / f"b.{kind}") == size == turned(pixels).shape[1::-1]
 
 
 def broken(folder, kind):
@@ -144,6 +152,158 @@ def test_broken_files_are_named(tmp_path, kind, message, load):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Damage that decoders pass over, and files that are not to be decoded
+
+
+def chunk(kind, data):
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width, height, rows, *more, kind=(8, 2, 0)):
+    """A PNG of these bytes of rows, each with its filter; kind: bits, type of colour, interlaced."""
+    depth, colours, interlaced = kind
+    head = struct.pack(">IIBBBBB", width, height, depth, colours, 0, 0, interlaced)
+    chunks = (chunk(b"IHDR", head), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+# bits and type of colour -> bytes of a row of 13 pixels without the filter
+KINDS = {(1, 0): 2, (4, 0): 7, (8, 0): 13, (16, 0): 26, (8, 2): 39, (16, 2): 78, (2, 3): 4, (8, 4): 26, (8, 6): 52}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0, 0x55])
+def test_a_png_without_all_of_its_rows_is_truncated(tmp_path, kind, value):
+    row, palette = bytes([0] + [value] * KINDS[kind]), chunk(b"PLTE", bytes(range(12)))
+    path, interlaced = tmp_path / "a.png", 0
+    for rows, whole in ((100, True), (99, False), (10, False), (0, False)):
+        path.write_bytes(png(13, 100, row * rows, palette, kind=(*kind, 0)))
+        if whole:
+            assert decode_image(path).shape == (100, 13, 3)
+            continue
+        with pytest.raises(MediaError, match=r"a.png: cannot be read as an image \(.*truncated"):
+            decode_image(path)
+    # interlaced: seven grids one after the other
+    for x, y, dx, dy in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        bits = {2: 3, 4: 2, 6: 4}.get(kind[1], 1) * kind[0]
+        interlaced += len(range(y, 100, dy)) * (1 + (len(range(x, 13, dx)) * bits + 7) // 8)
+    for missing in (0, 1, interlaced // 2):
+        path.write_bytes(png(13, 100, bytes(interlaced - missing), palette, kind=(*kind, 1)))
+        if not missing:
+            assert decode_image(path).shape == (100, 13, 3)
+            continue
+        with pytest.raises(MediaError, match="truncated"):
+            decode_image(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"restart_marker_blocks": 3}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_whose_end_comes_too_early_is_truncated(tmp_path, options, mode):
+    path, image = tmp_path / "a.jpg", Image.fromarray(picture(96, 64)).convert(mode)
+    for flat in (False, True):
+        if flat:  # as film with black bars
+            image.paste(image.getpixel((0, 0)), (0, 60, 64, 96))
+        image.save(path, **options)
+        data = path.read_bytes()
+        decode_image(path)
+        for share in (0.7, 0.8, 0.9):
+            path.write_bytes(data[: int(len(data) * share)] + b"\xff\xd9")
+            with pytest.raises(MediaError, match=r"a.jpg: cannot be read as an image \((?i:truncated)"):
+                decode_image(path)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("width, height", [(1, 40_000_000), (70_000, 1), (12_000, 9_000), (20_000, 20_000)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(tmp_path, width, height):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(width, height, b""))
+    assert len(path.read_bytes()) < 80
+    tracemalloc.start()
+    for read in (decode_image, frame_size):
+        with pytest.raises(MediaError, match=r"a.png: expected .*at most 89 million pixels"):
+            read(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path):
+    """A resolution that is a text; and EXIF that is none, which turns nothing."""
+    pixels, path = picture(), tmp_path / "a.png"
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[274], tags.tagtype[282], tags[282] = 6, 2, "72"
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + tags.tobytes(8)
+    Image.fromarray(pixels).save(path, exif=exif)
+    np.testing.assert_array_equal(decode_image(path), np.rot90(pixels, -1))
+    assert frame_size(path) == (24, 40)
+    Image.fromarray(pixels).save(path, exif=b"Exif\0\0no TIFF at all")
+    np.testing.assert_array_equal(decode_image(path), pixels)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "gif", "webp", "tiff", "bmp", "avif", "dds", "jp2", "tga", "qoi"])
+def test_no_damage_raises_anything_else(tmp_path, kind):
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("Pillow without AVIF")
+    whole, path, rng = tmp_path / f"whole.{kind}", tmp_path / f"a.{kind}", np.random.default_rng(0)
+    Image.fromarray(picture(64, 64)).save(whole)
+    data = whole.read_bytes()
+    assert decode_image(whole).shape == (64, 64, 3)
+    read = 0
+    for _ in range(40):
+        changed = bytearray(data)
+        for at in rng.integers(0, min(len(data), 300), 3):
+            changed[at] = rng.integers(256)
+        path.write_bytes(changed if rng.integers(4) else changed[: rng.integers(1, len(data))])
+        try:
+            read += decode_image(path).ndim == 3
+        except MediaError as error:
+            assert str(error).startswith(f"{path}: ")
+    assert read < 40
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2_000_000))), chunk(b"iCCP", b"\0"), chunk(b"zTXt", b"x\0\0none")],
+)
+def test_odd_chunks_of_a_png(tmp_path, extra):
+    path = tmp_path / "a.png"
+    path.write_bytes(png(4, 4, bytes(13 * 4), extra))
+    try:
+        assert decode_image(path).shape == (4, 4, 3)
+    except MediaError as error:
+        assert str(error).startswith(f"{path}: ")
+
+
+def test_postscript_is_not_run(tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.eps")
+    (tmp_path / "a.eps").rename(tmp_path / "a.jpg")
+    with pytest.raises(MediaError, match=r"a.jpg: cannot be read as an image \(EPS is a program"):
+        decode_image(tmp_path / "a.jpg")
+
+
+def test_heic(tmp_path):
+    path = tmp_path / "a.heic"
+    try:
+        import pillow_heif
+    except ImportError:
+        path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+        words = r'a.heic: HEIC is read by pillow-heif, which is not installed: pip install "ssl_fast\[heif\]"'
+        with pytest.raises(MediaError, match=words):
+            decode_image(path)
+        return
+    pixels = picture(64, 64)
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(path, quality=100)
+    assert np.abs(decode_image(path).astype(int) - pixels).mean() < 8 and frame_size(path) == (64, 64)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Resizing
 
 
@@ -162,7 +322,7 @@ def test_squash_keeps_fractions_of_the_frame(tmp_path):
 def test_centre_crop_takes_the_middle_square(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (32, 80, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    got = load_image(tmp_path / "a.png", 32, fit="centre_crop")
+    got = load_image(tmp_path / "a.png", 32, fit="crop")
     np.testing.assert_array_equal(got.numpy().transpose(1, 2, 0), pixels[:, 24:56])
 
 
@@ -175,8 +335,44 @@ def test_shrinking_averages(tmp_path):
 
 
 def test_an_unknown_fit(tmp_path):
-    with pytest.raises(ValueError, match="fit: expected one of squash, centre_crop, got 'pad'"):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="fit: expected one of squash, crop, got 'pad'"):
         load_image(tmp_path / "a.png", 32, fit="pad")
+
+
+@pytest.mark.parametrize("width, height", [(500, 300), (301, 451), (224, 224), (97, 96)])
+def test_crop_is_the_middle_of_the_frame_with_a_shorter_side_of_the_size(width, height):
+    """As torchvision's Resize(224, BICUBIC) and CenterCrop(224) are documented."""
+    smooth = np.random.default_rng(0).uniform(0, 255, (height // 8 + 1, width // 8 + 1, 3)).astype(np.uint8)
+    frame = np.asarray(Image.fromarray(smooth).resize((width, height), Image.Resampling.BICUBIC))
+    shorter = min(width, height)
+    wide, high = int(224 * width / shorter), int(224 * height / shorter)
+    whole = np.asarray(Image.fromarray(frame).resize((wide, high), Image.Resampling.BICUBIC))
+    left, top = round((wide - 224) / 2), round((high - 224) / 2)
+    got = fit_frame(frame, 224, "crop").permute(1, 2, 0).numpy().astype(int)
+    off = np.abs(got - whole[top : top + 224, left : left + 224])
+    assert off.max() <= 2 and off.mean() < 0.2
+
+
+def cubic(size, wanted):
+    """(wanted, size) weights of bicubic interpolation with a = -.75, pixel centres at halves, edges repeated."""
+    weights = np.zeros((wanted, size))
+    for i in range(wanted):
+        x = (i + 0.5) * size / wanted - 0.5
+        for k in range(int(np.floor(x)) - 1, int(np.floor(x)) + 3):
+            d, a = abs(x - k), -0.75
+            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            far = a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
+            weights[i, min(max(k, 0), size - 1)] += near if d <= 1 else far
+    return weights
+
+
+def test_resampling_without_antialiasing_looks_at_four_pixels_a_side():
+    frame = np.random.default_rng(0).integers(0, 256, (41, 90, 3), np.uint8)
+    exact = np.einsum("yh,xw,hwc->cyx", cubic(41, 16), cubic(90, 16), frame)
+    got = fit_frame(frame, 16, resampler="torch_aliased").numpy()
+    assert exact.min() < -5 and exact.max() > 260  # it overshoots
+    np.testing.assert_allclose(got, exact.clip(0, 255), atol=0.501)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "P"])
@@ -225,7 +421,7 @@ def geometries():
         (left, right), (top, bottom) = (np.sort(rng.choice(21, 2, replace=False)) / 20 for _ in range(2))
         yield Geometry((left, top, right, bottom), flip=bool(rng.integers(2)))
     yield Geometry()
-    yield Geometry.centre(160, 120)
+    yield Geometry.centre(160, 120, 64)
 
 
 def test_boxes_and_masks_go_where_the_image_goes():
@@ -249,8 +445,8 @@ def test_boxes_and_masks_go_where_the_image_goes():
 def test_centre_crop_of_a_file_takes_its_boxes_along(tmp_path):
     for width, height in ((160, 120), (90, 150)):
         Image.fromarray(painted((0.3, 0.4, 0.6, 0.9), width, height)).save(tmp_path / "a.png")
-        bright = load_image(tmp_path / "a.png", 60, fit="centre_crop").numpy()[1] > 127
-        moved = Geometry.centre(width, height).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
+        bright = load_image(tmp_path / "a.png", 60, fit="crop").numpy()[1] > 127
+        moved = Geometry.centre(width, height, 60).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
         assert np.abs(outline(bright) - moved[0]).max() <= 1 / 60
 
 

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from PIL import Image
 
 from ssl_fast.cli import main as cli
+from ssl_fast.data.io.audio import MediaError, decode_audio, to_mono
+from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.io.images import load_image
 from ssl_fast.data.scenes import dataset as scenes
 from ssl_fast.evaluation import evaluate
@@ -89,10 +93,9 @@ def test_mixture_is_that_of_the_ranges():
 
 
 def test_colours_below_the_threshold_stay_dark():
-    assert scale_of([answer([[0.1, 0.3]])]) == pytest.approx((0.1, 0.3))
-    two = [answer([[0.1, 0.9]], threshold=0.5), answer([[0, 0.6]], threshold=0.5)]
-    assert scale_of(two) == pytest.approx((0.1, 0.9))
-    assert scale_of([answer([[0.1, 0.2]], threshold=0.5)]) == pytest.approx((0.4, 0.6))  # all of it is coldest
+    assert scale_of([np.array([[0.1, 0.3]])], None) == pytest.approx((0.1, 0.3))
+    assert scale_of([np.array([[0.1, 0.9]]), np.array([[0, 0.6]])], 0.5) == pytest.approx((0.1, 0.9))
+    assert scale_of([np.array([[0.1, 0.2]])], 0.5) == pytest.approx((0.4, 0.6))  # all of it is coldest
 
 
 def test_panels_show_the_map():
@@ -152,7 +155,7 @@ def test_command_writes_picture_and_map_and_says_what_it_found(files, tmp_path, 
     assert np.asarray(Image.open(out)).std() > 10
     silent = tmp_path / "silent.flac"
     soundfile.write(silent, np.zeros(100, np.float32), 8000)  # short, of another rate
-    assert cli.main(["localize", str(folder / "image.png"), str(silent), "-o", str(out)]) == 0
+    assert cli.main(["localize", str(folder / "image.png"), str(silent), "-o", str(out), "--force"]) == 0
     assert "nothing is above the universal threshold" in capsys.readouterr().out
 
 
@@ -171,7 +174,7 @@ def test_weights_without_a_threshold_and_with_one_given(files, tmp_path, capsys,
     assert cli.main(command) == 0
     said = capsys.readouterr().out
     assert "universal threshold unknown" in said and "embedded" not in said
-    assert cli.main([*command, "--threshold", "0.9"]) == 0
+    assert cli.main([*command, "--threshold", "0.9", "--force"]) == 0
     assert "nothing is above the universal threshold 0.900" in capsys.readouterr().out
 
 
@@ -258,7 +261,6 @@ def test_a_map_for_each_second_of_a_video(video, files, tmp_path, capsys):
         left, top, right, bottom = one.boxes[one.categories.index(name)] / 112
         x, y = float(lines[k][1]), float(lines[k][2])
         assert left <= (x if k == 0 else 1 - x) < right and top <= y < bottom
-    from ssl_fast.data.io.audio import decode_audio
     from ssl_fast.data.io.video import frames_of_seconds
 
     frames = dict(frames_of_seconds(out))  # what was written can be read, with its sound
@@ -271,6 +273,72 @@ def test_a_video_as_gif(video, tmp_path):
     assert cli.main(["localize", str(video), "-o", str(tmp_path / "out.gif"), "--quiet"]) == 0
     with Image.open(tmp_path / "out.gif") as image:
         assert (image.n_frames, image.info["duration"]) == (2, 1000)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".gif"])
+def test_memory_does_not_grow_with_the_length_of_a_video(suffix, monkeypatch, tmp_path):
+    """Of frames and of pictures that are written, two or three live at a time."""
+    from films import film as written
+    from ssl_fast.inference import film
+
+    alive, most = {"frame": 0, "sheet": 0}, {"frame": 0, "sheet": 0}
+
+    def counted(kind, array):
+        array = array.copy()
+        alive[kind] += 1
+        most[kind] = max(most[kind], alive[kind])
+        weakref.finalize(array, lambda: alive.update({kind: alive[kind] - 1}))
+        return array
+
+    frames = film.frames_of_seconds
+    monkeypatch.setattr(
+        film, "frames_of_seconds", lambda path: ((at, counted("frame", one)) for at, one in frames(path))
+    )
+    monkeypatch.setattr(Answer, "sheet", lambda *args: counted("sheet", np.zeros((34, 50, 3), np.uint8)))
+    path = written(tmp_path / "a.mp4", [100] * 6, fps=1, sound=np.zeros((6 * 16000, 1)))
+    assert cli.main(["localize", str(path), "-o", str(tmp_path / f"out{suffix}"), "--quiet"]) == 0
+    assert max(most.values()) <= 3 and not any(alive.values())
+
+
+@pytest.mark.parametrize("rate, length", [(16000, 5.0), (44100, 5.0), (48000, 5.0), (8000, 5.0), (44100, 0.6)])
+def test_what_is_heard_of_a_second_is_that_of_the_whole_sound(rate, length, monkeypatch):
+    from ssl_fast.inference import film
+
+    front_end = FrontEnd(name="x", seconds=1.0, hop=160)
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (round(rate * length), 2)).astype(np.float32)
+    times = [k + 0.5 for k in range(int(length))] or [length / 2]
+    monkeypatch.setattr(film, "frames_of_seconds", lambda path: iter([(at, None) for at in times]))
+    pipeline = SimpleNamespace(front_end=front_end, localize=lambda frame, waveform: waveform)
+    pipeline.heard = lambda *args: LocalizationPipeline.heard(pipeline, *args)
+    whole = to_mono("a", sound, rate, 16000)
+    got = list(film.localize(pipeline, "a", sound, rate))
+    assert len(got) == len(times)
+    for at, waveform in zip(times, got):
+        first = min(max(0, round(at * 16000) - 8000), max(0, len(whole) - 16000))
+        np.testing.assert_allclose(waveform, np.tile(whole, 2)[first : first + 16000], atol=2e-6)
+
+
+def test_the_sound_of_a_video_in_a_file_is_that_in_memory(video, tmp_path):
+    from films import clip
+    from ssl_fast.inference import film
+
+    (sound, rate), (expected, at) = film.read_sound(video), decode_audio(video)
+    assert isinstance(sound, np.memmap) and rate == at
+    np.testing.assert_array_equal(sound, expected)
+    wrong = np.zeros((32000, 1))
+    wrong[8000] = np.nan
+    path = clip(tmp_path / "a.mov", "libx264", "pcm_f32le", wrong, 16000)
+    for read in (film.read_sound, decode_audio):
+        with pytest.raises(MediaError, match=r"a.mov: expected finite samples, got nan at 0\.500 s"):
+            read(path)
+
+
+def test_a_video_is_not_written_over(video, tmp_path, capsys):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(video.read_bytes())
+    assert cli.main(["localize", str(path), "-o", str(path), "--quiet"]) == 2
+    assert "a.mp4: this command reads it" in capsys.readouterr().err
+    assert path.read_bytes() == video.read_bytes()
 
 
 @pytest.mark.parametrize(

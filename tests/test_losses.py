@@ -130,7 +130,7 @@ def test_ssl_tie_equals_loops(layout, backend):
     rows, columns, positives, tensor = layout
     visual, audio = features(rows, columns, seed=1)
     transformed, _ = features(rows, columns, seed=2)
-    for options in ({}, {"weight": 3.0, "hard_negative": False, "tau": 0.1}):
+    for options in ({}, {"weight": 3.0, "hard_negative": False, "tau": 0.1}, {"distance": "l1"}):
         value = losses.ssl_tie(visual, audio, transformed, flip, positives=tensor, backend=backend, **options)
         expected = loop_ssl_tie(visual, audio, transformed, order(positives, rows), **options)
         assert float(value) == pytest.approx(expected, rel=1e-10)
@@ -159,7 +159,7 @@ def test_ssl_tie_detach_map_stops_one_side_only():
 
 @pytest.mark.grid
 @pytest.mark.parametrize("combine", ["mean", "sum", "logsumexp"])
-@pytest.mark.parametrize("options", [{}, {"margin": -0.2, "mean_weight": 0.3, "tau": 0.2}, {"beta": 0.2}])
+@pytest.mark.parametrize("options", [{}, {"margin": -0.2, "mean_weight": 0.3, "tau": 0.2}, {"symmetric": True}])
 def test_hard_positives_equal_loops(combine, options, layout, backend):
     """Maps of the similar images may have another size."""
     rows, columns, positives, tensor = layout
@@ -565,6 +565,7 @@ VALUE_ERRORS = {
     "views of sspl": (lambda: losses.sspl([V], A, simsiam()), "visuals: expected two views of each image, got 1"),
     "pairs of sspl": (lambda: losses.sspl([V, V], A[:3], simsiam()), r"audio: expected \(4, 5\)"),
     "backend": (lambda: losses.ez_vsl(V, A, backend="cuda"), "backend: expected"),
+    "distance": (lambda: losses.ssl_tie(V, A, V, flip, distance="mae"), "distance: expected one of"),
 }
 TYPE_ERRORS = {
     "positives in a list": (

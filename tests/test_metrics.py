@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ssl_fast.evaluation import metrics
+from ssl_fast.evaluation import ceilings, detection, false_alarms, map_metrics, metrics, mixing, protocols, segmentation
+from ssl_fast.evaluation.map_metrics import Rule, Upsampling
 
 
 @pytest.fixture
@@ -367,3 +368,62 @@ def test_wrong_shapes_and_values_say_what_came(rng):
         metrics.above(maps, float("nan"))
     with pytest.raises(TypeError, match="expected real numbers"):
         metrics.check_maps(np.zeros((1, 2, 2), complex))
+
+
+MAPS = np.random.default_rng(1).random((3, 4, 4))
+TRUTH = (np.random.default_rng(2).random((3, 4, 4)) > 0.5).astype(np.float64)
+VALUES = np.array([0.2, 0.9, 0.6])
+TAKE_MAPS = {
+    "upsample": lambda m: metrics.upsample(m, 8),
+    "upsample as torch": lambda m: metrics.upsample(m, 8, arithmetic="torch"),
+    "top_fraction": metrics.top_fraction,
+    "adaptive": lambda m: metrics.adaptive(m, TRUTH),
+    "ground truth of adaptive": lambda m: metrics.adaptive(MAPS, m),
+    "at_index": lambda m: metrics.at_index(m, 3, strict=True),
+    "largest": lambda m: metrics.largest(m, [3, 3, 3]),
+    "pointing": lambda m: metrics.pointing(m, TRUTH),
+    "pia": lambda m: false_alarms.pia(m, 0.5),
+    "confidence": detection.confidence,
+    "min_max_flipped": mixing.min_max_flipped,
+    "fixed_range": lambda m: mixing.fixed_range(m, 0.03),
+    "mix": lambda m: mixing.mix(MAPS, m, 0.4),
+    "predict": lambda m: Rule("a").predict(m, np.array([3, 3, 3])),
+    "counts": lambda m: map_metrics.counts([m], TRUTH, [Rule("a")], upsampling=[Upsampling()]).hit,
+    "counts_of_pixels": lambda m: map_metrics.counts_of_pixels([m], TRUTH, [Rule("a")]).hit,
+    "segmentation": lambda m: segmentation.segmentation(TRUTH > 0, m).iou,
+    "ceilings": lambda m: [*ceilings.ceilings(m).values()],
+    "in_range": lambda m: protocols.in_range(protocols.PROTOCOLS["slavc_extended"], m),
+    "score": lambda m: protocols.score(protocols.PROTOCOLS["ez_vsl"], m, TRUTH)["audio_visual"]["iou_top50"],
+    "run": lambda m: protocols.run("lvs", m, m)["figures"]["audio_visual"]["localization"]["auc_top50"],
+    "prior of run": lambda m: protocols.run("ez_vsl", MAPS, TRUTH, prior=m)["figures"]["mixed"]["localization"][
+        "auc_top50"
+    ],
+    "negatives of run": lambda m: protocols.run("vssl_eval", MAPS, TRUTH, negatives={"noise": m})["threshold"],
+}
+TAKE_VALUES = {
+    "auc": metrics.auc,
+    "interactive": lambda v: metrics.interactive(v, "aab"),
+    "interactive_pointing": lambda v: metrics.interactive_pointing(v, "aab"),
+    "universal_threshold": lambda v: false_alarms.universal_threshold({"noise": v}).value,
+    "auc_n": false_alarms.auc_n,
+    "false alarms": lambda v: [*false_alarms.figures(v, {"noise": v}, {"noise": v}).values()],
+    "average_precision": lambda v: detection.average_precision(v, VALUES, [1, 0, 1]),
+    "max_f1": lambda v: detection.max_f1(VALUES, v, [1, 0, 1]),
+    "thresholds": lambda v: detection.precision_recall(VALUES, VALUES, [1, 0, 1], v),
+    "size_subset": lambda v: detection.size_subset(v) == "small",
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "given"),
+    [*((f, MAPS) for f in TAKE_MAPS.values()), *((f, VALUES) for f in TAKE_VALUES.values())],
+    ids=[*TAKE_MAPS, *TAKE_VALUES],
+)
+def test_lists_and_tensors_give_what_arrays_give(call, given):
+    """And what is no array of numbers is named in a TypeError."""
+    expected = call(given)
+    for same in (given.tolist(), torch.from_numpy(given), torch.from_numpy(given).requires_grad_()):
+        np.testing.assert_array_equal(call(same), expected)
+    for wrong in ([[[1.0], [2.0, 3.0]]], ["a", "b"], [None] * 3):
+        with pytest.raises(TypeError, match=r"^\S+.*: expected (an array of|real) numbers, got "):
+            call(wrong)

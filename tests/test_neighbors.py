@@ -261,6 +261,16 @@ def test_another_result_is_left_alone(file, toys):
     assert file.read_bytes() == before
 
 
+def test_the_nearest_in_a_random_queue(file, toys):
+    """As often as in queues that are drawn: one of 10 of 40 samples holds the sample itself every fourth time."""
+    found, generator, rng = Neighbors(file, toys), torch.Generator().manual_seed(0), np.random.default_rng(0)
+    order = [7, *every_pair(GAUSSIAN[:40], 4)[7]]
+    drawn = [order.index(found.draw_from_queue(7, generator, 10)) for _ in range(4000)]
+    expected = [min(4, rng.choice(40, 10, replace=False).min()) for _ in range(4000)]  # beyond k it is the last
+    assert np.bincount(drawn) / 4000 == pytest.approx(np.bincount(expected) / 4000, abs=0.04)
+    assert all(found.draw_from_queue(7, generator, size) == 7 for size in (40, 4000))
+
+
 def test_draws_are_uniform_over_the_neighbours(file, toys):
     found = Neighbors(file, toys)
     assert found.k == 4 and len(found) == 40 and isinstance(found.ids, np.memmap)

@@ -13,16 +13,21 @@ from op_checks import (
     SHAPES,
     Shape,
     assert_accurate,
+    assert_accurate_on_average,
     dtypes,
     evaluate,
     extra_for,
+    log_mean_exp_op,
     needs_compiled,
+    product_op,
     relative_errors,
+    soft_op,
     truth_of,
     upstream,
 )
 from ssl_fast.benchmarks import measure
 from ssl_fast.ops import checks, kernels
+from ssl_fast.ops.product import INSTANCES, REDUCTIONS
 
 pytestmark = needs_compiled
 
@@ -61,7 +66,7 @@ def test_bfloat16_error_at_a_training_shape(name):
     errors, eager = (
         relative_errors(evaluate(op, features, extra, backend), truth) for backend in ("compiled", "reference")
     )
-    factors = [0.1] * len(truth.outputs) + [0.7] * len(truth.gradients)
+    factors = [0.1] * len(truth.outputs) + [0.75] * len(truth.gradients)
     assert all(e <= factor * other for e, other, factor in zip(errors, eager, factors, strict=True)), (errors, eager)
 
 
@@ -73,15 +78,73 @@ def test_large_float16_features(name):
     assert all(x.double().norm(dim=1).max() > torch.finfo(torch.float16).max for x in features)
     truth, result = truth_of(op, features, extra), evaluate(op, features, extra)
     errors = relative_errors(result, truth)[: len(truth.outputs)]
-    assert max(errors) < 20 * torch.finfo(torch.float32).eps and all(x.isfinite().all() for x in result.tensors())
+    assert all(error < 20 * torch.finfo(torch.float32).eps for error in errors)
+    assert all(x.isfinite().all() for x in result.tensors())
+
+
+@every_op
+def test_float16_lengths_at_the_ends_of_its_range(name):
+    """Too short to have a gradient, just long enough, and longer than the largest number; in one image."""
+    op, extra = OPS[name], extra_for(ODD)
+    features = []
+    for x in op.features(ODD):
+        unit = torch.nn.functional.normalize(x, dim=1)
+        lengths = torch.tensor([3e-4, 1e5, 1, 2e-5]).repeat(unit[:, 0].numel() // 4 + 1)[: unit[:, 0].numel()]
+        features.append((unit * lengths.view(unit[:, :1].shape)).half())
+    result = evaluate(op, features, extra)
+    assert all(x.isfinite().all() for x in result.tensors())
+    for x, gradient in zip(features, result.gradients, strict=True):
+        short = x.double().norm(dim=1) < 2.0**-14
+        assert short.any() and not gradient.movedim(1, -1)[short].any()
+    if "max" not in name:  # equal cosines
+        assert_accurate(op, features, extra)
 
 
 @every_op
 def test_reference_equals_the_equations(name):
     op, extra = OPS[name], extra_for(ODD)
     features = op.features(ODD)
-    assert max(relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))) < 1e-13
+    errors = relative_errors(evaluate(op, features, extra, "reference"), truth_of(op, features, extra))
+    assert all(error < 1e-13 for error in errors)  # max() would pass over a NaN
 
+
+# ---- extreme parameters, in each instruction set ----
+
+SETS = checks.extension.instruction_sets() if checks.extension else []
+EXTREMES = {
+    f"soft-threshold {e} {b:g}": soft_op(e, b) for e in (-1.5, 0.45, 50) for b in (1e-20, 1e-4, 1e-2, 1e3, 1e20)
+}
+EXTREMES |= {f"log-mean-exp {t:g}": log_mean_exp_op(t) for t in (1e-20, 1e-4, 1e-2, 1.0, 1e3)}
+EXTREMES |= {
+    f"product {reduce} {instances} {t:g}": product_op(t, reduce, instances)
+    for reduce in REDUCTIONS
+    for instances in INSTANCES
+    for t in (1e-20, 1e-4, 1e-2, 1e3, 1e20)
+}
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", EXTREMES)
+@pytest.mark.parametrize("instruction_set", SETS)
+@dtypes(*DTYPES)
+def test_error_for_extreme_parameters(name, instruction_set, dtype, use_set):
+    """Where all weights but one vanish, or none does; 1 - weight over beta; exponents beyond the range of float32."""
+    use_set(instruction_set)
+    assert_accurate_on_average(EXTREMES[name], Shape(12, 65, 33, 5, 7), dtype)
+
+
+@pytest.mark.grid
+@every_op
+@pytest.mark.parametrize("instruction_set", SETS)
+@pytest.mark.parametrize("shape", [Shape(2, 3, 8, 128, 128), Shape(1, 5, 33, 100, 100), Shape(2, 5, 2048, 2, 3)])
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last"])
+def test_error_of_long_sums(name, instruction_set, shape, layout, use_set):
+    """Over cells and channels: eager sums in a tree."""
+    use_set(instruction_set)
+    assert_accurate(OPS[name], OPS[name].features(shape, torch.float32, layout), extra_for(shape))
+
+
+# ---- layouts ----
 
 # With equal rows of cells it would be left to rounding which cell is the largest.
 LAYOUT_CASES = [(n, x) for n in OPS for x in LAYOUTS if not ("max" in n and x == "expanded-rows")]

@@ -11,9 +11,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, upstream
+from op_checks import OPS, Shape, evaluate, extra_for, needs_compiled, relative_errors, truth_of, upstream
 from ssl_fast import ops
 from ssl_fast.ops import checks, kernels
+from test_losses import SQUARE_LOSSES
 
 pytestmark = needs_compiled
 
@@ -135,15 +136,6 @@ def test_a_traced_graph_has_the_op():
     torch.testing.assert_close(graph(-visual, audio), ops.pooled_similarity(-visual, audio, ops.Max()), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap():
-    visual, audio = OPS["max"].features(SHAPE, torch.float32)
-    audios = torch.stack([audio, -audio, audio.flip(0)])
-    got = torch.func.vmap(lambda audio: ops.pooled_similarity(visual, audio, ops.Max()))(audios)
-    want = torch.stack([ops.pooled_similarity(visual, audio, ops.Max()) for audio in audios])
-    torch.testing.assert_close(got, want, rtol=0, atol=0)
-
-
 @every_op
 def test_tensors_that_are_not_what_their_memory_holds(name):
     """Numbers whose sign is yet to be changed, and gradients of zeros without memory."""
@@ -165,9 +157,133 @@ def test_features_without_a_kernel_are_refused(name):
     features = op.features(SHAPE, torch.float32)
     with pytest.raises(NotImplementedError, match="ssl_fast.*SparseCPU"):
         op.call(features[0].to_sparse(), *features[1:], extra, "compiled")
-    with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
-        tangent = torch.ones_like(features[0])
-        op.call(torch.autograd.forward_ad.make_dual(features[0], tangent), *features[1:], extra, "compiled")
+
+
+# ---- transforms: by plain PyTorch ----
+
+
+def loss_and_features(name):
+    """A function of the features that weighs all outputs of an op, the features, and a tangent for each."""
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = op.features(SHAPE)
+    weights = upstream(op.call(*features, extra, "compiled"))
+
+    def loss(*features, backend="auto"):
+        return dot((x.square() for x in op.call(*features, extra, backend)), weights)
+
+    return loss, features, op.features(SHAPE, seed=7)
+
+
+def gradients_of(loss, features):
+    """By the kernels."""
+    features = [x.detach().requires_grad_() for x in features]
+    return torch.autograd.grad(loss(*features, backend="compiled"), features)
+
+
+def dot(xs, ys):
+    return sum((x * y).sum() for x, y in zip(xs, ys, strict=True))
+
+
+def dual(function, primals, tangents):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(
+            function(*map(torch.autograd.forward_ad.make_dual, primals, tangents))
+        ).tangent
+
+
+@every_op
+def test_forward_mode_derivatives(name):
+    """Along a tangent: the product of the kernels' gradient with it."""
+    loss, features, tangents = loss_and_features(name)
+    want = dot(gradients_of(loss, features), tangents)
+    for got in (torch.func.jvp(loss, tuple(features), tuple(tangents))[1], dual(loss, features, tangents)):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_forward_mode_derivatives_in_a_compiled_graph():
+    loss, features, tangents = loss_and_features("soft-threshold")
+    torch._dynamo.reset()
+    derivative = torch.compile(
+        lambda *both: torch.func.jvp(loss, both[:2], both[2:])[1], fullgraph=True, backend="aot_eager"
+    )
+    want = dot(gradients_of(loss, features), tangents)
+    torch.testing.assert_close(derivative(*features, *tangents), want, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SQUARE_LOSSES)
+def test_forward_mode_derivatives_of_losses(name):
+    def loss(*features, backend="auto"):
+        return SQUARE_LOSSES[name](*features, backend=backend)
+
+    shape = SHAPE._replace(audios=SHAPE.images)
+    features, tangents = (OPS["max"].features(shape, seed=seed) for seed in (0, 7))
+    want = dot(gradients_of(loss, features), tangents)
+    for got in (torch.func.jvp(loss, tuple(features), tuple(tangents))[1], dual(loss, features, tangents)):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+
+@every_op
+def test_torch_func_grad_and_vmap(name):
+    loss, features, _ = loss_and_features(name)
+    numbers = tuple(range(len(features)))
+    for got, want in zip(torch.func.grad(loss, numbers)(*features), gradients_of(loss, features), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+    several = [torch.stack([x, -x, x.flip(0)]) for x in features]
+    for i, got in enumerate(zip(*torch.func.vmap(torch.func.grad(loss, numbers))(*several), strict=True)):
+        for found, want in zip(got, gradients_of(loss, [x[i] for x in several]), strict=True):
+            torch.testing.assert_close(found, want, rtol=1e-9, atol=1e-12)
+
+
+@every_op
+def test_derivatives_of_gradients(name):
+    """Forward over reverse mode, and reverse over reverse mode: differences of the kernels' gradients."""
+    loss, features, tangents = loss_and_features(name)
+    numbers, step = tuple(range(len(features))), 1e-6
+    plus, minus = (gradients_of(loss, [x + sign * step * t for x, t in zip(features, tangents)]) for sign in (1, -1))
+    want = [(a - b) / (2 * step) for a, b in zip(plus, minus, strict=True)]
+    forward = torch.func.jvp(torch.func.grad(loss, numbers), tuple(features), tuple(tangents))[1]
+    reverse = torch.func.grad(lambda *x: dot(torch.func.grad(loss, numbers)(*x), tangents), numbers)(*features)
+    for got in (forward, reverse):
+        for a, b in zip(got, want, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5 * float(b.abs().max()))
+
+
+@every_op
+def test_gradients_of_several_upstream_gradients_at_once(name):
+    op, extra = OPS[name], extra_for(SHAPE)
+    features = [x.requires_grad_() for x in op.features(SHAPE)]
+    outputs = op.call(*features, extra, "compiled")
+    several = [torch.stack([x, -2 * x, x.flip(0)]) for x in upstream(outputs)]
+    if op.spaces == 2:  # torch does not batch ops that take lists
+        with pytest.raises(
+            RuntimeError, match="Batching rule not implemented for ssl_fast::product_log_scores_backward"
+        ):
+            torch.autograd.grad(outputs, features, several, is_grads_batched=True)
+        return
+    got = torch.autograd.grad(outputs, features, several, retain_graph=True, is_grads_batched=True)
+    for i in range(3):
+        want = torch.autograd.grad(outputs, features, [x[i] for x in several], retain_graph=True)
+        assert all(torch.equal(a[i], b) for a, b in zip(got, want, strict=True))
+
+
+@every_op
+def test_transforms_of_the_kernels_themselves_are_refused(name, set_extension):
+    loss, features, tangents = loss_and_features(name)
+    numbers = tuple(range(len(features)))
+
+    def compiled_loss(*x):
+        return loss(*x, backend="compiled")
+
+    for transformed in (
+        lambda: torch.func.jvp(compiled_loss, tuple(features), tuple(tangents)),
+        lambda: dual(compiled_loss, features, tangents),
+        lambda: torch.func.grad(compiled_loss, numbers)(*features),
+        lambda: torch.func.vmap(compiled_loss)(*(x[None] for x in features)),
+    ):
+        with pytest.raises(RuntimeError, match="backend='compiled': the kernels have .* no rule for forward-mode"):
+            transformed()
+    with pytest.warns(RuntimeWarning, match="ssl_fast: transformed calls run plain PyTorch: the kernels have"):
+        torch.func.grad(loss)(*features)
 
 
 # ---- torch.compile ----
@@ -302,20 +418,40 @@ def test_empty_mask_in_a_compiled_graph_gives_nan():
 @pytest.mark.grid
 @every_op
 @pytest.mark.parametrize("backend", ["compiled", "reference"])
-def test_autocast_rounds_the_features_and_nothing_else(name, backend):
+def test_autocast_rounds_unit_vectors_and_nothing_else(name, backend):
     op, extra = OPS[name], extra_for(SHAPE)
     features = op.features(SHAPE, torch.float32)
     mixed = [x.bfloat16() if i % 2 else x for i, x in enumerate(features)]  # as when one network ran under autocast
-    rounded = [x.bfloat16() for x in features]
+    rounded = [x if x.dtype == torch.bfloat16 else torch.nn.functional.normalize(x, dim=1).bfloat16() for x in mixed]
     want = evaluate(op, rounded, extra, backend)
     with torch.autocast("cpu", torch.bfloat16):
         got = evaluate(op, mixed, extra, backend)
     for found, expected in zip(got.outputs, want.outputs, strict=True):
         assert found.dtype == torch.float32
         torch.testing.assert_close(found, expected, rtol=1e-2 if backend == "reference" else 1e-6, atol=1e-7)
-    for found, expected, feature in zip(got.gradients, want.gradients, mixed, strict=True):
-        assert found.dtype == feature.dtype
-        torch.testing.assert_close(found.float(), expected.float(), rtol=2e-2, atol=2e-2)
+    assert [x.dtype for x in got.gradients] == [x.dtype for x in mixed]
+
+
+@pytest.mark.grid
+@every_op
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1, 1e5, 1e-8])
+def test_autocast_takes_lengths_in_float32(name, dtype, scale):
+    """Lengths beyond the range of float16: at most twice the error of F.normalize and a product in 16 bits."""
+    op, shape = OPS[name], Shape(4, 5, 32, 3, 5)
+    extra, features = extra_for(shape), [scale * x for x in op.features(shape, torch.float32)]
+
+    def eager(*features):
+        units = [torch.nn.functional.normalize(x, dim=1).to(dtype) for x in features[:-2]]
+        return op.call(*units, *features[-2:])
+
+    truth = truth_of(op, features, extra)
+    expected = relative_errors(evaluate(op._replace(call=eager), features, extra, "reference"), truth)
+    with torch.autocast("cpu", dtype):
+        result = evaluate(op, features, extra)
+    assert all(x.dtype == torch.float32 for x in result.tensors())
+    for error, other in zip(relative_errors(result, truth), expected, strict=True):
+        assert error <= 2 * other + 0.1 * torch.finfo(dtype).eps
 
 
 @every_op

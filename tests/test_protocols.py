@@ -103,6 +103,8 @@ def test_universal_rule_and_false_alarms_equal_a_loop(data):
                 overlaps[kind].append(iou(positive, negative[kind]))
             between += [iou(negative[a], negative[b]) for a, b in (KINDS[:2], KINDS[1:], KINDS[::2])]
     found = result["figures"]["audio_visual"]["false_alarms"]
+    assert all(name.endswith("_test_threshold") for name in found)
+    found = {name.removesuffix("_test_threshold"): value for name, value in found.items()}
     assert result["n"] == 2 * N and found["mean_iou"] == pytest.approx(np.mean(ious), abs=1e-3)
     for kind in KINDS:
         assert found[f"pia_{kind}"] == pytest.approx(np.mean(areas[kind]), abs=1e-3)
@@ -116,7 +118,7 @@ def test_batches_do_not_change_anything(data):
     assert protocols.run(PROTOCOLS["default"], **data, batch=2) == whole
     json.dumps(whole, allow_nan=False)
     table = whole["figures"]["mixed"]["localization"]
-    assert {"iiou_adaptive", "iauc_universal", "mean_iou_top50", "pia_noise"} <= table.keys()
+    assert {"iiou_adaptive", "iauc_test_threshold", "mean_iou_top50", "pia_noise_test_threshold"} <= table.keys()
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
@@ -139,14 +141,124 @@ def test_every_protocol_runs_and_says_what_it_is(name, data):
     close(result["figures"], other["figures"])
 
 
-def test_constant_maps(data):
-    flat, truth = np.zeros((N, 5, 5), np.float32), data["ground_truth"]
-    area = truth.mean((1, 2))
-    for name, expected in (("default", area), ("ez_vsl", area), ("lvs", 0 * area), ("slavc_validation", area)):
+def normalize(x):  # as all released programs have it
+    return (x - x.min()) / (x.max() - x.min()) if x.max() != x.min() else x
+
+
+def at(x, index):
+    return np.sort(x.ravel())[index]
+
+
+def released_lvs(x, k):
+    """LVS's and SSL-TIE's test loops: above the threshold becomes 1, below 1 becomes 0, predicted is from .5 on."""
+    x = 1 - normalize(-x)
+    threshold = at(x, x.size // 2)
+    x[x > threshold] = 1
+    x[x < 1] = 0
+    return x >= 0.5
+
+
+# {protocol: {rule: map, pixels of ground truth -> prediction}} as the released programs compute them in float32
+RELEASED = {
+    "lvs": {"top50": released_lvs},
+    "ssl_tie": {"top50": released_lvs},
+    "ez_vsl": {"top50": lambda x, k: (y := normalize(x)) >= at(y, int(x.size * 0.5))},
+    "slavc_validation": {
+        "top50": lambda x, k: (
+            (y := normalize((x / np.float32(0.03) + 1 / 0.03) / (2 / 0.03))) >= at(y, int(x.size * 0.5))
+        )
+    },
+    "slavc_extended_absolute": {"at_half": lambda x, k: (x / np.float32(0.03) + 1 / 0.03) / (2 / 0.03) >= 0.5},
+    "ssl_align": {
+        "top50": lambda x, k: (y := 1 - normalize(-x)) > at(y, x.size // 2),
+        "adaptive": lambda x, k: (y := 1 - normalize(-x)) > at(y, x.size - (k or x.size // 2)),
+    },
+    "avsbench": {"top50": lambda x, k: x > at(x, x.size // 2), "adaptive": lambda x, k: x > at(x, x.size - (k or 32))},
+    "vssl_eval": {"adaptive": lambda x, k: x > at(x, x.size - (k or x.size // 2))},
+}
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_constant_maps_and_plateaus_are_what_the_released_program_makes_of_them(name):
+    """Maps of the size of the ground truth, so that nothing is up-sampled."""
+    side, rng = 224 if name == "avsbench" else 56, np.random.default_rng(5)
+    maps = [np.full((side, side), value, np.float32) for value in (-0.5, -1e-9, 0, 0.3, 1)]
+    noise = rng.uniform(-1, 1, (side, side))
+    maps += [
+        np.where(noise > -0.4, 0.7, noise),  # a plateau of the maximum, of more than half
+        np.where(noise > 0.6, 0.7, noise),
+        np.where(np.abs(noise) < 0.3, 0.1, noise),  # of the median
+        np.where(noise < 0.5, -0.9, noise),  # of the minimum
+        np.sign(noise),
+        np.tanh(noise),
+    ]
+    maps = np.stack(maps * 2).astype(np.float32)
+    truth = np.zeros(maps.shape, np.float32)
+    truth[: len(maps) // 2, side // 8 : side // 2, side // 7 : side // 3] = 1  # and without an object
+    total = Accumulator(name, threshold=0.2)
+    total.update(maps, truth, sounding=truth.any((1, 2)), image_ids=range(len(maps)), negatives={"noise": maps})
+    columns = total.columns["audio_visual"]
+    for rule, predict in RELEASED[name].items():
+        predictions = [predict(x.copy(), np.count_nonzero(g)) for x, g in zip(maps, truth)]
+        if name == "avsbench":  # in which an empty ground truth is scored by the pixels left empty
+            expected = [
+                (b & (g > 0)).sum() / (b | (g > 0)).sum() if g.any() else (~b).mean()
+                for b, g in zip(predictions, truth)
+            ]
+            np.testing.assert_allclose(columns[f"segmentation_iou_{rule}"], expected, atol=1e-6, err_msg=rule)
+        else:
+            expected = [iou(b, g, empty=0) for b, g in zip(predictions, truth)]
+            np.testing.assert_allclose(columns[f"iou_{rule}"], expected, atol=1e-6, err_msg=rule)
+
+
+def test_the_whole_image_is_predicted_by_the_constant_one(data):
+    """In LVS's program; in SSL-Align's nothing is."""
+    flat, area = np.ones((N, 1, 1), np.float32), data["ground_truth"].mean((1, 2))
+    for name, expected in (("default", area), ("ez_vsl", area), ("lvs", area), ("ssl_align", 0 * area)):
         total = Accumulator(name)
-        total.update(flat, truth)
+        total.update(flat, data["ground_truth"], image_ids=data["image_ids"])
         np.testing.assert_allclose(total.columns["audio_visual"]["iou_top50"], expected, atol=1e-6, err_msg=name)
         assert not total.columns["audio_visual"]["pointing"].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "corners"), [("vssl_eval", False), ("vssl_eval_corners", True), ("vssl_eval_unit", True)]
+)
+def test_vssl_eval_mixes_with_a_prior_up_sampled_as_the_positive_map(name, corners, data):
+    threshold, negatives = 0.4, data["negatives"][0]
+    total = Accumulator(name, threshold=threshold)
+    total.update(data["maps"], data["ground_truth"], prior=data["prior"], negatives=negatives)
+    columns, unit = total.columns["mixed"], name == "vssl_eval_unit"
+    for i, (low, prior, truth) in enumerate(zip(data["maps"], data["prior"], data["ground_truth"])):
+        objects = enlarged(prior, "bilinear", corners)
+
+        def predicted(low, corners, objects=objects):
+            full = enlarged((low + 1) / 2 if unit else low, "bilinear", corners)
+            return 0.4 * full + 0.6 * objects > threshold
+
+        positive = predicted(low, corners)
+        assert columns["iou_universal"][i] == pytest.approx(iou(positive, truth, empty=0), abs=2e-3)
+        for kind in KINDS:
+            negative = predicted(negatives[kind][i], False)
+            assert columns[f"pia_{kind}"][i] == pytest.approx(negative.mean(), abs=1e-3)
+            assert columns[f"overlap_{kind}"][i] == pytest.approx(iou(positive, negative), abs=4e-3)
+
+
+def test_slavcs_scripts_and_readme_weigh_the_prior_less(data):
+    """They mix .9 of the model's map, in a fixed range, and the scripts lack --relative_prediction."""
+    full = {
+        key: np.stack([enlarged(low, "bicubic", True) for low in data[key]]).astype(np.float64)
+        for key in ("maps", "prior")
+    }
+    for name, rule in (("slavc_extended_readme", "top50"), ("slavc_extended_scripts", "at_half")):
+        total = Accumulator(name)
+        total.update(data["maps"], data["ground_truth"], prior=data["prior"], sounding=data["sounding"])
+        mixed = 0.9 * (full["maps"] + 1) / 2 + 0.1 * full["prior"] / 2.5
+        quarter = [np.sort(x.ravel())[-SIDE * SIDE // 4 :].mean() for x in mixed]
+        np.testing.assert_allclose(total.columns["mixed"]["confidence"], quarter, atol=1e-5)
+        edges = [np.median(x) if rule == "top50" else 0.5 for x in mixed]
+        expected = [iou(x >= edge, g, empty=0) for x, edge, g in zip(mixed, edges, data["ground_truth"])]
+        np.testing.assert_allclose(total.columns["mixed"][f"iou_{rule}"], expected, atol=5e-3)
 
 
 def test_an_exact_variant_differs_by_pixels_at_most(data):

@@ -106,6 +106,8 @@ def test_golden_maps_of_files_as_published(name, method, unused, heard, tmp_path
     np.testing.assert_allclose(maps_of(found.localizer), np.load(GOLDEN / "checkpoints.npz")[name], rtol=0, atol=1e-4)
     assert (found.recipe["method"], len(found.unused)) == (method, unused)
     assert found.front_end.seconds == heard
+    released = {"lvs": ("crop", "pillow"), "ssltie": ("crop", "pillow"), "sslalign": ("squash", "torch_aliased")}
+    assert (found.reading["fit"], found.reading["resampler"]) == released.get(name, ("squash", "pillow"))
 
 
 @pytest.mark.parametrize("name", ["ezvsl", "lvs", "ssltie"])
@@ -128,7 +130,8 @@ def test_arrays_of_objects_are_not_read(tmp_path):
 def test_layouts_hear_and_see_as_the_published_recipes(name):
     layout = LAYOUTS[name]
     published = recipe(layout.method, "published")
-    assert (layout.front_end, layout.image_size) == (published.front_end, published.image_size)
+    expected = published.reading
+    assert expected == {key: getattr(layout, {"size": "image_size"}.get(key, key)) for key in expected}
 
 
 def test_heads_that_the_released_evaluator_drops_are_reported(tmp_path):

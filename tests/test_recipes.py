@@ -40,7 +40,7 @@ PUBLISHED = {
     "ssl_tie": (100, 32, 1e-4, (10.0, 239, True), "moco_v2", "ssl_tie", 1),
     "ssl_align": (50, None, None, (3.0, 159, False), "simclr", "none", 3),
     "hard_positives": (None, None, None, None, None, "none", 2),
-    "sspl": (100, 256, 1e-4, None, None, "none", 2),
+    "sspl": (20, 256, 1e-4, None, "ez_vsl", "none", 2),
 }
 
 
@@ -146,7 +146,7 @@ def test_planned_steps():
         ({"nce_epochs": 1}, "nce_epochs: only fnac has L1 terms to wait with, got 1 for ssl_align"),
         (
             {"method": "fnac", "epochs": 3, "nce_epochs": 3},
-            "nce_epochs: expected fewer than the 3 epochs of the run, or fnac's L1 terms never come, got 3",
+            "nce_epochs: expected >= 0 and fewer than the 3 epochs of the run, or fnac's L1 terms never come, got 3",
         ),
         ({"crop_area": 0.0}, "crop_area: expected in (0, 1], got 0.0"),
         ({"model": LocalizerConfig.small("lvs")}, "model: expected a localizer for ssl_align, got one for lvs"),

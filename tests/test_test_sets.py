@@ -260,7 +260,8 @@ def test_evaluation_of_a_published_set(tmp_path, workers):
     np.testing.assert_allclose(got.samples["boxes"]["iou_top50"], [*samples["iou_top50"], 0], atol=1e-6)
     assert got["sets"]["is3"]["interactive_images"] == 1
     negative = evaluate(Grey(), {"boxes": sets["boxes"]}, progress=False, negatives=("silence", "offscreen"))
-    assert negative["notes"][0].startswith("set boxes: no off-screen sounds, because not every sample says")
+    assert negative["notes"][0].startswith("set boxes: no off-screen sounds, because 1 of 3 samples do not say")
+    assert negative["sets"]["boxes"]["n_silent"] == 1 and "n_silent" not in got["sets"]["is3"]
 
 
 def test_names_that_do_not_fit(tmp_path):

@@ -205,6 +205,12 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
     expected = "--neighbors-audio: expected with the views original, augmented, conceptual, got none; `ssl-fast mine` "
     fails(capsys, published(folder, tmp_path / "run"), expected, "--views original,augmented does without")
+    mixed = ["--method", "ssl_tie", "--audio-mix", "ssl_tie"]
+    fails(capsys, argv("visual", *audio, *mixed), "--neighbors-visual: expected with conceptual views, got mixed")
+    fails(capsys, published(folder, tmp_path / "run", *mixed), "neighbors: expected those of sounds with the views")
+    fails(
+        capsys, published(folder, tmp_path / "run", "--transform", "twice"), "transform: expected one of single_shrink,"
+    )
     assert not (tmp_path / "run").exists()
     assert cli.main(argv("visual", *audio)) == 0
     assert loaded(tmp_path / "run")[1]["recipe"]["views"] == ("original", "augmented", "conceptual")
@@ -256,7 +262,7 @@ def test_options_of_the_loss_are_recorded_and_resumed(folder, tmp_path, capsys):
     chosen = ["--nce-epochs", "1", "--loss", "weights=1,2,0", "--loss", "tau=0.1"]
     out = ["--out", tmp_path / "run"]
     fails(capsys, [*argv, *out, *chosen, "--loss", "margin=1"], "loss: fnac has no option 'margin', it takes tau (a")
-    fails(capsys, [*argv, *out, *chosen[2:]], "nce_epochs: expected fewer than the 2 epochs of the run")
+    fails(capsys, [*argv, *out, *chosen[2:]], "nce_epochs: expected >= 0 and fewer than the 2 epochs of the run")
     assert not (tmp_path / "run").exists()
     assert cli.main([str(x) for x in (*argv, *out, *chosen)]) == 0
     recipe = storage.load(tmp_path / "run" / "checkpoint.pt")["recipe"]

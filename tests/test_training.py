@@ -5,6 +5,7 @@ import re
 import signal
 import threading
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -185,7 +186,7 @@ def test_second_views_are_similar_samples_and_images_without_a_sound(method):
             for k in (own, other)
         )
         if method == "hard_positives":
-            expected = losses.hard_positives(v, a, w, b)
+            expected = losses.hard_positives(v, a, w, b, symmetric=True)
         else:
             expected = losses.sspl([v, w], a, net.predictor)
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -382,16 +383,22 @@ def test_checkpoint_opens_without_pickled_code_and_carries_the_run(tmp_path):
     assert_same(weights(localizer), weights(done.localizer))
 
 
-def test_truncated_checkpoint_is_named_and_the_one_before_it_used(tmp_path):
+@pytest.mark.parametrize("damage", ["truncated", "a bit"])
+def test_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path):
     one = tiny()
     with pytest.raises(Crash):
         run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
     path = tmp_path / "checkpoint.pt"
-    path.write_bytes(path.read_bytes()[:5000])
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda one: one.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 64
+    path.write_bytes(content[:5000] if damage == "truncated" else content)
     with pytest.raises(storage.CheckpointError, match=re.escape(f"{path}: truncated, damaged or not a checkpoint")):
         loaded(path)
     with pytest.warns(UserWarning, match=re.escape(f"{path}: truncated") + ".*" + re.escape("checkpoint.previous.pt")):
         resumed = run(one, out=tmp_path, resume=True)
+    assert len((tmp_path / "checkpoint.damaged.pt").read_bytes()) == (5000 if damage == "truncated" else len(content))
     assert_same(weights(resumed.localizer), weights(run(one).localizer))
 
 
@@ -476,7 +483,7 @@ def test_signal_after_the_last_step_is_not_lost(monkeypatch):
         run(tiny(epochs=1))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
     one = tiny("lvs")
     handler = signal.getsignal(number)
@@ -487,7 +494,7 @@ def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
 
     with pytest.raises(training.Interrupted) as stop:
         run(one, out=tmp_path, on_step=interrupt)
-    assert isinstance(stop.value, KeyboardInterrupt)
+    assert isinstance(stop.value, KeyboardInterrupt) and stop.value.signal == number
     assert stop.value.step == 7 and stop.value.checkpoint == tmp_path / "checkpoint.pt"
     assert signal.getsignal(number) is handler
     resumed = run(one, out=tmp_path, resume=True)

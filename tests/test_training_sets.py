@@ -161,7 +161,11 @@ def test_what_is_left_out_is_counted(tmp_path):
             {"layout": "is3"},
             "layout: expected one of slavc, fnac, ssl-align, ssl-tie, mp4 for vggsound, got 'is3'",
         ),
-        (VGGSOUND, {"resampler": "box"}, "resampler: expected one of pillow, torch, got 'box'"),
+        (
+            VGGSOUND,
+            {"resampler": "box"},
+            "resampler: expected one of pillow, torch, torch_aliased for squash, got 'box'",
+        ),
     ],
 )
 def test_bad_lists_and_names(tmp_path, ids, options, message):

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from ssl_fast import losses
 from ssl_fast.data.io.images import load_image
+from ssl_fast.data.transforms import TRANSFORMS
 from ssl_fast.models import LocalizerConfig
 from ssl_fast.training.learner import Learner
 from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
 from ssl_fast.training.sampler import StepSampler
-from ssl_fast.training.views import Views
+from ssl_fast.training.views import Themselves, Views
 from training_toys import HEARD, Nearest, ToySet, folder
 
 ALL = ("original", "augmented", "conceptual")
@@ -129,6 +131,74 @@ def test_bad_combinations_are_named(files):
     for pair in ((near[0], Nearest(ToySet())), (Nearest(ToySet()), near[1])):
         with pytest.raises(ValueError, match="neighbours of another set"):
             Views(files, tiny(), neighbors=pair)
+
+
+class Queue:
+    """Neighbours of which the next sample is always the nearest in the queue."""
+
+    def check(self, sample_set):
+        pass
+
+    def draw_from_queue(self, index, generator, size):
+        assert size == 4000
+        return (index + 1) % 12
+
+
+def mixing(**changes):
+    model = LocalizerConfig.small("ssl_tie", width=4)
+    fields = {"augmentation": "moco_v2", "audio_mix": "ssl_tie", "image_size": 32, "batch_size": 4, "epochs": 2}
+    return recipe("ssl_tie", model=model, **fields | changes)
+
+
+def test_sounds_are_mixed_more_often_and_more_strongly_in_each_epoch(files):
+    views, waves = Views(files, mixing(), neighbors=(Themselves(), Queue())), [files.waveform(i) for i in range(12)]
+    assert all(np.array_equal(views[i, 0]["sound"][0], waves[i]) for i in range(12))
+    for epoch, share in ((1, 0.11), (50, 0.6), (95, 1.0)):
+        mixed = 0
+        for i in range(12):
+            expected = (1 - epoch / 100) * waves[i] + epoch / 100 * waves[(i + 1) % 12]
+            for seed in range(10):
+                one = Views(files, mixing(), seed, (Themselves(), Queue()))[i, epoch]["sound"][0].numpy()
+                if not np.array_equal(one, waves[i]):
+                    np.testing.assert_allclose(one, expected, atol=1e-6)
+                    mixed += 1
+        assert mixed / 120 == pytest.approx(share, abs=0.12)
+
+
+def test_bad_mixing_is_named(files):
+    with pytest.raises(ValueError, match="neighbors: expected those of sounds with the views augmented, mixed sounds,"):
+        Views(files, mixing())
+    with pytest.raises(ValueError, match="audio_mix: expected a set that has the whole clips, got ToySet"):
+        Views(ToySet(), mixing(), neighbors=(Themselves(), Queue()))
+    with pytest.raises(ValueError, match="audio_mix: expected with an augmentation among ez_vsl, .* got 'shift'"):
+        mixing(augmentation="shift")
+    with pytest.raises(ValueError, match="transform: only ssl_tie has one, got released for ez_vsl"):
+        recipe("ez_vsl", transform="released")
+
+
+@pytest.mark.parametrize("transform", ["single_shrink", "released"])
+def test_a_run_with_each_transform(files, transform):
+    """The equivariance term by hand: the images' transform through the net, the maps' transform of its maps."""
+    one = mixing(audio_mix="none", transform=transform, precision="float32", image_size=112)
+    learner = Learner(one, front_end=HEARD)
+    learner.localizer.eval()
+    batch = [Views(files, one)[i, 0] for i in range(4)]
+    images, sounds = (torch.stack([sample[name] for sample in batch]) for name in ("image", "sound"))
+    shapes = set()
+    for seed in range(6):
+        got = learner.batch_loss(images, sounds, 1.0, torch.Generator().manual_seed(seed)).item()
+        draw = torch.Generator().manual_seed(seed)
+        seen, heard = learner.net_inputs(images, sounds, draw)
+        transform_ = TRANSFORMS[transform](4, draw)
+        with torch.no_grad():
+            audio = learner.localizer.audio_features(heard)["audio"]
+            first, second = (learner.localizer.visual_features(x)["visual"] for x in (seen, transform_(seen)))
+            shapes.add(second.shape[-1])
+            maps = [torch.cosine_similarity(x, audio[:, :, None, None], dim=1)[:, None] for x in (first, second)]
+            apart = (maps[1] - transform_(maps[0])).square().mean().item()
+            contrast = sum(losses.lvs(x, audio, **one.loss).item() for x in (first, second)) / 2
+        assert got == pytest.approx(contrast + apart, rel=1e-4)
+    assert shapes == ({7} if transform == "single_shrink" else {7, 4})
 
 
 # ---------------------------------------------------------------------------------------------------------------------

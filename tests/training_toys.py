@@ -5,7 +5,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.datasets import FolderSet, SampleSet
 from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.models import checkpoints
 
@@ -16,7 +16,7 @@ def loaded(path):
     return found.localizer, found.state
 
 
-class ToySet(torch.utils.data.Dataset):
+class ToySet(SampleSet):
     """`samples` pairs of `size` pixels; the category (of 4) tints the image and raises a band of the spectrogram."""
 
     has_ground_truth = False

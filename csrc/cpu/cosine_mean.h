@@ -60,37 +60,47 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
 template <class T>
 inline void inverse_norms(const Shape& s, const Image<T>& image, T* out) {
   if (s.normalized) channel_dots<T>(image, nullptr, out);
-  for (int64_t p = 0; p < image.cells; ++p) out[p] = s.normalized ? safe_rsqrt(out[p]) : T(1);
+  for (int64_t p = 0; p < image.cells; ++p) out[p] = s.normalized ? safe_rsqrt(out[p], s.dtype) : T(1);
 }
 
-// out[c] = sum_p V[c, p] s[p], in four partial sums. scratch: (4, channels), for channels last.
+// out[c] = sum_p V[c, p] s[p], in sums of few cells, then of few such sums: less rounding error. scratch: (2,
+// channels), for channels last.
 template <class T>
 inline void cell_dots(const Image<T>& image, const T* s, T* out, T* scratch, L2Prefetcher& prefetcher) {
   constexpr int L = kLanes<T>;
   int64_t channels = image.channels;
   if (image.channel_stride == 1) {
-    for (int64_t i = 0; i < 4 * channels; ++i) scratch[i] = 0;
-    for (int64_t p = 0; p < image.cells; ++p) {
-      const T* v = image.values + p * image.cell_stride;
-      T* sum = scratch + (p * 4 / image.cells) * channels;
-      prefetcher.prefetch_step();
+    constexpr int64_t kBlock = 32, kGroup = kBlock * kBlock;
+    auto add = [&](T* sum, const T* row, T scale, bool to_zero) {
       int64_t c = 0;
-      for (; c + L <= channels; c += L) store(sum + c, load(sum + c) + load(v + c) * s[p]);
-      for (; c < channels; ++c) sum[c] += v[c] * s[p];
+      for (; c + L <= channels; c += L) store(sum + c, (to_zero ? Vec<T>{} : load(sum + c)) + load(row + c) * scale);
+      for (; c < channels; ++c) sum[c] = (to_zero ? 0 : sum[c]) + row[c] * scale;
+    };
+    T *block = scratch, *group = scratch + channels;
+    for (int64_t p = 0; p < image.cells; ++p) {
+      prefetcher.prefetch_step();
+      add(block, image.values + p * image.cell_stride, s[p], p % kBlock == 0);
+      if ((p + 1) % kBlock && p + 1 < image.cells) continue;
+      add(group, block, 1, p % kGroup < kBlock);
+      if ((p + 1) % kGroup && p + 1 < image.cells) continue;
+      add(out, group, 1, p < kGroup);
     }
-    for (int64_t c = 0; c < channels; ++c)
-      out[c] = (scratch[c] + scratch[channels + c]) + (scratch[2 * channels + c] + scratch[3 * channels + c]);
     return;
   }
   for (int64_t c = 0; c < channels; ++c) {
     prefetcher.prefetch_step();
     const T* v = image.values + c * image.cells;
-    Vec<T> sums[4] = {};
+    Vec<T> total{};
     int64_t p = 0;
-    for (; p + 4 * L <= image.cells; p += 4 * L)
-      for (int i = 0; i < 4; ++i) sums[i] += load(v + p + i * L) * load(s + p + i * L);
-    for (; p + L <= image.cells; p += L) sums[0] += load(v + p) * load(s + p);
-    T sum = sum_lanes<T>((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    while (p + L <= image.cells) {
+      const int64_t end = p + 512 < image.cells ? p + 512 : image.cells;
+      Vec<T> sums[4] = {};
+      for (; p + 4 * L <= end; p += 4 * L)
+        for (int i = 0; i < 4; ++i) sums[i] += load(v + p + i * L) * load(s + p + i * L);
+      for (; p + L <= end; p += L) sums[0] += load(v + p) * load(s + p);
+      total += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+    T sum = sum_lanes<T>(total);
     for (; p < image.cells; ++p) sum += v[p] * s[p];
     out[c] = sum;
   }

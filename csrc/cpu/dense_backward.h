@@ -23,9 +23,9 @@ SSL_FAST_ALWAYS_INLINE void store_lanes(const V (&vectors)[kVectors], U* out, in
   for (int64_t i = 0; i < count; ++i) out[i] = U(vectors[i / L][i % L]);
 }
 template <class T>
-SSL_FAST_ALWAYS_INLINE void load_lanes(const T* in, int64_t count, Vec<T> (&vectors)[kVectors]) {
+SSL_FAST_ALWAYS_INLINE void load_lanes(const T* in, int64_t count, Vec<T> (&vectors)[kVectors], T others = 0) {
   alignas(64) T values[kPanel<T>];
-  for (int64_t i = 0; i < kPanel<T>; ++i) values[i] = i < count ? in[i] : 0;
+  for (int64_t i = 0; i < kPanel<T>; ++i) values[i] = i < count ? in[i] : others;
   for (int v = 0; v < kVectors; ++v) vectors[v] = load(values + v * kLanes<T>);
 }
 

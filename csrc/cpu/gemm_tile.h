@@ -127,9 +127,9 @@ inline L2Prefetcher prefetch_image(const Shape& s, const void* visual, int64_t n
 
 // 1 / |v|, or 0 for a zero vector, which so has cosine 0 with everything, and gradient 0. NaN stays NaN.
 template <class T>
-SSL_FAST_ALWAYS_INLINE T safe_rsqrt(T sum_of_squares) {
+SSL_FAST_ALWAYS_INLINE T safe_rsqrt(T sum_of_squares, DType dtype) {
   T length = sizeof(T) == 4 ? __builtin_sqrtf(sum_of_squares) : __builtin_sqrt(sum_of_squares);
-  return length < T(1e-12) ? 0 : 1 / length;
+  return length < T(dtype == DType::float16 ? kShortestFloat16 : kShortest) ? 0 : 1 / length;
 }
 
 // ---- audios ---------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ struct PackedAudios {
           for (int i = 0; i < 4; ++i) squares[i] += load(raw + c + i * kLanes<T>) * load(raw + c + i * kLanes<T>);
         T sum = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
         for (; c < channels; ++c) sum += raw[c] * raw[c];
-        scale = s.normalized ? safe_rsqrt(sum) : T(1);
+        scale = s.normalized ? safe_rsqrt(sum, s.dtype) : T(1);
         for (c = 0; c < channels; ++c) row[c] = raw[c] * scale;
       } else {
         for (int64_t c = 0; c < channels; ++c) row[c] = 0;
@@ -310,6 +310,9 @@ inline void visual_gradient(const T* G, int64_t stride, int64_t cells, const Pac
   }
 }
 
+// Cells of one image that are summed by themselves in an audio gradient: shorter sums, less rounding error.
+constexpr int64_t kCellBlock = 512;
+
 // K = cells of `count` images, a constant distance apart in memory. G: [panel][image][cell][lane], panels `stride`
 // apart. dA: [panel][channel][lane], added to. bf16_G: scratch (cells rounded up to 32, kPanel).
 template <class T>
@@ -328,13 +331,16 @@ inline void audio_gradient(const Image<T>* images, int64_t count, const T* G, in
         continue;
       }
     int64_t distance = count > 1 ? images[1].values - first.values : 0;
-    for_tiles(first.channels, [&](auto height, int64_t channel) {
-      gemm_microkernel<0, true, decltype(height)::value>(
-          dA + channel * W, W,
-          LeftOperand<T>{first.values + channel * first.channel_stride, first.channel_stride, first.cell_stride, count,
-                         distance},
-          first.cells, G);
-    });
+    for (int64_t cell = 0; cell < first.cells; cell += kCellBlock) {  // more than one block: of one image
+      int64_t depth = first.cells - cell < kCellBlock ? first.cells - cell : kCellBlock;
+      for_tiles(first.channels, [&](auto height, int64_t channel) {
+        gemm_microkernel<0, true, decltype(height)::value>(
+            dA + channel * W, W,
+            LeftOperand<T>{first.values + channel * first.channel_stride + cell * first.cell_stride,
+                           first.channel_stride, first.cell_stride, count, distance},
+            depth, G + cell * W);
+      });
+    }
   }
 }
 

@@ -1,20 +1,22 @@
 // SLAVC's product of a softmax over instances (feature space `avc`) and a softmax over cells (space `loc`), in log
 // space. loc and avc are the cosines alpha[n, m, p] of the two spaces.
 //
-//   forward    a[n,m,p] = avc / tau - log sum exp(avc / tau)    sum over audios m, or over images n
-//              y[n,m,p] = (loc - max_p loc) / tau,              L[n,m] = log sum_p exp(y)
-//              S[n,m]   = log sum_p exp(a + y) - L,             or max_p (a + y) - L
-//   backward   u        = grad exp(a + y - L - S),              or grad at the argmax; grad = dLoss/dS
-//              d avc    = (u - exp(a) R) / tau,                 R = sum of u over the instances of the softmax
-//              d loc    = (u - grad exp(y - L)) / tau
+//   forward    a[n,m,p] = avc - tau log sum exp(avc / tau)      sum over audios m, or over images n
+//              b[n,m,p] = loc - tau log sum_p exp(loc / tau)
+//              S[n,m]   = log sum_p exp((a + b) / tau),         or max_p (a + b) / tau
+//   backward   u        = grad exp((a + b) / tau - S),          or grad at the argmax; grad = dLoss/dS
+//              d avc    = (u - exp(a / tau) R) / tau,           R = sum of u over the instances of the softmax
+//              d loc    = (u - grad exp(b / tau)) / tau
 //
-//   scores, space_norm (max loc, L)   (N, M) real; argmax (N, M) int32
-//   instance_norm (max avc, log of the sum)   (N, cells), or over images [panel of audios][cell][lane]
+//   scores (N, M) real; argmax (N, M) int32
+//   pair_norm: of loc, and of a + loc, the maximum over p, and the log of the sum relative to it   (N, M) real
+//   instance_norm: max avc, tau times the log of the sum   (N, cells), or over images [panel of audios][cell][lane]
 //
 // Alphas of the first cached_images come from the forward pass in [image][panel][cell][lane]; others are recomputed.
 // Threads take contiguous ranges of images. Softmaxes over images need all images of a panel of audios first: threads
-// take panels in a pass before. Every exponent is a difference from a maximum, in units of alpha: nothing large
-// cancels.
+// take panels in a pass before. Every exponent is 1 / tau times a difference of alphas from their maximum: nothing
+// large cancels. Of the backward pass too, where so the same roundings meet: what is left of a small one is divided by
+// tau.
 #include "dense_backward.h"
 #include "kernel_table.h"
 
@@ -59,16 +61,17 @@ template <class T>
 struct Product {
   const ProductParams& p;
   const Shape& s;
-  const T per_tau;
+  const T tau, per_tau;
   PackedAudios<T> loc, avc;
   T* R;  // instances = image: sum over images of u, [panel][cell][lane]
   static constexpr int W = kPanel<T>, L = kLanes<T>;
 
-  explicit Product(const ProductParams& params) : p(params), s(params.shape), per_tau(T(1 / params.tau)) {}
+  explicit Product(const ProductParams& params)
+      : p(params), s(params.shape), tau(T(params.tau)), per_tau(T(1 / params.tau)) {}
 
   bool over_images() const { return p.instances == Instances::image; }
   int64_t map_size() const { return loc.padded() * s.cells; }
-  // Offset of max avc and of the log of the sum: [cell] of image n, or over images [cell][lane] of a panel.
+  // Offset of max avc and of tau times the log of the sum: [cell] of image n, or over images [cell][lane] of a panel.
   int64_t instance_offset(int64_t n, int64_t panel) const { return over_images() ? panel * s.cells * W : n * s.cells; }
   T* instance_max(int64_t n, int64_t panel) const {
     return static_cast<T*>(p.instance_norm) + instance_offset(n, panel);
@@ -76,12 +79,15 @@ struct Product {
   T* instance_log(int64_t n, int64_t panel) const {
     return instance_max(n, panel) + (over_images() ? avc.padded() : s.images) * s.cells;
   }
-  // a of a cell and of vector v of its lanes.
+  // a of a cell and of vector v of its lanes. No product: a contraction to FMA would round in another way elsewhere.
   SSL_FAST_ALWAYS_INLINE Vec<T> log_instance(Vec<T> alpha, const T* max, const T* log, int64_t cell, int v) const {
-    if (!over_images()) return (alpha - max[cell]) * per_tau - log[cell];
+    if (!over_images()) return (alpha - max[cell]) - log[cell];
     int64_t at = cell * W + v * L;
-    return (alpha - load(max + at)) * per_tau - load(log + at);
+    return (alpha - load(max + at)) - load(log + at);
   }
+  // One of the four matrices of pair_norm.
+  enum { kLocMax, kLocLog, kMax, kLog };
+  T* pair_norm(int64_t which) const { return static_cast<T*>(p.pair_norm) + which * s.images * s.audios; }
   int64_t lanes_in(int64_t panel) const { return s.audios - panel * W < W ? s.audios - panel * W : W; }
 
   void pack(bool with_gradient_panels) {
@@ -117,7 +123,7 @@ struct Product {
     int64_t lines = (all.lines_left + loc.panels - 1) / loc.panels, left = all.lines_left - panel * lines;
     return {all.next + panel * lines * 64, (left < lines ? left : lines) * 64, steps / loc.panels};
   }
-  // Softmax over audios, of one image: for each cell max avc, and the log of the sum.
+  // Softmax over audios, of one image: for each cell max avc, and tau times the log of the sum.
   void instance_log_sum_exp(const T* avc, T* max, T* log) const {
     for (int64_t cell = 0; cell < s.cells; ++cell) {
       auto lanes = [&](int64_t m) { return avc + ((m / W) * s.cells + cell) * W + m % W; };
@@ -133,7 +139,7 @@ struct Product {
       T total = sum_lanes<T>(sum);
       for (int64_t m = full; m < s.audios; ++m) total += T(__builtin_exp(double((*lanes(m) - most) * per_tau)));
       max[cell] = most;
-      log[cell] = T(__builtin_log(double(total)));
+      log[cell] = T(p.tau * __builtin_log(double(total)));
     }
   }
 };
@@ -174,7 +180,7 @@ void forward(const ProductParams& p, Workspace& workspace) {
         }
         for (int64_t i = 0; i < s.cells * kVectors; ++i) {
           store(product.instance_max(0, panel) + i * L, local.instance[i].top);
-          store(product.instance_log(0, panel) + i * L, logarithm(local.instance[i].sum));
+          store(product.instance_log(0, panel) + i * L, logarithm(local.instance[i].sum) * product.tau);
         }
       });
     }
@@ -194,7 +200,7 @@ void forward(const ProductParams& p, Workspace& workspace) {
                                            local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
         const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
         int64_t at = n * s.audios + panel * W, count = product.lanes_in(panel);
-        Vec<T> largest[kVectors], norm[kVectors], score[kVectors];
+        Vec<T> largest[kVectors], norm[kVectors], top[kVectors], log[kVectors], score[kVectors];
         Index<Vec<T>> argmax[kVectors];
         for (int v = 0; v < kVectors; ++v) {
           largest[v] = load(loc + v * L);
@@ -202,31 +208,26 @@ void forward(const ProductParams& p, Workspace& workspace) {
             Vec<T> alpha = load(loc + cell * W + v * L);
             largest[v] = select(alpha > largest[v], alpha, largest[v]);
           }
-          auto y = [&](int64_t cell) { return (load(loc + cell * W + v * L) - largest[v]) * product.per_tau; };
-          auto x = [&](int64_t cell) {
+          auto y = [&](int64_t cell) { return load(loc + cell * W + v * L) - largest[v]; };
+          auto x = [&](int64_t cell) {  // a + loc, relative to the largest loc
             return product.log_instance(load(avc + (panel * s.cells + cell) * W + v * L), instance_max, instance_log,
                                         cell, v) +
                    y(cell);
           };
           typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
           for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
-          Vec<T> sum{}, total{};
-          for (int64_t first = 0; first < s.cells; first += 16) {  // sums in two levels: less rounding error
-            int64_t last = first + 16 < s.cells ? first + 16 : s.cells;
-            Vec<T> part{}, part_of_total{};
-            for (int64_t cell = first; cell < last; ++cell) part += exponential(y(cell));
-            for (int64_t cell = first; cell < last && p.reduce == Reduce::sum; ++cell)
-              part_of_total += exponential(x(cell) - best.best);
-            sum += part;
-            total += part_of_total;
-          }
-          norm[v] = logarithm(sum);
-          score[v] = best.best - norm[v];
-          if (p.reduce == Reduce::sum) score[v] += logarithm(total);
-          argmax[v] = best.cell;
+          norm[v] = logarithm(
+              sum_in_levels<Vec<T>>(s.cells, [&](int64_t cell) { return exponential(y(cell) * product.per_tau); }));
+          top[v] = best.best, argmax[v] = best.cell, log[v] = Vec<T>{};
+          if (p.reduce == Reduce::sum)
+            log[v] = logarithm(sum_in_levels<Vec<T>>(
+                s.cells, [&](int64_t cell) { return exponential((x(cell) - top[v]) * product.per_tau); }));
+          score[v] = top[v] * product.per_tau - norm[v] + log[v];
         }
-        store_lanes(largest, static_cast<T*>(p.space_norm) + at, count);
-        store_lanes(norm, static_cast<T*>(p.space_norm) + s.images * s.audios + at, count);
+        store_lanes(largest, product.pair_norm(product.kLocMax) + at, count);
+        store_lanes(norm, product.pair_norm(product.kLocLog) + at, count);
+        store_lanes(top, product.pair_norm(product.kMax) + at, count);
+        store_lanes(log, product.pair_norm(product.kLog) + at, count);
         store_lanes(score, static_cast<T*>(p.scores) + at, count);
         if (p.reduce == Reduce::max) store_lanes(argmax, static_cast<int32_t*>(p.argmax) + at, count);
       }
@@ -239,19 +240,20 @@ template <class T>
 struct ScoreGradient {
   const Product<T>& product;
   int64_t n;
-  Vec<T> grad[kVectors], score[kVectors], largest[kVectors], norm[kVectors], best[kVectors];
+  Vec<T> grad[kVectors], largest[kVectors], norm[kVectors], top[kVectors], log[kVectors], best[kVectors];
 
   void load_panel(int64_t panel) {
     const ProductParams& p = product.p;
     int64_t at = n * product.s.audios + panel * kPanel<T>, count = product.lanes_in(panel);
     load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
-    load_lanes(static_cast<const T*>(p.scores) + at, count, score);
-    load_lanes(static_cast<const T*>(p.space_norm) + at, count, largest);
-    load_lanes(static_cast<const T*>(p.space_norm) + product.s.images * product.s.audios + at, count, norm);
+    load_lanes(product.pair_norm(product.kLocMax) + at, count, largest);
+    load_lanes(product.pair_norm(product.kLocLog) + at, count, norm);
+    load_lanes(product.pair_norm(product.kMax) + at, count, top, T(1e30));  // of padding, u = 0
+    load_lanes(product.pair_norm(product.kLog) + at, count, log);
     for (int64_t i = 0; i < kPanel<T> && p.reduce == Reduce::max; ++i)
       best[i / kLanes<T>][i % kLanes<T>] = i < count ? T(static_cast<const int32_t*>(p.argmax)[at + i]) : T(-1);
   }
-  // f(cell, v, u, y - L) for all cells and vectors of lanes.
+  // f(cell, v, u, b / tau) for all cells and vectors of lanes.
   template <class F>
   SSL_FAST_ALWAYS_INLINE void for_cells(int64_t panel, const T* loc, const T* avc, F&& f) {
     constexpr int W = kPanel<T>, L = kLanes<T>;
@@ -259,11 +261,11 @@ struct ScoreGradient {
     for (int64_t cell = 0; cell < product.s.cells; ++cell)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = cell * W + v * L;
-        Vec<T> log_space = (load(loc + at) - largest[v]) * product.per_tau - norm[v];
-        Vec<T> a = product.log_instance(load(avc + at), instance_max, instance_log, cell, v);
-        Vec<T> u = product.p.reduce == Reduce::sum ? grad[v] * exponential(a + log_space - score[v])
+        Vec<T> y = load(loc + at) - largest[v];
+        Vec<T> x = product.log_instance(load(avc + at), instance_max, instance_log, cell, v) + y;
+        Vec<T> u = product.p.reduce == Reduce::sum ? grad[v] * exponential((x - top[v]) * product.per_tau - log[v])
                                                    : select(best[v] == T(cell), grad[v], Vec<T>{});
-        f(cell, v, u, log_space);
+        f(cell, v, u, y * product.per_tau - norm[v]);
       }
   }
 };
@@ -312,7 +314,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
               product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false, local.avc_alphas);
           const T* loc =
               product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false, local.loc_alphas);
-          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}};
+          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
           gradient.load_panel(panel);
           gradient.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
             T* sum = R + cell * W + v * L;
@@ -343,7 +345,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
           const T* loc = product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false,
                                              local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
           avc = avc_panel - panel * s.cells * W;
-          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}};
+          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
           gradient.load_panel(panel);
           gradient.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
             int64_t at = cell * W + v * L;
@@ -363,7 +365,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
                                             m % W / L);
             Vec<T> sum = product.over_images() ? load(product.R + at) : broadcast(R);
             T* u = G_avc + (m / W) * stride + cell * W + m % W;
-            Vec<T> g = (load(u) - exponential(a) * sum) * scale;
+            Vec<T> g = (load(u) - exponential(a * product.per_tau) * sum) * scale;
             for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
             store(u, g);
             local.avc_grads.t_lanes[cell] += g * alpha;

@@ -103,6 +103,19 @@ SSL_FAST_ALWAYS_INLINE T max_lanes(Vec<T> v) {
   }
 }
 
+// x, a product, as it is rounded: not contracted to an FMA with a sum that follows.
+template <class V>
+SSL_FAST_ALWAYS_INLINE V rounded(V x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE2__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 template <class Mask, class V>
 SSL_FAST_ALWAYS_INLINE V select(Mask mask, V yes, V no) {
   return mask ? yes : no;
@@ -169,10 +182,13 @@ SSL_FAST_ALWAYS_INLINE Vec<float> reciprocal(Vec<float> x) {
 #endif
 }
 SSL_FAST_ALWAYS_INLINE Vec<double> reciprocal(Vec<double> x) { return 1 / x; }
+// Sigmoid of x >= -87, and 1 - sigmoid without cancellation.
 template <class V>
-SSL_FAST_ALWAYS_INLINE V logistic(V x) {
-  return reciprocal(1 + exponential(-x));
-}
+struct Logistic {
+  V power, value;
+  SSL_FAST_ALWAYS_INLINE explicit Logistic(V x) : power(exponential(-x)), value(reciprocal(1 + power)) {}
+  SSL_FAST_ALWAYS_INLINE V complement() const { return power * value; }
+};
 
 // Transposes a kLanes x kLanes block in registers: log2(kLanes) rounds, in each of which the off-diagonal B x B
 // sub-blocks of all 2B x 2B sub-blocks are swapped.

@@ -23,16 +23,26 @@ struct PoolEpilogue {
   const T* inverse_norm;
   T* cached;  // alpha in [panel][cell][lane], or null
   int64_t cells;
-  typename Pool::State state[kVectors];
+  // Adding up in levels of so many keeps the rounding error of long sums small.
+  static constexpr int kTiles = 32;
+  int tiles = 0;
+  typename Pool::State total[kVectors]{}, state[kVectors]{};  // of all tiles before, and of the last ones
 
+  __attribute__((noinline)) void merge() {
+    for (int v = 0; v < kVectors; ++v) {
+      pool.merge(total[v], state[v]);
+      state[v] = {};
+    }
+  }
   template <int R>
   __attribute__((noinline)) void tile(const T* products, int64_t panel, int64_t cell) {
+    if (++tiles % kTiles == 0) merge();
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      typename Pool::State s{};  // of this tile: adding up in two levels halves the rounding error of long sums
+      typename Pool::State s{};  // of this tile
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
-        Vec<T> alpha = load(products + r * kPanel<T> + v * kLanes<T>) * inverse_norm[cell + r];
+        Vec<T> alpha = rounded(load(products + r * kPanel<T> + v * kLanes<T>) * inverse_norm[cell + r]);
         if (cached) store(cached + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
@@ -61,14 +71,15 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
       for (int64_t panel = 0; panel < audios.panels; ++panel) {
         T* cached = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * audios.padded() * s.cells : nullptr;
-        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells, {}};
+        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells};
         similarities(image, audios, panel, epilogue, ahead);
+        epilogue.merge();
         int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
         Vec<T> scores[kVectors];
         typename Pool::Residual residual[kVectors];
         for (int v = 0; v < kVectors; ++v) {
-          scores[v] = pool.score(epilogue.state[v]);
-          residual[v] = pool.residual(epilogue.state[v]);
+          scores[v] = pool.score(epilogue.total[v]);
+          residual[v] = pool.residual(epilogue.total[v]);
         }
         store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
         int64_t at = n * s.audios + first;
@@ -100,7 +111,7 @@ struct SlopeEpilogue {
     Vec<T> sum = t[cell];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
-      Vec<T> alpha = load(values + v * kLanes<T>) * scale;
+      Vec<T> alpha = rounded(load(values + v * kLanes<T>) * scale);  // as it was pooled
       Vec<T> g = pool.slope(alpha, score[v], this->scale[v]) * inverse_norm[cell];
       store(G + panel * stride + cell * kPanel<T> + v * kLanes<T>, g);
       sum += g * alpha;

@@ -12,7 +12,7 @@ template <class T>
 struct StreamingScratch {
   T *image_scratch, *grad_out;  // an image, and its gradient, in the computing type
   T *x, *b;                     // (channels)
-  T* partial_sums;              // (4, channels)
+  T* partial_sums;              // (2, channels)
   T *gain, *projection;         // (cells): dv = gain x - projection v
 
   void allocate(Workspace& workspace, const Shape& s) {
@@ -20,7 +20,7 @@ struct StreamingScratch {
     grad_out = workspace.take<T>(s.channels * s.cells);
     x = workspace.take<T>(s.channels);
     b = workspace.take<T>(s.channels);
-    partial_sums = workspace.take<T>(4 * s.channels);
+    partial_sums = workspace.take<T>(2 * s.channels);
     gain = workspace.take<T>(s.cells);
     projection = workspace.take<T>(s.cells);
   }
@@ -29,7 +29,7 @@ struct StreamingScratch {
     const T* raw = to_compute_type<T>(audio, s.dtype, n * s.channels, s.channels, x);
     T sum = 0;
     for (int64_t c = 0; c < s.channels; ++c) sum += raw[c] * raw[c];
-    T scale = safe_rsqrt(sum);
+    T scale = safe_rsqrt(sum, s.dtype);
     for (int64_t c = 0; c < s.channels; ++c) x[c] = raw[c] * scale;
     return scale;
   }

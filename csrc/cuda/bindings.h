@@ -160,43 +160,45 @@ inline void bind(py::module_ m) {
 
   // A chunk of images of SLAVC's product: ProductChunk of kernels.h.
   py::class_<ProductChunk>(m, "ProductChunk", py::module_local())
-      .def(
-          py::init([](DType dtype, Reduce reduce, Instances instances, double tau, int64_t images, int64_t audios,
-                      int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer space_top,
-                      Buffer space_log, Buffer scores, Buffer argmax, Buffer grad_scores, Buffer grad_sums,
-                      Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm, Buffer avc_cell_norm) {
-            check_sizes("product", {images, audios, cells});
-            const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
-            const int64_t matrix = rows * matrix_columns(audios) * matrix_bytes(dtype);
-            const int64_t softmaxes = (instances == Instances::audio ? rows : cells * audios) * real;
-            return ProductChunk{dtype,
-                                reduce,
-                                instances,
-                                tau,
-                                images,
-                                audios,
-                                cells,
-                                need("loc", loc, matrix),
-                                need("avc", avc, matrix),
-                                need("instance_top", instance_top, softmaxes),
-                                need("instance_log", instance_log, softmaxes),
-                                need("space_top", space_top, pairs),
-                                need("space_log", space_log, pairs),
-                                need("scores", scores, pairs),
-                                need<int32_t>("argmax", argmax, reduce == Reduce::max ? images * audios * 4 : 0),
-                                need("grad_scores", grad_scores, pairs, true),
-                                need("grad_sums", grad_sums, softmaxes, true),
-                                need("loc_audio_norm", loc_audio_norm, audios * real, true),
-                                need("loc_cell_norm", loc_cell_norm, rows * real, true),
-                                need("avc_audio_norm", avc_audio_norm, audios * real, true),
-                                need("avc_cell_norm", avc_cell_norm, rows * real, true)};
-          }),
-          py::kw_only(), py::arg("dtype"), py::arg("reduce"), py::arg("instances"), py::arg("tau"), py::arg("images"),
-          py::arg("audios"), py::arg("cells"), py::arg("loc"), py::arg("avc"), py::arg("instance_top"),
-          py::arg("instance_log"), py::arg("space_top"), py::arg("space_log"), py::arg("scores"), py::arg("argmax"),
-          py::arg("grad_scores") = py::none(), py::arg("grad_sums") = py::none(),
-          py::arg("loc_audio_norm") = py::none(), py::arg("loc_cell_norm") = py::none(),
-          py::arg("avc_audio_norm") = py::none(), py::arg("avc_cell_norm") = py::none());
+      .def(py::init([](DType dtype, Reduce reduce, Instances instances, double tau, int64_t images, int64_t audios,
+                       int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer loc_top,
+                       Buffer loc_log, Buffer top, Buffer log, Buffer scores, Buffer argmax, Buffer grad_scores,
+                       Buffer grad_sums, Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm,
+                       Buffer avc_cell_norm) {
+             check_sizes("product", {images, audios, cells});
+             const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
+             const int64_t matrix = rows * matrix_columns(audios) * matrix_bytes(dtype);
+             const int64_t softmaxes = (instances == Instances::audio ? rows : cells * audios) * real;
+             return ProductChunk{dtype,
+                                 reduce,
+                                 instances,
+                                 tau,
+                                 images,
+                                 audios,
+                                 cells,
+                                 need("loc", loc, matrix),
+                                 need("avc", avc, matrix),
+                                 need("instance_top", instance_top, softmaxes),
+                                 need("instance_log", instance_log, softmaxes),
+                                 need("loc_top", loc_top, pairs),
+                                 need("loc_log", loc_log, pairs),
+                                 need("top", top, pairs),
+                                 need("log", log, pairs),
+                                 need("scores", scores, pairs),
+                                 need<int32_t>("argmax", argmax, reduce == Reduce::max ? images * audios * 4 : 0),
+                                 need("grad_scores", grad_scores, pairs, true),
+                                 need("grad_sums", grad_sums, softmaxes, true),
+                                 need("loc_audio_norm", loc_audio_norm, audios * real, true),
+                                 need("loc_cell_norm", loc_cell_norm, rows * real, true),
+                                 need("avc_audio_norm", avc_audio_norm, audios * real, true),
+                                 need("avc_cell_norm", avc_cell_norm, rows * real, true)};
+           }),
+           py::kw_only(), py::arg("dtype"), py::arg("reduce"), py::arg("instances"), py::arg("tau"), py::arg("images"),
+           py::arg("audios"), py::arg("cells"), py::arg("loc"), py::arg("avc"), py::arg("instance_top"),
+           py::arg("instance_log"), py::arg("loc_top"), py::arg("loc_log"), py::arg("top"), py::arg("log"),
+           py::arg("scores"), py::arg("argmax"), py::arg("grad_scores") = py::none(), py::arg("grad_sums") = py::none(),
+           py::arg("loc_audio_norm") = py::none(), py::arg("loc_cell_norm") = py::none(),
+           py::arg("avc_audio_norm") = py::none(), py::arg("avc_cell_norm") = py::none());
   auto given = [](const char* name, const void* pointer) {
     if (!pointer) throw std::invalid_argument(std::string(name) + ": expected a buffer, got null");
   };

@@ -71,10 +71,11 @@ struct alignas(16) AlignedVector {
 };
 
 // 1 / |v|; 0 for a zero vector, which so has cosine 0 with everything, and gradient 0. NaN propagates.
-template <class T>
+// S: storage type of the vector.
+template <class S, class T>
 __device__ T safe_rsqrt(T sum_of_squares) {
   T norm = sqrt(sum_of_squares);
-  return norm < T(1e-12) ? T(0) : T(1) / norm;
+  return norm < T(std::is_same_v<S, __half> ? kShortestFloat16 : kShortest) ? T(0) : T(1) / norm;
 }
 
 // ---- reductions, in a fixed order: deterministic ----
@@ -147,19 +148,36 @@ __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
-// Sigmoid, 1 / (1 + exp(-x)). For float by ex2.approx and rcp.approx: relative error about 2^-22, besides the rounding
-// of the base-2 exponent, which is no larger than that of the x that comes here.
-__device__ inline float logistic(float x) {
-  float power = x * -1.44269504f;
+// Sigmoid, 1 / (1 + exp(-x)), and 1 - sigmoid without cancellation. For float by ex2.approx and rcp.approx: relative
+// error about 2^-22, besides the rounding of the base-2 exponent, which is no larger than that of the x that comes
+// here.
+template <class V>
+struct Logistic {
+  V power, value;
+  __device__ explicit Logistic(V x);
+  __device__ V complement() const { return power * value; }
+};
+template <>
+__device__ inline Logistic<float>::Logistic(float x) : power(x * -1.44269504f) {
 #ifdef SSL_FAST_EMULATION
-  return 1 / (1 + std::exp2(power));
+  power = std::exp2(power), value = 1 / (1 + power);
 #else
   asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(power));
-  power += 1;
-  asm("rcp.approx.ftz.f32 %0, %0;" : "+f"(power));
-  return power;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(1 + power));
 #endif
 }
-__device__ inline double logistic(double x) { return 1 / (1 + exp(-x)); }
+template <>
+__device__ inline Logistic<double>::Logistic(double x) : power(exp(-x)), value(1 / (1 + power)) {}
+
+// Not contracted to an FMA with a sum that follows.
+#ifdef SSL_FAST_EMULATION
+template <class T>
+T rounded_product(T a, T b) {
+  return a * b;
+}
+#else
+__device__ inline float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+__device__ inline double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+#endif
 
 }  // namespace ssl_fast::cuda

@@ -18,6 +18,8 @@
 #include "common.cuh"
 #include "kernels.h"
 
+#include "../pooling.h"  // after the math functions it calls
+
 namespace ssl_fast::cuda {
 namespace {
 
@@ -92,7 +94,7 @@ __device__ T audio_inverse_norm(const S* audio, int64_t channels) {
   __shared__ T scratch[kWarps];
   T sum = 0;
   for (int64_t c = threadIdx.x; c < channels; c += kThreads) sum += T(value(audio[c])) * T(value(audio[c]));
-  return safe_rsqrt(block_sum(sum, scratch));
+  return safe_rsqrt<S>(block_sum(sum, scratch));
 }
 
 template <bool kChannelsLast, class S, class T>
@@ -106,7 +108,7 @@ __global__ void __launch_bounds__(kThreads, 2) cosine_map_kernel(CellsParams p, 
   const int cell = threadIdx.x;
   if (cell >= tile.count()) return;
   const int64_t i = n * p.shape.cells + first + cell;
-  const T inverse = safe_rsqrt(squares[cell]);
+  const T inverse = safe_rsqrt<S>(squares[cell]);
   static_cast<T*>(p.inverse_norm)[i] = inverse;
   static_cast<T*>(p.out)[i] = products[cell] * inverse * scale;
 }
@@ -123,20 +125,14 @@ __device__ void weighted_cell_sum(const Shape& s, const S* v, T* out, Gain gain)
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   if (kChannelsLast) {
     for (int64_t c = threadIdx.x; c < s.channels; c += kThreads) {
-      T sum = 0;
-      for (int64_t first = 0; first < s.cells; first += 16) {  // two-level summation: less rounding error
-        T part = 0;
-        for (int64_t cell = first; cell < first + 16 && cell < s.cells; ++cell)
-          part += gain(cell) * T(value(v[cell * s.channels + c]));
-        sum += part;
-      }
-      out[c] = sum;
+      out[c] = sum_in_levels<T>(s.cells, [&](int64_t cell) { return gain(cell) * T(value(v[cell * s.channels + c])); });
     }
   } else {
     for (int64_t c = warp; c < s.channels; c += kWarps) {
-      T sum = 0;
-      for (int64_t cell = lane; cell < s.cells; cell += kWarpSize) sum += gain(cell) * T(value(v[c * s.cells + cell]));
-      sum = warp_sum(sum);
+      const T sum = warp_sum(sum_in_levels<T>((s.cells - lane + kWarpSize - 1) / kWarpSize, [&](int64_t i) {
+        const int64_t cell = lane + i * kWarpSize;
+        return gain(cell) * T(value(v[c * s.cells + cell]));
+      }));
       if (lane == 0) out[c] = sum;
     }
   }
@@ -152,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, 2) mean_kernel(CellsParams p) {
     const CellTile<S> tile(p.shape, p.visual, n, first);
     channel_sums<kChannelsLast, T>(tile, static_cast<const S*>(nullptr), squares, static_cast<T*>(nullptr));
     const int cell = threadIdx.x;
-    if (cell < tile.count()) inverse_norm[first + cell] = safe_rsqrt(squares[cell]);
+    if (cell < tile.count()) inverse_norm[first + cell] = safe_rsqrt<S>(squares[cell]);
     __syncthreads();
   }
   weighted_cell_sum<kChannelsLast>(p.shape, static_cast<const S*>(p.visual) + n * p.shape.channels * p.shape.cells,

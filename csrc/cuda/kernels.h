@@ -67,8 +67,9 @@ struct ProductChunk {
   double tau;
   int64_t images, audios, cells;
   void *loc, *avc;                    // matrices of cosines; product_slopes puts the slopes in their place
-  void *instance_top, *instance_log;  // (N * cells), or of all images (cells, M): the largest avc, the log of the sum
-  void *space_top, *space_log;        // (N, M): the same of loc
+  void *instance_top, *instance_log;  // (N * cells), or of all images (cells, M): the largest avc, tau log of the sum
+  void *loc_top, *loc_log;            // (N, M): the largest loc, the log of the sum
+  void *top, *log;                    // (N, M): the same of a + loc - the largest loc
   void* scores;                       // (N, M)
   int32_t* argmax;                    // (N, M), reduce = max only
   const void* grad_scores;            // (N, M)

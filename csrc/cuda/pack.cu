@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
         if (p.packed) packed[cell * width + c] = mma_operand(x, p.tf32);
       }
       square = warp_sum(square);
-      if (lane == 0 && p.inverse_norm) norms[cell] = p.shape.normalized ? safe_rsqrt(square) : T(1);
+      if (lane == 0 && p.inverse_norm) norms[cell] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
     }
     return;
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
   __syncthreads();
   if (warp || lane >= tile.count || !p.inverse_norm) return;
   for (int w = 1; w < kWarps; ++w) square += squares[w][lane];
-  norms[lane] = p.shape.normalized ? safe_rsqrt(square) : T(1);
+  norms[lane] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
 }
 
 // Y: of the gradient y, S or T.

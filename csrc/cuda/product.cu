@@ -1,15 +1,19 @@
 // SLAVC's product of two softmaxes, from matrices of cosines loc and avc of a chunk of images:
 //
-//   a[n,m,p] = avc / tau - log-sum-exp of avc / tau over instances: audios m, or images n
-//   b[n,m,p] = loc / tau - log-sum-exp of loc / tau over cells p
-//   S[n,m]   = log-sum-exp, or maximum, of a + b over p
+//   a[n,m,p] = avc - tau log-sum-exp of avc / tau over instances: audios m, or images n
+//   b[n,m,p] = loc - tau log-sum-exp of loc / tau over cells p
+//   S[n,m]   = log-sum-exp, or maximum, of (a + b) / tau over p
 //
-// Backward, with u = grad S dS/da (softmax-weighted, or at the argmax cell alone) and R the sum of u over instances:
-//   d avc = (u - exp(a) R) / tau,   d loc = (u - grad S exp(b)) / tau,   each divided by the norms of both vectors
+// Backward, with u = grad S, softmax-weighted or at the argmax cell alone, and R the sum of u over instances:
+//   d avc = (u - exp(a / tau) R) / tau,   d loc = (u - grad S exp(b / tau)) / tau,   each divided by the norms of both
+//   vectors
+//
+// What is divided by a small tau are differences of cosines from their maximum, rounded alike in both passes.
 //
 //   Matrices   loc, avc (N * P, M), row stride stride_of(M); float32, float64 or, of bfloat16 features, Cosine16.
 //              row_slopes overwrites them with the gradients (Cosine16 becomes bfloat16)
-//   Softmaxes  real: maximum and log of the sum, (N * P) or (P, M) of the instances, (N, M) of the space
+//   Softmaxes  real: of the instances, (N * P) or (P, M), maximum and tau times the log of the sum; (N, M), of loc and
+//              of a + loc relative to its maximum, maximum and log of the sum
 //   Scores     S, grad S real (N, M)
 //   Grid       one-dimensional, 256 threads a block, no shared memory:
 //                row_instances, row_slopes     a warp for each row of a matrix
@@ -29,7 +33,7 @@ namespace {
 template <class T, class In>
 struct Product {
   ProductChunk p;
-  T per_tau;
+  T tau, per_tau;
 
   struct Row {
     int64_t row, image, cell;
@@ -47,14 +51,11 @@ struct Product {
   // a
   __device__ T log_instance(const Row& r, int64_t m) const {
     const int64_t i = instance_index(r, m);
-    return (avc(r.row, m) - static_cast<const T*>(p.instance_top)[i]) * per_tau -
-           static_cast<const T*>(p.instance_log)[i];
+    return (avc(r.row, m) - static_cast<const T*>(p.instance_top)[i]) - static_cast<const T*>(p.instance_log)[i];
   }
-  // b
-  __device__ T log_space(const Row& r, int64_t m) const {
-    const int64_t pair = r.image * p.audios + m;
-    return (loc(r.row, m) - static_cast<const T*>(p.space_top)[pair]) * per_tau -
-           static_cast<const T*>(p.space_log)[pair];
+  // loc, relative to its maximum over the cells
+  __device__ T below_top(const Row& r, int64_t m) const {
+    return loc(r.row, m) - static_cast<const T*>(p.loc_top)[r.image * p.audios + m];
   }
   __device__ T grad_score(const Row& r, int64_t m) const {
     return static_cast<const T*>(p.grad_scores)[r.image * p.audios + m];
@@ -63,7 +64,8 @@ struct Product {
   __device__ T grad_log_instance(const Row& r, int64_t m) const {
     const int64_t pair = r.image * p.audios + m;
     if (p.reduce == Reduce::max) return p.argmax[pair] == r.cell ? grad_score(r, m) : T(0);
-    return grad_score(r, m) * exponential(log_instance(r, m) + log_space(r, m) - static_cast<const T*>(p.scores)[pair]);
+    const T x = log_instance(r, m) + below_top(r, m) - static_cast<const T*>(p.top)[pair];
+    return grad_score(r, m) * exponential(x * per_tau - static_cast<const T*>(p.log)[pair]);
   }
 };
 
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1) row_instances(Product<T, In> chun
                        __shfl_xor_sync(0xffffffffu, state.sum, lane_mask)});
   if (threadIdx.x % kWarpSize) return;
   static_cast<T*>(chunk.p.instance_top)[row] = state.top;
-  static_cast<T*>(chunk.p.instance_log)[row] = logarithm(state.sum);
+  static_cast<T*>(chunk.p.instance_log)[row] = logarithm(state.sum) * chunk.tau;
 }
 
 // Instances = image: softmax over the images of all chunks; instance_log holds the plain sum until the last chunk.
@@ -97,38 +99,50 @@ __global__ void __launch_bounds__(kThreads) image_instances(Product<T, In> chunk
   if (!first) state = {*top, *log};
   for (int64_t n = 0; n < chunk.p.images; ++n)
     pool.absorb(state, chunk.avc(n * chunk.p.cells + i / chunk.p.audios, i % chunk.p.audios));
-  *top = state.top, *log = last ? logarithm(state.sum) : state.sum;
+  *top = state.top, *log = last ? logarithm(state.sum) * chunk.tau : state.sum;
 }
 
-// One pass over the cells of a pair. loc is taken relative to that of the first cell, so that b needs no second pass.
 template <class T, class In>
-__global__ void __launch_bounds__(kThreads) pair_scores(Product<T, In> chunk) {
+__global__ void __launch_bounds__(kThreads, 1) pair_scores(Product<T, In> chunk) {
   const int64_t pair = global_thread(), n = pair / chunk.p.audios, m = pair % chunk.p.audios, first = n * chunk.p.cells;
   if (pair >= chunk.p.images * chunk.p.audios) return;
-  const bool sum = chunk.p.reduce == Reduce::sum;
-  const T origin = chunk.loc(first, m);
-  const LogSumExp<T, T> in_space{chunk.per_tau}, in_product{1};
-  typename LogSumExp<T, T>::State space, product;
-  typename Max<T, T>::State best{T(-1e30), 0};
-  for (int64_t cell = 0; cell < chunk.p.cells;) {
-    typename LogSumExp<T, T>::State space_part, product_part;
-    for (int i = 0; i < 16 && cell < chunk.p.cells; ++i, ++cell) {  // two-level summation: less rounding error
-      const T y = chunk.loc(first + cell, m) - origin;
-      const T x = chunk.log_instance({first + cell, n, cell}, m) + y * chunk.per_tau;
-      in_space.absorb(space_part, y);
-      if (sum)
-        in_product.absorb(product_part, x);
-      else
-        Max<T, T>{}.absorb(best, x, int(cell));
-    }
-    in_space.merge(space, space_part);
-    in_product.merge(product, product_part);
+  T loc_top = chunk.loc(first, m);
+  for (int64_t cell = 1; cell < chunk.p.cells; ++cell) {
+    const T loc = chunk.loc(first + cell, m);
+    loc_top = loc > loc_top ? loc : loc_top;
   }
-  const T log = logarithm(space.sum);
-  static_cast<T*>(chunk.p.space_top)[pair] = space.top + origin;
-  static_cast<T*>(chunk.p.space_log)[pair] = log;
-  static_cast<T*>(chunk.p.scores)[pair] =
-      (sum ? in_product.score(product) : best.best) - space.top * chunk.per_tau - log;
+  static_cast<T*>(chunk.p.loc_top)[pair] = loc_top;
+  const bool sum = chunk.p.reduce == Reduce::sum;
+  const LogSumExp<T, T> pool{chunk.per_tau};
+  typename LogSumExp<T, T>::State state;
+  typename Max<T, T>::State best{T(-1e30), 0};
+  T space = 0;
+  for (int64_t cell = 0; cell < chunk.p.cells;) {  // three-level summation: less rounding error
+    typename LogSumExp<T, T>::State of_group;
+    T space_of_group = 0;
+    for (int64_t end = cell + 512; cell < end && cell < chunk.p.cells;) {
+      typename LogSumExp<T, T>::State of_block;
+      T space_of_block = 0;
+      for (int i = 0; i < 16 && cell < chunk.p.cells; ++i, ++cell) {
+        const typename Product<T, In>::Row r{first + cell, n, cell};
+        const T y = chunk.below_top(r, m), x = chunk.log_instance(r, m) + y;
+        space_of_block += exponential(y * chunk.per_tau);
+        if (sum)
+          pool.absorb(of_block, x);
+        else
+          Max<T, T>{}.absorb(best, x, int(cell));
+      }
+      space_of_group += space_of_block;
+      pool.merge(of_group, of_block);
+    }
+    space += space_of_group;
+    pool.merge(state, of_group);
+  }
+  const T top = sum ? state.top : best.best, log = sum ? logarithm(state.sum) : T(0), loc_log = logarithm(space);
+  static_cast<T*>(chunk.p.loc_log)[pair] = loc_log;
+  static_cast<T*>(chunk.p.top)[pair] = top;
+  static_cast<T*>(chunk.p.log)[pair] = log;
+  static_cast<T*>(chunk.p.scores)[pair] = top * chunk.per_tau - loc_log + log;
   if (!sum) chunk.p.argmax[pair] = best.cell;
 }
 
@@ -165,8 +179,9 @@ __global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> chunk) 
   for (int64_t m = threadIdx.x % kWarpSize; m < chunk.p.audios; m += kWarpSize) {
     const T u = chunk.grad_log_instance(r, m);
     const T sum = over_audios ? row_sum : static_cast<const T*>(chunk.p.grad_sums)[chunk.instance_index(r, m)];
-    const T loc = u - chunk.grad_score(r, m) * exponential(chunk.log_space(r, m));
-    const T avc = u - exponential(chunk.log_instance(r, m)) * sum;
+    const T log = static_cast<const T*>(chunk.p.loc_log)[r.image * chunk.p.audios + m];
+    const T loc = u - chunk.grad_score(r, m) * exponential(chunk.below_top(r, m) * chunk.per_tau - log);
+    const T avc = u - exponential(chunk.log_instance(r, m) * chunk.per_tau) * sum;
     put_slope(chunk.p.loc, m, loc, chunk.p.loc_cell_norm, chunk.p.loc_audio_norm);
     put_slope(chunk.p.avc, m, avc, chunk.p.avc_cell_norm, chunk.p.avc_audio_norm);
   }
@@ -178,7 +193,7 @@ const char* with_product(const ProductChunk& p, F f) {
   auto blocks = [](int64_t threads) { return (threads + kThreads - 1) / kThreads; };
   auto call = [&](auto real, auto cosine) {
     using T = decltype(real);
-    f(real, cosine, Product<T, decltype(cosine)>{p, T(1 / p.tau)}, blocks);
+    f(real, cosine, Product<T, decltype(cosine)>{p, T(p.tau), T(1 / p.tau)}, blocks);
     return last_error();
   };
   if (p.dtype == DType::float64) return call(double(), double());

@@ -43,20 +43,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   SSL_FAST_SHARED_BYTES(shared);
   E engine(p, plan, shared);
   State* partial = reinterpret_cast<State*>(engine.scratch);  // [warp of the group][audio of the tile]
-  State states[E::kThreadAudios];
+  State total{};                                              // of an audio, over the tiles of an image
   engine.run([&](int64_t n, int cell, int low, int high, bool last) {
     T audio_norm[E::kThreadAudios];
-    for (int r = 0; r < E::kThreadAudios; ++r) {
+    State states[E::kThreadAudios]{};  // of this tile: shorter sums, less rounding error
+    for (int r = 0; r < E::kThreadAudios; ++r)
       audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + engine.audio(r), p.audios);
-      if (cell == 0) states[r] = State{};
-    }
     engine.for_columns(low, high, [&](int ni, int j, int column) {
       const int here = cell + column - low;
       const T norm = static_cast<const T*>(p.cell_norm)[n * p.cells + here];
       for (int r = 0; r < E::kThreadAudios; ++r)
-        pool.absorb(states[r], engine.at(r, ni, j) * norm * audio_norm[r], here);
+        pool.absorb(states[r], rounded_product(engine.at(r, ni, j), audio_norm[r] * norm), here);
     });
-    if (!last) return;
     for (int r = 0; r < E::kThreadAudios; ++r) {
       for (int mask = 1; mask < 4; mask *= 2) pool.merge(states[r], shuffle_xor(states[r], mask));
       if (threadIdx.x % 4 == 0) partial[engine.warp_column * engine.tile_audios() + engine.audio(r)] = states[r];
@@ -64,11 +62,17 @@ __global__ void __launch_bounds__(kThreads, 1)
     engine.sync_group();
     const int row = engine.group_thread;
     if (row < engine.tile_audios() && engine.first_audio + row < p.audios) {
-      State all = partial[row];
-      for (int w = 1; w < kGroupWarps; ++w) pool.merge(all, partial[w * engine.tile_audios() + row]);
+      State of_tile = partial[row];
+      for (int w = 1; w < kGroupWarps; ++w) pool.merge(of_tile, partial[w * engine.tile_audios() + row]);
+      if (cell)
+        pool.merge(total, of_tile);
+      else
+        total = of_tile;
       const int64_t pair = n * p.audios + engine.first_audio + row;
-      static_cast<T*>(scores)[pair] = pool.score(all);
-      static_cast<typename Pool::Residual*>(residual)[pair] = pool.residual(all);
+      if (last) {
+        static_cast<T*>(scores)[pair] = pool.score(total);
+        static_cast<typename Pool::Residual*>(residual)[pair] = pool.residual(total);
+      }
     }
     engine.sync_group();
   });
@@ -97,7 +101,7 @@ __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan pla
       AlignedVector<Out, E::kThreadAudios> values;
       for (int r = 0; r < E::kThreadAudios; ++r) {
         const T scale = audio_norm[r] * cell_norm;
-        put(&values.at[r], f(engine.at(r, ni, j) * scale, pairs[r], scale));
+        put(&values.at[r], f(rounded_product(engine.at(r, ni, j), scale), pairs[r], scale));
       }
       *reinterpret_cast<AlignedVector<Out, E::kThreadAudios>*>(out + row * stride + first) = values;
     });

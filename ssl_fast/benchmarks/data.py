@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from ..data.datasets import FileSet
-from ..data.io.images import Geometry
+from ..data.io.images import fit_frame
+from ..files import replace_file
 from ..training.learner import Learner
 from ..training.recipes import Recipe
 from ..training.sampler import StepSampler, collate
@@ -53,7 +54,7 @@ def run(found: FileSet, recipe: Recipe, options: argparse.Namespace, header: dic
             "cache": options.cache is not None,
             "workers": options.workers,
         }
-        options.json.write_text(json.dumps({"header": header | about, "rows": rows}, indent=1) + "\n")
+        replace_file(options.json, json.dumps({"header": header | about, "rows": rows}, indent=1) + "\n")
     return 0
 
 
@@ -66,7 +67,7 @@ def _order(found: FileSet, recipe: Recipe) -> StepSampler:
 
 
 def _views(found: FileSet, recipe: Recipe) -> Views:
-    return Views(found, recipe, 0, (Themselves(), Themselves()) if "conceptual" in recipe.views else None)
+    return Views(found, recipe, 0, (Themselves(), Themselves()) if recipe.neighbors else None)
 
 
 def _batches(found: FileSet, recipe: Recipe, workers: int, device: str) -> torch.utils.data.DataLoader:
@@ -98,7 +99,7 @@ def _stages(found: FileSet, recipe: Recipe, options: argparse.Namespace, loader_
         return lambda: [job(next(order)) for _ in range(CHUNK)]
 
     single = {
-        "image": each(lambda key: Geometry().image(found.frame(key[0]), found.size, found.resampler)),
+        "image": each(lambda key: fit_frame(found.frame(key[0]), found.size, found.fit, found.resampler)),
         "sound": each(lambda key: found.waveform(key[0])),
         "sample": each(_views(found, recipe).__getitem__),
     }

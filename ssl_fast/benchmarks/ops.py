@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from .. import losses, ops
+from ..files import replace_file
 from ..ops import checks
 from . import table
 from .environment import header
@@ -313,7 +314,7 @@ def run(options: argparse.Namespace) -> int:
         for row in rows if not options.markdown else ():
             print(table.line(row), flush=True)
         if options.json:
-            options.json.write_text(json.dumps(result, indent=1) + "\n")
+            replace_file(options.json, json.dumps(result, indent=1) + "\n")
     if options.markdown:
         print(table.markdown(result["rows"]))
     return 1 if result["failures"] else 0

@@ -1,11 +1,12 @@
 """`ssl-fast bench`: time the ops beside their references, or with --data each stage of loading and training."""
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .options import add_training_set, refuse
+from .options import add_force, add_training_set, refuse
 
 HELP = "time every op and loss against plain PyTorch and torch.compile, or (--data) the way of samples into training"
 OPS = (
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--json", type=Path, metavar="FILE", help="write header and rows there, after each configuration")
+    add_force(parser, "--json")
     add("--markdown", action="store_true", help="print a Markdown table")
     add("--ops", type=partial(_names, OPS), metavar="A,B", help=f"of {', '.join(OPS)} (default: all)")
     add("--batch", type=_batches, metavar="N,N", help="default: 32,128,256; on CUDA 256,1024; with --quick 64")
@@ -123,13 +125,18 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from ..benchmarks import ops
+    from ..files import claimed
 
     options = resolve(args)
+    kept = contextlib.nullcontext()
+    if options.json:
+        kept = claimed("--json", [options.json], force=options.force)
     tf32 = torch.backends.cuda.matmul.allow_tf32
     torch.set_num_threads(options.threads or torch.get_num_threads())
     torch.backends.cuda.matmul.allow_tf32 = options.tf32
     try:
-        return _time_data(options) if options.data else ops.run(options)
+        with kept:
+            return _time_data(options) if options.data else ops.run(options)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
 
@@ -142,6 +149,6 @@ def _time_data(options: argparse.Namespace) -> int:
     if options.workers < 0 or len(options.batch or [0]) > 1:
         raise ValueError(f"--workers, --batch: expected one number >= 0, got {options.workers} and {options.batch}")
     recipe = recipes.recipe(options.method, options.recipe, batch_size=options.batch and options.batch[0])
-    found = training_set(options, recipe.front_end, recipe.image_size)
+    found = training_set(options, **recipe.reading)
     recipe.steps(len(found))
     return data.run(found, recipe, options, environment.header(options))

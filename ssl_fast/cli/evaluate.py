@@ -4,10 +4,15 @@ import argparse
 import importlib
 import sys
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 
 from .options import (
+    FIT,
+    FITS,
+    FRONT_ENDS,
     WEIGHTS,
+    add_force,
     add_on_missing,
     add_quiet,
     add_split,
@@ -21,6 +26,7 @@ from .options import (
 )
 
 if typing.TYPE_CHECKING:
+    from ..data.datasets import FileSet, SampleSet
     from ..data.test_sets import PublishedSet
     from ..models.checkpoints import Checkpoint
 
@@ -66,14 +72,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="maps computed elsewhere: ID.npy, and KIND/ID.npy under negative sounds",
     )
     add_weights_layout(parser)
-    add("--front-end", metavar="NAME", help="of --model: how sounds become spectrograms (default: ssl_align)")
+    add(
+        "--front-end",
+        metavar="NAME",
+        help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the checkpoint's, of --model ssl_align)",
+    )
     add("--image-size", type=positive(int), metavar="N", help="of --model and --maps: pixels a side (default: 224)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the checkpoint's, of --model and --maps squash)")
+    add(
+        "--resampler",
+        metavar="NAME",
+        help="of --fit: pillow, torch (both antialiased) or torch_aliased, as SSL-Align and vssl_eval resize "
+        "(default: the checkpoint's, of --model pillow)",
+    )
     add("--protocol", metavar="NAME,NAME", default="", help="published protocols to run on the same maps")
     add(
         "--object-weights",
         type=Path,
         metavar="FILE",
         help="torchvision's ResNet-18 of ImageNet: the object prior that --protocol mixes with the maps",
+    )
+    add(
+        "--alpha",
+        type=float,
+        metavar="X",
+        help="weight of the model's maps where --protocol mixes them with the object prior, 0 to 1 (default: the "
+        "protocol's)",
     )
     add(
         "--retrieval",
@@ -101,7 +125,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ids that the model was trained on: the results say how many of them are tested",
     )
     add("--out", type=Path, required=True, metavar="DIR")
-    add("--val", type=Path, metavar="DIR", help="samples whose negatives choose the universal threshold")
+    add_force(parser, "the results in --out")
+    threshold = parser.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--val",
+        type=Path,
+        metavar="DIR",
+        help="samples whose negatives choose the universal threshold (default: those that are tested, which the names "
+        "of all figures that depend on it then say)",
+    )
+    threshold.add_argument(
+        "--threshold",
+        type=float,
+        metavar="X",
+        help="the model's universal threshold, in the units of its maps (cosines)",
+    )
+    threshold.add_argument(
+        "--threshold-from",
+        type=Path,
+        metavar="RESULT",
+        help="metrics.json, or its folder, of an evaluation of the same model on other samples, whose universal "
+        "thresholds are used",
+    )
+    add("--val-set", metavar="NAME", help="published set in --val, as of --set (default: a folder of your own)")
+    add("--val-split", metavar="NAME", help="list of ids in --val (default: all)")
+    add("--val-annotations", type=Path, metavar="FILE", help="of --val-set, as published (default: in --val)")
+    add("--val-layout", metavar="NAME", help="of the files of --val-set, as --layout")
     add_test_scenes(parser)
     add_workers(parser)
     add_threads(parser)
@@ -109,68 +158,119 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..files import claimed
+    from . import results
+
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: expected a folder, got a file")
+    with claimed("--out", [args.out / name for name in results.FILES], folder=args.out, force=args.force):
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     import torch
 
+    from ..evaluation import thresholds
     from . import results, samples
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    if args.out.exists() and not args.out.is_dir():
-        raise ValueError(f"--out {args.out}: expected a folder, got a file")
-    if (args.out / "metrics.json").exists():
-        raise ValueError(f"--out {args.out}: holds results already; choose another folder")
     if args.set_name is None:
         refuse(args, "annotations layout silent", "expected with --set")
+    if args.val_set is None:
+        refuse(args, "val_annotations val_layout", "expected with --val-set")
+    if args.val is None:
+        refuse(args, "val_set val_split", "expected with --val")
     if args.weights is None:
         refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
         refuse(args, "draws seeds", "expected with --negatives")
     if args.scenes:
-        refuse(args, "val split set_name on_missing", "expected with --data, the scenes have splits of their own")
+        names = "val threshold threshold_from split set_name on_missing"
+        refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
     else:
         refuse(args, "test_scenes", "expected with --scenes")
+    threshold = args.threshold
+    if args.threshold_from is not None:
+        threshold = thresholds.read(args.threshold_from)
     model, how, found = model_of(args)
-    if args.scenes:
-        if found is not None and how[0] != "scenes":
-            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {how[0]}")
-        tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
-    else:
-        if args.set_name is None:
-            test = samples.folder(args.data, args.split, *how, annotated=True, on_missing=args.on_missing)
-        else:
-            test = published_set(args, *how)
-        validation = None if args.val is None else samples.folder(args.val, None, *how, on_missing=args.on_missing)
-        for one in filter(None, (test, validation)):
-            samples.preload(one, args.quiet)
-        tests = {args.set_name or args.data.resolve().name: test}
-    options = options_of(args, tests)
-    about, history = {"model": args.model or str(args.maps)}, []
+    about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
-        about["layout"], history = found.layout, found.state.get("history", [])
+        about |= {"layout": found.layout, "reading": how}
+        history = found.state.get("history", [])
         if found.unused:
-            options["notes"].append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
+            notes.append(f"{found.path}: keys that no map depends on: {', '.join(found.unused)}")
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    args.out.mkdir(parents=True, exist_ok=True)
+    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
+        notes.append(note)
+    if args.scenes:
+        if found is not None and how["front_end"] != "scenes":
+            heard = how["front_end"]
+            raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
+        tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
+    else:
+        if args.set_name is None:
+            test = samples.folder(args.data, args.split, annotated=True, on_missing=args.on_missing, **how)
+        else:
+            test = published_set(args, **how)
+        validation = validation_set(args, **how)
+        for one in filter(None, (test, validation)):
+            samples.preload(one, args.quiet)
+        tests = {args.set_name or args.data.resolve().name: test}
+        notes += _lost_in_crop(tests)
+    options = options_of(args, tests, validation)
+    options["notes"] += notes
+    if validation is not None and args.val is not None:
+        validation = {args.val_set or args.val.resolve().name: validation}
     return results.write_results(
-        model, tests, validation, args.out, about, history, quiet=args.quiet, workers=args.workers, **options
+        model,
+        tests,
+        validation,
+        args.out,
+        about,
+        history,
+        quiet=args.quiet,
+        workers=args.workers,
+        threshold=threshold,
+        **options,
     )
 
 
-def model_of(args: argparse.Namespace) -> "tuple[typing.Any, tuple[str, int], Checkpoint | None]":
-    """The model as `evaluation.evaluate` takes it, its (front end, image size), and the checkpoint (None without)."""
+def _lost_in_crop(tests: "Mapping[str, FileSet]") -> list[str]:
+    """Notes about samples whose ground truth lies outside of what the model sees."""
+    from ..data.sample_lists import some
+
+    notes = []
+    for name, one in tests.items():
+        whole = range(len(one) if one.fit == "crop" else 0)
+        gone = [i for i in whole if one.squashed_ground_truth(i).any() and not one.ground_truth(i).any()]
+        if gone:
+            ids = some([one.ids[i] for i in gone])
+            notes.append(f"set {name}: {len(gone)} of {len(one)} samples have no ground truth in the crop: {ids}")
+    return notes
+
+
+def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | None]":
+    """The model as `evaluation.evaluate` takes it, how sample sets are read for it (front_end, size, fit, resampler),
+    and the checkpoint (None without)."""
     from ..models import checkpoints
 
+    given = {name: getattr(args, name) for name in ("front_end", "fit", "resampler")}
+    given = {name: value for name, value in given.items() if value is not None}
     if args.weights is not None:
-        if args.front_end is not None or args.image_size is not None:
-            raise ValueError("--front-end, --image-size: expected with --model or --maps; a checkpoint has its own")
+        if args.image_size is not None:
+            raise ValueError("--image-size: expected with --model or --maps; a checkpoint has its own")
         found = checkpoints.load(args.weights, args.weights_layout)
-        return found.localizer, (found.recipe["front_end"], found.image_size), found
+        how = found.reading
+        if args.fit not in (None, how["fit"]):
+            how["resampler"] = "pillow"
+        return found.localizer, how | given, found
     if args.weights_layout is not None:
         raise ValueError("--weights-layout: expected with --weights")
-    how = args.front_end or "ssl_align", args.image_size or 224
+    how = {"front_end": "ssl_align", "size": args.image_size or 224, "fit": "squash", "resampler": "pillow"} | given
     if args.maps is not None:
         if not args.maps.is_dir():
             raise ValueError(
@@ -194,43 +294,83 @@ def _function(name: str):
     return found
 
 
-def published_set(args: argparse.Namespace, front_end: str, image_size: int) -> "PublishedSet":
+def published_set(args: argparse.Namespace, size: int, **reading) -> "PublishedSet":
     """The published test set that --data and --set name. ValueError for a model of another image size."""
+    files = args.data, args.annotations, args.split, args.silent
+    how = reading | {"layout": args.layout, "on_missing": args.on_missing or "error"}
+    return _published("--set", args.set_name, *files, size, **how)
+
+
+def validation_set(args: argparse.Namespace, size: int, **reading) -> "FileSet | None":
+    """The samples of --val, None without."""
+    from . import samples
+
+    if args.val is None:
+        return None
+    if args.val_set is None:
+        return samples.folder(args.val, args.val_split, on_missing=args.on_missing, size=size, **reading)
+    files = args.val, args.val_annotations, args.val_split, None
+    how = reading | {"layout": args.val_layout, "on_missing": args.on_missing or "error"}
+    return _published("--val-set", args.val_set, *files, size, **how)
+
+
+def _published(
+    option: str,
+    name: str,
+    root: Path,
+    annotations: Path | None,
+    ids: str | None,
+    silent: Path | None,
+    size: int,
+    **reading,
+) -> "PublishedSet":
     from ..data.annotations import SIZE, read
     from ..data.sample_lists import find_list
     from ..data.test_sets import PublishedSet, annotation_file
 
-    if image_size != SIZE:
+    if size != SIZE:
         raise ValueError(
-            f"--set: published sets have images of {SIZE} pixels, but the model was trained with {image_size}"
+            f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {size}"
         )
-    path = args.annotations or annotation_file(args.data, args.set_name)
-    ids = None if args.split is None else find_list(args.data, args.split)
-    annotations = read(args.set_name, path, ids=ids, negatives=args.silent)
-    how = {"front_end": front_end, "layout": args.layout, "on_missing": args.on_missing or "error"}
-    found = PublishedSet(args.data, args.set_name, annotations, **how)
-    for note in found.notes:
-        print(f"{args.data}: {note}")
-    return found
+    path = annotations or annotation_file(root, name)
+    found = read(name, path, ids=None if ids is None else find_list(root, ids), negatives=silent)
+    published = PublishedSet(root, name, found, **reading)
+    for note in published.notes:
+        print(f"{root}: {note}")
+    return published
 
 
-def options_of(args: argparse.Namespace, tests: dict) -> dict:
-    """Keyword arguments of `results.write_results` that are this command's own."""
+def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
+    """Broad categories that off-screen sounds of a published set are drawn by."""
     from ..data.categories import broad_categories
+
+    if set_name in (None, "flickr") or "offscreen" not in negatives:
+        return None
+    return broad_categories(set_name.removesuffix("-xml"))
+
+
+def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:
+    """Keyword arguments of `results.write_results` that are this command's own."""
+    from dataclasses import replace
+
     from ..data.negatives import SEEDS, negatives
     from ..data.sample_lists import normal_id, read_ids
     from ..evaluation.protocols import protocol_of
     from ..models.object_prior import ObjectPrior
 
-    broad = None
-    has_classes = args.set_name not in (None, "flickr")
-    if has_classes and "offscreen" in args.negatives:
-        broad = broad_categories(args.set_name.removesuffix("-xml"))
+    broad, broad_of_validation = (_broad(name, args.negatives) for name in (args.set_name, args.val_set))
     given = "0" if args.seeds is None else args.seeds
     if given != "published" and not all(seed.isdecimal() for seed in given.split(",")):
         raise ValueError(f"--seeds: expected integers >= 0 with commas between, or published, got {given!r}")
     if args.object_weights is not None and not args.protocol:
         raise ValueError("--object-weights: expected with --protocol, which says how to mix")
+    if args.alpha is not None and args.object_weights is None:
+        raise ValueError("--alpha: expected with --object-weights, the prior that it is the weight against")
+    if args.alpha is not None and not 0 <= args.alpha <= 1:
+        raise ValueError(f"--alpha: expected a weight from 0 to 1, got {args.alpha}")
+    published = [protocol_of(name) for name in unique("--protocol", args.protocol.split(",")) if name]
+    if args.alpha is not None:
+        published = [replace(protocol, alpha=args.alpha) for protocol in published]
     prior = None if args.object_weights is None else ObjectPrior(args.object_weights)
     seeds, notes = SEEDS if given == "published" else unique("--seeds", list(map(int, given.split(",")))), []
     if args.draws is not None:
@@ -243,11 +383,14 @@ def options_of(args: argparse.Namespace, tests: dict) -> dict:
         ]
 
     def draw(sample_set, name: str, kind: str, seed: int):
+        own = broad
+        if sample_set is validation:
+            own, name = broad_of_validation, name if name == "validation" else f"validation-{name}"
         file = None if args.draws is None else args.draws / f"{name}-{kind}-{seed}.json"
-        return negatives(sample_set, kind, seed, broad=broad, path=file)
+        return negatives(sample_set, kind, seed, broad=own, path=file)
 
     return {
-        "published": [protocol_of(name) for name in unique("--protocol", args.protocol.split(",")) if name],
+        "published": published,
         "draw": draw,
         "notes": notes,
         "negatives": [kind for kind in unique("--negatives", args.negatives.split(",")) if kind],

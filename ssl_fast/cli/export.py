@@ -12,9 +12,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from ..files import claimed
     from ..inference.export import export
     from ..models import checkpoints
 
-    export(checkpoints.load(args.weights, args.weights_layout), args.out)
+    with claimed("TO", [args.out], inputs=[checkpoints.file_of(args.weights)], force=args.force):
+        export(checkpoints.load(args.weights, args.weights_layout), args.out, args.force)
     print(args.out)
     return 0

@@ -1,10 +1,11 @@
 """`ssl-fast localize`: show where in an image a sound comes from, or in each second of a video."""
 
 import argparse
+import io
 import typing
 from pathlib import Path
 
-from .options import WEIGHTS, add_quiet, add_weights_layout
+from .options import WEIGHTS, add_force, add_quiet, add_weights_layout
 
 if typing.TYPE_CHECKING:
     from ..inference.localize import Answer, LocalizationPipeline
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"picture ({', '.join(PICTURES)}), of a video "
         f"{' or '.join(FILMS)}; the raw map goes beside it as .npy (default: localized.png or .mp4)",
     )
+    add_force(parser, "the picture and the map")
     add_quiet(parser)
 
 
@@ -71,6 +73,7 @@ def load_pipeline(args: argparse.Namespace) -> "LocalizationPipeline":
 
 def run(args: argparse.Namespace) -> int:
     from ..data.io.video import VIDEOS
+    from ..files import claimed
 
     is_video = args.sound is None
     if is_video and args.image.suffix.lower() not in VIDEOS:
@@ -85,16 +88,23 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--out {out}: expected an existing folder, {out.parent} is none")
     if not 0 <= args.alpha <= 1:
         raise ValueError(f"--alpha: expected within [0, 1], got {args.alpha:g}")
-    return (_video if is_video else _image)(args, load_pipeline(args), out)
+    inputs = args.image, args.sound, args.weights, args.object_weights
+    with claimed("--out", [out, out.with_suffix(".npy")], inputs=inputs, force=args.force):
+        return (_video if is_video else _image)(args, load_pipeline(args), out)
 
 
 def _image(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path) -> int:
-    import numpy as np
     from PIL import Image
 
+    from ..files import replacing, save_array
+
     answer = pipeline.localize(pipeline.read_image(args.image), pipeline.read_sound(args.sound))
-    Image.fromarray(answer.sheet(args.alpha)).save(out, compress_level=1)  # of PNG; more takes a fifth of a second
-    np.save(out.with_suffix(".npy"), answer.audio_visual)
+    picture = io.BytesIO()  # Pillow hides why a file could not be written
+    kind = Image.registered_extensions()[out.suffix.lower()]
+    Image.fromarray(answer.sheet(args.alpha)).save(picture, kind, compress_level=1)  # of PNG: more takes 0.2 s
+    with replacing(out) as file:
+        file.write(picture.getbuffer())
+    save_array(out.with_suffix(".npy"), answer.audio_visual)
     print(_scores(answer))
     print(f"{out}, {out.with_suffix('.npy')}")
     return 0
@@ -103,15 +113,23 @@ def _image(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
 def _video(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path) -> int:
     import numpy as np
 
-    from ..data.io.audio import decode_audio
+    from ..files import replacing, save_array
     from ..inference import film
+    from ..inference.localize import scale_of
 
-    sound = decode_audio(args.image)
-    answers = film.localize(pipeline, args.image, *sound, progress=not args.quiet)
-    film.write(out, answers, *sound, args.alpha, progress=not args.quiet)
-    np.save(out.with_suffix(".npy"), np.stack([answer.audio_visual for answer in answers]))
-    for second, answer in enumerate(answers):
-        print(f"{second:4d} s: {_scores(answer)}")
+    sound = film.read_sound(args.image)
+    maps, scores = [], []
+    for answer in film.localize(pipeline, args.image, *sound, progress=not args.quiet):
+        maps.append(answer.audio_visual)
+        scores.append(_scores(answer))
+    scale = scale_of(maps, pipeline.threshold)
+    # anew, now that the scale of all is known: frames and priors are too large to be kept
+    sheets = (answer.sheet(args.alpha, scale) for answer in film.localize(pipeline, args.image, *sound))
+    with replacing(out) as file:
+        film.write(Path(file.name), sheets, *sound, total=len(maps), progress=not args.quiet)
+    save_array(out.with_suffix(".npy"), np.stack(maps))
+    for second, text in enumerate(scores):
+        print(f"{second:4d} s: {text}")
     print(f"{out}, {out.with_suffix('.npy')}")
     return 0
 
@@ -125,5 +143,6 @@ def _scores(answer: "Answer") -> str:
     )
     if answer.threshold is None:
         return f"{text}; universal threshold unknown (`ssl-fast evaluate` finds it; give it as --threshold)"
-    share = f"{scores['area']:.1%} of the image is" if scores["found"] else "nothing is"
+    seen = "image" if answer.box == (0.0, 0.0, 1.0, 1.0) else "crop"
+    share = f"{scores['area']:.1%} of the {seen} is" if scores["found"] else "nothing is"
     return f"{text}; {share} above the universal threshold {answer.threshold:.3f}"

@@ -1,12 +1,14 @@
 """The parser of `ssl-fast COMMAND`, dispatch to the module of a command, and exit codes.
 
-Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C;
-141 where nobody reads stdout any more (`ssl-fast doctor | true`), as of programs that SIGPIPE ends.
+Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C,
+143 and 129 where SIGTERM or SIGHUP stopped a training; 141 where nobody reads stdout any more (`ssl-fast doctor |
+true`), as of programs that SIGPIPE ends. A stderr that nobody reads changes none of them.
 """
 
 import argparse
 import contextlib
 import os
+import signal
 import sys
 import typing
 import warnings
@@ -48,6 +50,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; its exit code. argv: without the program's name (None: those of the process)."""
+    if sys.stderr is None:  # closed by the shell; print(file=None) would write to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     try:
         try:
             args = parser().parse_args(argv)
@@ -55,11 +59,23 @@ def main(argv: list[str] | None = None) -> int:
             code = int(stop.code or 0)
         else:
             code = _run(args)
+        _say("", end="")
         _flush_stdout()
         return code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is left in the buffer
         return STDOUT_CLOSED
+    except KeyboardInterrupt:  # while modules are imported
+        _say("\nssl-fast: interrupted")
+        return 130
+
+
+def _say(text: str, end: str = "\n") -> None:
+    """Print to stderr, where somebody reads it."""
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, also for what Python writes as it ends
 
 
 def _flush_stdout() -> None:
@@ -84,7 +100,7 @@ def _run(args: argparse.Namespace) -> int:
         text = str(error)
         if text.startswith("Caught ") and "worker process" in text:  # a whole traceback, whose last line is the error
             text = text.strip().splitlines()[-1].partition(": ")[2]
-        print(f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr)
+        _say(f"ssl-fast {args.command}: {_line(text)}")
 
     try:
         if processes > 1 and args.command != "train":
@@ -95,8 +111,8 @@ def _run(args: argparse.Namespace) -> int:
         saved, step = getattr(stop, "checkpoint", None), getattr(stop, "step", None)  # of training.Interrupted
         where = f" after step {step}; go on with: {_resume_line(args, saved.parent, processes)}" if saved else ""
         if rank == 0:
-            print(f"\nssl-fast {args.command}: interrupted{printable(where)}", file=sys.stderr)
-        return 130
+            _say(f"\nssl-fast {args.command}: interrupted{printable(where)}")
+        return 128 + getattr(stop, "signal", signal.SIGINT)
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
@@ -118,25 +134,26 @@ def _line(text: object) -> str:
 
 @contextlib.contextmanager
 def _runtime(args: argparse.Namespace, silent: bool):
-    """Inside, a warning is one line on stderr, and on stdout what does not print is escaped; at the end torch has the
-    number of threads that it had before.
+    """Inside, a warning is one line on stderr, on stdout what does not print is escaped, and Python programs that are
+    started do not look for modules in the current folder (before 3.11 they do); at the end torch has the number of
+    threads that it had before.
 
     silent: nothing is written to stdout.
     """
     import torch
 
-    threads = torch.get_num_threads()
+    threads, safe = torch.get_num_threads(), os.environ.get("PYTHONSAFEPATH", "")
+    os.environ["PYTHONSAFEPATH"] = "1"
     stdout = None if silent or sys.stdout is None else PrintableStream(sys.stdout)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(typing.cast(typing.TextIO | None, stdout)):
             if silent:
                 args.quiet = True
-            warnings.showwarning = lambda text, *_, **__: print(
-                f"ssl-fast {args.command}: {_line(text)}", file=sys.stderr
-            )
+            warnings.showwarning = lambda text, *_, **__: _say(f"ssl-fast {args.command}: {_line(text)}")
             yield
     finally:
         torch.set_num_threads(threads)
+        os.environ["PYTHONSAFEPATH"] = safe
 
 
 def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:

@@ -1,12 +1,22 @@
 """`ssl-fast mine`: the nearest neighbours of all training samples, by any features or by those of a net."""
 
 import argparse
-import os
+import contextlib
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from .options import add_device, add_quiet, add_split, add_threads, add_training_set, add_workers, check_device, refuse
+from .options import (
+    add_device,
+    add_force,
+    add_quiet,
+    add_split,
+    add_threads,
+    add_training_set,
+    add_workers,
+    check_device,
+    refuse,
+)
 
 if typing.TYPE_CHECKING:
     import numpy as np
@@ -39,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="an .npy; after an interruption the same command goes on",
     )
+    add_force(parser, "--out and --features-out")
     add("--features-out", type=Path, metavar="FILE", help="keep the features of --weights (.npy)")
     add_workers(parser)
     add_threads(parser)
@@ -49,8 +60,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     import torch
 
-    from ..data.neighbors import mine, open_array
-    from ..data.sample_lists import read_ids
+    from ..data.neighbors import check_name
+    from ..files import claimed
 
     check_device(args.device)
     if args.weights is None:
@@ -60,6 +71,25 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--weights: expected with --data and --modality, and without --list")
     if args.threads is not None:
         torch.set_num_threads(args.threads)
+    check_name(args.out)
+    inputs = args.features, args.list, args.weights
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(claimed("--out", [args.out], inputs=inputs, force=True))  # mine() looks what is there
+        about, own = args.out.with_suffix(".json"), (args.out, args.out.with_name(f"{args.out.name}.partial"))
+        if args.force:
+            for file in own:
+                file.unlink(missing_ok=True)
+        elif about.exists() and not any(file.exists() for file in own):
+            raise ValueError(f"--out {args.out}: its {about.name} exists already; choose another name, or use --force")
+        if args.features_out is not None:
+            stack.enter_context(claimed("--features-out", [args.features_out], inputs=inputs, force=args.force))
+        return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from ..data.neighbors import mine, open_array
+    from ..data.sample_lists import read_ids
+
     if args.features is not None:
         features, ids = open_array(args.features), None if args.list is None else read_ids(args.list)
     else:
@@ -71,18 +101,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _features(args: argparse.Namespace) -> "tuple[np.ndarray, list[str]]":
     """Features of all samples from one net, float32 (N, C), and their ids; written to --features-out too."""
-    import numpy as np
     import torch
 
-    from ..data.neighbors import check_k, check_name
+    from ..data.neighbors import check_k
+    from ..files import save_array
     from ..progress import progress_bar
     from .samples import training_set
 
-    if args.features_out is not None and args.features_out.exists():
-        raise ValueError(f"--features-out {args.features_out}: exists; take it by --features, or choose another name")
-    check_name(args.out)
-    net, front_end, size = _net(args.weights, args.modality, args.device)
-    samples = training_set(args, front_end, size)
+    net, reading = _net(args.weights, args.modality, args.device)
+    samples = training_set(args, **reading)
     check_k(args.k, len(samples))
     read = samples.image if args.modality == "visual" else samples.spectrogram
     inputs = typing.cast(torch.utils.data.Dataset, _Inputs(read, len(samples)))
@@ -91,10 +118,7 @@ def _features(args: argparse.Namespace) -> "tuple[np.ndarray, list[str]]":
         bar = progress_bar(loader, unit="batch", desc=f"{args.modality} features", disable=args.quiet)
         features = torch.cat([net(batch.to(args.device)).cpu() for batch in bar]).numpy()
     if args.features_out is not None:
-        temporary = args.features_out.with_name(f".{args.features_out.name}.{os.getpid()}")
-        with open(temporary, "wb") as file:
-            np.save(file, features)
-        os.replace(temporary, args.features_out)
+        save_array(args.features_out, features)
     return features, samples.ids
 
 
@@ -111,23 +135,23 @@ class _Inputs:
         return self.read(index)
 
 
-def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]:
-    """A function from images uint8 (B, 3, H, W), or from spectrograms (B, 1, F, T), to features (B, C); the front end
-    and the size of the images that it was trained on.
+def _net(weights: Path, modality: str, device: str) -> tuple[Callable, dict]:
+    """A function from images uint8 (B, 3, H, W), or from spectrograms (B, 1, F, T), to features (B, C); how sample sets
+    read what it was trained on.
 
     Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
     samples apart (avc).
     """
     from ..models import checkpoints
     from ..models.object_prior import ObjectPrior
-    from ..models.storage import read_file
+    from ..models.storage import plain_name, read_file, weights_of
 
-    state = None if weights.is_dir() else read_file(weights)
-    if isinstance(state, Mapping) and "conv1.weight" in state:
+    bare = None if weights.is_dir() or weights.suffix == checkpoints.SAFE else weights_of(read_file(weights))
+    if bare is not None and "conv1.weight" in map(plain_name, bare[1]):
         if modality == "audio":
             raise ValueError(f"--modality audio: expected a checkpoint with an audio net, {weights} is torchvision's")
         prior = ObjectPrior(weights, device)
-        return lambda images: prior.features(images).mean((2, 3)), "ssl_align", 224
+        return lambda images: prior.features(images).mean((2, 3)), {"front_end": "ssl_align", "size": 224}
     found = checkpoints.load(weights)
     localizer = found.localizer.to(device)
     name = modality + localizer.spaces[-1]
@@ -138,4 +162,4 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, str, int]
     def audio(spectrograms):
         return localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
 
-    return visual if modality == "visual" else audio, found.recipe["front_end"], found.image_size
+    return visual if modality == "visual" else audio, found.reading

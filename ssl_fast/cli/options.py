@@ -4,6 +4,15 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+FITS = ("squash", "crop")  # of data.io.images, whose import would load torch
+FIT = (
+    "how frames become squares: squash both sides, or resize the shorter side and crop the middle, boxes along with it"
+)
+# of data.io.front_ends
+FRONT_ENDS = (
+    "ez_vsl, slavc, fnac, lvs, ssl_align, ssl_tie, scenes; as the released programs read, of 16 kHz only: published/ "
+    "with ezvsl, fnac, lvs, sslalign, sslalign_ezvsl, sslalign_avs, sslalign_ezvsl_avs, ssltie, vssleval_fnac"
+)
 WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
 
 
@@ -45,6 +54,10 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
     return int(text)
+
+
+def add_force(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--force", action="store_true", help=f"replace {what}, where there is one already")
 
 
 def add_split(parser: argparse._ActionsContainer, *more_names: str) -> None:

@@ -1,10 +1,15 @@
 """`ssl-fast quickstart`: train a localizer on the embedded scenes, evaluate it, write a report."""
 
 import argparse
+import typing
 from pathlib import Path
 
 from . import train
 from .options import add_test_scenes, positive
+
+if typing.TYPE_CHECKING:
+    from ..data.scenes.dataset import Settings
+    from ..training.recipes import Recipe
 
 HELP = "train a localizer on the embedded scenes, evaluate it, write a report"
 USUAL_MINUTES = 4.0  # of training
@@ -19,19 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from ..data.scenes import dataset as scenes
-    from ..models import checkpoints
-    from ..stages import Stages
     from ..training import recipes
-    from . import results, run_folder
-    from .samples import scene_settings, scene_tests
+    from . import run_folder
+    from .samples import scene_settings
 
     method = args.method or run_folder.DEFAULTS["method"]
     recipes.check_method(method)
     seed = run_folder.DEFAULTS["seed"] if args.seed is None else args.seed
-    args = run_folder.open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}")
+    args = run_folder.open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}", add_arguments)
     settings = scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
         args.method,
@@ -44,7 +44,19 @@ def run(args: argparse.Namespace) -> int:
     )
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     train.set_threads(args, recipe)
-    run_folder.write_run(args)
+    with run_folder.held(args):
+        return _run(args, settings, recipe)
+
+
+def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> int:
+    from concurrent.futures import ThreadPoolExecutor
+
+    from ..data.scenes import dataset as scenes
+    from ..models import checkpoints
+    from ..stages import Stages
+    from . import results
+    from .samples import scene_tests
+
     stages = Stages()
     with stages("scenes"):
         training_set = scenes.load("train", settings, progress=not args.quiet)

@@ -9,6 +9,8 @@ from ..stages import Stages, listed
 if typing.TYPE_CHECKING:
     from ..training.loop import Run
 
+FILES = ("metrics.json", "per_sample.csv", "report.html")
+
 
 def write_results(
     model,
@@ -55,6 +57,9 @@ def write_results(
         shown = overlays.collect(model, tests[main], results, main, **drawn)
         report.write_report(out / "report.html", results, overlays=shown, history=history, config=about)
     print(summary(results))
+    for note in results["notes"]:
+        if note not in notes:  # those are printed
+            print(f"note: {note}")
     print(f"time: {listed(stages.seconds)}")
     if (note := shortened(results)) is not None:
         print(f"*** {note} ***")
@@ -63,37 +68,91 @@ def write_results(
 
 
 def summary(results) -> str:
-    """The figures that matter most, as text: all sets, the interactive one with its baselines, retrieval, false
-    alarms."""
+    """The figures that matter most, as text: of the protocols that were asked for, of the default one (all sets, the
+    interactive one with its baselines), retrieval, false alarms."""
+    from ..evaluation.results import samples_of
+    from ..evaluation.thresholds import described
+
+    lines = []
+    for name, one in results["sets"].items():
+        if "n_silent" in one:
+            lines.append(
+                f"{name}: {one['n']} samples, {one['n_silent']} of them silent, where every rule that always predicts "
+                "pixels is wrong"
+            )
+        for protocol, computed in results["protocols"][name].items():
+            lines += _protocol(f"{name}, protocol {protocol}, {computed['model']['n']} samples", computed)
     columns = {
-        "ciou_adaptive": "cIoU",
-        "auc_adaptive": "AUC",
+        "ciou_adaptive": "cIoU adaptive",
+        "auc_adaptive": "AUC adaptive",
         "ciou_top50": "cIoU top50",
-        "iiou_adaptive": "IIoU",
+        "iiou_adaptive": "IIoU adaptive",
         "interactive_pointing": "interactive pointing",
     }
-    from ..evaluation.results import samples_of
-
-    main, name = results["interactive_on"], results.get("method", "model")
+    main, model = results["interactive_on"], results.get("method") or "model"
     order = sorted(results["sets"], key=lambda one: one == main)  # the interactive set last, its baselines below it
     of = {one: f", {samples_of(row)}" if row["samples"]["missing"] else "" for one, row in results["sets"].items()}
-    rows = {f"{one}{of[one]}: {name}": results["sets"][one]["model"] for one in order}
+    rows = {f"{one}{of[one]}: {model}": results["sets"][one]["model"] for one in order}
     rows |= {f"{main}: {baseline}": row for baseline, row in results["sets"][main]["baselines"].items()}
-    width = max(map(len, rows))
-    lines = [" " * width + "".join(f"  {title:>6}" for title in columns.values())]
+    title = "protocol default"
+    width = max(map(len, (title, *rows)))
+    lines.append(f"{title:<{width}}" + "".join(f"  {title}" for title in columns.values()))
     for title, row in rows.items():
-        cells = (f"{row[key]:>{max(6, len(head))}.3f}" for key, head in columns.items())
+        cells = (f"{row[key]:>{len(head)}.3f}" for key, head in columns.items())
         lines.append(f"{title:<{width}}  " + "  ".join(cells))
     retrieval = results["retrieval"]
     hit = "class" if "class" in retrieval else "instance"
     for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
         rates = ", ".join(f"R@{k[1:]} {rate:.3f}" for k, rate in retrieval[hit][way].items())
         lines.append(f"retrieval on {retrieval['set']}, by {hit}: {title} {rates}")
-    alarms = {key.split("_")[1]: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
+    chosen = results["universal_threshold"]
+    by_set = chosen["by_set"].get(main if chosen["chosen_on"] == "test" else chosen["chosen_on"])
+    if by_set:
+        name = "the test set's own threshold" if chosen["chosen_on"] == "test" else "universal threshold"
+        lines.append(f"{name} of {main}: {by_set['model']['value']:.4g}, {described(chosen, main)}")
+    alarms = {key: rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")}
     if alarms:
-        rates = ", ".join(f"{kind} {rate:.3f}" for kind, rate in alarms.items())
-        lines.append(f"false alarms on {main}, share of the image: {rates}")
+        rates = ", ".join(f"{key} {rate:.3f}" for key, rate in alarms.items())
+        lines.append(f"false alarms on {main}, share of the image above that threshold: {rates}")
     return "\n".join(lines)
+
+
+def _protocol(title: str, computed: dict) -> list[str]:
+    """Lines of a published protocol: a figure in each, under its name in metrics.json, for each predictor. Not those on
+    subsets of the samples."""
+    columns = {
+        predictor if row == "model" and predictor != "audio_visual" else row: _figures(figures)
+        for row, one in computed.items()
+        for predictor, figures in one["figures"].items()
+    }
+    names = list(columns["model"])
+    width = max(map(len, (title, *names)))
+    lines = [f"{title:<{width}}" + "".join(f"  {head:>8}" for head in columns)]
+    for name in names:
+        cells = (
+            f"{_number(figures[name]) if name in figures else '':>{max(8, len(head))}}"
+            for head, figures in columns.items()
+        )
+        lines.append(f"{name:<{width}}  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def _figures(families: dict) -> dict:
+    """{"FIGURE" or "RULE FIGURE": number} of the families of figures of one predictor."""
+    out = {}
+    for family in families.values():
+        for key, value in family.items():
+            if key == "counts":
+                continue
+            if isinstance(value, dict):
+                out |= {f"{key} {name}": one for name, one in value.items() if not isinstance(one, dict)}
+            else:
+                out[key] = value
+    return out
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def about_weights(checkpoint: Path, method: str, seed: int | None, recipe: dict) -> dict:

@@ -15,13 +15,14 @@ SCENE_TESTS = ("single", "duo", "trio")
 PRELOAD_BYTES = 2 << 30  # folders that take less when decoded are decoded once, not in every epoch
 
 
-def training_set(args: argparse.Namespace, front_end: str, size: int) -> "FolderSet | TrainingSet":
-    """The samples to train on, of --data and the options of `options.add_training_set`. Prints how many were dropped or
-    left out, and why. ValueError for options that do not go together, and for files that do not fit."""
+def training_set(args: argparse.Namespace, **reading) -> "FolderSet | TrainingSet":
+    """The samples to train on, of --data and the options of `options.add_training_set`, read as a recipe or checkpoint
+    has it (`reading`). Prints how many were dropped or left out, and why. ValueError for options that do not go
+    together, and for files that do not fit."""
     from ..data.datasets import FolderSet
     from ..data.training_sets import TrainingSet
 
-    how = {"front_end": front_end, "size": size, "cache": args.cache, "on_missing": args.on_missing or "error"}
+    how = reading | {"cache": args.cache, "on_missing": args.on_missing or "error"}
     if args.set_name is None:
         refuse(args, "layout exclude", "expected with --set")
         found = FolderSet(args.data, split=args.split, **how)
@@ -35,18 +36,13 @@ def training_set(args: argparse.Namespace, front_end: str, size: int) -> "Folder
 
 
 def folder(
-    path: str | os.PathLike,
-    split: str | None,
-    front_end: str,
-    image_size: int,
-    annotated: bool = False,
-    on_missing: str | None = None,
+    path: str | os.PathLike, split: str | None, *, annotated: bool = False, on_missing: str | None = None, **reading
 ) -> "FolderSet":
-    """The samples of a folder; `annotated`: ValueError without ground truth. on_missing: that of the options."""
+    """The samples of a folder, read as a recipe or checkpoint has it; `annotated`: ValueError without ground truth.
+    on_missing: that of the options."""
     from ..data.datasets import FolderSet
 
-    how = {"front_end": front_end, "size": image_size, "on_missing": on_missing or "error"}
-    found = FolderSet(path, split=split, **how)
+    found = FolderSet(path, split=split, on_missing=on_missing or "error", **reading)
     if annotated and not found.has_ground_truth:
         raise ValueError(f"{path}: expected boxes or masks of all samples in annotations.json, to evaluate against")
     for note in found.notes:

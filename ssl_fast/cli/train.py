@@ -1,11 +1,16 @@
 """`ssl-fast train`: train a localizer on a folder of images and sounds, or on a published training set."""
 
 import argparse
+import contextlib
 import typing
 from pathlib import Path
 
 from .options import (
+    FIT,
+    FITS,
+    FRONT_ENDS,
     add_device,
+    add_force,
     add_quiet,
     add_split,
     add_threads,
@@ -17,10 +22,12 @@ from .options import (
 )
 
 if typing.TYPE_CHECKING:
-    from ..data.datasets import SampleSet
+    from ..data.datasets import FolderSet, SampleSet
     from ..data.neighbors import Neighbors
+    from ..stages import Stages
     from ..training.loop import Run
     from ..training.recipes import Recipe
+    from ..training.views import Themselves
 
 HELP = "train a localizer on a folder of images and sounds (frames/, audio/)"
 
@@ -43,14 +50,14 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         "--loss",
         action="append",
         metavar="NAME=VALUE,...",
-        help="options of the loss: margin=-0.2,tau=0.1 (default: the recipe's; all names: docs/losses.md, or give "
-        "a wrong one)",
+        help="options of the loss, as margin=-0.2,tau=0.1 (default: the recipe's; a wrong name lists all)",
     )
     add(
         "--nce-epochs",
         type=natural,
         metavar="N",
-        help="of fnac: first epochs without its L1 terms (default: the recipe's)",
+        help="of fnac: first epochs without its L1 terms (default: the recipe's; published: 5 as in its scripts, where "
+        "its program has 3)",
     )
     add("--batch-size", type=positive(int), metavar="N", help="default: the recipe's")
     add(
@@ -72,6 +79,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="budget of training time: a run that does not fit is shortened (default: none, the full length)",
     )
     add("--resume", action="store_true", help="go on with the run in --out")
+    add_force(parser, "the run in --out by a new one")
     add_threads(parser, "1 for the narrow nets, else as torch chooses")
     add_device(parser)
     add(
@@ -99,14 +107,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--val-split", metavar="NAME", help="list of ids in --val")
     add("--out", type=Path, required=True, metavar="DIR")
     add("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
-    add("--front-end", metavar="NAME", help="how sounds become spectrograms (default: the recipe's)")
+    add("--front-end", metavar="NAME", help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the recipe's)")
     add("--image-size", type=positive(int), metavar="N", help="pixels a side (default: the recipe's)")
+    add("--fit", choices=FITS, help=f"{FIT} (default: the recipe's)")
     add(
         "--views",
         metavar="NAME,NAME",
         help="of ssl_align, which compares all pairs of them, and two of hard_positives and sspl: original, augmented, "
         "conceptual (default: the recipe's)",
     )
+    add(
+        "--augmentation",
+        metavar="NAME",
+        help="none; of squares shift, crop; of whole frames ez_vsl, moco_v1, moco_v2, simclr (default: the recipe's)",
+    )
+    add("--masks", metavar="NAME", help="of spectrograms: none, ssl_tie, fnac, fnac_released (default: the recipe's)")
+    add("--transform", metavar="NAME", help="of ssl_tie: single_shrink (default) or released, which halves twice")
+    add("--audio-mix", metavar="NAME", help="none (default), or ssl_tie: its audmix variant, with --neighbors-audio")
     add(
         "--init",
         type=Path,
@@ -118,7 +135,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             f"--neighbors-{modality}",
             type=Path,
             metavar="FILE",
-            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)",
+            help=f"nearest neighbours of {what}, for conceptual views (published: ssl_align, hard_positives)"
+            + (" and --audio-mix" if modality == "audio" else ""),
         )
     add_workers(parser)
     add(
@@ -192,49 +210,59 @@ def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "R
 
 def run(args: argparse.Namespace) -> int:
     from .. import distributed
-    from ..models import build, checkpoints, storage
+    from ..models import build, storage
     from ..stages import Stages
     from ..training import recipes, validation
     from ..training.loop import check_processes
-    from . import results, run_folder, samples
+    from . import run_folder, samples
 
-    args = run_folder.open_run(args, args.out)
-    recipe = recipes.recipe(
-        args.method,
-        args.recipe,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        precision=args.precision,
-        accumulation=args.accumulation,
-        front_end=args.front_end,
-        image_size=args.image_size,
-        views=None if args.views is None else tuple(args.views.split(",")),
-        **loss_fields(args),
-    )
-    if args.val_split is not None and args.val is None:
-        raise ValueError("--val-split: expected with --val")
-    how = recipe.front_end, recipe.image_size
-    training_set = samples.training_set(args, *how)
-    recipe.steps(len(training_set))
-    held_out = None
-    if args.val is not None:
-        held_out = samples.folder(args.val, args.val_split, *how, on_missing=args.on_missing)
-        validation.check_validation(training_set, held_out, recipe)
-    several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
-    rank, processes = distributed.launched()
-    check_processes(recipe, processes, args.device, **several)
-    neighbors = _neighbors(args, training_set, recipe)
-    if recipe.name == "published" and args.init is None:
-        start = recipes.PUBLISHED_START[recipe.method]
-        print(f"image net: from scratch, without --init; the published runs of {recipe.method} started from {start}")
-    if args.init is not None:  # here only to see whether it fits
-        storage.load_torchvision(build(recipe.model).visual_net, args.init)
-    set_threads(args, recipe)
-    stages = Stages()
-    with distributed.torchrun(args.device):
-        if rank == 0:
-            run_folder.write_run(args)
-        with stages("samples"):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(distributed.torchrun(args.device))
+        rank, processes = distributed.launched()
+        with distributed.together():  # no process waits for one that cannot train
+            args = run_folder.open_run(args, args.out, add_arguments)
+            recipe = recipes.recipe(
+                args.method,
+                args.recipe,
+                epochs=args.epochs,
+                batch_size=args.batch_size,
+                precision=args.precision,
+                accumulation=args.accumulation,
+                front_end=args.front_end,
+                image_size=args.image_size,
+                fit=args.fit,
+                resampler="pillow" if args.fit == "crop" else None,
+                augmentation=args.augmentation,
+                masks=args.masks,
+                transform=args.transform,
+                audio_mix=args.audio_mix,
+                views=None if args.views is None else tuple(args.views.split(",")),
+                **loss_fields(args),
+            )
+            if args.val_split is not None and args.val is None:
+                raise ValueError("--val-split: expected with --val")
+            training_set = samples.training_set(args, **recipe.reading)
+            recipe.steps(len(training_set))
+            held_out = None
+            if args.val is not None:
+                held_out = samples.folder(args.val, args.val_split, on_missing=args.on_missing, **recipe.reading)
+                validation.check_validation(training_set, held_out, recipe)
+            several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
+            check_processes(recipe, processes, args.device, **several)
+            neighbors = _neighbors(args, training_set, recipe)
+            if args.init is not None:  # here only to see whether it fits
+                storage.load_torchvision(build(recipe.model).visual_net, args.init)
+            set_threads(args, recipe)
+        if recipe.name == "published" and args.init is None:
+            start = recipes.PUBLISHED_START[recipe.method]
+            print(
+                f"image net: from scratch, without --init; the published runs of {recipe.method} started from {start}"
+            )
+        with distributed.together():
+            if rank == 0:
+                stack.enter_context(run_folder.held(args))
+        stages = Stages()
+        with stages("samples"), distributed.together():
             for found in (training_set, held_out):
                 if found is not None and not (found is training_set and recipe.policy):  # policies need the files
                     samples.preload(found, args.quiet)
@@ -249,8 +277,17 @@ def run(args: argparse.Namespace) -> int:
                 neighbors=neighbors,
                 **several,
             )
-    if rank > 0:
-        return 0
+        return 0 if rank > 0 else _finish(args, recipe, run, held_out, stages)
+
+
+def _finish(
+    args: argparse.Namespace, recipe: "Recipe", run: "Run", held_out: "FolderSet | None", stages: "Stages"
+) -> int:
+    """Name the best epoch, and evaluate it where the samples that chose it have ground truth."""
+    from ..models import checkpoints, storage
+    from ..training import validation
+    from . import results
+
     best, notes = validation.best_record(run.history), list(run.notes)
     if best is not None:
         print(f"best epoch: {(best['step'] + 1) * recipe.epochs // run.planned_steps}, {args.out / storage.BEST}")
@@ -276,20 +313,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _neighbors(
     args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe"
-) -> "tuple[Neighbors, Neighbors] | None":
+) -> "tuple[Themselves | Neighbors, Neighbors] | None":
     """Nearest neighbours of images and of sounds, None without. ValueError where they do not fit the set or the views
     of the recipe."""
     from ..data.neighbors import Neighbors
-    from ..training.views import Views
+    from ..training.views import Themselves, Views
 
     visual, audio = args.neighbors_visual, args.neighbors_audio
-    if (visual is None) != (audio is None):
+    if (visual is None) != (audio is None) and recipe.neighbors != ("audio",):
         raise ValueError("--neighbors-visual, --neighbors-audio: expected both or none of them")
     if visual is None and "conceptual" in recipe.views:
         raise ValueError(
             f"--neighbors-visual, --neighbors-audio: expected with the views {', '.join(recipe.views)}, got none; "
             "`ssl-fast mine` writes them, and --views original,augmented does without"
         )
-    neighbors = None if visual is None else (Neighbors(visual), Neighbors(audio))
+    if visual is not None and recipe.neighbors == ("audio",):
+        raise ValueError("--neighbors-visual: expected with conceptual views, got mixed sounds alone")
+    neighbors = None if audio is None else (Themselves() if visual is None else Neighbors(visual), Neighbors(audio))
     Views(training_set, recipe, neighbors=neighbors)  # checks them
     return neighbors

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .io.images import Geometry
 from .sample_lists import (
     DataError,
     check_unique,
@@ -56,8 +57,8 @@ class Annotation:
 
     id: unique in its set. image, audio: stems of its files, with folders. category: of the sounding object, None where
     unknown. group: the image (of S4 the video) that IIoU takes together. boxes: (k, 4) int, xmin, ymin, xmax, ymax in
-    pixels of 224 x 224, ends excluded, or None. mask: the path of one, or None. sounding: False for an image with a
-    sound that nothing in it makes (boxes then are (0, 4)).
+    pixels of 224 x 224, ends excluded, or None; fractions: the same, (k, 4) float, as fractions of the frame. mask: the
+    path of one, or None. sounding: False for an image with a sound that nothing in it makes (boxes then are (0, 4)).
     """
 
     id: str
@@ -68,6 +69,16 @@ class Annotation:
     boxes: np.ndarray | None = None
     mask: str | None = None
     sounding: bool = True
+    fractions: np.ndarray | None = None
+
+    def boxes_in(self, geometry: Geometry) -> np.ndarray | None:
+        """`boxes` in the square of 224 pixels that `geometry` makes of the frame, (n, 4) int, scaled and truncated
+        alike; n <= k, as those of which no pixel is left are dropped."""
+        if self.boxes is None or geometry == Geometry():
+            return self.boxes
+        assert self.fractions is not None
+        pixels = (geometry.boxes(self.fractions) * SIZE).astype(int)
+        return pixels[(pixels[:, :2] < pixels[:, 2:]).all(1)]
 
 
 @dataclass(frozen=True)
@@ -98,11 +109,11 @@ class Annotations:
         (_, header), *rows = read_rows(Path(path)) or [(1, [])]
         if header != ["video", "audio", "label"]:
             raise DataError(f"{path}: expected the header video,audio,label, got {','.join(header)!r}")
-        negatives, none = [], np.zeros((0, 4), int)
+        negatives, none = [], {"boxes": np.zeros((0, 4), int), "fractions": np.zeros((0, 4))}
         for i, row in rows:
             if len(row) != 3 or row[2] != "non-sounding" or wrong_id(row[0]) or wrong_id(row[1]):
                 raise DataError(f"{path}: line {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
-            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], none, sounding=False))
+            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], sounding=False, **none))
         check_unique([sample.id for sample in negatives], path, "pairs")
         return replace(self, samples=self.samples + tuple(negatives))
 
@@ -259,7 +270,8 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     samples = []
     for sample, given in raw:
         if given is not None:
-            sample = replace(sample, boxes=pixels(given, unit, SIZE, f"{path}: {sample.id!r}", sample.id, dirt))
+            boxes, fractions = pixels(given, unit, SIZE, f"{path}: {sample.id!r}", sample.id, dirt)
+            sample = replace(sample, boxes=boxes, fractions=fractions)
         if sample.category in SPELLING:
             dirt["misspelt"].append(sample.id)
             sample = replace(sample, category=SPELLING[sample.category])
@@ -268,9 +280,12 @@ def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotat
     return Annotations(tuple(samples), rule, dirt, str(path))
 
 
-def pixels(given: list, unit: float, size: int, source: str, name: str, dirt: dict[str, list[str]]) -> np.ndarray:
-    """Boxes of sample `name` in fractions of `unit` -> (k, 4) int in pixels of size x size, by the rules of DIRT; each
-    case is added to `dirt`. DataError, that begins with `source`, for what are no boxes."""
+def pixels(
+    given: list, unit: float, size: int, source: str, name: str, dirt: dict[str, list[str]]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes of sample `name` in fractions of `unit` -> (k, 4) int in pixels of size x size, and as fractions of the
+    frame, (k, 4) float, by the rules of DIRT; each case is added to `dirt`. DataError, that begins with `source`, for
+    what are no boxes."""
     try:
         boxes = np.asarray(given, np.float64).reshape(len(given), 4)
     except (TypeError, ValueError, OverflowError):
@@ -287,7 +302,7 @@ def pixels(given: list, unit: float, size: int, source: str, name: str, dirt: di
         dirt["empty"].append(name)
     elif weight_map(found[solid], size=size).all():
         dirt["whole frame"].append(name)
-    return found[solid]
+    return found[solid], inside[solid] / unit
 
 
 READERS: dict[str, Callable[[Path], Annotations]] = {

@@ -42,7 +42,7 @@ from .annotations import DIRT, SIZE, pixels, report, weight_map
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
-from .io.images import RESAMPLERS, Geometry, decode_image, load_mask
+from .io.images import FITS, RESAMPLERS, Geometry, decode_image, fit_frame, frame_size, load_mask
 from .io.media import MediaError
 from .sample_lists import DataError, find_list, read_annotations, read_ids, some
 
@@ -61,7 +61,7 @@ class Item:
     sound: Path
     image_id: str
     category: str | None
-    boxes: np.ndarray | None = None  # (k, 4) int, pixels of the set's size
+    boxes: np.ndarray | None = None  # (k, 4) fractions of the frame
     mask: Path | None = None
     visible: frozenset[str] = frozenset()
 
@@ -99,15 +99,20 @@ class Files:
             return self.problems
         try:
             state = path.stat()  # once: sets have some hundred thousand files
-        except OSError:
-            state = None
-        if state is None or not stat.S_ISREG(state.st_mode):
+        except (FileNotFoundError, NotADirectoryError):
             self.missing[path] = f"{path}: no such file, id {name!r}"
             return self.missing
-        if not state.st_size:
-            self.problems[path] = f"{path}: empty file (0 bytes), id {name!r}"
-            return self.problems
-        return None
+        except OSError as error:  # it is there, for all we know
+            problem = error.strerror
+        else:
+            if not stat.S_ISREG(state.st_mode):
+                problem = "expected a file, got a folder or the like"
+            else:
+                problem = "" if state.st_size else "empty file (0 bytes)"
+        if not problem:
+            return None
+        self.problems[path] = f"{path}: {problem}, id {name!r}"
+        return self.problems
 
 
 class SampleSet(torch.utils.data.Dataset):
@@ -115,8 +120,9 @@ class SampleSet(torch.utils.data.Dataset):
 
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
-    the FrontEnd of the spectrograms, has_ground_truth, and missing, the ids that the set should have beside these and
-    whose files are not there. Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
+    the FrontEnd of the spectrograms, has_ground_truth, missing, the ids that the set should have beside these and whose
+    files are not there, and sounding (False for samples with a sound that nothing in the image makes, None where no
+    list tells). Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
     """
 
     ids: list[str]
@@ -126,6 +132,7 @@ class SampleSet(torch.utils.data.Dataset):
     front_end: FrontEnd
     has_ground_truth: bool = False
     missing: Sequence[str] = ()
+    sounding: list[bool] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -137,6 +144,10 @@ class SampleSet(torch.utils.data.Dataset):
     def ground_truth(self, index: int) -> np.ndarray:
         """(H, W) float32 with weights in [0, 1], of the size of the image; ValueError where there is none."""
         raise ValueError(f"sample {self.ids[self._checked(index)]!r}: expected boxes or a mask, it has none")
+
+    def squashed_ground_truth(self, index: int) -> np.ndarray:
+        """`ground_truth` as if the frame had been squashed: not moved along where the image is a crop of it."""
+        return self.ground_truth(index)
 
     def mask(self, index: int) -> np.ndarray | None:
         """(H, W) bool, the exact outline of the sounding object; None where it is unknown."""
@@ -154,16 +165,21 @@ class SampleSet(torch.utils.data.Dataset):
         return int(index) % len(self)
 
 
+def check_size(size: int) -> None:
+    """ValueError for what cannot be the side of images, in pixels."""
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"size: expected an integer >= 1, got {size!r}")
+
+
 class FileSet(SampleSet):
     """Samples whose images and sounds are files, read when a sample is asked for: anew every time, unless `preload` was
     called.
 
     root: names the set in messages. files: what was found there. front_end: a FrontEnd, or its name. size: side in
-    pixels of the images; frames are resized to size x size directly, whatever their aspect ratio, so that boxes in
-    fractions of the frame stay right. cache: a folder where decoded frames and clips are kept (see cache.py); what
-    comes out is the same. resampler: see images.resize. on_missing: "error" raises DataError where files are not there,
-    "list" goes on with the samples whose files are; `missing` then lists the ids of the others, and `notes` says how
-    many there are.
+    pixels of the images. fit: how frames become squares, see images.fit_frame; ground truth and masks go the same way.
+    cache: a folder where decoded frames and clips are kept (see cache.py); what comes out is the same. resampler: see
+    Geometry.image. on_missing: "error" raises DataError where files are not there, "list" goes on with the samples
+    whose files are; `missing` then lists the ids of the others, and `notes` says how many there are.
 
     Raises DataError for files that are no good, whatever on_missing is, and MediaError when one is read that is broken;
     both name the file.
@@ -177,13 +193,16 @@ class FileSet(SampleSet):
         front_end: str | FrontEnd,
         size: int,
         cache: str | os.PathLike | None = None,
+        fit: str = "squash",
         resampler: str = "pillow",
         on_missing: str = "error",
     ):
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"size: expected an integer >= 1, got {size!r}")
-        if resampler not in RESAMPLERS:
-            raise ValueError(f"resampler: expected one of {', '.join(RESAMPLERS)}, got {resampler!r}")
+        check_size(size)
+        allowed = ["pillow"] if fit == "crop" else RESAMPLERS
+        if fit not in FITS:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        if resampler not in allowed:
+            raise ValueError(f"resampler: expected one of {', '.join(allowed)} for {fit}, got {resampler!r}")
         if on_missing not in ON_MISSING:
             raise ValueError(f"on_missing: expected one of {', '.join(ON_MISSING)}, got {on_missing!r}")
         self.root, self.size, self.front_end = Path(root), size, front_end_named(front_end)
@@ -198,7 +217,7 @@ class FileSet(SampleSet):
         if self.missing:
             total = len(items) + len(self.missing)
             self.notes.append(f"{len(items):,} of {total:,} samples are there; missing are {some(self.missing)}")
-        self._items, self.resampler = items, resampler
+        self._items, self.fit, self.resampler = items, fit, resampler
         self._cache = None if cache is None else DecodedCache(cache)
         self.ids = [item.id for item in items]
         self.image_ids = [item.image_id for item in items]
@@ -224,7 +243,7 @@ class FileSet(SampleSet):
         return self._spectrogram(sound) if spectrogram is None else spectrogram
 
     def _image(self, frame: Path) -> torch.Tensor:
-        return Geometry().image(self._frame(frame), self.size, self.resampler)
+        return fit_frame(self._frame(frame), self.size, self.fit, self.resampler)
 
     def _spectrogram(self, sound: Path) -> torch.Tensor:
         return self.front_end.spectrogram(torch.from_numpy(self._segment(sound)))[None]
@@ -266,9 +285,26 @@ class FileSet(SampleSet):
                 self._spectrograms[item.sound] = self._spectrogram(item.sound)
         return self
 
+    def _geometry(self, item: Item) -> Geometry:
+        return Geometry() if self.fit == "squash" else Geometry.of_fit(self.fit, *frame_size(item.frame), self.size)
+
+    def ground_truth(self, index: int) -> np.ndarray:
+        index = self._checked(index)
+        return self._ground_truth(index, self._geometry(self._items[index]))
+
+    def squashed_ground_truth(self, index: int) -> np.ndarray:
+        return self._ground_truth(self._checked(index), Geometry())
+
+    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
+        """(size, size) float32 of what `geometry` cuts out: here the mask, ValueError where there is none."""
+        path = self._items[index].mask
+        if path is None:
+            raise ValueError(f"sample {self.ids[index]!r}: expected boxes or a mask, it has none")
+        return load_mask(path, self.size, geometry).astype(np.float32)
+
     def mask(self, index: int) -> np.ndarray | None:
-        path = self._items[self._checked(index)].mask
-        return None if path is None else load_mask(path, self.size)
+        item = self._items[self._checked(index)]
+        return None if item.mask is None else load_mask(item.mask, self.size, self._geometry(item))
 
     def waveform(self, index: int) -> np.ndarray:
         return self._segment(self._items[self._checked(index)].sound)
@@ -285,8 +321,8 @@ class FileSet(SampleSet):
 class FolderSet(FileSet):
     """A folder of frames and sounds (layout: see the module).
 
-    root: the folder. front_end, size, `reading` (cache, resampler, on_missing): see FileSet. annotations: path of the
-    annotation file; by default annotations.json in the folder where there is one. split: see find_list.
+    root: the folder. front_end, size, `reading` (cache, fit, resampler, on_missing): see FileSet. annotations: path of
+    the annotation file; by default annotations.json in the folder where there is one. split: see find_list.
 
     The samples are, in this order: the ids of the list; else those of the annotations; else all ids under frames/ and
     audio/, sorted. has_ground_truth: every sample has boxes or a mask. `notes` (list of str) tells what was dropped by
@@ -310,14 +346,13 @@ class FolderSet(FileSet):
         )
         self.has_ground_truth = all(item.annotated for item in self._items)
 
-    def ground_truth(self, index: int) -> np.ndarray:
+    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
         """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
         and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
-        boxes = self._items[self._checked(index)].boxes
-        if boxes is not None:
-            return weight_map(boxes, size=self.size)
-        mask = self.mask(index)
-        return super().ground_truth(index) if mask is None else mask.astype(np.float32)
+        boxes = self._items[index].boxes
+        if boxes is None:
+            return super()._ground_truth(index, geometry)
+        return weight_map((geometry.boxes(boxes) * self.size).astype(int), size=self.size)
 
 
 @dataclass(frozen=True)
@@ -387,7 +422,8 @@ def _check_mask(path: Path) -> None:
 
 
 def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None, size: int) -> _Folder:
-    """What is found of a folder's samples; boxes in pixels of size x size."""
+    """What is found of a folder's samples, for images of size x size."""
+    check_size(size)
     if not root.is_dir():
         got = "a file" if root.exists() else "nothing there"
         raise DataError(f"{root}: expected a folder with frames/ and audio/, got {got}")
@@ -430,7 +466,7 @@ class _Folder(Files):
             return
         boxes = None
         if "bbox" in entry:
-            boxes = pixels(entry["bbox"], 1, self.size, f"{self.root}: {name!r}", name, self.dirt)
+            _, boxes = pixels(entry["bbox"], 1, self.size, f"{self.root}: {name!r}", name, self.dirt)
         # however an annotation names a frame, it is one image
         frames, path = self.root / "frames", frame[0]
         image_id = (path.relative_to(frames).with_suffix("") if path.is_relative_to(frames) else path).as_posix()
@@ -462,7 +498,11 @@ def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
-    for directory, _, names in os.walk(folder, followlinks=True):
+
+    def unreadable(error: OSError):
+        raise error  # os.walk goes on without what it cannot list
+
+    for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
         for name in sorted(names):
             path = Path(directory, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):

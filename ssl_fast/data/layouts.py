@@ -22,7 +22,7 @@ class Layout:
     mask: str = ""
 
     def __str__(self) -> str:
-        names = {"image": "ID", "audio": "ID", "mask": "MASK", "image_clip": "YTID_START_END"}
+        names = {"image": "ID", "audio": "ID", "image_clip": "YTID_START_END"}
         names |= {"audio_clip": "YTID_START_END", "image_film": "videos/N/N/N/ID.mp4"}
         names["audio_film"] = names["image_film"]
         return " with ".join(dict.fromkeys(text.format(**names) for text in (self.image, self.audio)))

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import replace_file
 from .datasets import SampleSet
 from .sample_lists import DataError, read_json, short
 
@@ -75,7 +76,7 @@ class Negatives(Sequence):
             names = [None] * len(self) if self.sources is None else [sample_set.ids[i] for i in self.sources]
             draws = {name: {"file": file, "offset": 0.0} for name, file in zip(sample_set.ids, names)}
             record = {"kind": kind, "seed": seed, "draws": draws}
-            Path(path).write_text(json.dumps(record, indent=0, ensure_ascii=False), encoding="utf-8")
+            replace_file(path, json.dumps(record, indent=0, ensure_ascii=False))
 
     def __len__(self) -> int:
         return len(self.set)

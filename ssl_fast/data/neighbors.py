@@ -28,8 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..files import replace_file
 from ..progress import progress_bar
-from ..reproducibility import fingerprint, replace_file, versions
+from ..reproducibility import fingerprint, versions
 from .sample_lists import read_json, short
 
 FORMAT = "ssl_fast neighbors 1"
@@ -156,6 +157,14 @@ class Neighbors:
         else:
             column = np.random.default_rng(generator).integers(self.k)
         return int(self.ids[index, column])
+
+    def draw_from_queue(self, index: int, generator: torch.Generator, size: int) -> int:
+        """The nearest to sample `index` in a random queue of `size` samples, which may hold itself (SSL-TIE's audmix);
+        the last of the k neighbours where the queue holds none of them."""
+        rank = 0  # in order of nearness, itself first: each is in the queue, or the next one may be
+        while torch.rand((), generator=generator).item() >= size / (len(self) - rank):
+            rank += 1
+        return int(self.ids[index, min(rank, self.k) - 1]) if rank else index
 
     def __reduce__(self):
         return Neighbors, (self.path,)  # another process maps the file anew

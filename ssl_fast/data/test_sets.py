@@ -20,6 +20,7 @@ import numpy as np
 from .annotations import SIZE, Annotations, weight_map
 from .datasets import Files, FileSet, FolderReport, check_files
 from .io.front_ends import FrontEnd
+from .io.images import Geometry
 from .layouts import FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
 from .sample_lists import DataError
 
@@ -61,7 +62,7 @@ class PublishedSet(FileSet):
     """A test set in a folder: images of 224 x 224, ground truth by the rule of its annotations.
 
     root: the folder. name: a key of LAYOUTS; layout: one of that set's (default: the one whose files are there).
-    annotations: what there is to test on. front_end, and `reading` (cache, resampler, on_missing): see FileSet.
+    annotations: what there is to test on. front_end, and `reading` (cache, fit, resampler, on_missing): see FileSet.
     image_ids are the groups that IIoU takes together. `notes`: the dirt in the annotations. DataError for a layout that
     cannot be told, and for files that are missing.
     """
@@ -78,15 +79,13 @@ class PublishedSet(FileSet):
     ):
         files, self.annotations = _files_of(Path(root), name, annotations, layout)
         super().__init__(root, files, front_end=front_end, size=SIZE, **reading)
+        self.sounding = [sample.sounding for sample in self.annotations.samples]
         self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
-    def ground_truth(self, index: int) -> np.ndarray:
+    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
         """(224, 224) float32: the boxes by their rule; the mask of a sample without boxes."""
-        boxes = self.annotations.samples[self._checked(index)].boxes
-        if boxes is not None:
-            return weight_map(boxes, self.annotations.rule)
-        mask = self.mask(index)
-        return super().ground_truth(index) if mask is None else mask.astype(np.float32)
+        boxes = self.annotations.samples[index].boxes_in(geometry)
+        return super()._ground_truth(index, geometry) if boxes is None else weight_map(boxes, self.annotations.rule)
 
 
 def check(

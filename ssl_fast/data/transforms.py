@@ -3,7 +3,7 @@
     generator = torch.Generator().manual_seed(step)
     images = colour_jitter(random_resized_crop(images, generator), generator)
     policy = POLICIES["moco_v2"]
-    square = policy.geometry(640, 360, 224, generator).image(frame, 224)      # of one frame, before it is made small
+    square = policy.square(frame, 224, generator)                             # of one frame, before it is made small
     images = policy.colours(images, generator)                                # of a batch of squares
 
 Images are (B, 3, H, W), uint8 in [0, 255] or float in [0, 1], and stay what they are. Every image or sound has its own
@@ -13,6 +13,7 @@ draw, and all draws are made on the CPU from the generator that is given: a seed
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -79,7 +80,24 @@ def horizontal_flip(images: Tensor, generator: Generator, p: float = 0.5) -> Ten
 
 
 _GREY = torch.tensor([0.299, 0.587, 0.114])  # luma of Rec. 601
-_YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.595716, -0.274453, -0.321263], [0.211456, -0.522591, 0.311135]])
+
+
+def _luma(pixels: Tensor) -> Tensor:
+    """(B, 3, H, W) -> (B, 1, H, W)."""
+    return torch.einsum("c,bchw->bhw", _GREY.to(pixels.device), pixels)[:, None]
+
+
+def _turn_hue(pixels: Tensor, turns: Tensor) -> Tensor:
+    """RGB in [0, 1] with the hue of HSV turned by (B, 1, 1, 1) of full turns."""
+    red, green, blue = pixels.unbind(1)
+    value, low = pixels.amax(1), pixels.amin(1)
+    chroma = value - low
+    scale = torch.where(chroma > 0, chroma, 1)
+    hue = torch.where(value == blue, (red - green) / scale + 4, torch.zeros_like(value))
+    hue = torch.where(value == green, (blue - red) / scale + 2, hue)
+    hue = torch.where(value == red, (green - blue) / scale, hue) + 6 * turns[:, 0]
+    sector = (torch.tensor([5.0, 3.0, 1.0], device=pixels.device)[:, None, None] + hue[:, None]) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(sector, 4 - sector).clamp(0, 1)
 
 
 def colour_jitter(
@@ -92,41 +110,42 @@ def colour_jitter(
     hue: float = 0.1,
     p: float = 0.8,
 ) -> Tensor:
-    """Jitter of colours: with probability p an image's hue, saturation, contrast and brightness change, in this order;
-    clipped at the end.
+    """Jitter of colours as torchvision's ColorJitter: with probability p an image's brightness, contrast, saturation
+    and hue change, one after the other in an order that is drawn for each image; clipped after each.
 
-    brightness, contrast, saturation: factors from U(1 - x, 1 + x), away from black, from the image's mean grey and from
-    each pixel's grey. hue: the plane of chroma (YIQ) is turned by U(-hue, hue) of a full turn.
+    brightness, contrast, saturation: factors from U(1 - x, 1 + x), below 0 none, away from black, from the image's mean
+    grey and from each pixel's grey. hue: that of HSV is turned by U(-hue, hue) of a full turn.
     """
     pixels = _checked(images)
     batch = len(images)
-    applied = torch.rand(batch, generator=generator) < p
-    draws = torch.rand(batch, 4, generator=generator) * 2 - 1
-    draws = torch.where(applied[:, None], draws, 0)
-    factors = 1 + draws[:, :3] * torch.tensor([brightness, contrast, saturation])
-    bright, contrasting, saturated = factors.T[..., None, None]
-    angle = draws[:, 3] * (hue * 2 * math.pi)
-    turn = torch.zeros(batch, 3, 3)
-    turn[:, 0, 0] = 1
-    turn[:, 1, 1] = turn[:, 2, 2] = angle.cos()
-    turn[:, 2, 1] = angle.sin()
-    turn[:, 1, 2] = -turn[:, 2, 1]
-    to_grey = _GREY.expand(3, 3)
-    colour = (saturated * torch.eye(3) + (1 - saturated) * to_grey) @ (torch.linalg.inv(_YIQ) @ turn @ _YIQ)
-    colour, contrasting, bright, grey = (x.to(pixels.device) for x in (colour, contrasting, bright, _GREY))
-    out = (colour @ pixels.flatten(2)).view_as(pixels)
-    mean = torch.einsum("c,bchw->b", grey, out)[:, None, None, None] / max(1, pixels[0:1, 0].numel())
-    contrasting, bright = contrasting[..., None], bright[..., None]
-    out = (bright * (contrasting * out + (1 - contrasting) * mean)).clamp(0, 1)
-    changed = applied.to(images.device)[:, None, None, None]
-    return torch.where(changed, _as_given(out, images), images)
+    chosen = (torch.rand(batch, generator=generator) < p).nonzero()[:, 0]
+    draws = torch.rand(batch, 4, generator=generator)[chosen] * 2 - 1
+    order = torch.rand(batch, 4, generator=generator)[chosen].argsort(1)
+    factors = (1 + draws[:, :3] * torch.tensor([brightness, contrast, saturation])).clamp_min(0)
+    amounts = torch.cat([factors, draws[:, 3:] * hue], 1).to(pixels.device)[..., None, None, None]
+    some = pixels[chosen.to(pixels.device)]
+    for step in order.unbind(1):
+        for kind in range(4):
+            which = (step == kind).nonzero()[:, 0].to(pixels.device)
+            if not len(which):
+                continue
+            one, amount = some[which], amounts[which, kind]
+            if kind == 3:
+                some[which] = _turn_hue(one, amount) if hue else one
+            else:
+                other = _luma(one) if kind else torch.zeros((), device=pixels.device)
+                other = other.mean((2, 3), keepdim=True) if kind == 1 else other
+                some[which] = (amount * one + (1 - amount) * other).clamp(0, 1)
+    out = images.clone()
+    out[chosen.to(images.device)] = _as_given(some, images)
+    return out
 
 
 def greyscale(images: Tensor, generator: Generator, p: float = 0.2) -> Tensor:
     """Every image replaced by its grey (all channels the luma) with probability p."""
     pixels = _checked(images)
     chosen = (torch.rand(len(images), generator=generator) < p).to(images.device)[:, None, None, None]
-    grey = torch.einsum("c,bchw->bhw", _GREY.to(pixels.device), pixels)[:, None].expand_as(pixels)
+    grey = _luma(pixels).expand_as(pixels)
     return torch.where(chosen, _as_given(grey, images), images)
 
 
@@ -214,10 +233,10 @@ class Masks:
         return spectrograms.masked_fill(cells, silence if self.value is None else self.value)
 
 
-# SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor. FNAC masks with a logarithm of
-# 0, which is far louder than any sound.
+# SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor; torchaudio draws widths below
+# the 35 and 180 that it is given. FNAC masks with a logarithm of 0, which is far louder than any sound.
 MASKS: dict[str, Masks] = {
-    "ssl_tie": Masks(bands=35, frames=180, p=0.8),
+    "ssl_tie": Masks(bands=34, frames=179, p=0.8),
     "fnac": Masks(bands=9, frames=9, value=0.0),
     "fnac_released": Masks(bands=9, frames=9, value=0.0, swapped_starts=True),
 }
@@ -227,9 +246,10 @@ MASKS: dict[str, Masks] = {
 class Policy:
     """A published way to augment frames: a crop and a flip of each frame, then colours, grey and blur of the squares.
 
-    zoom: the shorter side becomes floor(zoom * size) pixels, of which a square of `size` is cut out anywhere; None: a
-        box of an area in `scale` (relative to the frame) and a width : height in `ratio` becomes the square.
-    jitter: options of `colour_jitter`; None: no jitter. grey, blur, flip: probabilities.
+    zoom: the shorter side becomes floor(zoom * size) pixels (bicubic), of which a square of `size` is cut out anywhere;
+        None: a box of an area in `scale` (relative to the frame) and a width : height in `ratio` becomes the square
+        (bilinear, antialiased), as torchvision's RandomResizedCrop has it.
+    jitter: options of `colour_jitter`; None: no jitter. grey, blur, flip: probabilities. grey_first: before the jitter.
     """
 
     zoom: float | None = None
@@ -239,6 +259,13 @@ class Policy:
     grey: float = 0.0
     blur: float = 0.0
     flip: float = 0.5
+    grey_first: bool = False
+
+    def square(self, frame: np.ndarray, size: int, generator: Generator) -> Tensor:
+        """A frame (H, W, 3) uint8, cropped and flipped by a draw -> (3, size, size) uint8."""
+        height, width = frame.shape[:2]
+        geometry = self.geometry(width, height, size, generator)
+        return geometry.image(frame, size, "pillow" if self.zoom else "pillow_bilinear")
 
     def geometry(self, width: int, height: int, size: int, generator: Generator) -> Geometry:
         """A draw for a frame of width x height pixels that becomes a square of `size`."""
@@ -265,13 +292,16 @@ class Policy:
         return left, top, left + w, top + h
 
     def colours(self, images: Tensor, generator: Generator) -> Tensor:
-        """Images (B, 3, H, W), uint8 or float, with jitter, grey and blur, in this order; rounded once at the end."""
+        """Images (B, 3, H, W), uint8 or float, with jitter, grey and blur, in this order unless `grey_first`; rounded
+        once at the end."""
         if self.jitter is None and not self.grey and not self.blur:
             return images
         pixels = _checked(images)
+        if self.grey_first:
+            pixels = greyscale(pixels, generator, self.grey)
         if self.jitter is not None:
             pixels = colour_jitter(pixels, generator, **self.jitter)
-        if self.grey:
+        if not self.grey_first:
             pixels = greyscale(pixels, generator, self.grey)
         if self.blur:
             pixels = gaussian_blur(pixels, generator, p=self.blur)
@@ -281,7 +311,7 @@ class Policy:
 _MOCO_V2 = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.8}
 POLICIES: dict[str, Policy] = {
     "ez_vsl": Policy(zoom=1.1),  # and SLAVC, FNAC, LVS
-    "moco_v1": Policy(scale=(0.2, 1.0), jitter=_MOCO_V2 | {"hue": 0.4, "p": 1.0}, grey=0.2),
+    "moco_v1": Policy(scale=(0.2, 1.0), jitter=_MOCO_V2 | {"hue": 0.4, "p": 1.0}, grey=0.2, grey_first=True),
     "moco_v2": Policy(scale=(0.3, 1.0), jitter=_MOCO_V2, grey=0.2, blur=0.5),  # as SSL-TIE has it; MoCo's own: .2
     "simclr": Policy(
         scale=(0.08, 1.0),
@@ -311,3 +341,37 @@ class Equivariance:
     def __call__(self, x: Tensor) -> Tensor:
         grid = F.affine_grid(self.matrices.to(x), list(x.shape), align_corners=False)
         return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+
+
+class ReleasedEquivariance:
+    """SSL-TIE's transform as its program computes it, by kornia 0.5.6, drawn once for a batch: flip and halving by a
+    coin for all, rotation by whole degrees, up to 30, for each.
+
+    Called on square images (B, C, H, H) or maps (B, 1, h, h), float, it resizes them to 224 x 224 (bilinear), turns
+    and, by the coin, halves the content about pixel (112, 112) with 0 outside, resizes to the side they had, by the
+    coin to half of it, and flips. Halving so shrinks both content and canvas: images of 224 become 112 with 56 pixels
+    of content in the middle, maps of 14 x 14 become 7 x 7.
+    """
+
+    def __init__(self, batch: int, generator: Generator, degrees: int = 30):
+        angle = torch.randint(-degrees, degrees + 1, (batch,), generator=generator) * (math.pi / 180)
+        self.flip, self.half = (torch.rand(2, generator=generator) < 0.5).tolist()
+        zoom = 2.0 if self.half else 1.0
+        sine, cosine = angle.sin() * zoom, angle.cos() * zoom
+        # of indices of pixels, relative to the middle (223 / 2) as a fraction of it, which grid_sample goes by
+        matrix = torch.stack([cosine, -sine, sine, cosine], 1).view(batch, 2, 2)
+        middle = torch.full((2, 1), 112 / 111.5 - 1)
+        self.matrices = torch.cat([matrix, middle - matrix @ middle], 2)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        side = x.shape[-1]
+        full = F.interpolate(x, (224, 224), mode="bilinear") if side != 224 else x
+        grid = F.affine_grid(self.matrices.to(x), list(full.shape), align_corners=True)
+        turned = F.grid_sample(full, grid, padding_mode="zeros", align_corners=True)
+        side = -(-side // 2) if self.half else side
+        turned = F.interpolate(turned, (side, side), mode="bilinear") if side != 224 else turned
+        return turned.flip(3) if self.flip else turned
+
+
+# SSL-TIE's, by name: content halved once on the same canvas, or as released.
+TRANSFORMS = {"single_shrink": Equivariance, "released": ReleasedEquivariance}

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.io.audio import resample
+from ..data.io.lengths import mp3_stream
 from ..data.io.media import MediaError
 from ..data.scenes import dataset as scenes
 from ..evaluation import pictures
@@ -91,10 +92,8 @@ class DemoSession:
     def about(self) -> dict:
         """Contents of the page, as JSON: the scenes, their sounds and others, start of the sliders, file names that may
         be uploaded, the model; of the embedded one also the categories that it knows."""
-        from matplotlib import colormaps
-        from matplotlib.colors import to_hex
-
-        colours = [to_hex(colour) for colour in colormaps[pictures.COLOURS](np.linspace(0, 1, 17))]
+        palette = (255 * pictures.colours(np.linspace(0, 1, 17))[:, :3]).round().astype(int)
+        colours = [f"#{red:02x}{green:02x}{blue:02x}" for red, green, blue in palette]
         found, (method, prior) = self.pipeline.found, self.pipeline.names
         known = scenes.Settings().names if found.path == checkpoints.EMBEDDED else None
         return {
@@ -224,6 +223,8 @@ def check_sound(path: Path) -> None:
         raise MediaError(f"{path}: expected a sound of {', '.join(SOUND_FORMATS)}, got {kind}")
     if not seekable:
         raise MediaError(f"{path}: cannot be read as a sound (such samples are only read in a stream)")
+    if kind == "MP3" and (counted := mp3_stream(path)) is not None:
+        frames = counted[1]  # where libsndfile guesses
     if frames > SECONDS * rate:
         raise MediaError(f"{path}: expected at most {SECONDS // 60} minutes, got {frames / rate:.0f} s")
     if frames * channels > SAMPLES:

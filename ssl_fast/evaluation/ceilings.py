@@ -25,7 +25,7 @@ class Figures(typing.NamedTuple):
 def best_iou(ground_truth: np.ndarray, pixels: int) -> float:
     """Weights (H, W) in [0, 1] -> the highest consensus IoU that any prediction of so many pixels has: of those of the
     greatest weights. 0 where the ground truth is empty."""
-    weights = np.sort(np.asarray(ground_truth, np.float32), axis=None)
+    weights = np.sort(metrics.array(ground_truth, "ground_truth", 2), axis=None)
     if not 0 < pixels <= weights.size:
         raise ValueError(f"pixels: expected 1 to {weights.size}, got {pixels}")
     return _iou(weights[weights.size - pixels :], weights)
@@ -48,6 +48,7 @@ def ceilings(ground_truths: Iterable[np.ndarray]) -> dict[str, Figures]:
     >="), of one less ("best >"), and of the centre square of half of them ("centre square")."""
     rows, square = [], None
     for truth in ground_truths:
+        truth = metrics.array(truth, "ground_truths", 2)
         counts = _counts(truth.size)
         square = centre_square(counts[">="], truth.shape)[0] if square is None else square
         rows.append([*(best_iou(truth, pixels) for pixels in counts.values()), _iou(truth[square], truth)])

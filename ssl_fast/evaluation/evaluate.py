@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ..distributed import collect, shard
-from ..reproducibility import samples_record, versions
-from . import false_alarms, metrics
+from ..reproducibility import fingerprint, samples_record, versions
+from . import false_alarms, metrics, thresholds
 from .baselines import BASELINES, Baseline
 from .predictors import Localizer, MapFunction, Predictor, batches, from_images, from_localizer, inference, predictor_of
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
@@ -51,13 +51,13 @@ class _Passes:
         self,
         predictors: Mapping[str, Predictor],
         protocol: Protocol,
-        rule: str,
+        own: bool,
         published: Sequence[Protocol],
         seeds: Sequence[int],
         prior: Baseline | None,
         **loading,
     ):
-        self.predictors, self.protocol, self.rule, self.loading = predictors, protocol, rule, loading
+        self.predictors, self.protocol, self.own, self.loading = predictors, protocol, own, loading
         self.published, self.seeds, self.prior = published, seeds, prior
 
     def thresholds(
@@ -85,13 +85,20 @@ class _Passes:
         {published protocol: {predictor: what it computes}}."""
         out: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.predictors}
         totals = {
-            protocol.name: {name: self._total(protocol, thresholds.get(name)) for name in self.predictors}
+            protocol.name: {
+                name: self._total(protocol, thresholds.get(name))
+                for name in self.predictors
+                if name in thresholds or name == "model" or "false_alarms" not in protocol.figures
+            }
             for protocol in self.published
         }
-        size, kinds = (0, 0), dict.fromkeys(map(_kind, negatives))
+        size, kinds, sounding = (0, 0), _kinds(negatives), sample_set.sounding
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = _size(images), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
+            squashed = boxes
+            if getattr(sample_set, "fit", "") == "crop" and any(one.squashed_truth for one in self.published):
+                squashed = np.stack([sample_set.squashed_ground_truth(int(i)) for i in index])
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
@@ -100,16 +107,17 @@ class _Passes:
                     {kind: maps[sound] for kind, sound in zip(kinds, _sounds(kinds, seed, self.seeds))}
                     for seed in self.seeds
                 ]
-                threshold = thresholds[name].value if thresholds else None
+                threshold = thresholds[name].value if name in thresholds else None
                 for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
-                for total in (by[name] for by in totals.values()):
+                for total in (by[name] for by in totals.values() if name in by):
+                    truth = squashed if total.protocol.squashed_truth else boxes
                     for draw in draws if total.threshold is not None else draws[:1]:  # samples of all draws together
                         total.update(
                             positive,
-                            boxes,
+                            truth,
                             ids=ids,
-                            sounding=boxes.any((1, 2)),
+                            sounding=truth.any((1, 2)) if sounding is None else np.array(sounding)[index],
                             negatives=draw,
                             image_ids=[sample_set.image_ids[i] for i in index],
                             prior=objects if name == "model" else None,
@@ -124,7 +132,8 @@ class _Passes:
         """chosen: the universal threshold, in cosines."""
         if chosen is None or not any(rule.universal for rule in protocol.rules):
             return Accumulator(protocol)
-        return Accumulator(protocol, threshold=float(in_range(protocol, np.full((1, 1, 1), chosen.value))[0, 0, 0]))
+        threshold = float(in_range(protocol, np.full((1, 1, 1), chosen.value))[0, 0, 0])
+        return Accumulator(protocol, threshold=threshold, own_threshold=self.own)
 
     def _score(
         self,
@@ -134,21 +143,16 @@ class _Passes:
         masks: list,
         threshold: float | None,
     ) -> dict[str, np.ndarray]:
-        out = score(self.protocol, positive, boxes, negatives=negatives, threshold=threshold)["audio_visual"]
+        chosen = {"threshold": threshold, "own_threshold": self.own}
+        out = score(self.protocol, positive, boxes, negatives=negatives, **chosen)["audio_visual"]
         have = np.array([mask is not None for mask in masks])
         if have.any():
             exact = np.stack([mask for mask in masks if mask is not None])
-            columns = score(self.protocol, positive[have], exact, threshold=threshold)["audio_visual"]
+            columns = score(self.protocol, positive[have], exact, **chosen)["audio_visual"]
             for column in [column for column in columns if column.startswith("iou_")]:
                 out[f"{column}_mask"] = np.full(len(have), np.nan)
                 out[f"{column}_mask"][have] = columns[column]
-        return {self._named(column): values for column, values in out.items()}
-
-    def _named(self, column: str) -> str:
-        """Column with the name of the rule in place of "universal", where the threshold is not from validation data."""
-        if self.rule != "universal" and column.startswith("pia_"):
-            return f"{column}_{self.rule}"
-        return column.replace("iou_universal", f"iou_{self.rule}")
+        return out
 
 
 def _size(images: Tensor) -> tuple[int, int]:
@@ -194,12 +198,24 @@ def _kind(sound: str) -> str:
     return sound.partition("/")[0]
 
 
+def _kinds(sounds: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(map(_kind, sounds)))
+
+
 def _negatives(
-    sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int], notes: list[str]
+    sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int], notes: list[str] | None
 ) -> dict[str, Callable]:
-    """{sound: indices -> spectrograms (B, 1, F, T)}; off-screen left out, with a note, where categories are unknown."""
-    if "offscreen" in kinds and (None in sample_set.categories or not all(sample_set.visible)):
-        notes.append(f"set {name}: no off-screen sounds, because not every sample says which categories it shows")
+    """{sound: indices -> spectrograms (B, 1, F, T)}. Where categories are unknown, off-screen is left out with a note,
+    or without `notes` a ValueError."""
+    unknown = [i for i, shown in enumerate(sample_set.visible) if sample_set.categories[i] is None or not shown]
+    if "offscreen" in kinds and unknown:
+        without = f"{len(unknown)} of {len(sample_set)} samples do not say which categories they show"
+        if notes is None:
+            raise ValueError(
+                f"set {name}: expected categories, for off-screen sounds, on which the universal threshold depends; "
+                f"{without}, as {sample_set.ids[unknown[0]]!r}: annotate them, or leave offscreen out of the negatives"
+            )
+        notes.append(f"set {name}: no off-screen sounds, because {without}")
         kinds = [kind for kind in kinds if kind != "offscreen"]
     return {
         sound: draw(sample_set, name, kind, seed).spectrograms
@@ -221,16 +237,18 @@ def _pick(argument: str, name: str | None, preferred: str, test_sets: Mapping) -
     return name or (preferred if preferred in test_sets else next(iter(test_sets)))
 
 
-def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
+def _check(test_sets: Mapping, validation: Mapping, negatives: Sequence[str]) -> None:
     if not test_sets:
         raise ValueError("test_sets: expected at least one set, got none")
-    for name, sample_set in [*test_sets.items(), *([] if validation is None else [("validation", validation)])]:
+    if len(validation) > 1:
+        raise ValueError(f"validation: expected one set, got {list(validation)}")
+    for name, sample_set in [*test_sets.items(), *validation.items()]:
         if not len(sample_set):
             raise ValueError(f"set {name!r}: expected samples, got an empty set")
     for name, sample_set in test_sets.items():
         if not sample_set.has_ground_truth:
             raise ValueError(f"set {name!r}: expected ground truth (boxes or masks) to evaluate against, it has none")
-        both = [] if validation is None else sorted(set(validation.ids) & set(sample_set.ids))
+        both = sorted({name for held_out in validation.values() for name in held_out.ids} & set(sample_set.ids))
         if both:
             raise ValueError(
                 f"validation: expected samples that are not tested, {len(both)} are in set {name!r}: "
@@ -241,11 +259,26 @@ def _check(test_sets: Mapping, validation, negatives: Sequence[str]) -> None:
         raise ValueError(f"negatives: expected kinds among {NEGATIVES}, got {unknown}")
 
 
+def _foreign(
+    threshold: float | thresholds.Thresholds, test_sets: Mapping, validation: Mapping
+) -> thresholds.Thresholds:
+    """Checked thresholds that are not chosen here."""
+    if validation:
+        raise ValueError("threshold: expected without validation, which chooses one")
+    if not isinstance(threshold, thresholds.Thresholds):
+        return thresholds.given(threshold)
+    for name, sample_set in test_sets.items():
+        if threshold.origin.get("fingerprint") == fingerprint(sample_set):
+            raise ValueError(f"threshold: expected one that was chosen on other samples than those of set {name!r}")
+    return threshold
+
+
 def evaluate(
     localizer: Localizer | MapFunction | str | os.PathLike,
     test_sets: Mapping[str, "SampleSet"],
     *,
-    validation: "SampleSet | None" = None,
+    validation: "SampleSet | Mapping[str, SampleSet] | None" = None,
+    threshold: float | thresholds.Thresholds | None = None,
     batch_size: int = 64,
     progress: bool = True,
     protocol: Protocol = Protocol(),
@@ -264,9 +297,11 @@ def evaluate(
     baselines beside it.
 
     localizer: or a function (images, spectrograms) -> maps, or a folder of maps (`from_folder`); these have no
-    retrieval. validation: the universal threshold (vssl_eval) is chosen on its negatives. Without it the threshold
-    comes from each
-        test set's own negatives, and whatever depends on it has `test_threshold` in its name instead of `universal`.
+        retrieval.
+    validation: a set, or {its name: it}: the universal threshold (vssl_eval) is chosen on its negatives.
+    threshold: the universal threshold itself: the model's in cosines (baselines then have none), or those of another
+        evaluation (`thresholds.read`). Without validation and threshold it comes from each test set's own negatives,
+        and whatever depends on it has `test_threshold` in its name. Its origin is in `results["universal_threshold"]`.
     published: further protocols, by name or record, run on the same maps: `results["protocols"]`.
     prior: images -> object maps, which these protocols mix with the model's (`models.object_prior`).
     baselines: {name: images -> maps}, `BASELINES` unless given; {} for none.
@@ -276,10 +311,17 @@ def evaluate(
     interactive_on, retrieval_on: sets behind the flat keys ("duo" and "single" where present, else the first set).
     similarity: of images and sounds for retrieval, of those that the localizer has.
     workers: processes that load the samples (for sets that decode files).
-    Raises ValueError for an empty set, a set without ground truth, a validation sample that is tested, a map with a NaN
-    (naming the sample), unknown names.
+    Raises ValueError for an empty set, a set without ground truth, a validation sample that is tested, validation
+    samples without categories where off-screen sounds are among the negatives, a map with a NaN (naming the sample),
+    unknown names.
     """
+    if validation is None:
+        validation = {}
+    elif not isinstance(validation, Mapping):
+        validation = {"validation": validation}
     _check(test_sets, validation, negatives)
+    if threshold is not None:
+        threshold = _foreign(threshold, test_sets, validation)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
     retrieval_on = _pick("retrieval_on", retrieval_on, "single", test_sets)
     published = [protocol_of(one) for one in published]
@@ -289,20 +331,30 @@ def evaluate(
     baselines = BASELINES if baselines is None else baselines
     predictors |= {name: from_images(baseline) for name, baseline in baselines.items()}
     loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
-    rule = "universal" if validation is not None else "test_threshold"
-    passes = _Passes(predictors, protocol, rule, published, seeds, prior, **loading)
+    own = threshold is None and not validation
+    passes = _Passes(predictors, protocol, own, published, seeds, prior, **loading)
     notes: list[str] = []
-    samples, tables, chosen, thresholds, computed = {}, {}, {}, {}, {}
+    samples, tables, chosen, origins, used, computed = {}, {}, {}, {}, {}, {}
+    chosen_on = "test"
+    if threshold is not None:
+        chosen_on = "results" if threshold.origin else "given"
+        used, origins[chosen_on] = threshold.values, threshold.origin
+        chosen[chosen_on] = {name: one for name, one in used.items() if name in predictors}
+        if lacking := [name for name in predictors if name not in used]:
+            notes.append(f"no universal threshold is known of {', '.join(lacking)}: no figures that depend on it")
     with inference(localizer):
-        if validation is not None:
-            drawn = _negatives(validation, "validation", negatives, draw, seeds, notes)
-            thresholds = chosen["validation"] = passes.thresholds(validation, drawn, "validation")
+        for name, sample_set in validation.items():
+            chosen_on = "validation"
+            drawn = _negatives(sample_set, name, negatives, draw, seeds, None)
+            used = chosen[chosen_on] = passes.thresholds(sample_set, drawn, name)
+            origins[chosen_on] = thresholds.origin(name, sample_set, _kinds(drawn), seeds)
         for name, sample_set in test_sets.items():
             drawn = _negatives(sample_set, name, negatives, draw, seeds, notes)
-            if validation is None:
-                thresholds = chosen[name] = passes.thresholds(sample_set, drawn, name)
-            columns, size, computed[name] = passes.columns(sample_set, drawn, thresholds, name)
-            tables[name] = _set_table(sample_set, columns, size, dict.fromkeys(map(_kind, drawn)))
+            if own:
+                used = chosen[name] = passes.thresholds(sample_set, drawn, name)
+                origins[name] = thresholds.origin(name, sample_set, _kinds(drawn), seeds)
+            columns, size, computed[name] = passes.columns(sample_set, drawn, used, name)
+            tables[name] = _set_table(sample_set, columns, size, _kinds(drawn))
             values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
             samples[name] = {
                 "id": list(sample_set.ids),
@@ -332,10 +384,11 @@ def evaluate(
             "protocols": computed,
             "retrieval": {"set": retrieval_on, **recalls} if recalls else {},
             "universal_threshold": {
-                "chosen_on": "validation" if validation is not None else "test",
+                "chosen_on": chosen_on,
                 "by_set": {
                     name: {predictor: t._asdict() for predictor, t in by.items()} for name, by in chosen.items()
                 },
+                "origins": origins,
             },
         },
         samples=samples,
@@ -346,11 +399,12 @@ def evaluate(
 
 def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[int, int], kinds: Iterable[str]) -> dict:
     rows = {name: table(values, sample_set.image_ids) for name, values in columns.items()}
-    sounds = Counter(sample_set.image_ids)
+    sounds, silent = Counter(sample_set.image_ids), (sample_set.sounding or []).count(False)
     maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in kinds}
     return {
         "n": len(sample_set),
         "samples": samples_record(sample_set),
+        **({"n_silent": silent} if silent else {}),
         "images": len(sounds),
         "interactive_images": sum(n > 1 for n in sounds.values()),
         "size": list(size),

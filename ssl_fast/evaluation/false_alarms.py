@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from .metrics import THRESHOLDS, above, area_under, auc, check_values, ratio
+from .metrics import THRESHOLDS, above, area_under, auc, check_predictions, check_values, ratio
 
 
 class UniversalThreshold(typing.NamedTuple):
@@ -42,12 +42,9 @@ def auc_n(areas) -> float:
 
 def map_iou(first, second) -> np.ndarray:
     """bool (N, H, W) twice -> float64 (N,): agreement of two predictions of the same image."""
-    first, second = np.asarray(first), np.asarray(second)
-    if first.dtype != bool or second.dtype != bool or first.shape != second.shape or first.ndim != 3:
-        raise TypeError(
-            f"second: expected bool (N, H, W) twice alike, got {first.dtype} {first.shape} and "
-            f"{second.dtype} {second.shape}"
-        )
+    first, second = check_predictions(first, "first"), check_predictions(second, "second")
+    if first.shape != second.shape:
+        raise ValueError(f"second: expected shape {first.shape} to match first, got {second.shape}")
     return ratio((first & second).sum((1, 2)), (first | second).sum((1, 2)), empty=1.0)
 
 
@@ -62,10 +59,17 @@ def figures(iou, areas: Mapping[str, np.ndarray], overlaps: Mapping[str, np.ndar
     `f_loc` = H(mean IoU, 1 - mean pIA), `f_auc` = H(AUC of the IoU, mean AUC_N), means over the kinds. The paper's
     "cIoU U. th." is this mean IoU, not a success rate.
     """
+    iou, areas, overlaps = (
+        check_values(iou),
+        *(
+            {key: check_values(values, f"{name}[{key!r}]") for key, values in given.items()}
+            for name, given in (("areas", areas), ("overlaps", overlaps))
+        ),
+    )
     pias, aucs = ({kind: f(a) for kind, a in areas.items()} for f in (lambda a: float(np.mean(a)), auc_n))
     pairs = [float(np.mean(v)) for key, v in overlaps.items() if key not in areas]
     return {
-        "mean_iou": float(check_values(iou).mean()),
+        "mean_iou": float(iou.mean()),
         "auc": auc(iou),
         **{f"pia_{kind}": value for kind, value in pias.items()},
         **{f"auc_n_{kind}": value for kind, value in aucs.items()},

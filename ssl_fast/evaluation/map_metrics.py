@@ -15,8 +15,9 @@ import torch
 from ..ops import checks
 from . import metrics
 
-KINDS, COMPARISONS = ("fraction", "truth", "value"), ("exact", ">", ">=")
-_COMPARISON_NAMES = {"exact": "exact", ">": "above", ">=": "at_least"}  # of csrc/params.h
+_RANKED, _VALUED = ("exact", ">", ">=", "> or >= 1"), (">", ">=")
+COMPARISONS = {"fraction": _RANKED, "truth": _RANKED, "value": _VALUED}  # by the kind of a rule
+_COMPARISON_NAMES = {"exact": "exact", ">": "above", ">=": "at_least"}  # of csrc/params.h, which has no other
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,9 @@ class Rule:
 
     kind: "fraction": a share of the pixels; "truth": as many as have ground truth > 0; "value": those above a value.
     comparison: "exact": that many pixels, ties in row-major order, a constant map predicts everything (not for
-        values); ">" or ">=": against the value, or as published against the value at that ascending index.
+        values); ">" or ">=": against the value, or as published against the value at that ascending index;
+        "> or >= 1": as ">", and all pixels of at least 1 (LVS, SSL-TIE: they set what is above to 1, then all below 1
+        to 0, so that the plateau of a maximum and constant maps from 1 on are predicted).
     fraction: of "fraction", and of "truth" where there is no ground truth.
     value: of "value"; None stands for the universal threshold.
     """
@@ -49,10 +52,9 @@ class Rule:
     value: float | None = None
 
     def __post_init__(self):
-        allowed = {kind: COMPARISONS[kind == "value" :] for kind in KINDS}
-        if self.comparison not in allowed.get(self.kind, ()):
+        if self.comparison not in COMPARISONS.get(self.kind, ()):
             raise ValueError(
-                f"rule {self.name!r}: expected kind and comparison among {allowed}, "
+                f"rule {self.name!r}: expected kind and comparison among {COMPARISONS}, "
                 f"got {self.kind!r}, {self.comparison!r}"
             )
         if self.value is not None and not math.isfinite(self.value):
@@ -64,6 +66,11 @@ class Rule:
     def universal(self) -> bool:
         return self.kind == "value" and self.value is None
 
+    @property
+    def ranks(self) -> bool:
+        """Whether the order of the pixels decides, and not their values."""
+        return self.kind != "value" and self.comparison != "> or >= 1"
+
     def pixel_count(self, pixels: int) -> int:
         """Number of pixels, of so many, that `fraction` stands for; as published, those from ascending index
         int((1 - fraction) · pixels) on."""
@@ -73,6 +80,7 @@ class Rule:
 
     def predict(self, maps: np.ndarray, objects: np.ndarray, value: float | None = None) -> np.ndarray:
         """(N, H, W), (N,) pixels of ground truth -> bool (N, H, W). value: the universal threshold."""
+        maps = metrics.array(maps, "maps", 3)
         if self.kind == "value":
             threshold = typing.cast(float, value if self.value is None else self.value)
             return metrics.above(maps, threshold, strict=self.comparison == ">")
@@ -82,7 +90,8 @@ class Rule:
             counts = np.where(objects > 0, objects, counts)
         if self.comparison == "exact":
             return metrics.largest(maps, counts)
-        return metrics.at_index(maps, pixels - counts, strict=self.comparison == ">")
+        above = metrics.at_index(maps, pixels - counts, strict=self.comparison != ">=")
+        return above | (maps >= 1) if self.comparison == "> or >= 1" else above
 
 
 class Counts(typing.NamedTuple):
@@ -109,6 +118,7 @@ def counts_of_pixels(
     full: Sequence[np.ndarray], truth: np.ndarray, rules: Sequence[Rule], value: float | None = None
 ) -> Counts:
     """K maps (N, H, W) at the size of the ground truth (N, H, W) -> `Counts`. value: the universal threshold."""
+    full = [metrics.array(maps, "full", 3) for maps in full]
     truth = metrics.check_truth(truth, full[0].shape)
     objects = np.array([np.count_nonzero(image) for image in truth], np.int64)
     weight = truth.sum((1, 2), dtype=np.float64)
@@ -209,7 +219,9 @@ def counts(
     if (value is None and any(rule.universal for rule in rules)) or (value is not None and not math.isfinite(value)):
         raise ValueError(f"value: expected the universal threshold of the rules, a finite number, got {value}")
     reason = None
-    if {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
+    if not {rule.comparison for rule in rules} <= _COMPARISON_NAMES.keys():
+        reason = f"expected comparisons among {list(_COMPARISON_NAMES)}, got {[rule.comparison for rule in rules]}"
+    elif {up.arithmetic for up in upsampling} != {"exact"} or len({*upsampling[1:]}) > 1:
         reason = f"expected exact up-sampling, alike for all but the first map, got {upsampling}"
     elif {(m.dtype, m.shape) for m in maps} != {(np.dtype(np.float32), maps[0].shape)}:
         reason = f"expected float32 maps of one size, got {[(m.dtype.name, m.shape) for m in maps]}"

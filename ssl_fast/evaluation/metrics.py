@@ -29,17 +29,33 @@ THRESHOLDS = 0.05 * np.arange(21)
 
 
 def array(values, name: str, ndim: int | None = None) -> np.ndarray:
-    """numpy float32 (float64 stays) of a numpy array or a torch tensor, without a copy where possible."""
+    """numpy float32 (float64 stays) of a numpy array, a torch tensor or lists, without a copy where possible. TypeError
+    for what is no array of numbers, ValueError for another number of dimensions, both naming it."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu()
         values = (values if values.dtype == torch.float64 else values.float()).numpy()
-    values = np.asarray(values)
+    values = _numpy(values, name)
     if values.dtype.kind not in "fbiu":
         raise TypeError(f"{name}: expected real numbers, got dtype {values.dtype}")
     if values.dtype not in (np.float32, np.float64):
         values = values.astype(np.float32)
     if ndim is not None and values.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got shape {values.shape}")
+    return values
+
+
+def _numpy(values, name: str) -> np.ndarray:
+    try:
+        return np.asarray(values.detach().cpu() if isinstance(values, torch.Tensor) else values)
+    except (ValueError, TypeError, RuntimeError) as error:  # lists of unequal lengths, of tensors with gradients
+        raise TypeError(f"{name}: expected an array of numbers, got {type(values).__name__}: {error}") from None
+
+
+def check_predictions(values, name: str = "prediction") -> np.ndarray:
+    """bool (N, H, W); TypeError for anything else."""
+    values = _numpy(values, name)
+    if values.dtype != bool or values.ndim != 3:
+        raise TypeError(f"{name}: expected bool (N, H, W), got {values.dtype} {values.shape}")
     return values
 
 
@@ -149,8 +165,9 @@ def _opencv(maps: np.ndarray, pixels: int) -> np.ndarray:
     return (a + (b - a).astype(np.float64) * (at - left.astype(np.float32))).astype(np.float32)
 
 
-def largest(maps: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def largest(maps, counts) -> np.ndarray:
     """The counts[i] largest pixels of map i, by selection, not sorting; ties and constant maps by the rules above."""
+    maps = array(maps, "maps", 3)
     flat = maps.reshape(len(maps), -1)
     n = flat.shape[1]
     out = np.zeros(flat.shape, bool)
@@ -212,9 +229,7 @@ def above(maps, threshold: float, *, strict: bool = True) -> np.ndarray:
 
 def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """bool (N, H, W), weights (N, H, W) -> float64 (N,) each: sum b·g, sum b·[g = 0], sum g."""
-    prediction = prediction.detach().cpu().numpy() if isinstance(prediction, torch.Tensor) else np.asarray(prediction)
-    if prediction.dtype != bool or prediction.ndim != 3:
-        raise TypeError(f"prediction: expected bool (N, H, W), got {prediction.dtype} {prediction.shape}")
+    prediction = check_predictions(prediction)
     truth = check_truth(ground_truth, prediction.shape)
     out = np.empty((3, len(truth)))
     for i, (b, g) in enumerate(zip(prediction, truth)):  # image by image: what a loop touches stays in cache

@@ -1,7 +1,10 @@
 """Pictures and sounds as data URIs: heat maps over images, charts in a light and a dark version, audio."""
 
 import base64
+import contextlib
 import io
+import os
+import sys
 import wave
 from collections.abc import Callable, Mapping, Sequence
 
@@ -15,6 +18,26 @@ COLOURS = "plasma"  # of heat maps
 FIRST = "#0072b2"  # of the colour-blind safe palette of Okabe and Ito
 SECOND = "#d55e00"
 SOUNDS = {"positive": "own sound", "silence": "silence", "noise": "noise", "offscreen": "off-screen sound"}
+
+
+def _matplotlib():
+    """matplotlib, also where MPLBACKEND names a backend that is not installed, as a notebook leaves it to its programs:
+    what is drawn here goes to files, and matplotlib cannot be imported a second time."""
+    named = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    try:
+        import matplotlib
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
+    if named:
+        with contextlib.suppress(ValueError):
+            matplotlib.rcParams["backend"] = named
+    return matplotlib
+
+
+def colours(level: np.ndarray) -> np.ndarray:
+    """Levels (...) in [0, 1] -> the colours of heat maps (..., 4), RGBA in [0, 1]."""
+    return _matplotlib().colormaps[COLOURS](level)
 
 
 def data_uri(mime: str, content: bytes) -> str:
@@ -64,14 +87,12 @@ def _edge(region: np.ndarray, thickness: int) -> np.ndarray:
 
 def heat(image: np.ndarray, values: np.ndarray, low: float, high: float, side: int = SIDE) -> np.ndarray:
     """A map (h, w) over the greyed image, colours from `low` to `high`: float32 (H, W, 3) within [0, 255]."""
-    from matplotlib import colormaps
-
     enlarged_image = enlarged(image, side).astype(np.float32)
     level = metrics.upsample(values[None], enlarged_image.shape[:2])[0]
     level = np.clip((level - low) / (high - low), 0, 1) if high > low else np.zeros_like(level)
     base = 0.35 * enlarged_image + 0.45 * enlarged_image.mean(2, keepdims=True)
     weight = (0.85 * level**1.5)[..., None]
-    return (1 - weight) * base + weight * 255 * colormaps[COLOURS](level)[..., :3]
+    return (1 - weight) * base + weight * 255 * colours(level)[..., :3]
 
 
 def outline(picture: np.ndarray, region: np.ndarray, colour: tuple[int, int, int]) -> None:
@@ -111,7 +132,7 @@ def overlay(tile: Tile, low: float, high: float) -> np.ndarray:
 
 def chart(draw: Callable, size: tuple[float, float]) -> tuple[str, str]:
     """draw(figure, ink) -> data URIs of the chart for light and for dark pages; `size` in inches."""
-    import matplotlib
+    matplotlib = _matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -211,7 +232,7 @@ def maxima_boxes(map_maxima: Mapping[str, Sequence[float]], threshold: float | N
             patch.set_alpha(0.75)
         if threshold is not None:
             axes.axvline(threshold, color=ink, linestyle="--", linewidth=1.2)
-            axes.set_title(f"universal threshold {threshold:.3f} (dashed)", loc="right", fontsize=8)
+            axes.set_title(f"threshold {threshold:.3f} (dashed)", loc="right", fontsize=8)
         axes.set_xlabel("maximum of the map (cosine)")
         axes.set_ylim(len(stats) + 0.6, 0.4)
 

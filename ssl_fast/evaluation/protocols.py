@@ -18,6 +18,7 @@ import numpy as np
 from . import detection, false_alarms, map_metrics, metrics, mixing, segmentation
 from .map_metrics import Counts, Rule, Upsampling
 from .results import table
+from .thresholds import OWN, threshold_name
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,9 @@ class Protocol:
     """Steps from maps to numbers. The default: bilinear up-sampling to the image's size with corners not aligned,
     exact pixel counts, success at IoU >= .5, ground truth = filled boxes (exact masks, where a set has them, as further
     columns).
+
+    squashed_truth: boxes stay at their fractions of the frame where the image is a crop of it, as LVS and SSL-TIE have
+    it, which misplaces them on frames that are not square; else they are moved along.
 
     Steps: maps / tau; up-sampling; fixed range of tau; normalisation; mixture with the object prior, where one is
     given; normalisation `after`; rules. Without `tau` its two steps are left out.
@@ -43,6 +47,7 @@ class Protocol:
     empty: float = 1.0  # IoU of nothing predicted where nothing is
     figures: tuple[str, ...] = ("localization",)  # of `FIGURES`
     grouped: bool = False  # whether image_ids must be given, for IIoU
+    squashed_truth: bool = False
     negatives_seed: int = 0  # of the noise and of the draw of off-screen sounds
 
     def __post_init__(self):
@@ -73,7 +78,10 @@ CORNERS = Upsampling(align_corners=True, arithmetic="torch")
 BICUBIC = Upsampling("bicubic", arithmetic="torch")
 BICUBIC_CORNERS = Upsampling("bicubic", True, "torch")
 TOP, TOP_STRICT = (Rule("top50", comparison=comparison) for comparison in (">=", ">"))
+TOP_OR_ONE = Rule("top50", comparison="> or >= 1")
 ADAPTIVE_STRICT = Rule("adaptive", "truth", ">")
+# Of an empty ground truth its evaluator takes half the batch of 64, for half the pixels.
+ADAPTIVE_AVSBENCH = Rule("adaptive", "truth", ">", fraction=32 / 224**2)
 UNIVERSAL = Rule("universal", "value", ">")
 
 
@@ -81,7 +89,7 @@ def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps
     return Protocol(name, **_everywhere(upsampling), rules=tuple(rules), empty=0.0, **steps)
 
 
-_lvs = _published("lvs", OPENCV, [TOP_STRICT], normalisation="min_max_flipped")
+_lvs = _published("lvs", OPENCV, [TOP_OR_ONE], normalisation="min_max_flipped", squashed_truth=True)
 _ez_vsl = _published("ez_vsl", CORNERS, [TOP], normalisation="min_max", prior_normalisation="min_max", after="min_max")
 _slavc = _published(
     "slavc_extended",
@@ -91,6 +99,9 @@ _slavc = _published(
     prior_normalisation="prior_range",
     after="min_max",
     figures=("detection",),
+)
+_slavc_absolute = replace(
+    _slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=0.5),)
 )
 _ssl_align = _published(
     "ssl_align",
@@ -102,6 +113,7 @@ _ssl_align = _published(
     grouped=True,
 )
 _vssl_eval = _published("vssl_eval", OPENCV, [ADAPTIVE_STRICT, UNIVERSAL], figures=("localization", "false_alarms"))
+_corners = replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS, prior=CORNERS)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol
@@ -114,17 +126,17 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(_ez_vsl, name="fnac"),
         replace(_ez_vsl, name="fnac_second_pass", positive=BICUBIC, negative=BICUBIC),
         replace(_slavc, name="slavc_validation", **_everywhere(BICUBIC), figures=("localization",)),
-        _slavc,  # with its flag --relative_prediction
-        replace(
-            _slavc, name="slavc_extended_absolute", after="none", rules=(Rule("at_half", "value", ">=", value=0.5),)
-        ),
+        _slavc,  # with its flag --relative_prediction, and its code's alpha
+        replace(_slavc, name="slavc_extended_readme", alpha=0.9),  # the command of its README
+        _slavc_absolute,
+        replace(_slavc_absolute, name="slavc_extended_scripts", alpha=0.9),  # its scripts, which lack the flag
         _ssl_align,  # its own model and LVS elsewhere, EZ-VSL,
         replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),  # SLAVC, FNAC; its own and LVS on VGG-SS,
         replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),  # SSL-TIE
-        _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_STRICT], figures=("segmentation",)),
+        _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_AVSBENCH], figures=("segmentation",)),
         _vssl_eval,  # LVS, SSL-Align on VGG-SS; SSL-TIE
-        replace(_vssl_eval, name="vssl_eval_corners", positive=CORNERS),  # LVS, SSL-Align on IS3
-        replace(_vssl_eval, name="vssl_eval_unit", positive=CORNERS, normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
+        _corners,  # LVS, SSL-Align on IS3
+        replace(_corners, name="vssl_eval_unit", normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
         Protocol(
             "vsl_paper",
             normalisation="two_cosines",
@@ -152,8 +164,9 @@ def published_image_id(name: str) -> str:
 # ------------------------------------------------------------------------------------------------ per-sample values
 
 
-def in_range(protocol: Protocol, maps: np.ndarray, enlarge: Callable = lambda maps: maps) -> np.ndarray:
+def in_range(protocol: Protocol, maps, enlarge: Callable = lambda maps: maps) -> np.ndarray:
     """Cosines (N, h, w) in the units of the protocol's thresholds; up-sampled on the way, where `enlarge` does that."""
+    maps = metrics.array(maps, "maps", 3)
     full = enlarge(maps) if protocol.tau is None else mixing.fixed_range(enlarge(maps / protocol.tau), protocol.tau)
     return mixing.NORMALISATIONS[protocol.normalisation](full)
 
@@ -166,6 +179,7 @@ def score(
     prior=None,
     negatives: Mapping[str, np.ndarray] = {},
     threshold: float | None = None,
+    own_threshold: bool = False,
     ids: Sequence[str] | None = None,
     backend: str = "auto",
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -173,7 +187,8 @@ def score(
 
     maps (N, h, w) cosines; ground_truth (N, H, W) weights in [0, 1] or bool; prior (N, h', w') mean activations;
     negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
-    `pia_` are left out.
+    `pia_` are left out. own_threshold: it was chosen on these very samples; columns that depend on it then have
+    `test_threshold` in their names (`thresholds.threshold_name`).
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
     neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
@@ -189,10 +204,10 @@ def score(
                 f"maps under {name}: expected {len(truth)} samples to match ground_truth, got {len(values)}"
             )
     size = truth.shape[1:]
-    rules = [rule for rule in protocol.rules if not (rule.universal and threshold is None)]
+    rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
     linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
-    ranks = threshold is None and all(rule.kind != "value" for rule in rules)
+    ranks = threshold is None and all(rule.ranks for rule in rules)
     out = {}
     if (
         prior is None
@@ -206,7 +221,7 @@ def score(
             for values in sounds.values()
         ]
         found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
-        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth)
+        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
     else:
@@ -222,7 +237,7 @@ def score(
         for predictor, levels in full.items():
             after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
             found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
-            out[predictor] = _columns(protocol, found, rules, [*negatives], truth)
+            out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
             if "detection" in protocol.figures:
                 out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
@@ -236,23 +251,34 @@ def score(
     return out
 
 
+def _rules(protocol: Protocol, threshold: float | None, own: bool) -> list[Rule]:
+    """The rules under the names of their columns, without those that lack their threshold."""
+    return [
+        replace(rule, name=threshold_name(rule.name, own)) if rule.universal else rule
+        for rule in protocol.rules
+        if not (rule.universal and threshold is None)
+    ]
+
+
 def _columns(
-    protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str], truth: np.ndarray
+    protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str], truth: np.ndarray, own: bool
 ) -> dict[str, np.ndarray]:
     pixels = truth[0].size if len(truth) else 1
     out = {f"iou_{rule.name}": iou for rule, iou in zip(rules, found.iou(protocol.empty).T)}
+    alarms = {}
     if found.shared is not None:
-        out |= {f"pia_{kind}": found.shared[:, k, k] / pixels for k, kind in enumerate(kinds, 1)}
+        alarms |= {f"pia_{kind}": found.shared[:, k, k] / pixels for k, kind in enumerate(kinds, 1)}
     if "false_alarms" in protocol.figures and found.shared is not None:
-        out |= {f"overlap_{kind}": found.map_iou(0, k) for k, kind in enumerate(kinds, 1)}
-        out |= {
+        alarms |= {f"overlap_{kind}": found.map_iou(0, k) for k, kind in enumerate(kinds, 1)}
+        alarms |= {
             f"overlap_{a}_{b}": found.map_iou(j, k)
             for j, a in enumerate(kinds, 1)
             for k, b in enumerate(kinds, 1)
             if j < k
         }
+    out |= {threshold_name(name, own): values for name, values in alarms.items()}
     if "detection" in protocol.figures:
-        out["objects"] = found.objects.astype(np.float64)
+        out["area"] = found.weight
     if "segmentation" in protocol.figures:
         if (found.weight != found.objects).any():
             i = int((found.weight != found.objects).argmax())
@@ -268,7 +294,7 @@ def _columns(
 
 def _detection(columns: Mapping, rules: Sequence[str], sounding: np.ndarray) -> dict:
     return {
-        rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["objects"])
+        rule: detection.figures(columns["confidence"], columns[f"iou_{rule}"], sounding, columns["area"])
         for rule in rules
     }
 
@@ -284,14 +310,15 @@ def _segmentation(columns: Mapping, rules: Sequence[str]) -> dict:
     }
 
 
-def _false_alarms(columns: Mapping) -> dict:
+def _false_alarms(columns: Mapping, own: bool) -> dict:
     areas, overlaps = (
-        {key.removeprefix(start): v for key, v in columns.items() if key.startswith(start)}
+        {key.removeprefix(start).removesuffix(f"_{OWN}"): v for key, v in columns.items() if key.startswith(start)}
         for start in ("pia_", "overlap_")
     )
     if not areas:
         raise ValueError("negatives: expected maps under at least one kind of negative for false alarms, got none")
-    return false_alarms.figures(columns[f"iou_{UNIVERSAL.name}"], areas, overlaps)
+    figures = false_alarms.figures(columns[f"iou_{threshold_name(UNIVERSAL.name, own)}"], areas, overlaps)
+    return {threshold_name(name, own): value for name, value in figures.items()}
 
 
 # Families of figures by name: (columns of a predictor, names of its rules, labels) -> figures.
@@ -299,18 +326,27 @@ FIGURES: dict[str, Callable] = {
     "localization": lambda columns, rules, labels: table(columns, labels["image_ids"] or None),
     "detection": lambda columns, rules, labels: _detection(columns, rules, np.array(labels["sounding"])),
     "segmentation": lambda columns, rules, labels: _segmentation(columns, rules),
-    "false_alarms": lambda columns, rules, labels: _false_alarms(columns),
+    "false_alarms": lambda columns, rules, labels: _false_alarms(columns, labels["own_threshold"]),
 }
 
 
 class Accumulator:
     """Runs a protocol batch by batch and keeps per-sample numbers only, never a map.
 
-    threshold: the universal one, of protocols whose rules or figures ask for it.
+    threshold: the universal one, of protocols whose rules or figures ask for it. own_threshold: it was chosen on the
+    very samples that are tested; columns and figures that depend on it then have `test_threshold` in their names.
     """
 
-    def __init__(self, protocol: str | Protocol, *, threshold: float | None = None, backend: str = "auto"):
-        self.protocol, self.threshold, self.backend = protocol_of(protocol), threshold, backend
+    def __init__(
+        self,
+        protocol: str | Protocol,
+        *,
+        threshold: float | None = None,
+        own_threshold: bool = False,
+        backend: str = "auto",
+    ):
+        self.protocol, self.threshold, self.own_threshold = protocol_of(protocol), threshold, own_threshold
+        self.backend = backend
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
         self.labels: dict[str, list] = {"image_ids": [], "sounding": []}
         if not {*self.protocol.figures} <= FIGURES.keys():
@@ -324,7 +360,15 @@ class Accumulator:
     def update(self, maps, ground_truth, *, image_ids: Sequence[str] | None = None, sounding=None, **options) -> None:
         """Arguments of `score`; image_ids (N,): samples of one image, for IIoU; sounding (N,): whether the source is
         visible, for detection."""
-        batch = score(self.protocol, maps, ground_truth, threshold=self.threshold, backend=self.backend, **options)
+        batch = score(
+            self.protocol,
+            maps,
+            ground_truth,
+            threshold=self.threshold,
+            own_threshold=self.own_threshold,
+            backend=self.backend,
+            **options,
+        )
         first = self._batches[0] if self._batches else batch
         for predictor in first | batch:
             expected, got = (sorted(columns.get(predictor, ())) for columns in (first, batch))
@@ -344,7 +388,7 @@ class Accumulator:
                 raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
         self._batches.append(batch)
         self.labels["image_ids"].extend(() if image_ids is None else image_ids)
-        self.labels["sounding"].extend(() if sounding is None else np.asarray(sounding) > 0)
+        self.labels["sounding"].extend(() if sounding is None else metrics.array(sounding, "sounding", 1) > 0)
 
     @property
     def n(self) -> int:
@@ -359,20 +403,22 @@ class Accumulator:
         }
 
     def compute(self) -> dict:
-        """{"protocol", "n", "threshold", "left_out" (rules without their threshold), "figures": {predictor: {family:
-        figures}}}; detection and segmentation for each rule. ValueError without a sample."""
+        """{"protocol", "n", "threshold", "own_threshold", "left_out" (rules without their threshold), "figures":
+        {predictor: {family: figures}}}; detection and segmentation for each rule. ValueError without a sample."""
         if not self.n:
             raise ValueError("compute: expected at least one sample, got none")
         left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
-        rules = [rule.name for rule in self.protocol.rules if rule.name not in left_out]
+        rules = [rule.name for rule in _rules(self.protocol, self.threshold, self.own_threshold)]
+        labels = {**self.labels, "own_threshold": self.own_threshold}
         figures = {
-            predictor: {family: FIGURES[family](columns, rules, self.labels) for family in self.protocol.figures}
+            predictor: {family: FIGURES[family](columns, rules, labels) for family in self.protocol.figures}
             for predictor, columns in self.columns.items()
         }
         return {
             "protocol": self.protocol.record(),
             "n": self.n,
             "threshold": self.threshold,
+            "own_threshold": self.own_threshold,
             "left_out": left_out,
             "figures": figures,
         }
@@ -396,11 +442,15 @@ def run(
     from.
 
     negatives: {kind: (N, h, w)}, or one such mapping for each draw (seed); the samples of all draws are pooled, each
-    draw beside the positives. threshold: the universal one; without it, it is taken from these very negatives, as
-    published. Other arguments as in `score` and `Accumulator.update`.
+    draw beside the positives. threshold: the universal one; without it, it is taken from these very negatives, and
+    what depends on it has `test_threshold` in its name. Other arguments as in `score` and `Accumulator.update`.
     """
-    protocol = protocol_of(protocol)
-    draws = [negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}]
+    protocol, maps, ground_truth = protocol_of(protocol), metrics.array(maps, "maps", 3), metrics.weights(ground_truth)
+    prior = None if prior is None else metrics.array(prior, "prior", 3)
+    draws = [
+        {kind: metrics.array(values, f"maps under {kind}", 3) for kind, values in draw.items()}
+        for draw in ([negatives] if isinstance(negatives, Mapping) else [*negatives] or [{}])
+    ]
     chosen = None
     if threshold is None and draws[0] and any(rule.universal for rule in protocol.rules):
         chosen = false_alarms.universal_threshold(
@@ -415,7 +465,7 @@ def run(
             }
         )
         threshold = chosen.value
-    total = Accumulator(protocol, threshold=threshold, backend=backend)
+    total = Accumulator(protocol, threshold=threshold, own_threshold=chosen is not None, backend=backend)
     for draw in draws:
         for start in range(0, len(maps), batch):
             part = slice(start, start + batch)

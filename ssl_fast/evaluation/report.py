@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from ..reproducibility import replace_file
+from ..files import replace_file
 from ..terminal import printable
 from . import pictures
 from .overlays import Row, Tile
 from .results import samples_of, shortened
+from .thresholds import OWN, described
 
 TITLES = {
     "random": "random map",
@@ -152,18 +153,17 @@ def _cards(results: Mapping) -> str:
         ]
     alarms = [rate for key, rate in results["sets"][main]["model"].items() if key.startswith("pia_")]
     if alarms:
-        cards.append(
-            _card(
-                f"False alarms on {main}",
-                max(alarms),
-                "share of the image lit by the worst kind of negative sound; 0 is right",
-            )
-        )
+        own = results["universal_threshold"]["chosen_on"] == "test"
+        at = "the test set's own threshold" if own else "the universal threshold"
+        lit = f"share of the image above {at} under the worst kind of negative sound; 0 is right"
+        cards.append(_card(f"False alarms on {main}", max(alarms), lit))
     return f'<dl class="cards">{"".join(cards)}</dl>'
 
 
 def _comparison(name: str, one: Mapping) -> str:
     def cell(row, key):
+        if key not in row:  # no universal threshold of this predictor
+            return ""
         total = "images" if key.startswith(PER_IMAGE) else "n"
         total = row["counts"].get(f"{total}_{key.partition('_')[2]}", one[total])
         return number(row[key]) + (f"<small>{row['counts'][key]} / {total}</small>" if key in row["counts"] else "")
@@ -180,7 +180,8 @@ def _comparison(name: str, one: Mapping) -> str:
         )
 
     several = f", {one['interactive_images']} of them with several sounds" if one["interactive_images"] else ""
-    title = f"{name}: {samples_of(one)}, {one['images']} images{several}"
+    silent = f", {one['n_silent']} of them silent" if "n_silent" in one else ""
+    title = f"{name}: {samples_of(one)}{silent}, {one['images']} images{several}"
     return (
         part(MAIN, title)
         + f"<details><summary>{_text(name)}: other threshold rules, masks</summary>"
@@ -215,7 +216,7 @@ def _leaves(tree: Mapping, *path: str) -> Iterable[tuple[str, float]]:
 
 def _pair(key: str) -> str:
     """overlap_noise -> own sound, noise; overlap_silence_noise -> silence, noise"""
-    kinds = key.removeprefix("overlap_").split("_")
+    kinds = key.removeprefix("overlap_").removesuffix(f"_{OWN}").split("_")
     return ", ".join(map(name_of_sound, kinds if len(kinds) == 2 else ["positive", *kinds]))
 
 
@@ -233,27 +234,25 @@ def _protocols(results: Mapping) -> str:
         )
     for name, by_protocol in results.get("protocols", {}).items():
         for protocol, computed in by_protocol.items():
-            rows = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
-            rows |= {
-                TITLES[row]: dict(_leaves(figures))
-                for row, figures in computed["model"]["figures"].items()
-                if row in TITLES
+            columns = {row: dict(_leaves(one["figures"]["audio_visual"])) for row, one in computed.items()}
+            columns |= {
+                row: dict(_leaves(figures)) for row, figures in computed["model"]["figures"].items() if row in TITLES
             }
             one = results["sets"][name]  # a protocol counts the samples of all seeds
             draws = "" if computed["model"]["n"] == one["n"] else f", {computed['model']['n']} with all draws"
             table = _table(
                 f"{name}: {samples_of(one)}{draws}",
-                ["", *map(name_of, rows["model"])],
+                ["", *map(name_of, columns)],
                 [
-                    (name_of(row), [f"{values[key]:.4g}" if key in values else "" for key in rows["model"]])
-                    for row, values in rows.items()
+                    (name_of(key), [f"{values[key]:.4g}" if key in values else "" for values in columns.values()])
+                    for key in columns["model"]
                 ],
             )
             alarms = computed["model"]["figures"]["audio_visual"].get("false_alarms", {})
             overlaps = {
                 _pair(key): value
                 for key, value in alarms.items()
-                if key.startswith("overlap_") and key != "overlap_negatives"
+                if key.startswith("overlap_") and not key.startswith("overlap_negatives")
             }
             if overlaps:
                 parts.append(
@@ -279,24 +278,24 @@ def _protocols(results: Mapping) -> str:
 
 def _false_positives(results: Mapping) -> str:
     chosen = results["universal_threshold"]
-    of_test = chosen["chosen_on"] == "test"
     parts = []
     for name, one in results["sets"].items():
         kinds = {
-            key: key.removeprefix("pia_").removesuffix("_test_threshold")
-            for key in one["model"]
-            if key.startswith("pia_")
+            key: key.removeprefix("pia_").removesuffix(f"_{OWN}") for key in one["model"] if key.startswith("pia_")
         }
         if not kinds:
             continue
-        thresholds = chosen["by_set"][name if of_test else "validation"]
+        own = chosen["chosen_on"] == "test"
+        thresholds = chosen["by_set"][name if own else chosen["chosen_on"]]
         rows = [
             (name_of(row), [number(values[key]) for key in kinds] + [number(thresholds[row]["value"])])
             for row, values in {"model": one["model"], **one["baselines"]}.items()
+            if row in thresholds
         ]
+        threshold = "the test set's own threshold" if own else "the universal threshold"
         parts.append(
             _table(
-                f"{name}: share of the image above the universal threshold (pIA)",
+                f"{name}: share of the image above {threshold} (pIA), {described(chosen, name)}",
                 ["", *(name_of_sound(kind) for kind in kinds.values()), "threshold"],
                 rows,
             )
@@ -309,15 +308,17 @@ def _false_positives(results: Mapping) -> str:
                 f"Maximum of the model's map on {name}: range and quartiles over the samples.",
             )
         )
-    origin = "the negatives of the validation set"
-    if of_test:
-        origin = "the test set's own negatives, for want of a validation set: what depends on it is optimistic"
     if not parts:
         return ""
+    own = (
+        "Here it was chosen on the test set's own negatives, for want of another: what depends on it is optimistic, "
+        "and says so in its name. "
+    )
     return _section(
         "Sounds of nothing visible",
         "<p>The threshold of a predictor is the highest third quartile of its map maxima over the kinds of negative "
-        f"sound, chosen on {origin}. A predictor that never hears has the same map under every sound.</p>",
+        f"sound. {own if chosen['chosen_on'] == 'test' else ''}"
+        "A predictor that never hears has the same map under every sound.</p>",
         *parts,
     )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..reproducibility import replace_file
+from ..files import replace_file
 from . import metrics
 
 
@@ -19,7 +19,9 @@ class Results(dict):
     table, baselines: {NAME: table}, map_maxima: {sound: five numbers}},
     `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
     `protocols[SET][NAME][model and baselines]` of further protocols,
-    `universal_threshold`, `protocol`, `versions`, `notes` (what was left out and why).
+    `universal_threshold` = {chosen_on: "validation", "test", "results" or "given"; by_set: {that, or of "test" SET:
+    {predictor: {value, third_quartiles}}}; origins: {the same: {set, n, negatives, seeds, fingerprint}}},
+    `protocol`, `versions`, `notes` (what was left out and why).
     Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
     `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
     `samples[SET][column]` is the list of the model's N values.
@@ -34,14 +36,18 @@ class Results(dict):
         replace_file(path, json.dumps(self, indent=1, allow_nan=False) + "\n")
 
     def write_csv(self, path) -> None:
-        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value."""
+        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value. Text that a
+        spreadsheet would run as a formula (from =, +, -, @, a tab or a carriage return on), and text that begins with
+        an apostrophe, has an apostrophe before it: `removeprefix("'")` gives the id back."""
         columns = list(dict.fromkeys(column for values in self.samples.values() for column in values))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["set", *columns])
         for name, values in self.samples.items():
             for i in range(len(values["id"])):
-                writer.writerow([name, *(_cell(values[column][i]) if column in values else "" for column in columns)])
+                writer.writerow(
+                    [_cell(name), *(_cell(values[column][i]) if column in values else "" for column in columns)]
+                )
         replace_file(path, text.getvalue())
 
 
@@ -66,6 +72,8 @@ def _cell(value):
         return ""
     if isinstance(value, bool):
         return int(value)
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else value
     return f"{value:.6g}" if isinstance(value, float) else value
 
 

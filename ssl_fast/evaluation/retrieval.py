@@ -33,7 +33,7 @@ def retrieval(
     loading = {"batch_size": batch_size, "workers": workers, "progress": progress}
     with inference(localizer):
         parts = [audio_features(localizer, sounds) for _, _, sounds in batches(sample_set, title="sounds", **loading)]
-        audio = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        audio = {key: torch.cat([torch.as_tensor(part[key]) for part in parts]) for key in parts[0]}
         rows = [
             localizer.retrieval(visual_features(localizer, images), audio, similarity=similarity)
             for _, images, _ in batches(sample_set, title="retrieval", **loading)

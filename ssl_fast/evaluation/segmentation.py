@@ -9,7 +9,7 @@ import typing
 
 import numpy as np
 
-from .metrics import check_values, overlap
+from .metrics import array, check_values, overlap
 
 BETA2 = 0.3  # weight of recall against precision in F
 
@@ -30,7 +30,7 @@ def _f(true, predicted, area) -> np.ndarray:
 
 def segmentation(prediction, ground_truth) -> Segmentation:
     """bool (N, H, W), weights (N, H, W) -> |b & g| / |b | g| and F = 1.3 P R / (.3 P + R) of each sample."""
-    objects = np.asarray(ground_truth) > 0
+    objects = array(ground_truth, "ground_truth", 3) > 0
     true, false, area = overlap(prediction, objects)
     pixels = float(objects[0].size if len(objects) else 1)
     return per_sample(true, false, area, pixels)

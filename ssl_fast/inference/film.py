@@ -1,41 +1,58 @@
 """A map for each second of a video, and a film of them.
 
 The map of second k is that of the frame in its middle and the sound around it, as long as the localizer was trained to
-hear.
+hear. Memory does not grow with the length of a video: frames and pictures pass one by one, its sound lies in a
+temporary file.
 """
 
 import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from ..data.io.audio import to_mono
-from ..data.io.video import frames_of_seconds, write_film
+from ..data.io.audio import check_samples, to_mono
+from ..data.io.video import frames_of_seconds, sound_blocks, write_film, write_gif
 from ..progress import progress_bar
-from .localize import Answer, LocalizationPipeline, scale_of
+from .localize import Answer, LocalizationPipeline
+
+
+def read_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+    """What `decode_audio` gives of a video, float32 (samples, channels) and the rate in Hz, but mapped from a temporary
+    file, which is gone when the array is. MediaError names the video."""
+    with tempfile.TemporaryFile() as file:
+        position = channels = rate = 0
+        for block, rate in sound_blocks(path):
+            check_samples(path, block, rate, position)
+            block.tofile(file)
+            position, channels = position + len(block), block.shape[1]
+        return np.memmap(file, np.float32, "r", shape=(position, channels)), rate
 
 
 def localize(
     pipeline: LocalizationPipeline, path: str | os.PathLike, sound: np.ndarray, rate: int, progress: bool = False
-) -> list[Answer]:
-    """One answer for each second of a video, one for a shorter video. sound, rate: as `decode_audio(path)` gives them.
+) -> Iterator[Answer]:
+    """An answer for each second of a video, one for a shorter video. sound, rate: as `read_sound(path)` gives them.
     MediaError names the file."""
-    front_end, answers = pipeline.front_end, []
-    mono = to_mono(path, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
+    front_end = pipeline.front_end
+    reach = front_end.seconds + 1  # of the sound around a frame: what is heard, and more than the resampling takes in
+    step = Fraction(rate, front_end.sample_rate).limit_denominator(1000).numerator  # samples on which both rates meet
     for at, frame in progress_bar(frames_of_seconds(path), desc="maps", unit="s", disable=not progress):
-        answers.append(pipeline.localize(frame, pipeline.heard(mono, at)))
-    return answers
+        first = max(0, int((at - reach) * rate)) // step * step
+        part = np.asarray(sound[first : int((at + reach) * rate)])
+        mono = to_mono(path, part, rate, front_end.sample_rate, front_end.channels, front_end.reader)
+        yield pipeline.localize(frame, pipeline.heard(mono, at - first / rate))
 
 
-def write(out: Path, answers: list[Answer], sound: np.ndarray, rate: int, alpha: float, progress: bool = False) -> None:
-    """The sheets of all seconds on one scale, one after the other: .gif, or .mp4 with the sound."""
-    scale = scale_of(answers)
-    bar = progress_bar(answers, desc="pictures", unit="picture", disable=not progress)
-    pictures = [answer.sheet(alpha, scale) for answer in bar]
+def write(
+    out: Path, pictures: Iterable[np.ndarray], sound: np.ndarray, rate: int, total: int, progress: bool = False
+) -> None:
+    """The sheets of all seconds, uint8 (H, W, 3), one after the other: .gif, or .mp4 with the sound. total: how many
+    there are."""
+    bar = progress_bar(pictures, desc="pictures", unit="picture", total=total, disable=not progress)
     if out.suffix.lower() == ".mp4":
-        write_film(out, pictures, sound, rate)
-        return
-    from PIL import Image
-
-    first, *rest = (Image.fromarray(picture) for picture in pictures)
-    first.save(out, save_all=True, append_images=rest, duration=1000, loop=0)
+        write_film(out, bar, sound, rate)
+    else:
+        write_gif(out, bar)

@@ -8,6 +8,7 @@ answer.audio_visual, answer.prior, answer.mixed(.4), answer.scores()
 answer.sheet(alpha=.4)                                  # uint8 (H, W, 3), to be looked at
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ class Answer:
 
     image: uint8 (H, W, 3). audio_visual: float32 (h, w), cosines; of slavc the mean of its two. prior: float32, where
     there are objects, whatever is heard. threshold: the universal one, None where none is known. names: of the
-    localizer's method and of the prior.
+    localizer's method and of the prior. box: the part of the image that was seen, left, top, right, bottom as fractions
+    of its width and height; the maps cover that part, and nothing is known of the rest.
     """
 
     image: np.ndarray
@@ -41,6 +43,7 @@ class Answer:
     prior: np.ndarray
     threshold: float | None
     names: tuple[str, str]
+    box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
     def mixed(self, alpha: float = ALPHA) -> np.ndarray:
         """(224, 224) float32 in [0, 1]: alpha · audio-visual + (1 - alpha) · prior (IPOL note, eq. 7), each first
@@ -50,17 +53,18 @@ class Answer:
 
     def scores(self) -> dict[str, float | bool | None]:
         """maximum and minimum of the map; x, y: where the maximum is, fractions of the width and height; confidence:
-        mean of the highest quarter (SLAVC); with a threshold also area, the share of the image above it, and found,
+        mean of the highest quarter (SLAVC); with a threshold also area, the share above it of what was seen, and found,
         whether there is any; else these are None."""
         full = metrics.upsample(self.audio_visual[None], SIZE)
         y, x = np.unravel_index(self.audio_visual.argmax(), self.audio_visual.shape)
         height, width = self.audio_visual.shape
+        left, top, right, bottom = self.box
         area = None if self.threshold is None else float((full > self.threshold).mean())
         return {
             "maximum": float(full.max()),
             "minimum": float(full.min()),
-            "x": (x + 0.5) / width,
-            "y": (y + 0.5) / height,
+            "x": left + (right - left) * (x + 0.5) / width,
+            "y": top + (bottom - top) * (y + 0.5) / height,
             "confidence": float(detection.confidence(full)[0]),
             "threshold": self.threshold,
             "area": area,
@@ -73,17 +77,28 @@ class Answer:
         method, prior = self.names
         mixed, low, high = self.mixed(alpha), float(self.prior.min()), float(self.prior.max())
         return [
-            self._panel(f"{method}: cosine", self.audio_visual, *(scale or scale_of([self])), self.threshold),
+            self._panel(
+                f"{method}: cosine",
+                self.audio_visual,
+                *(scale or scale_of([self.audio_visual], self.threshold)),
+                self.threshold,
+            ),
             self._panel(f"object prior: {prior}", self.prior, low, high),
             self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0),
         ]
 
     def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> Panel:
-        picture = pictures.heat(self.image, values, low, high, SIDE)
+        height, width = pictures.enlarged(self.image, SIDE).shape[:2]
+        left, top = math.floor(self.box[0] * width), math.floor(self.box[1] * height)
+        right, bottom = math.ceil(self.box[2] * width), math.ceil(self.box[3] * height)
+        seen = metrics.upsample(values[None], (bottom - top, right - left))[0]
+        whole = np.full((height, width), low, np.float32)
+        whole[top:bottom, left:right] = seen
+        picture = pictures.heat(self.image, whole, low, high, SIDE)
+        part = picture[top:bottom, left:right]
         if threshold is not None:
-            above = metrics.upsample(values[None], picture.shape[:2])[0] > threshold
-            pictures.outline(picture, above, (255, 255, 255))
-        pictures.ring(picture, values)
+            pictures.outline(part, seen > threshold, (255, 255, 255))
+        pictures.ring(part, values)
         return Panel(title, pictures.to_bytes(picture), low, high, threshold)
 
     def sheet(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> np.ndarray:
@@ -92,16 +107,15 @@ class Answer:
         return sheet(pictures.enlarged(self.image, SIDE), self.panels(alpha, scale))
 
 
-def scale_of(answers: list[Answer]) -> tuple[float, float]:
+def scale_of(maps: list[np.ndarray], threshold: float | None) -> tuple[float, float]:
     """Cosines of the lowest and the highest colour, of maps that are compared.
 
     With a threshold what is below it stays in the darker half: it is the middle of a scale that reaches the maximum,
     or a little beyond the threshold where that is higher. Without one, minimum and maximum.
     """
-    highest = max(float(answer.audio_visual.max()) for answer in answers)
-    threshold = answers[0].threshold
+    highest = max(float(one.max()) for one in maps)
     if threshold is None:
-        return min(float(answer.audio_visual.min()) for answer in answers), highest
+        return min(float(one.min()) for one in maps), highest
     high = max(highest, threshold + 0.1)
     return 2 * threshold - high, high
 
@@ -153,13 +167,14 @@ class LocalizationPipeline:
         if waveform.dtype != np.float32 or waveform.shape != (self.front_end.samples,):
             got = f"{waveform.dtype} {waveform.shape}"
             raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {got}")
-        pixels = Geometry().image(image, self.found.image_size)[None]
+        reading, (height, width) = self.found.reading, image.shape[:2]
+        geometry = Geometry.of_fit(reading["fit"], width, height, reading["size"])
+        pixels = geometry.image(image, reading["size"], reading["resampler"])[None]
         with torch.inference_mode():
             maps = self.found.maps(pixels, torch.from_numpy(waveform)[None])
             prior = self.prior(pixels)
-        return Answer(
-            image, metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0], self.threshold, self.names
-        )
+        maps, prior = metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0]
+        return Answer(image, maps, prior, self.threshold, self.names, geometry.box)
 
 
 Viewer = LocalizationPipeline  # deprecated: its former name

@@ -27,13 +27,11 @@ class Panel:
 def sheet(image: np.ndarray, panels: Sequence[Panel]) -> np.ndarray:
     """uint8 (H, W, 3). image: uint8 (h, w, 3), as large as the panels' pictures. Universal thresholds are marked in the
     bar, and written below it."""
-    from matplotlib import colormaps
-
     height, width = image.shape[:2]
     column = max(width, WIDTH)
     paper = Image.new("RGB", ((column + GAP) * (len(panels) + 1) + GAP, TITLE + height + GAP + BAR + LABEL), PAPER)
     draw, font = ImageDraw.Draw(paper), ImageFont.load_default(15)
-    colours = (255 * colormaps[pictures.COLOURS](np.linspace(0, 1, column))[:, :3]).astype(np.uint8)
+    colours = (255 * pictures.colours(np.linspace(0, 1, column))[:, :3]).astype(np.uint8)
     bar = Image.fromarray(np.broadcast_to(colours, (BAR, column, 3)).copy())
 
     def write(x: float, y: int, text: str, anchor: str) -> None:

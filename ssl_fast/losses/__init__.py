@@ -25,7 +25,7 @@ Shared conventions
     CE(z, y) stands for mean over rows of logsumexp(z_i) - z_i[y_i]; S has images as rows and audio as columns.
 """
 
-from .functional import ez_vsl, fnac, hard_positives, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .functional import ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
 from .modules import (
     EZVSL,
     FNAC,
@@ -40,6 +40,7 @@ from .modules import (
     MarginNCE,
     SSLAlign,
 )
+from .neighbors import hard_positives
 from .predictive import attention_pooled, sspl
 from .tokens import dense_av, head_specialization, late_interaction, negative_pressure, silence, total_variation
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import JoinedBatch
+from ..ops.checks import check_tensor
 from ..ops.tokens import TokenPooling
 
 
@@ -35,11 +36,13 @@ def check_positives(rows: int, columns: int, positives: Tensor | None, device: t
             raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
 
 
-def join(group, positives: Tensor | None, images: Tensor, **audios: Tensor) -> tuple:
+def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", /, **audios: Tensor) -> tuple:
     """The batch of all processes, the positives in it of the own images (N,), and each of the audios (M, C) of all.
 
-    With a group: ValueError where positives are given.
+    TypeError, naming the argument, where one is no tensor. With a group: ValueError where positives are given.
     """
+    for argument, x in ((name, images), *audios.items()):
+        check_tensor(argument, x)
     if group is not None and positives is not None:
         raise ValueError(
             "positives: expected none with a group, where audio n of a process is the positive of its "
@@ -88,7 +91,7 @@ def cross_entropy(
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
     processes; there at least two. `repeat`: one more negative of each row, its positive times this. `positive`: (N, 1),
-    of rows, in place of their scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
+    in place of the scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
     batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after
     subtracting two large numbers.
     """
@@ -112,21 +115,21 @@ def contrast(
     negatives: str,
     tau: float = 1.0,
     margin: float = 0.0,
-    **of_rows,
+    **options,
 ) -> Tensor:
     """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    of_rows: `repeat` and `positive` of `cross_entropy`."""
+    options: of `cross_entropy`."""
     rows, columns = scores.shape
     check_positives(rows, columns, positives, scores.device)
     terms = []
     if negatives != "image":
         if columns < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, **of_rows))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, **options))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
         if batch.group is None:  # some columns may be nobody's positive
             scores, positives = own(scores, positives, 1), None
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True))
+        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True, **options))
     return total(terms)

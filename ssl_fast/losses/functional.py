@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import ops
 from ..distributed import JoinedBatch
-from ..ops.checks import check_pair, without_autocast
+from ..ops.checks import check_pair, check_tensor, without_autocast
 from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
@@ -27,49 +27,7 @@ from .cross_entropy import (
     total,
 )
 from .options import check_choice, options_of
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Parts that losses share (cross_entropy.py joins processes)
-
-
-def _direction(symmetric: bool) -> tuple[str, float]:
-    """Negatives and weight of a loss that averages both directions if `symmetric`."""
-    return ("both", 0.5) if symmetric else ("audio", 1.0)
-
-
-def _pooled(
-    visual: Tensor,
-    audio: Tensor,
-    pooling: Pooling,
-    mean_weight: float,
-    backend: str,
-    tokens: TokenPooling | None = None,
-) -> Tensor:
-    """S (N, M) by `pooling`, and of audio tokens by `tokens`, blended with the mean over the same cells."""
-    if mean_weight == 1:
-        return ops.pooled_similarity(visual, audio, ops.Mean(), tokens=tokens, backend=backend)
-    scores = ops.pooled_similarity(visual, audio, pooling, tokens=tokens, backend=backend)
-    return scores if isinstance(pooling, ops.Mean) else _blend(scores, visual, audio, mean_weight, backend, tokens)
-
-
-def _blend(
-    scores: Tensor, visual: Tensor, audio: Tensor, mean_weight: float, backend: str, tokens: TokenPooling | None = None
-) -> Tensor:
-    """(1 - mean_weight) scores + mean_weight (the mean over the same cells)."""
-    if not 0 <= mean_weight <= 1:
-        raise ValueError(f"mean_weight: expected within [0, 1], got {mean_weight}")
-    if mean_weight == 0:
-        return scores
-    mean = ops.pooled_similarity(visual, audio, ops.Mean(), tokens=tokens, backend=backend)
-    return torch.lerp(scores, mean, mean_weight)
-
-
-def clip_vectors(audio: Tensor, tokens: TokenPooling | None) -> Tensor:
-    """(M, C), or (M, C, T) -> (M, C), the mean over the tokens that count."""
-    if audio.dim() != 3:
-        return audio
-    mask = None if tokens is None else tokens.mask
-    return audio.mean(2) if mask is None else ops.TokenMean(mask).pool(audio.transpose(0, 1)).t()
+from .scores import blend, clip_vectors, direction, pooled
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -81,9 +39,12 @@ def _accumulate(x: Tensor) -> Tensor:
 
 
 def _views(name: str, views: Sequence[Tensor]) -> list[Tensor]:
-    if isinstance(views, Tensor) or not len(views):
-        got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else "none"
+    if not isinstance(views, Sequence) or not views:
+        kind = "none" if isinstance(views, Sequence) else type(views).__name__
+        got = f"a tensor {tuple(views.shape)}" if isinstance(views, Tensor) else kind
         raise TypeError(f"{name}: expected a list of at least one view, got {got}")
+    for number, view in enumerate(views):
+        check_tensor(f"{name}[{number}]", view)
     if any(view.dim() == 0 or view.shape[0] != views[0].shape[0] for view in views):
         raise ValueError(f"{name}: expected views of one batch size, got {[tuple(view.shape) for view in views]}")
     return list(views)
@@ -112,6 +73,8 @@ def _projections(
     ):
         if len(projected) != len(views):
             raise ValueError(f"{name}: expected {len(views)}, one per view, got {len(projected)}")
+        for number, x in enumerate(projected):
+            check_tensor(f"{name}[{number}]", x)
     return list(projected_visuals), list(projected_audios)
 
 
@@ -148,13 +111,11 @@ def ssl_align(
     paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
     minus sign is put in. `symmetric` averages both directions. alignment=False leaves s_A out, whatever is given.
 
-    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C), or with `tokens`, which are
-        those of every view, (M, C, T).
+    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C), or with `tokens`, those of
+        every view, (M, C, T).
     project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. p_A gets
-    the
-        mean over the tokens. Where the
-        projections are made elsewhere, `projected_visuals` and `projected_audios` take their results instead, one
-        (N, D) and one (M, D) for each view.
+        the mean over tokens. Where the projections are made elsewhere, `projected_visuals` and `projected_audios` take
+        their results instead, one (N, D) and one (M, D) for each view.
     return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
     """
     check_tau(tau)
@@ -162,11 +123,11 @@ def ssl_align(
     clips = [clip_vectors(audio, tokens) for audio in audios]
     projected = _projections(visuals, clips, project_visual, project_audio, projected_visuals, projected_audios)
     projected = projected if alignment else None
-    negatives, weight = _direction(symmetric)
+    negatives, weight = direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
     if projected:
         every |= {f"projected audio view {number}": audio for number, audio in enumerate(projected[1])}
-    batch, positives, *every = join(group, positives, visuals[0], **every)
+    batch, positives, *every = join(group, positives, visuals[0], "visuals[0]", **every)
     # all audio views at once: one pass over each visual view
     every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
     tokens = gather_tokens(batch, tokens, len(audios))
@@ -176,7 +137,7 @@ def ssl_align(
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
     localization = total(
-        over_audio_views(_pooled(v, every_audio, pooling, mean_weight, backend, tokens)) for v in visuals
+        over_audio_views(pooled(v, every_audio, pooling, mean_weight, backend, tokens)) for v in visuals
     )
     aligned = torch.zeros_like(localization)
     if projected:
@@ -211,8 +172,8 @@ def margin_nce(
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     tokens = gather_tokens(batch, tokens)
-    scores = _pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
-    negatives, weight = _direction(symmetric)
+    scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
+    negatives, weight = direction(symmetric)
     return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
 
@@ -288,13 +249,13 @@ def _lvs(
     repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
-        scores = _pooled(visual, audio, pooling, mean_weight, backend)
+        scores = pooled(visual, audio, pooling, mean_weight, backend)
         return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
     columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
-    scores = _blend(scores, visual, audio, mean_weight, backend)
+    scores = blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
         return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), maps
     cells = maps.flatten(1)
@@ -325,58 +286,8 @@ def ez_vsl(
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     tokens = gather_tokens(batch, tokens)
-    scores = _pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
+    scores = pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
     return contrast(batch, scores, positives, "both", tau, margin)
-
-
-def hard_positives(
-    visual: Tensor,
-    audio: Tensor,
-    similar_visual: Tensor,
-    similar_audio: Tensor,
-    *,
-    combine: Literal["mean", "sum", "logsumexp"] = "mean",
-    epsilon: float = 0.65,
-    beta: float = 0.03,
-    tau: float = 0.07,
-    margin: float = 0.0,
-    mean_weight: float = 0.0,
-    positives: Tensor | None = None,
-    group=None,
-    backend: str = "auto",
-) -> Tensor:
-    """HardPos: image and sound of semantically similar samples are positives too (Senocak et al., ICASSP 2022).
-
-        S = soft-threshold pooling of the cosines (epsilon, beta)
-        P_i = `combine` of S(v_i, a_i), S(v_i, a'_i), S(v'_i, a_i), S(v'_i, a'_i)             ' = the similar sample's
-        L = mean over i of  log(1 + sum over j != i of exp((S(v_i, a_j) - P_i + margin) / tau))
-
-    similar_visual (N, C, h', w'), similar_audio (N, C): the image, and the sound, of a nearest neighbour of each pair,
-    found in each modality by itself (`data.neighbors`); they are nobody's negatives.
-    combine: "mean"; "sum", since the paper adds the four response maps, without a released program: here, with a logit
-        for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
-        "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
-    """
-    check_tau(tau)
-    check_choice("combine", combine, hard_positives)
-    rows = visual.shape[:1].numel()
-    for name, similar, dims in (("similar_visual", similar_visual, 4), ("similar_audio", similar_audio, 2)):
-        if similar.dim() != dims or similar.shape[0] != rows:
-            shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
-            raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")
-    pooling = ops.SoftThreshold(epsilon, beta)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, pooling, mean_weight, backend)
-    check_positives(rows, scores.shape[1], positives, scores.device)
-    pairs = (visual, similar_audio), (similar_visual, own(audio, positives)), (similar_visual, similar_audio)
-    maps = [ops.cosine_map(*pair, backend=backend).flatten(1) for pair in pairs]
-    paired = [torch.lerp(pooling.reference(cells), cells.mean(1), mean_weight) for cells in maps]
-    four = torch.stack([scores.gather(1, target_columns(positives, scores))[:, 0], *paired], 1)
-    if combine == "logsumexp":
-        positive = tau * (four / tau).logsumexp(1, keepdim=True)
-    else:
-        positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
-    return contrast(batch, scores, positives, "audio", tau, margin, positive=positive)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -389,6 +300,8 @@ def _check_momentum(momentum: Sequence[Tensor], online: Sequence[Tensor]) -> Non
     if len(momentum) != 4:
         raise ValueError(f"momentum: expected {', '.join(_SLAVC_FEATURES)}, got {len(momentum)} tensors")
     for name, copy, feature in zip(_SLAVC_FEATURES, momentum, online):
+        check_tensor(f"momentum {name}", copy)
+        check_tensor(name, feature)
         if copy.shape != feature.shape:
             raise ValueError(f"momentum {name}: expected {tuple(feature.shape)}, got {tuple(copy.shape)}")
         if copy.requires_grad:
@@ -428,7 +341,9 @@ def slavc(
     check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
-    batch, positives, *audios = join(group, positives, visual_loc, audio_loc=audio_loc, audio_avc=audio_avc)
+    batch, positives, *audios = join(
+        group, positives, visual_loc, "visual_loc", audio_loc=audio_loc, audio_avc=audio_avc
+    )
     terms = [(visual_loc, visual_avc, *audios)]
     if momentum is not None:
         terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
@@ -480,7 +395,7 @@ def fnac(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = _pooled(visual, audio, ops.Max(), mean_weight, backend)
+    scores = pooled(visual, audio, ops.Max(), mean_weight, backend)
     nce = contrast(batch, scores, positives, "both", tau)
     if not any(weights) and not return_terms:
         return nce
@@ -514,6 +429,7 @@ def ssl_tie(
     *,
     weight: float = 1.0,
     detach_map: bool = False,
+    distance: Literal["mse", "l1"] = "mse",
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -526,12 +442,15 @@ def ssl_tie(
 
     transformed_visual (N, C, h', w'): features of the transformed images. transform: the same T on maps A(x, s)
     (N, 1, h, w) -> (N, 1, h', w'). detach_map: no gradient through T(A(x, s)) (the released option heatmap_no_grad).
+    distance: "mse" as above, or "l1", the mean absolute difference (the released option equi_loss_type l1loss).
     lvs_options: keyword options of `lvs`.
     return_terms: also a dict of "contrast", "contrast_transformed" and "equivariance" (unweighted), detached.
     """
     if unknown := sorted(lvs_options.keys() - _LVS_DEFAULTS.keys()):
         raise TypeError(f"ssl_tie: expected options of lvs, {', '.join(_LVS_DEFAULTS)}; got {', '.join(unknown)}")
+    check_choice("distance", distance, ssl_tie)
     options = _LVS_DEFAULTS | lvs_options
+    check_tensor("transformed_visual", transformed_visual)
     batch, positives, audio = join(group, positives, visual, audio=audio)
     (plain, maps), (transformed, maps_transformed) = (
         _lvs(batch, features, audio, **options, positives=positives, backend=backend, need_map=True)
@@ -543,7 +462,9 @@ def ssl_tie(
         raise ValueError(
             f"transform: expected maps {tuple(expected.shape)} to match transformed_visual, got {tuple(target.shape)}"
         )
-    equivariance = batch.mean((expected - target).square().mean((1, 2, 3)))
+    difference = expected - target
+    difference = difference.square() if distance == "mse" else difference.abs()
+    equivariance = batch.mean(difference.mean((1, 2, 3)))
     loss = 0.5 * (plain + transformed) + weight * equivariance
     if return_terms:
         terms = {"contrast": plain, "contrast_transformed": transformed, "equivariance": equivariance}

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from .cross_entropy import check_tau
-from .functional import LVS_PER_CALL, ez_vsl, fnac, hard_positives, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .neighbors import hard_positives
 from .options import option_types, options_of
 from .predictive import sspl
 from .tokens import dense_av, late_interaction

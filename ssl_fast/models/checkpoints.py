@@ -8,7 +8,9 @@
 Files are read without running code, and strictly: keys that are missing, unexpected or of another shape are an error.
 """
 
+import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.io.front_ends import FrontEnd, front_end_named
+from ..files import replacing
 from . import published, storage
 from .localizers import Localizer, LocalizerConfig, blank, fill
 from .storage import CheckpointError
@@ -23,7 +26,8 @@ from .storage import CheckpointError
 SAFE = ".safetensors"
 OURS = "ssl_fast"  # layout of the project's own files, and where they keep what is no weight in .safetensors
 EMBEDDED = Path(__file__).with_name("quickstart.pt")  # `ssl-fast quickstart --seed 0`, converted with --half
-_STORED = ("method", "front_end", "image_size", "model")  # of a recipe: what a localizer needs to be used
+_FIT = {"fit": "squash", "resampler": "pillow"}  # of the checkpoints before these fields
+_STORED = ("method", "front_end", "image_size", *_FIT, "model")  # of a recipe: what a localizer needs to be used
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,12 @@ class Checkpoint:
     @property
     def image_size(self) -> int:
         return self.recipe["image_size"]
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of the sample sets that the localizer is used with, as `training.Recipe.reading`."""
+        recipe = _FIT | self.recipe
+        return {"size": self.image_size, **{key: recipe[key] for key in ("front_end", *_FIT)}}
 
     def maps(self, images: Tensor, waveforms: Tensor) -> Tensor:
         """Images (B, 3, S, S) uint8 and waveforms (B, samples) float32 in [-1, 1] -> maps (B, h, w) float32, cosines.
@@ -80,7 +90,7 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
-    found = published.weights_of(state)
+    found = storage.weights_of(state)
     if found is not None:
         return Checkpoint(file, *published.localizer_of(file, *found, layout))
     if layout not in (None, "slavc_momentum"):
@@ -92,25 +102,36 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     try:
         weights = state["momentum"] if momentum else state["localizer"]
         weights = {key.removeprefix("localizer."): value for key, value in weights.items()} if momentum else weights
-        localizer = fill(blank(LocalizerConfig(**state["recipe"]["model"])), weights)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+        recipe = _checked_recipe(state["recipe"])
+        localizer = fill(blank(LocalizerConfig(**recipe["model"])), weights)
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
     # of the online nets: in files of `write`; of a run
     threshold = None if momentum else state["threshold"] if "threshold" in state else _threshold(file)
-    return Checkpoint(file, localizer, state["recipe"], state.get("layout", OURS), [], threshold, state)
+    return Checkpoint(file, localizer, recipe, state.get("layout", OURS), [], threshold, state)
 
 
-def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> None:
+def _checked_recipe(recipe: dict) -> dict:
+    """A recipe that was read, with all of _STORED. ValueError for values that no localizer has."""
+    front_end_named(recipe["front_end"])
+    size = recipe["image_size"]
+    if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 1 <= size <= 1 << 13):
+        raise ValueError(f"expected one method and an image size, got {recipe['method']!r} and {size!r}")
+    return recipe
+
+
+def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwrite: bool = False) -> None:
     """Write a localizer, with what it needs to be used and nothing that trains it: .safetensors, else torch's format.
 
-    half: weights as float16. They are read as float32 again. ValueError where there is a file already.
+    half: weights as float16. They are read as float32 again. ValueError where there is a file already, without
+    `overwrite`, and for weights that float16 cannot hold.
     """
     path = Path(path)
-    if path.exists():
+    if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name")
     about = {
         "format": storage.FORMAT,
-        "recipe": {key: found.recipe[key] for key in _STORED},
+        "recipe": {key: (_FIT | found.recipe)[key] for key in _STORED},
         "layout": found.layout,
         "threshold": found.threshold,
     }
@@ -118,10 +139,24 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False) -> Non
         key: (value.half() if half and value.is_floating_point() else value).contiguous()
         for key, value in found.localizer.state_dict().items()
     }
+    if half and (large := [key for key, value in weights.items() if not value.isfinite().all()]):
+        raise ValueError(f"{path}: weights that float16 cannot hold: {', '.join(large[:3])}; write it without --half")
     if path.suffix != SAFE:
-        storage.save(about | {"localizer": weights}, path)
+        storage.save(about | {"localizer": weights}, path, keep=False)
         return
-    _safetensors(path).torch.save_file(weights, path, {OURS: json.dumps(about)})
+    text = json.dumps(about)
+    content = _safetensors(path).torch.save(weights, {OURS: text, "sha256": _digest(text, weights)})
+    with replacing(path) as file:
+        file.write(content)
+
+
+def _digest(text: str, weights: dict[str, Tensor]) -> str:
+    """SHA-256 of what a file of .safetensors holds, which has no checksums of its own."""
+    digest = hashlib.sha256(text.encode())
+    for key in sorted(weights):
+        digest.update(f"{key} {weights[key].dtype} {tuple(weights[key].shape)}".encode())
+        digest.update(weights[key].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _safetensors(path: Path):
@@ -142,9 +177,14 @@ def _read_safetensors(path: Path) -> dict:
     try:
         with safetensors.safe_open(path, "pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict
-            about = (file.metadata() or {}).get(OURS)
-        return weights if about is None else dict(json.loads(about), localizer=weights)
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError) as error:
+            metadata = file.metadata() or {}
+        if OURS not in metadata:
+            return weights
+        about = json.loads(metadata[OURS])
+        if "sha256" in metadata and metadata["sha256"] != _digest(metadata[OURS], weights):
+            raise ValueError("its checksum is wrong")
+        return dict(about, localizer=weights)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{path}: truncated, damaged or not of safetensors ({error})") from error
 
 
@@ -156,10 +196,13 @@ def _threshold(file: Path) -> float | None:
         threshold = results["universal_threshold"]
         if results["weights_sha256"] != storage.digest(file) or threshold["chosen_on"] != "validation":
             return None
-        return threshold["by_set"]["validation"]["model"]["value"]
+        value = threshold["by_set"]["validation"]["model"]["value"]
+        if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
+            raise ValueError(f"a threshold of {value!r}")
+        return value
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}"
         ) from error

@@ -1,6 +1,7 @@
 """Localizers of all methods: an image net and an audio net, their heads, maps and retrieval scores, momentum copies."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from .predictive_coding import PredictiveCoding
 from .resnet import ResNet18, SmallResNet
+from .storage import fitted
 
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
@@ -122,11 +124,10 @@ def blank(config: LocalizerConfig) -> "Localizer":
         return build(config)
 
 
-def fill(localizer: "Localizer", weights: dict[str, Tensor]) -> "Localizer":
-    """A `blank` localizer with all its weights, of any floating type, as float32 and in evaluation mode. RuntimeError
-    lists keys that are missing, unexpected or of another shape."""
-    weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    localizer.load_state_dict(weights, assign=True)
+def fill(localizer: "Localizer", weights: Mapping[str, Tensor]) -> "Localizer":
+    """A `blank` localizer with all its weights, of any floating type, as float32 and in evaluation mode. ValueError
+    lists what does not fit, see `storage.fitted`."""
+    localizer.load_state_dict(fitted(weights, localizer.state_dict()), assign=True)
     return localizer.to(memory_format=torch.channels_last).eval()
 
 

@@ -5,14 +5,13 @@ of LVS, SSL-Align and SSL-TIE cannot be told apart: they need `layout`.
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from .localizers import Localizer, LocalizerConfig, blank, fill
-from .storage import CheckpointError
+from .storage import CheckpointError, plain_name
 
 _TRUNK = {"imgnet": "visual_net", "audnet": "audio_net"}
 _HEAD = {"img_proj": "visual_heads.visual", "aud_proj": "audio_heads.audio"}
@@ -28,7 +27,7 @@ class CheckpointLayout:
     """Names of weights in a published file, and what its nets were trained on.
 
     container: the key that the weights lie under. modules: published module -> ours. unused: pattern of the known keys
-    that a map does not depend on. front_end, image_size: those of the method's published recipe.
+    that a map does not depend on. front_end, image_size, fit, resampler: those of the method's published recipe.
     """
 
     method: str
@@ -37,6 +36,8 @@ class CheckpointLayout:
     modules: dict[str, str]
     unused: str = r"(?!)"
     image_size: int = 224
+    fit: str = "squash"
+    resampler: str = "pillow"
 
 
 LAYOUTS: dict[str, CheckpointLayout] = {
@@ -47,30 +48,24 @@ LAYOUTS: dict[str, CheckpointLayout] = {
     "slavc_momentum": CheckpointLayout(
         "slavc", "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
     ),
-    "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED),
+    "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED, fit="crop"),
     # heads, of which nothing is published but that the released evaluator leaves them out
     "sslalign": CheckpointLayout(
-        "ssl_align", "ssl_align", "model_state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*"
+        "ssl_align",
+        "ssl_align",
+        "model_state_dict",
+        _TRUNK | _FIRST,
+        rf"{_LVS_UNUSED}|(?!imgnet\.|audnet\.).*",
+        resampler="torch_aliased",
     ),
     "ssltie": CheckpointLayout(
-        "ssl_tie", "ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*"
+        "ssl_tie", "ssl_tie", "state_dict", _TRUNK | _FIRST, rf"{_LVS_UNUSED}|(vision_fc1|conv3|norm3)\..*", fit="crop"
     ),
 }
 
 
-def weights_of(state: object) -> tuple[str, dict[str, Tensor]] | None:
-    """The key that the weights of a published file lie under ("" for bare weights), and the weights as they are named
-    there; None for anything else."""
-    containers = dict.fromkeys(layout.container for layout in LAYOUTS.values())
-    for container in ("", *containers):
-        found = state if not container else state.get(container) if isinstance(state, Mapping) else None
-        if isinstance(found, Mapping) and found and all(isinstance(value, Tensor) for value in found.values()):
-            return container, dict(found)
-    return None
-
-
 def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
-    plain = {key.removeprefix("module.") for key in weights}
+    plain = set(map(plain_name, weights))
     named = {"slavc": "img_proj1.weight", "ezvsl": "img_proj.weight", "ssltie": "vision_fc1.weight"}
     for layout, key in named.items():
         if key in plain:
@@ -90,13 +85,13 @@ def _recognise(path: Path, container: str, weights: dict[str, Tensor]) -> str:
 def localizer_of(
     path: Path, container: str, weights: dict[str, Tensor], layout: str | None = None
 ) -> tuple[Localizer, dict, str, list[str]]:
-    """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size and model), its
-    layout, and the known keys that a map does not depend on.
+    """Published weights as a localizer in evaluation mode, its recipe (method, front_end, image_size, fit, resampler
+    and model), its layout, and the known keys that a map does not depend on.
 
-    path: names the file in errors. container, weights: see `weights_of`. layout: a key of LAYOUTS; None: by the keys of
-    the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc" for the
-    online nets ("slavc_momentum": the momentum nets of that file). CheckpointError, which names the file, and all keys
-    that are missing, unexpected or wrongly shaped.
+    path: names the file in errors. container, weights: see `storage.weights_of`. layout: a key of LAYOUTS; None: by the
+    keys of the file, where "ezvsl" stands for "fnac" and "margin" too, whose keys and maps are the same, and "slavc"
+    for the online nets ("slavc_momentum": the momentum nets of that file). CheckpointError, which names the file, and
+    all keys that are missing, unexpected or wrongly shaped.
     """
     name = layout or _recognise(path, container, weights)
     kind = LAYOUTS[name]
@@ -106,7 +101,7 @@ def localizer_of(
     constants = {key for key in expected if key.startswith(("image_", "spectrogram_"))}
     ours, unused, wrong = {}, [], []
     for key, value in weights.items():
-        plain = key.removeprefix("module.")
+        plain = plain_name(key)
         if re.fullmatch(kind.unused, plain):
             unused.append(key)
             continue
@@ -114,18 +109,26 @@ def localizer_of(
         target = None if module is None else kind.modules[module] + plain.removeprefix(module)
         if target not in expected or target in constants:
             wrong.append(f"unexpected {key}")
+        elif target in ours:
+            wrong.append(f"{key} twice")
         elif expected[target].shape != value.shape:
             wrong.append(f"{key}: expected {tuple(expected[target].shape)}, got {tuple(value.shape)}")
         ours[target] = value
-    wrong += [f"missing {key} (as {_published_name(kind, key)})" for key in expected.keys() - constants - ours.keys()]
+    missing = {key for key in expected if not key.endswith("num_batches_tracked")} - constants - ours.keys()
+    wrong += [f"missing {key} (as {_published_name(kind, key)})" for key in missing]
     if wrong:
         shown = "; ".join(sorted(wrong)[:20]) + (f"; and {len(wrong) - 20} more" if len(wrong) > 20 else "")
         raise CheckpointError(f"{path}: {len(wrong)} keys do not fit the layout {name!r}: {shown}")
-    fill(localizer, {**{key: expected[key] for key in constants}, **ours})
+    try:
+        fill(localizer, {**{key: expected[key] for key in constants}, **ours})
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     recipe = {
         "method": kind.method,
         "front_end": kind.front_end,
         "image_size": kind.image_size,
+        "fit": kind.fit,
+        "resampler": kind.resampler,
         "model": vars(config).copy(),
     }
     return localizer, recipe, name, unused

@@ -2,13 +2,17 @@
 
 import contextlib
 import functools
+import os
 import warnings
 from typing import Any
 
 import torch  # before the compiled module, which then shares torch's OpenMP runtime and thread pool
 from torch import Tensor
+from torch.autograd import forward_ad
 
-INTERFACE = 2  # of csrc/module.cpp
+from .reference import unit
+
+INTERFACE = 3  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -19,10 +23,17 @@ try:
 except ImportError as error:  # told by `ssl-fast doctor` and by the ops
     extension_error = str(error)
 
+# Threads of torch's OpenMP pool are not forked with a process: its first parallel product would wait for them for ever.
+# The compiled kernels see to this by themselves, torch does not.
+os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
+
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 OLDEST_DRIVER = {12: "525", 13: "580"}  # for the kernels of a CUDA toolkit, by its major version
 NO_CODE = ("cudaErrorNoKernelImageForDevice", "cudaErrorInvalidDeviceFunction", "cudaErrorUnsupportedPtxVersion")
 INSTALL = "pip install --force-reinstall --no-deps ."
+TRANSFORMED = "the kernels have a backward pass, and no rule for forward-mode derivatives or torch.func transforms"
+# Private names of torch. Without this check torch.library would drop tangents, and derivatives would be 0.
+_transforms_active = torch._C._are_functorch_transforms_active
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
@@ -33,14 +44,15 @@ def use_compiled(backend: str, tensor: Tensor) -> bool:
     if backend == "reference":
         return False
     device = tensor.device
-    if extension is not None and device.type in ("cpu", "meta"):
+    transformed = _transforms_active() or forward_ad._current_level >= 0
+    if extension is not None and device.type in ("cpu", "meta") and not transformed:
         return True
-    return has_kernels(backend, device.type, device.index)
+    return has_kernels(backend, device.type, device.index, transformed)
 
 
-def has_kernels(backend: str, device: str, index: int | None = None) -> bool:
-    """`use_compiled` of a device; backend "auto" or "compiled"."""
-    reason = why_no_kernels(device, index)
+def has_kernels(backend: str, device: str, index: int | None = None, transformed: bool = False) -> bool:
+    """`use_compiled` of a device; backend "auto" or "compiled". transformed: the call is in a transform."""
+    reason = TRANSFORMED if transformed else why_no_kernels(device, index)
     if reason is None:
         return True
     if backend == "compiled":
@@ -59,6 +71,8 @@ def _warn_once(sentence: str) -> None:
 
 
 def fallback_sentence(device: str, reason: str) -> str:
+    if reason is TRANSFORMED:
+        return f"transformed calls run plain PyTorch: {reason}"
     if extension is None:
         return f"all ops run plain PyTorch or numpy: {reason}"
     return f"{'CUDA' if device == 'cuda' else device} tensors run plain PyTorch: {reason}"
@@ -116,6 +130,11 @@ def _why_not_loaded(index: int) -> str | None:
     return f"the kernels were built for {extension.cuda_architectures}, found {found}; {build}"
 
 
+def check_tensor(name: str, x: Any) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(x).__name__}")
+
+
 def check_pair(
     visual: Tensor,
     audio: Tensor,
@@ -126,6 +145,8 @@ def check_pair(
     """visual (N, C, h, w) and audio (M, C), with `tokens` also (M, C, T), of the same dtype and device; with `paired`,
     M == N. ValueError or TypeError."""
     visual_name, audio_name = names
+    check_tensor(visual_name, visual)
+    check_tensor(audio_name, audio)
     if visual.dim() != 4 or min(visual.shape[1:]) < 1:
         raise ValueError(f"{visual_name}: expected (N, C, h, w) with C, h, w >= 1, got {tuple(visual.shape)}")
     rows = visual.shape[0] if paired else "M"
@@ -138,7 +159,7 @@ def check_pair(
         )
     if visual.dtype not in DTYPES:
         raise TypeError(f"{visual_name}: expected float32, bfloat16, float16 or float64, got {visual.dtype}")
-    if audio.dtype != visual.dtype:
+    if audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual):
         raise TypeError(f"{audio_name}: expected {visual.dtype} to match {visual_name}, got {audio.dtype}")
     if audio.device != visual.device:
         raise ValueError(f"{audio_name}: expected device {visual.device} to match {visual_name}, got {audio.device}")
@@ -149,16 +170,26 @@ def _autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def autocast_inputs(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Under autocast, bring inputs to the autocast dtype as a matrix product would; float64 stays.
+def _computed_dtype(features: Tensor) -> torch.dtype:
+    """That of `autocast_inputs`."""
+    device = features.device.type
+    autocasts = _autocasts(device) and features.dtype != torch.float64
+    return torch.get_autocast_dtype(device) if autocasts else features.dtype
+
+
+def autocast_inputs(*features: Tensor, normalize: bool = True) -> tuple[Tensor, ...]:
+    """Under autocast, features (B, C, ...) of another dtype become unit vectors in the autocast dtype, as lengths can
+    leave its range; float64 stays. As where `F.normalize` stands before a matrix product. Without `normalize` they are
+    cast as they are, as where it does not.
 
     The compiled kernels accumulate in float32 either way.
     """
-    device = tensors[0].device.type
-    if not _autocasts(device):
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in tensors)
+
+    def cast(x: Tensor) -> Tensor:
+        dtype = _computed_dtype(x)
+        return x if x.dtype == dtype else unit(x, dtype) if normalize else x.to(dtype)
+
+    return tuple(map(cast, features))
 
 
 def without_autocast(tensor: Tensor):

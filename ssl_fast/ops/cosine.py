@@ -28,8 +28,8 @@ def cosine_map(visual: Tensor, audio: Tensor, *, backend: str = "auto") -> Tenso
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not match.
     """
-    visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio, paired=True)
+    visual, audio = autocast_inputs(visual, audio)
     if not use_compiled(backend, visual):
         return cosine_map_reference(visual, audio)
     return _cosine_map(visual, audio)[0].view(visual.shape[0], *visual.shape[2:])

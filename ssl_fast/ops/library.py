@@ -9,16 +9,16 @@ PLAIN = (Tensor, torch.nn.Parameter)
 # Private names of torch. Where one is gone, each call is dispatched as an op: slower for small batches, otherwise the
 # same.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
-_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: True)
+_functorch = getattr(torch._C, "_functorch", None)
+_is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: True)  # by is_grads_batched
 
 
 def _needs_dispatcher(arguments) -> bool:
-    """True if torch has to see a call as that of an op: it compiles, exports, traces, transforms or watches, or a
-    tensor is not what its memory holds."""
+    """True if torch has to see a call as that of an op: it compiles, exports, traces or watches, or a tensor is not
+    what its memory holds. In transforms no op is called."""
     return (
         torch.compiler.is_compiling()
         or _dispatch_modes() > 0
-        or _transforms_active()
         or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage], it is documented
         or any(isinstance(x, Tensor) and not _is_plain(x) for x in arguments)
     )
@@ -26,7 +26,7 @@ def _needs_dispatcher(arguments) -> bool:
 
 def _is_plain(x: Tensor) -> bool:
     usual = type(x) in PLAIN and (x.is_cpu or x.is_cuda) and x.layout == torch.strided
-    return usual and not x.is_neg() and not x._is_zerotensor()
+    return usual and not x.is_neg() and not x._is_zerotensor() and not _is_batched(x)
 
 
 class Op:

@@ -18,7 +18,7 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
     dtype = accumulate_dtype(visual)
     if use_compiled(backend, visual):
         return mean_direction(visual, None if weight is None else weight.flatten(1).to(dtype).contiguous())[0]
-    vectors = unit(visual.to(dtype))
+    vectors = unit(visual, dtype)
     return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))
 
 

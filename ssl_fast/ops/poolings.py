@@ -14,6 +14,17 @@ __all__ = ["LogMeanExp", "Max", "Mean", "Pooling", "SoftThreshold"]
 LOWEST_LOGIT = -80.0
 
 
+# Of what cosines are divided by: the kernels compute the quotients, and exponents of them, in float32.
+SMALLEST, LARGEST = 1e-20, 1e20
+
+
+def check_divisor(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: expected > 0, got {value}")
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name}: expected from {SMALLEST:g} to {LARGEST:g}, got {value}")
+
+
 @dataclass(frozen=True)
 class Mean:
     """S = mean over cells of alpha (SSL-Align's s_L), or over the cells of `mask` (N, h, w), weights >= 0.
@@ -42,8 +53,9 @@ class SoftThreshold:
     sparse: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"beta: expected > 0, got {self.beta}")
+        check_divisor("beta", self.beta)
+        if not math.isfinite(self.epsilon):
+            raise ValueError(f"epsilon: expected a finite number, got {self.epsilon}")
 
     @property
     def parameters(self) -> list[float]:
@@ -84,8 +96,7 @@ class LogMeanExp:
     sparse: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not 0 < self.tau < math.inf:
-            raise ValueError(f"tau: expected > 0 and finite, got {self.tau}")
+        check_divisor("tau", self.tau)
 
     @property
     def parameters(self) -> list[float]:

@@ -9,6 +9,7 @@ from . import kernels, library
 from .checks import autocast_inputs, check_pair, use_compiled
 from .cuda_chunks import DenseGradients, Space, for_chunks
 from .kernels import buffer, dense
+from .poolings import check_divisor
 from .reference import accumulate_dtype, similarity_maps
 
 REDUCTIONS = ("sum", "max")
@@ -41,7 +42,7 @@ def product_log_scores(
     Args:
         visual_loc, visual_avc: raw features (N, C, h, w); float32, bfloat16, float16 or float64.
         audio_loc, audio_avc: raw features (M, C), same dtype and device.
-        tau: temperature of both softmaxes, > 0.
+        tau: temperature of both softmaxes, 1e-20 to 1e20.
         reduce: "sum" over cells (the released program) or "max" (the paper).
         instances: axis of the instance softmax; "audio": over the M audios, for each image and cell (paper and
             program); "image": over the N images, for each audio and cell.
@@ -51,19 +52,18 @@ def product_log_scores(
         log q (N, M) <= 0; float32, or float64 for float64 inputs. Same input, number of threads and machine: same bits.
 
     Raises:
-        ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau <= 0.
+        ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau out of range.
     """
-    visual_loc, visual_avc, audio_loc, audio_avc = autocast_inputs(visual_loc, visual_avc, audio_loc, audio_avc)
     check_pair(visual_loc, audio_loc, ("visual_loc", "audio_loc"))
     check_pair(visual_avc, audio_avc, ("visual_avc", "audio_avc"))
+    visual_loc, visual_avc, audio_loc, audio_avc = autocast_inputs(visual_loc, visual_avc, audio_loc, audio_avc)
     for name, loc, avc in (("visual_avc", visual_loc, visual_avc), ("audio_avc", audio_loc, audio_avc)):
         if (loc.shape, loc.dtype, loc.device) != (avc.shape, avc.dtype, avc.device):
             raise ValueError(
                 f"{name}: expected {loc.dtype} {tuple(loc.shape)} on {loc.device} as in the loc space, "
                 f"got {avc.dtype} {tuple(avc.shape)} on {avc.device}"
             )
-    if not tau > 0:
-        raise ValueError(f"tau: expected > 0, got {tau}")
+    check_divisor("tau", tau)
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce: expected one of {REDUCTIONS}, got {reduce!r}")
     if instances not in INSTANCES:
@@ -80,15 +80,15 @@ def product_log_scores(
 
 
 def _outputs(visual, audio, reduce, instances, cached):
-    """scores; largest and log of the sum, over space and over instances; argmax; 1 / |visual| twice; cached alphas
-    twice"""
+    """scores; maxima and logs of sums, of a pair and over instances (csrc/params.h); argmax; 1 / |visual| twice; cached
+    alphas twice"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
     cache = kernels.cache_shape(visual, audios, cached, maps=2)
     softmaxes = images if instances == "audio" else kernels.padded_audios(audios, dtype == torch.float64)
     return (
         visual.new_empty(images, audios, dtype=dtype),
-        visual.new_empty(2, images, audios, dtype=dtype),
+        visual.new_empty(4, images, audios, dtype=dtype),
         visual.new_empty(2, softmaxes, cells, dtype=dtype),
         visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
         visual.new_empty(images, cells, dtype=dtype),
@@ -101,7 +101,7 @@ def _outputs(visual, audio, reduce, instances, cached):
 def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(None,) * 4):
     """The forward pass, or with grad_scores the backward pass."""
     visual_loc, visual_avc, audio_loc, audio_avc = features
-    scores, space_norm, instance_norm, argmax, norm_loc, norm_avc, alphas_loc, alphas_avc = saved
+    scores, pair_norm, instance_norm, argmax, norm_loc, norm_avc, alphas_loc, alphas_avc = saved
     with kernels.launch_on(visual_loc) as launch:
         space = functools.partial(kernels.features_of, launch.kernels)
         args = {
@@ -113,7 +113,7 @@ def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(N
             "instances": getattr(launch.kernels.Instances, instances),
             "cached_images": kernels.cached_images(alphas_loc, visual_loc, len(audio_loc)),
             "scores": buffer(scores),
-            "space_norm": buffer(space_norm),
+            "pair_norm": buffer(pair_norm),
             "instance_norm": buffer(instance_norm),
             "argmax": buffer(argmax),
             **launch.args,
@@ -133,8 +133,8 @@ class _Cuda:
         self.launch, self.kernels = launch, launch.kernels
         self.spaces = Space(launch, visual_loc, audio_loc, saved[4]), Space(launch, visual_avc, audio_avc, saved[5])
         self.tau, self.reduce, self.instances = tau, reduce, instances
-        self.scores, space_norm, instance_norm, self.argmax = saved[:4]
-        self.space_norm, self.instance_norm = space_norm.unbind(), instance_norm.unbind()
+        self.scores, pair_norm, instance_norm, self.argmax = saved[:4]
+        self.pair_norm, self.instance_norm = pair_norm.unbind(), instance_norm.unbind()
 
     def for_chunks(self, body, row_bytes=None, new_norms=False):
         """body(chunks of both spaces, cosines of both)"""
@@ -164,8 +164,10 @@ class _Cuda:
             avc=buffer(cosines[1]),
             instance_top=buffer(self.instance_norm[0], of_instances),
             instance_log=buffer(self.instance_norm[1], of_instances),
-            space_top=buffer(self.space_norm[0], first),
-            space_log=buffer(self.space_norm[1], first),
+            loc_top=buffer(self.pair_norm[0], first),
+            loc_log=buffer(self.pair_norm[1], first),
+            top=buffer(self.pair_norm[2], first),
+            log=buffer(self.pair_norm[3], first),
             scores=buffer(self.scores, first),
             argmax=buffer(self.argmax, first) if self.reduce == "max" else None,
             **gradient,

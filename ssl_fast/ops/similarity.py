@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from . import cuda_chunks, kernels, library
-from .checks import autocast_inputs, check_pair, use_compiled, without_autocast
+from .checks import autocast_inputs, check_pair, check_tensor, use_compiled, without_autocast
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .cuda_chunks import DenseGradients, Space, VisualGradient, for_chunks
 from .kernels import buffer, dense, empty_gradients
@@ -66,8 +66,8 @@ def pooled_similarity(
         ValueError, TypeError: shapes, dtypes or devices that do not match; a mask of wrong shape, or empty for an
         image or a clip.
     """
-    visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio, tokens=True)
+    visual, audio = autocast_inputs(visual, audio, normalize=normalize)
     if not isinstance(pooling, Pooling):
         *names, last = (f"ops.{pooling.__name__}" for pooling in (Mean, *KERNEL_POOLINGS.values()))
         raise TypeError(f"pooling: expected {', '.join(names)} or {last}, got {pooling!r}")
@@ -117,10 +117,11 @@ def similarity_and_map(
 
     positives: the audio of each image, int64 (N,). Returns S (N, M) and alpha (N, h, w), both differentiable.
     """
-    visual, audio = autocast_inputs(visual, audio)
     check_pair(visual, audio)
+    visual, audio = autocast_inputs(visual, audio)
     if not isinstance(pooling, SoftThreshold):  # the gather of a maximum has no place for a gradient of the map
         raise TypeError(f"pooling: expected ops.SoftThreshold, got {pooling!r}")
+    check_tensor("positives", positives)
     if positives.shape != visual.shape[:1] or positives.dtype != torch.int64:
         raise ValueError(
             f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}"
@@ -132,8 +133,7 @@ def similarity_and_map(
 
 
 def _check_mask(mask, visual, name="mask"):
-    if not isinstance(mask, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(mask).__name__}")
+    check_tensor(name, mask)
     expected = (visual.shape[0], *visual.shape[2:])
     if tuple(mask.shape) != expected:
         raise ValueError(f"{name}: expected (N, h, w) = {expected}, got {tuple(mask.shape)}")

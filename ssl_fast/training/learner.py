@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -17,7 +17,7 @@ from .. import distributed
 from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..models import Localizer, Momentum, build
-from ..models.storage import load_torchvision
+from ..models.storage import fitted, load_torchvision
 from ..ops.reference import accumulate_dtype
 from ..reproducibility import derived_seed
 from ..stages import Stages
@@ -113,10 +113,37 @@ class Learner:
         }
 
     def load(self, state: dict) -> None:
-        self.localizer.load_state_dict(state["localizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on from a `state`, after `state["step"]` steps. ValueError where it is not that of such a learner; then
+        nothing is loaded. Options of the optimizer are the recipe's."""
+        localizer = fitted(state["localizer"], self.localizer.state_dict(), exact=True)
+        optimizer = self._optimizer_state(state["optimizer"], state["step"])
+        if (self.momentum is None) != (state["momentum"] is None):
+            raise ValueError(f"momentum: expected that of {self.recipe.method}, got {type(state['momentum']).__name__}")
         if self.momentum is not None:
-            self.momentum.load_state_dict(state["momentum"])
+            self.momentum.load_state_dict(fitted(state["momentum"], self.momentum.state_dict(), exact=True))
+        self.localizer.load_state_dict(localizer)
+        self.optimizer.load_state_dict(optimizer)
+
+    def _optimizer_state(self, state: object, steps: int) -> dict:
+        """State of the optimizer after so many steps, in the memory formats of the parameters: fused kernels of Adam do
+        not look whether those of both are the same. ValueError where it does not fit."""
+        moments = state.get("state") if isinstance(state, Mapping) else None
+        if not isinstance(moments, Mapping) or not moments.keys() <= set(range(len(self.parameters))):
+            raise ValueError(f"optimizer: expected the state of {len(self.parameters)} parameters")
+        loaded = {}
+        for index, moment in moments.items():  # none of parameters that never had a gradient
+            parameter = self.parameters[index]
+            try:
+                like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
+                found = fitted(moment, like, exact=True)
+                if not 1 <= found["step"] <= steps or (found["exp_avg_sq"] < 0).any():
+                    raise ValueError(f"expected 1 to {steps} steps, and squares >= 0, got {found['step']:g} steps")
+            except ValueError as error:
+                raise ValueError(f"optimizer: parameter {index}: {error}") from error
+            for name in ("exp_avg", "exp_avg_sq"):
+                found[name] = torch.empty_like(parameter).copy_(found[name])
+            loaded[index] = found
+        return {"state": loaded, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
     def _view(self, kind: str, images: Tensor, sounds: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """One view of a batch: uint8 images (B, 3, H, W) and waveforms (B, n) or spectrograms (B, 1, F, T) ->
@@ -170,7 +197,9 @@ class Learner:
         changes: dict[str, typing.Any] = {"group": None if alone else self.group}
         if "mean_weight" in self.loss.options:
             changes["mean_weight"] = recipe.mean_weight_at(progress)
-        transform = augmentation.Equivariance(len(images), generator) if recipe.method == "ssl_tie" else None
+        transform = None
+        if recipe.method == "ssl_tie":
+            transform = augmentation.TRANSFORMS[recipe.transform](len(images), generator)
         if recipe.method == "sspl":  # one sound for both images
             spectrograms = spectrograms.chunk(views)[0]
         with self.stages("nets"):

@@ -21,6 +21,7 @@ import torch
 from .. import distributed
 from ..models import Localizer, storage
 from ..progress import progress_bar
+from ..reproducibility import versions
 from . import metrics_log
 from .budget import PACE_AFTER, PACE_SECONDS, PACE_STEPS, pace, progress_of
 from .learner import Learner
@@ -37,11 +38,12 @@ F = typing.TypeVar("F", bound=Callable)
 
 
 class Interrupted(KeyboardInterrupt):
-    """Stopped by a signal after a complete step. `checkpoint` is the file that was written (None without `out`)."""
+    """Stopped by a signal after a complete step. `checkpoint` is the file that was written (None without `out`),
+    `signal` the number of the signal, SIGINT where another process got it."""
 
-    def __init__(self, step: int, checkpoint: Path | None):
+    def __init__(self, step: int, checkpoint: Path | None, number: int):
         super().__init__(f"stopped after step {step}")
-        self.step, self.checkpoint = step, checkpoint
+        self.step, self.checkpoint, self.signal = step, checkpoint, number or signal.SIGINT
 
 
 @dataclass
@@ -97,15 +99,18 @@ def check_processes(recipe: Recipe, processes: int, device: str, gather: bool, s
 
 @contextlib.contextmanager
 def _signals():
-    """Inside, the first SIGINT or SIGTERM only sets a flag, the second acts as ever. Yields a function that reads it.
+    """Inside, the first SIGINT, SIGTERM or SIGHUP is only noted, the second acts as ever. Yields a function that gives
+    the number of the one noted, else 0. A SIGHUP that nohup ignores stays ignored.
 
-    Outside the main thread, where signals cannot be handled, the flag is never set.
+    Outside the main thread, where signals cannot be handled, none is noted.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def restore():
         for number, handler in before.items():
@@ -118,9 +123,15 @@ def _signals():
     for number in before:
         signal.signal(number, note)
     try:
-        yield lambda: bool(received)
+        yield lambda: received[0] if received else 0
     finally:
         restore()
+
+
+def _ignore_signals(worker: int) -> None:
+    """In a process that loads samples: Ctrl-C and the end of a terminal reach it too, while the step still needs it."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _keep_global_generators(function: F) -> F:
@@ -175,19 +186,29 @@ def train(
     In a torch.distributed process group all its processes call this, and each takes an equal shard of every batch; the
         first alone writes files. gather: negatives are the samples of the whole batch, else of the shard.
         sync_batch_norm: batch norm over the whole batch, CUDA only.
-    Raises Interrupted on SIGINT or SIGTERM, TrainingError, CheckpointError, ValueError for a checkpoint of another run.
-    torch's global generator is left as it was found.
+    Raises Interrupted on SIGINT, SIGTERM or SIGHUP, TrainingError, CheckpointError, ValueError for a checkpoint of
+    another run and, on all processes, where one of them cannot train or is of another run. torch's global generator is
+    left as it was found.
     """
     if minutes is not None and not minutes > 0:
         raise ValueError(f"minutes: expected > 0, got {minutes}")
     folder = None if out is None else Path(out)
     planned, budget = recipe.steps(len(sample_set)), None if minutes is None else 60 * minutes
     per_epoch = len(sample_set) // recipe.batch_size
-    views = Views(sample_set, recipe, seed, neighbors)
-    if validation is not None:
-        check_validation(sample_set, validation, recipe)
     rank, processes = distributed.rank_and_world_size()
-    check_processes(recipe, processes, device, gather, sync_batch_norm)
+    with distributed.together():
+        views = Views(sample_set, recipe, seed, neighbors)
+        if validation is not None:
+            check_validation(sample_set, validation, recipe)
+        check_processes(recipe, processes, device, gather, sync_batch_norm)
+        fingerprint = run_fingerprint(
+            sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
+        )
+    software = {name: version for name, version in versions().items() if name != "python"}
+    options = {"minutes": minutes, "resume": resume, "device": torch.device(device).type}
+    same = fingerprint | recipe.to_dict() | {"recipe": recipe.name} | software | options
+    same.pop("files")  # long; `data` is of the ids that are used
+    distributed.check_same(same)
     learner = Learner(
         recipe,
         seed,
@@ -209,12 +230,16 @@ def train(
         precision=str(learner.precision).removeprefix("torch."),
         unused=learner.unused,
     )
-    fingerprint = run_fingerprint(
-        sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
-    )
-    state = resume_state(folder, fingerprint) if resume and folder is not None else None
+    state = None
+    with distributed.together():
+        if resume and folder is not None:
+            state = resume_state(folder, fingerprint | {"planned_steps": planned})
+        if folder is not None and state is not None:
+            try:
+                learner.load(state)
+            except ValueError as error:
+                raise storage.CheckpointError(f"{folder / storage.LAST}: {error}") from error
     if state is not None:
-        learner.load(state)
         run.steps, run.seconds, run.history = state["step"], state["seconds"], state["history"]
         if state.get("ended") and progress_of(run.steps, planned, run.seconds, budget) < 1:
             run.notes.append(
@@ -260,6 +285,7 @@ def train(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(0),
         pin_memory=learner.device.type == "cuda",
+        worker_init_fn=_ignore_signals,
     )
     bar = progress_bar(
         total=planned, initial=run.steps, unit="step", desc=recipe.method, disable=not progress or rank > 0
@@ -300,18 +326,18 @@ def train(
                         checkpoint(storage.BEST)
                 log.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
-                bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
-                bar.update()
                 if on_step is not None:
                     on_step(learner, record)
                 if distributed.total(stopped(), learner.device):
-                    raise Interrupted(run.steps, checkpoint())
+                    raise Interrupted(run.steps, checkpoint(), stopped())
+                bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
+                bar.update()
                 if run.seconds - saved >= checkpoint_every:
                     checkpoint()
                     saved = run.seconds
                     began = time.monotonic() - run.seconds  # writing is no training
             if stopped():  # after the last step
-                raise Interrupted(run.steps, checkpoint())
+                raise Interrupted(run.steps, checkpoint(), stopped())
     finally:
         learner.localizer.eval()
         if learner.device.type == "cpu":

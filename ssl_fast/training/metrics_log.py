@@ -2,8 +2,9 @@
 
 import importlib.util
 import json
-import os
 from pathlib import Path
+
+from ..files import naming, replace_file
 
 FILE = "metrics.jsonl"
 
@@ -21,14 +22,13 @@ class MetricsLog:
 
             self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
         if path is not None:
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
-            os.replace(temporary, path)
+            replace_file(path, "".join(json.dumps(record) + "\n" for record in records))
             self.file = open(path, "a", buffering=1)  # noqa: SIM115, `close` closes it
 
     def add(self, record: dict) -> None:
         if self.file:
-            self.file.write(json.dumps(record) + "\n")
+            with naming(self.file.name):
+                self.file.write(json.dumps(record) + "\n")
         if self.board:
             for name in record.keys() - {"step", "seconds"}:
                 self.board.add_scalar(name, record[name], record["step"])

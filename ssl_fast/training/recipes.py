@@ -4,7 +4,8 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from ..data.transforms import MASKS, POLICIES, Policy
+from ..data.io.images import FITS, RESAMPLERS
+from ..data.transforms import MASKS, POLICIES, TRANSFORMS, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
 from . import loss_options
@@ -18,6 +19,10 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16"),
     "augmentation": ("none", "shift", "crop", *POLICIES),
     "masks": ("none", *MASKS),
+    "fit": FITS,
+    "resampler": RESAMPLERS,
+    "transform": tuple(TRANSFORMS),
+    "audio_mix": ("none", "ssl_tie"),
 }
 
 
@@ -28,7 +33,9 @@ class Recipe:
     method: name of the loss. name: name of the recipe. model: the localizer. loss: keyword options of the loss,
         numbers and strings, as `loss_options` has them; `pooling` is a dict of its `name` and its options. Without s_A
         (`alignment` of ssl_align) the model has no projections.
-    front_end, image_size: name of the audio front end and side of the square images, for folders of media.
+    front_end, image_size: name of the audio front end and side of the square images, for folders of media. fit,
+        resampler: how frames that are not augmented become squares, see images.fit_frame, in training and wherever the
+        localizer is used.
     warm_up_steps: the learning rate rises linearly from 0 over as many steps, then follows `decay` over the whole run.
     pooling_warm_up: (start, end) as fractions of the run: until `start` scores are pooled by the plain mean, between
         both they are blended linearly into the method's own pooling (to `mean_weight`, if the loss has one). Selective
@@ -43,6 +50,10 @@ class Recipe:
         costs it nothing in training; photographs are the harder for it.
     time_shift: with a policy for frames, what is heard is taken so many seconds earlier or later in the clip, from
         U(low, high) with a random sign; None: as the front end cuts it. masks: of spectrograms, of transforms.MASKS.
+    transform: ssl_tie's, a name in transforms.TRANSFORMS. audio_mix: with a policy for frames, "ssl_tie" mixes sounds
+        as its audmix variant does: from the second epoch on, in epoch e = 1, 2 ... with probability .1 + .01 e, clips
+        become (1 - .01 e) of themselves and .01 e of their nearest in a random queue of 4,000. Here neighbours are
+        found once, by `ssl-fast mine`, there anew after each epoch by the net itself.
     views: of each sample in a step, all views of the image paired with all of the sound: "original", "augmented"
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). ssl_align takes any number; hard_positives two, the sample's and the similar one's; sspl two images
@@ -59,6 +70,8 @@ class Recipe:
     loss: dict = field(default_factory=dict)
     front_end: str = "scenes"
     image_size: int = 112
+    fit: str = "squash"
+    resampler: str = "pillow"
     epochs: int = 18
     batch_size: int = 32
     optimizer: str = "adamw"
@@ -73,6 +86,8 @@ class Recipe:
     crop_area: float = 0.5
     time_shift: tuple[float, float] | None = None
     masks: str = "none"
+    transform: str = "single_shrink"
+    audio_mix: str = "none"
     views: tuple[str, ...] = ("augmented",)
     nce_epochs: float = 0.0
     momentum_decay: float | None = None
@@ -114,9 +129,14 @@ class Recipe:
             )
         if not 0 <= self.nce_epochs < self.epochs:
             raise ValueError(
-                f"nce_epochs: expected fewer than the {self.epochs} epochs of the run, or fnac's L1 terms never come, "
-                f"got {self.nce_epochs}"
+                f"nce_epochs: expected >= 0 and fewer than the {self.epochs} epochs of the run, or fnac's L1 terms "
+                f"never come, got {self.nce_epochs}"
             )
+        if self.transform != "single_shrink" and self.method != "ssl_tie":
+            raise ValueError(f"transform: only ssl_tie has one, got {self.transform} for {self.method}")
+        if self.audio_mix != "none" and self.policy is None:
+            expected = f"an augmentation among {', '.join(POLICIES)}"
+            raise ValueError(f"audio_mix: expected with {expected}, got {self.augmentation!r}")
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected in (0, 1], got {self.crop_area}")
         if self.time_shift is not None:
@@ -137,6 +157,18 @@ class Recipe:
         loss_options.check(self.method, loss)
         if not loss.get("alignment", True):  # parameters without gradient would stop DistributedDataParallel
             object.__setattr__(self, "model", dataclasses.replace(self.model, projection=None))
+
+    @property
+    def neighbors(self) -> tuple[str, ...]:
+        """The modalities, "visual" and "audio", whose nearest neighbours the views of samples need."""
+        if "conceptual" in self.views:
+            return ("visual", "audio")
+        return ("audio",) if self.audio_mix != "none" else ()
+
+    @property
+    def reading(self) -> dict:
+        """Keyword arguments of the sample sets that this recipe trains on and its localizer is used with."""
+        return {"front_end": self.front_end, "size": self.image_size, "fit": self.fit, "resampler": self.resampler}
 
     @property
     def policy(self) -> Policy | None:
@@ -207,28 +239,30 @@ _QUICKSTART: dict[str, dict] = {
     "fnac": {"loss": {"tau": 0.07, "weights": (25.0, 25.0, 25.0)}, "nce_epochs": 5.4},
     "ssl_tie": {"epochs": 10},  # every image twice in a step
     # without neighbours, another draw of the sample itself
-    "hard_positives": {"views": ("augmented", "augmented")},
+    "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
 # batch, SSL-Align's weight decay, MarginNCE's learning rate and image augmentation; FNAC for MarginNCE's weight decay
 # (there is some, of unknown size); SSL-TIE, whose loss is LVS's, for LVS's batch, epochs and weight decay; vssl_eval's
-# data set for SSL-Align's time shift. SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs
-# for its L1 terms, as its scripts do (3 where its program is not told), and its masks lie where they were meant to.
-# HardPos has LVS's net and loss, and so its recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, at
-# rates of their own (5e-4 to 2e-3 of AdamW); its nets here are ResNet-18s that learn, at the others' rate.
+# data set for SSL-Align's time shift; what their evaluators do to frames for LVS's fit and SSL-Align's resampler.
+# SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs for its L1 terms, as its scripts do (3
+# where its program is not told), and its masks lie where they were meant to. HardPos has LVS's net and loss, and so its
+# recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, with the predictive coding module at 2e-5 to
+# 5e-5; the nets here are ResNet-18s that learn, at the others' rate.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
         "front_end": "ssl_align",
+        "resampler": "torch_aliased",
         "augmentation": "simclr",
         "time_shift": (0.1, 0.5),
         "views": VIEWS,
     },
     "margin_nce": {"weight_decay": 1e-4},
     "ez_vsl": {},
-    "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs"},
+    "lvs": {"epochs": 100, "batch_size": 32, "weight_decay": 1e-4, "front_end": "lvs", "fit": "crop"},
     "slavc": {"front_end": "slavc", "momentum_decay": 0.999},
     "fnac": {
         "epochs": 30,
@@ -243,6 +277,7 @@ _PUBLISHED: dict[str, dict] = {
         "batch_size": 32,
         "weight_decay": 1e-4,
         "front_end": "ssl_tie",
+        "fit": "crop",
         "augmentation": "moco_v2",
         "masks": "ssl_tie",
     },
@@ -253,14 +288,7 @@ _PUBLISHED: dict[str, dict] = {
         "front_end": "lvs",
         "views": ("augmented", "conceptual"),
     },
-    "sspl": {
-        "epochs": 100,
-        "batch_size": 256,
-        "weight_decay": 1e-4,
-        "optimizer": "adamw",
-        "augmentation": "simclr",
-        "views": ("augmented", "augmented"),
-    },
+    "sspl": {"batch_size": 256, "weight_decay": 1e-4, "optimizer": "adamw", "views": ("augmented", "augmented")},
 }
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import typing
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import torch
@@ -60,11 +61,16 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     if not path.exists() and not storage.previous(path).exists():
         return None
     state = storage.load(path, fall_back=True)
+    needed = ("localizer", "optimizer", "momentum", "step", "planned_steps", "seconds", "history", *expected)
+    if missing := [name for name in needed if name not in state]:
+        raise ValueError(f"{path}: expected the state of a run, got none of its {', '.join(missing)}")
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
-            changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(state[name].get(k)))
+            # of fields that are younger than the run, the defaults
+            before = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | state[name]
+            changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(before.get(k)))
             if changed:
-                got = ", ".join(f"{k}={state[name].get(k)!r}" for k in changed)
+                got = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
                 asked = ", ".join(f"{k}={value[k]!r}" for k in changed)
                 raise ValueError(f"{path}: belongs to a run with {got}, asked to go on with {asked}")
         elif name == "files":  # of runs before there was this record nothing is known
@@ -74,8 +80,10 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
                     f"{path}: belongs to a run whose missing samples are {short(before.get('missing'))}, "
                     f"asked to go on where they are {short(value['missing'])}"
                 )
-        elif state.get(name) != value:
+        elif state[name] != value:
             raise ValueError(
-                f"{path}: belongs to a run with {name}={state.get(name)!r}, asked to go on with {name}={value!r}"
+                f"{path}: belongs to a run with {name}={state[name]!r:.200}, asked to go on with {name}={value!r}"
             )
+    if state["step"] > state["planned_steps"]:
+        raise ValueError(f"{path}: expected at most {state['planned_steps']} steps, got one after {state['step']}")
     return state

@@ -25,7 +25,7 @@ def validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[st
     recipe, size = learner.recipe, learner.recipe.batch_size // learner.recipe.accumulation
     own = distributed.shard(len(sample_set) // size)
     keys = [(index, 0) for index in range(own.start * size, own.stop * size)]
-    themselves = (Themselves(), Themselves()) if "conceptual" in recipe.views else None
+    themselves = (Themselves(), Themselves()) if recipe.neighbors else None
     loader = torch.utils.data.DataLoader(
         Views(sample_set, recipe, learner.seed, themselves),
         size,

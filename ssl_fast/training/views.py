@@ -1,8 +1,8 @@
 """Views of each sample in a training step: of its image and its sound, or of its neighbours'.
 
     from ssl_fast.training.views import Views
-    views = Views(FolderSet("vggsound", front_end="ssl_align", size=224), recipe("ssl_align", "published"), seed=0,
-                  neighbors=(visual, audio))
+    how = recipe("ssl_align", "published")
+    views = Views(FolderSet("vggsound", **how.reading), how, seed=0, neighbors=(visual, audio))
     views[7, 3]                                      # of sample 7 in epoch 3: dict(image, sound, index)
 
 Crops, flips, time shifts and neighbours are drawn here, each from (seed, epoch, index) alone: neither the process that
@@ -13,13 +13,14 @@ batches.
 from __future__ import annotations
 
 import functools
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Generator, Tensor
 
 from ..data.datasets import SampleSet
-from ..data.io.images import Geometry
+from ..data.io.images import fit_frame
 from ..reproducibility import derived_seed
 from .recipes import Recipe
 
@@ -35,6 +36,10 @@ class Neighbors(Protocol):
         """One neighbour of sample `index`."""
         ...
 
+    def draw_from_queue(self, index: int, generator: Generator, size: int) -> int:
+        """The nearest to sample `index` among `size` random samples, itself perhaps one of them."""
+        ...
+
 
 class Themselves:
     """Neighbours of samples for which none were searched: each is its own."""
@@ -45,6 +50,12 @@ class Themselves:
     def draw(self, index: int, generator: Generator) -> int:
         return index
 
+    def draw_from_queue(self, index: int, generator: Generator, size: int) -> int:
+        return index
+
+
+QUEUE = 4000  # of SSL-TIE's audmix
+
 
 class Views(torch.utils.data.Dataset):
     """Samples of a set as a recipe's views show them.
@@ -54,24 +65,28 @@ class Views(torch.utils.data.Dataset):
     `frame` of the set gives (or from the set's images, where it has no `frame`), and sounds are waveforms (V, n) of
     `clip`, if the set has that. Else images and sounds are the set's own, and sounds are spectrograms (V, 1, F, T).
 
-    neighbors: of images and of sounds, for conceptual views. ValueError for conceptual views without them, for them
-    without conceptual views or of another set, and for a time shift of a set without `clip`.
+    neighbors: of images and of sounds, for conceptual views; for mixed sounds (`recipe.audio_mix`) those of images do
+    not matter. ValueError for views that need them without them, for them without such views or of another set, and for
+    a time shift or mixed sounds of a set without `clip`.
     """
 
     def __init__(
         self, sample_set: SampleSet, recipe: Recipe, seed: int = 0, neighbors: tuple[Neighbors, Neighbors] | None = None
     ):
-        if ("conceptual" in recipe.views) != (neighbors is not None):
+        if bool(recipe.neighbors) != (neighbors is not None):
+            needed = {(): "none", ("audio",): "those of sounds"}.get(recipe.neighbors, "those of images and of sounds")
+            views = f"{', '.join(recipe.views)}{', mixed sounds' if recipe.audio_mix != 'none' else ''}"
             raise ValueError(
-                f"neighbors: expected {'none' if neighbors else 'those of images and of sounds'} with the "
-                f"views {', '.join(recipe.views)}, got {'some' if neighbors else 'none'}"
+                f"neighbors: expected {needed} with the views {views}, got {'some' if neighbors else 'none'}"
             )
-        if recipe.time_shift is not None and not hasattr(sample_set, "clip"):
-            got = type(sample_set).__name__
-            raise ValueError(f"time_shift: expected a set that has the whole clips, got {got}")
+        for option in ("time_shift", "audio_mix"):
+            if getattr(recipe, option) not in (None, "none") and not hasattr(sample_set, "clip"):
+                got = type(sample_set).__name__
+                raise ValueError(f"{option}: expected a set that has the whole clips, got {got}")
         for one in neighbors or ():
             one.check(sample_set)
-        self.sample_set, self.recipe, self.seed, self.neighbors = sample_set, recipe, seed, neighbors or ()
+        self.sample_set, self.recipe, self.seed = sample_set, recipe, seed
+        self.neighbors: tuple[Neighbors, ...] = neighbors or ()
 
     def __len__(self) -> int:
         return len(self.sample_set)
@@ -91,19 +106,24 @@ class Views(torch.utils.data.Dataset):
         policy, size = self.recipe.policy, self.recipe.image_size
         sample = functools.cache(self.sample_set.__getitem__)  # views of one sample read and decode it once
         whole = getattr(self.sample_set, "frame", lambda i: sample(i)["image"].permute(1, 2, 0).numpy())
-        frame, clip = functools.cache(whole), functools.cache(getattr(self.sample_set, "clip", lambda i: None))
+        frame = functools.cache(whole)
+        clip = functools.cache(cast(Callable[[int], Any], getattr(self.sample_set, "clip", lambda i: None)))
 
         def image_of(i: int, augmented: bool) -> Tensor:
             if policy is None:
                 return torch.as_tensor(sample(i)["image"])
-            height, width = frame(i).shape[:2]
-            geometry = policy.geometry(width, height, size, generator) if augmented else Geometry()
-            return geometry.image(frame(i), size)
+            if not augmented:
+                return fit_frame(frame(i), size, self.recipe.fit, self.recipe.resampler)
+            return policy.square(frame(i), size, generator)
 
         def sound_of(i: int, augmented: bool) -> Tensor:
             waveform = None if policy is None else clip(i)
             if waveform is None:
                 return torch.as_tensor(sample(i)["spectrogram"])
+            mixing = augmented and epoch > 0 and self.recipe.audio_mix != "none"
+            if mixing and torch.rand((), generator=generator).item() < 0.1 + 0.01 * epoch:
+                other = clip(self.neighbors[1].draw_from_queue(i, generator, QUEUE))[: len(waveform)]
+                waveform = (1 - 0.01 * epoch) * waveform[: len(other)] + 0.01 * epoch * other
             shift = self._shift(generator) if augmented else 0
             return torch.from_numpy(self.sample_set.front_end.segment(waveform, shift))
 

@@ -4,29 +4,39 @@
     whole = load_audio("audio/clip.wav", sample_rate=16000)                 # the whole file, mono
     middle = load_audio("audio/clip.wav", sample_rate=16000, seconds=3)     # (48000,) float32
 
-Files are read by libsndfile (wav of every width, flac, ogg, mp3), m4a and the sound of videos by PyAV (see video.py).
-A file that cannot be used raises MediaError, which names it. What audio networks hear of a file, and spectrograms:
-front_ends.py.
+Files are read by libsndfile (wav of every width, rf64, w64, aiff, au, voc, flac, ogg, mp3), those of video.CONTAINERS
+by PyAV (see video.py). A file that cannot be used raises MediaError, which names it; so does one whose length is not
+what its header tells (see lengths.py). What audio networks hear of a file, and spectrograms: front_ends.py.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 from collections.abc import Callable
 from fractions import Fraction
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from .lengths import check_flac, check_log, check_ogg, mp3_stream
 from .media import MediaError, check_file
 from .video import CONTAINERS, decode_sound
 
 # A float file may exceed full scale somewhat (it is clipped); beyond this it holds something else, say integers.
 PEAK_LIMIT = 8.0
 RATES = (1000, 768000)  # Hz; a header with a rate outside is damaged
+# Formats whose length can be checked
+FORMATS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "SVX", "VOC", "FLAC", "OGG", "MP3")
+BLOCK = 1 << 22  # values that are read at once, of all channels
 _INTEGERS = ("PCM_U8", "PCM_16", "PCM_24", "PCM_32")
+# Integers as they are: libsndfile takes several times as long to make floats of them
+_STORED = {"PCM_S8": "int16", "PCM_16": "int16", "PCM_24": "int32"}
 CHOICES = {"offset": ("centre", "start"), "channels": ("mean", "first"), "reader": ("float", "int16")}
 Range = Callable[[int, int], tuple[int, int] | None]  # samples of a file, rate -> first and number of those to read
 
@@ -99,13 +109,19 @@ def decode_range(path: str | os.PathLike, choose: Range = lambda samples, rate: 
         raise MediaError(f"{path}: expected a rate of {RATES[0]} to {RATES[1]} Hz, got {rate}")
     if not whole:
         return sound, rate, whole
+    check_samples(path, sound, rate)
+    return sound, rate, whole
+
+
+def check_samples(path: str | os.PathLike, sound: np.ndarray, rate: int, first: int = 0) -> None:
+    """MediaError, which names the file, where samples (n, channels) are not finite, or far beyond full scale. first:
+    how many of the file come before them."""
     if not np.isfinite(sound).all():
         at, channel = np.argwhere(~np.isfinite(sound))[0]
-        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {at / rate:.3f} s")
+        raise MediaError(f"{path}: expected finite samples, got {sound[at, channel]} at {(first + at) / rate:.3f} s")
     peak = float(np.abs(sound).max())
     if peak > PEAK_LIMIT:
         raise MediaError(f"{path}: expected samples within full scale, [-1, 1], got a peak of {peak:g}")
-    return sound, rate, whole
 
 
 def _read(path: Path, choose: Range) -> tuple[np.ndarray, int, bool]:
@@ -113,24 +129,54 @@ def _read(path: Path, choose: Range) -> tuple[np.ndarray, int, bool]:
     import soundfile
 
     try:
-        with soundfile.SoundFile(path) as file:
-            integers = file.format in ("WAV", "WAVEX") and file.subtype in _INTEGERS
-            chosen = choose(file.frames, file.samplerate) if integers else None
-            if chosen is not None:
-                file.seek(chosen[0])
-            promised = file.frames if chosen is None else chosen[1]
-            # 16 bits as they are: libsndfile takes several times as long to make floats of them
-            kind = "int16" if file.subtype == "PCM_16" else "float32"
-            sound, rate = file.read(-1 if chosen is None else promised, kind, always_2d=True), file.samplerate
-    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:  # ValueError: only read in a stream
-        reason = str(error).strip().splitlines()[0].replace(f"Error opening {str(path)!r}: ", "").rstrip(".")
+        with contextlib.ExitStack() as opened:
+            name: Any = os.fsencode(path)  # a str would have to be UTF-8
+            file = opened.enter_context(soundfile.SoundFile(name))
+            rate, promised, part = file.samplerate, file.frames, None
+            if file.format not in FORMATS or (file.subtype.startswith("MPEG") and file.format != "MP3"):
+                got = f"{file.format} of {file.subtype}"
+                raise MediaError(f"{path}: expected a sound of {', '.join(FORMATS)}, got {got}")
+            check_log(path, file.extra_info)
+            if file.format in ("WAV", "WAVEX") and file.subtype in _INTEGERS:
+                part = choose(promised, rate)
+                if part is not None:
+                    first, promised = part
+                    file.seek(first)
+            elif file.format == "OGG":
+                check_ogg(path)
+            elif file.format == "FLAC" and promised >= 1 << 36:  # more than its header could hold: that says zero
+                raise MediaError(f"{path}: its length is unknown: its header does not tell the number of samples")
+            elif file.format == "MP3" and (frames := mp3_stream(path)) is not None:
+                promised = frames[1]
+                file = opened.enter_context(soundfile.SoundFile(io.BytesIO(frames[0])))
+            sound = _blocks(file, promised)
+            if file.format == "FLAC":
+                check_flac(path, sound, file.subtype)
+    except MediaError:
+        raise
+    except Exception as error:  # of many types, over damaged files
+        reason = re.sub("^Error opening .*: ", "", str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         if "does not exist" in reason:  # what the mp3 reader says of any other file
             reason = "Format not recognised"
         raise MediaError(f"{path}: cannot be read as audio ({reason})") from error
-    cut_off = _cut_off(path, len(sound), promised)
-    if cut_off:
-        raise MediaError(f"{path}: truncated, {cut_off}")
-    return sound.astype(np.float32) / 32768 if kind == "int16" else sound, rate, chosen is None
+    if len(sound) != promised:
+        cut = "truncated, " if len(sound) < promised else ""
+        raise MediaError(f"{path}: {cut}its header tells of {promised} samples, {len(sound)} could be decoded")
+    if sound.dtype != np.float32:
+        sound = sound.astype(np.float32) / -float(np.iinfo(sound.dtype).min)
+    return sound, rate, part is None
+
+
+def _blocks(file, promised: int) -> np.ndarray:
+    """At most `promised` samples (n, channels) of an open soundfile, of the type in which libsndfile is fastest.
+
+    Block by block: what a damaged header promises may not fit into memory.
+    """
+    dtype, left, blocks = _STORED.get(file.subtype, "float32"), promised, []
+    while not blocks or (left > 0 and len(blocks[-1])):
+        blocks.append(file.read(min(left, BLOCK // file.channels + 1), dtype, always_2d=True))
+        left -= len(blocks[-1])
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def resample(mono: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -162,29 +208,3 @@ def _to_int16(sound: np.ndarray, channels: str) -> np.ndarray:
     whole = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int64)
     whole = whole[:, 0] if channels == "first" else -(-whole.sum(1) // whole.shape[1])
     return (whole / 32767.0).astype(np.float32)
-
-
-def _cut_off(path: Path, samples: int, promised: int) -> str:
-    """Reason why a file that was decoded without complaint is incomplete, or "".
-
-    libsndfile takes what it finds. A wav's length stands in its head (unless it was streamed), the last page of an ogg
-    tells its own; the number of samples of an mp3 is a guess unless it begins with a table of contents.
-    """
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        head = file.read(4096)
-        file.seek(max(0, size - 131072))  # two pages of ogg at the most
-        tail = file.read()
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        length = int.from_bytes(head[4:8], "little") + 8
-        if size + 1 < length < 0x7FFF0000:  # an odd chunk may lack its padding; streams have no or a huge length
-            return f"its header tells of {length} bytes, the file has {size}"
-    elif head[:4] == b"OggS":
-        page = tail[max(0, tail.rfind(b"OggS")) :]
-        segments = page[26] if len(page) > 26 else 255
-        if len(page) < 27 + segments + sum(page[27 : 27 + segments]):
-            return "its last page is incomplete"
-    guessed = (head[:3] == b"ID3" or head[:1] == b"\xff") and b"Xing" not in head and b"Info" not in head
-    if samples < promised and not guessed:
-        return f"its header tells of {promised} samples, {samples} could be decoded"
-    return ""

@@ -21,7 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ...files import naming, write_array
 from .media import MediaError, check_file
+
+DECODING = 2  # to be raised by a change after which the same file is decoded to other values
 
 
 class DecodedCache:
@@ -55,9 +58,9 @@ class DecodedCache:
             ) from error
         made = decode(source)
         path.parent.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+        with naming(path), tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             try:
-                np.save(file, made)
+                write_array(file, made)
                 file.close()
                 os.replace(file.name, path)
             except BaseException:
@@ -68,8 +71,8 @@ class DecodedCache:
 
 @lru_cache(maxsize=1)
 def _versions() -> tuple:
-    """Versions of the libraries that decode and resample; None for what is not installed."""
-    found = []
+    """Versions of what decodes and resamples: this package's part, and libraries; None for what is not installed."""
+    found: list[tuple] = [("decoding", DECODING)]
     for name in ("pillow", "soundfile", "torchaudio", "av"):
         try:
             found.append((name, importlib.metadata.version(name)))

@@ -165,9 +165,9 @@ class FrontEnd:
 class PublishedFrontEnd(FrontEnd):
     """A FrontEnd (`seconds` from the start or the centre of the clip) with what only single programs do.
 
-    roll: the `seconds` are turned round, so that the middle of the file comes to their middle (SSL-Align for models of
-    3 s). It goes by the length of the whole file, as published: of one that is longer, the middle then holds a splice.
-    frames: so many frames from the middle of the spectrogram are kept (None: all).
+    roll: the `seconds` are turned round, so that the middle of the file comes to their middle (SSL-Align and vssl_eval
+    for models of 3 s). It goes by the length of the whole file, as published: of one that is longer, the middle then
+    holds a splice. frames: so many frames from the middle of the spectrogram are kept (None: all).
     """
 
     roll: bool = False
@@ -266,6 +266,8 @@ FRONT_ENDS: dict[str, FrontEnd] = {
         # SSL-Align on AVSBench, whose clips last 5 s
         replace(_ALIGN, name="published/sslalign_avs", clip_seconds=5.0),
         replace(_ALIGN_EZVSL, name="published/sslalign_ezvsl_avs", seconds=5.0),
+        # vssl_eval for FNAC: the first 3 s, turned round by the length of the whole file
+        PublishedFrontEnd(name="published/vssleval_fnac", seconds=3.0, offset="start", roll=True, **_PYAV),
         PublishedFrontEnd(name="published/ssltie", seconds=10.0, hop=239, offset="start", channels="first", mel=True),
     )
 }

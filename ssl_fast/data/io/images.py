@@ -2,19 +2,27 @@
 
     from ssl_fast.data.io.images import Geometry, decode_image, load_image
     image = load_image("frames/clip.jpg", 224)                  # uint8 (3, 224, 224), aspect ratio not kept
+    image = load_image("frames/clip.jpg", 224, fit="crop")      # ... the middle of the frame, aspect ratio kept
     frame = decode_image("frames/clip.jpg")                     # uint8 (H, W, 3), as it is
     geometry = Geometry((0.1, 0.0, 0.8, 0.9), flip=True)        # 70 % of its width, 90 % of its height, mirrored
     image, boxes = geometry.image(frame, 224), geometry.boxes(boxes)
 
 Rules of decoding: the EXIF orientation is applied; grey and palette images become RGB, CMYK too by (1 - C)(1 - K);
 transparent pixels are laid over white; 16-bit grey is divided by 257 and rounded; of several frames the first counts.
-Images of floats, truncated, empty and unreadable files raise MediaError, which names the file. Of a video it is the
-frame in the middle (see video.py).
+Images of floats, of more than PIXELS or with more than SIDE of them a side (by their header, before they are decoded),
+truncated, empty and unreadable files raise MediaError, which names the file. HEIC is read where pillow-heif is
+installed. Of a video it is the frame in the middle (see video.py).
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,13 +34,28 @@ from torch import Tensor
 from .media import MediaError, check_file
 from .video import CONTAINERS, middle_frame
 
-FITS = ("squash", "centre_crop")
-RESAMPLERS = ("pillow", "torch")
+FITS = ("squash", "crop")  # see fit_frame
+RESAMPLERS = ("pillow", "torch", "torch_aliased")  # see Geometry.image
+PIXELS, SIDE = 89_478_485, 65_535  # of an image: what Pillow decodes without a warning, and JPEG's longest side
+_TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # EXIF orientation -> PIL.Image.Transpose that undoes it
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
 def decode_image(path: str | os.PathLike) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, by the rules above. Raises MediaError, which names the file."""
     return np.array(_open(path))
+
+
+def frame_size(path: str | os.PathLike) -> tuple[int, int]:
+    """(width, height) of what `decode_image` gives, of an image by its header alone. MediaError names the file."""
+    path = Path(path)
+    if path.suffix.lower() in CONTAINERS:
+        height, width = middle_frame(path).shape[:2]
+        return width, height
+    with _opened(path) as image:
+        turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow itself turns TIFF
+        return image.size[::-1] if turned else image.size
 
 
 @dataclass(frozen=True)
@@ -59,26 +82,44 @@ class Geometry:
         return cls((left / width, top / height, right / width, bottom / height), flip)
 
     @classmethod
-    def centre(cls, width: int, height: int) -> Geometry:
-        """The largest square in the middle of a frame of width x height pixels."""
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        return cls.of_pixels(left, top, left + side, top + side, width, height)
+    def centre(cls, width: int, height: int, size: int) -> Geometry:
+        """The square in the middle of a frame of width x height pixels whose shorter side becomes `size`. It begins at
+        a whole pixel of the resized frame, where torchvision's Resize and CenterCrop have it."""
+        wide, high = (int(size * side / min(width, height)) for side in (width, height))
+        left, top = (round((side - size) / 2) for side in (wide, high))
+        return cls.of_pixels(left, top, left + size, top + size, wide, high)
+
+    @classmethod
+    def of_fit(cls, fit: str, width: int, height: int, size: int) -> Geometry:
+        """Of a frame of width x height pixels that becomes a square of `size` by `fit`, see `fit_frame`."""
+        if fit not in FITS:
+            raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        return cls.centre(width, height, size) if fit == "crop" else cls()
 
     def image(self, frame: np.ndarray, size: int, resampler: str = "pillow") -> Tensor:
-        """A frame (H, W, 3) uint8 -> (3, size, size) uint8, in one resampling by an antialiased bicubic filter.
+        """A frame (H, W, 3) uint8 -> (3, size, size) uint8, in one resampling by a bicubic filter.
 
-        resampler: "pillow" as published programs have it; "torch" the same filter in torch's vector instructions, which
-        differs by 1 of 255 at the most and takes a quarter of the time; for whole frames only.
+        resampler: "pillow", antialiased, as most published programs have it; "torch" the same filter in torch's vector
+        instructions, which differs by 1 of 255 at the most and takes a quarter of the time; "torch_aliased" torch's
+        bicubic without antialiasing, as SSL-Align and vssl_eval resize tensors, here rounded to 8 bits and clipped
+        where it overshoots. These two for whole frames only. "pillow_bilinear": an antialiased bilinear filter that
+        looks at the box alone, rounded to whole pixels, as torchvision crops and then resizes.
         """
-        if resampler not in RESAMPLERS or (resampler == "torch" and self != Geometry()):
+        if resampler == "pillow_bilinear":
+            height, width = frame.shape[:2]
+            left, top, right, bottom = (round(part * side) for part, side in zip(self.box, (width, height) * 2))
+            cut = Geometry(flip=self.flip)._square(frame[top:bottom, left:right], size, "BILINEAR")
+            return torch.from_numpy(cut.transpose(2, 0, 1).copy())
+        if resampler not in RESAMPLERS or (resampler != "pillow" and self != Geometry()):
             raise ValueError(
-                f"resampler: expected one of {', '.join(RESAMPLERS)}, torch for whole frames only, "
+                f"resampler: expected one of {', '.join(RESAMPLERS)}, those of torch for whole frames only, "
                 f"got {resampler!r} for {self}"
             )
-        if resampler == "torch":
-            pixels = torch.from_numpy(frame).permute(2, 0, 1)[None]
-            return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True)[0].contiguous()
+        if resampler != "pillow":
+            pixels, antialias = torch.from_numpy(frame).permute(2, 0, 1)[None], resampler == "torch"
+            pixels = pixels if antialias else pixels.float()
+            square = F.interpolate(pixels, (size, size), mode="bicubic", antialias=antialias)[0]
+            return square.round().clamp(0, 255).to(torch.uint8).contiguous()
         return torch.from_numpy(self._square(frame, size, "BICUBIC").transpose(2, 0, 1).copy())
 
     def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
@@ -102,27 +143,32 @@ class Geometry:
 
         height, width = pixels.shape[:2]
         box = tuple(part * side for part, side in zip(self.box, (width, height) * 2))
-        image = Image.fromarray(pixels).resize((size, size), Image.Resampling[resampling], box=box)
+        image = Image.fromarray(np.ascontiguousarray(pixels)).resize(
+            (size, size), Image.Resampling[resampling], box=box
+        )
         square = np.asarray(image)
         return square[:, ::-1] if self.flip else square
 
 
-def load_image(path: str | os.PathLike, size: int, fit: str = "squash", resampler: str = "pillow") -> Tensor:
-    """An image file as uint8 (3, size, size) RGB, resized with an antialiased bicubic filter.
+def fit_frame(frame: np.ndarray, size: int, fit: str = "squash", resampler: str = "pillow") -> Tensor:
+    """A frame (H, W, 3) uint8 -> (3, size, size) uint8.
 
     fit: "squash" resizes both sides to `size`, whatever the aspect ratio, so that coordinates in fractions of the frame
-    stay right. "centre_crop" resizes the shorter side and crops the middle; boxes have to be moved along, as
-    `Geometry.centre` does. resampler: see `Geometry.image`.
+    stay right. "crop" resizes the shorter side and crops the middle; boxes have to be moved along, by
+    `Geometry.of_fit`. resampler: see `Geometry.image`.
     """
-    if fit not in FITS:
-        raise ValueError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
-    frame = decode_image(path)
-    geometry = Geometry.centre(frame.shape[1], frame.shape[0]) if fit == "centre_crop" else Geometry()
-    return geometry.image(frame, size, resampler)
+    height, width = frame.shape[:2]
+    return Geometry.of_fit(fit, width, height, size).image(frame, size, resampler)
 
 
-def load_mask(path: str | os.PathLike, size: int) -> np.ndarray:
-    """A mask image (white on black) as bool (size, size): averaged over each target pixel, true from one half on.
+def load_image(path: str | os.PathLike, size: int, fit: str = "squash", resampler: str = "pillow") -> Tensor:
+    """An image file as uint8 (3, size, size) RGB; fit, resampler: see `fit_frame`. MediaError names the file."""
+    return fit_frame(decode_image(path), size, fit, resampler)
+
+
+def load_mask(path: str | os.PathLike, size: int, geometry: Geometry = Geometry()) -> np.ndarray:
+    """A mask image (white on black) as bool (size, size), cut as the frame is: averaged over each target pixel, true
+    from one half on.
 
     Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
     """
@@ -130,32 +176,126 @@ def load_mask(path: str | os.PathLike, size: int) -> np.ndarray:
     highest = grey.max()
     if 0 < highest < 128:
         raise MediaError(f"{path}: expected a mask with values 0 and 255, got a maximum of {highest}")
-    return Geometry().mask(grey, size)
+    return geometry.mask(grey, size)
 
 
 def _open(path: str | os.PathLike):
     """Pillow image of mode RGB, fully decoded."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     path = Path(path)
-    check_file(path)
     if path.suffix.lower() in CONTAINERS:
         return Image.fromarray(middle_frame(path))
+    with _opened(path) as image:
+        image.load()
+        if image.format in _COMPLETE and not _COMPLETE[image.format](path, image):
+            raise MediaError(f"{path}: cannot be read as an image (truncated: pixels are missing)")
+        turn = _TURNS.get(_orientation(image))
+        image = image if turn is None else image.transpose(turn)
+        if image.mode.startswith("I"):  # I;16 and its byte orders, I: Pillow would clip these at 255
+            grey = np.asarray(image).astype(np.int64)
+            if grey.min() < 0 or grey.max() > 65535:
+                raise MediaError(f"{path}: expected grey values of 16 bits, got {grey.min()} to {grey.max()}")
+            return Image.fromarray(((grey * 2 + 257) // 514).astype(np.uint8)).convert("RGB")
+        if image.mode == "F":
+            raise MediaError(f"{path}: expected integer pixels, got an image of floats")
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator:
+    """The file as a Pillow image of at most PIXELS that is not decoded yet. Whatever is raised inside becomes a
+    MediaError, as plug-ins raise errors of all types over damaged files."""
+    from PIL import Image
+
+    check_file(path)
+    limits = f"expected an image of at most {PIXELS // 10**6} million pixels and {SIDE:,} a side"
     try:
+        _register_heif(path)
         with Image.open(path) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:  # Pillow's plug-ins
+            width, height = image.size
+            if not 0 < width * height <= PIXELS or max(width, height) > SIDE:
+                raise MediaError(f"{path}: {limits}, got {width:,} x {height:,}")
+            if image.format == "EPS":
+                raise MediaError(f"{path}: cannot be read as an image (EPS is a program, which is not run)")
+            yield image
+    except MediaError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(f"{path}: {limits} ({error})") from error
+    except Exception as error:
         reason = "Format not recognised" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-        raise MediaError(f"{path}: cannot be read as an image ({reason})") from error
-    if image.mode.startswith("I"):  # I;16 and its byte orders, I: Pillow would clip these at 255
-        grey = np.asarray(image).astype(np.int64)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise MediaError(f"{path}: expected grey values of 16 bits, got {grey.min()} to {grey.max()}")
-        return Image.fromarray(((grey * 2 + 257) // 514).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise MediaError(f"{path}: expected integer pixels, got an image of floats")
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
+        raise MediaError(f"{path}: cannot be read as an image ({reason or type(error).__name__})") from error
+
+
+def _register_heif(path: Path) -> None:
+    """Give HEIC to pillow-heif; MediaError that tells how to install it."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
+        return
+    try:
+        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MediaError(
+            f'{path}: HEIC is read by pillow-heif, which is not installed: pip install "ssl_fast[heif]"'
+        ) from error
+    register_heif_opener()
+
+
+def _orientation(image) -> int:
+    """The orientation tag (1: upright). An image whose EXIF cannot be read has none, as in every viewer."""
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:
+        return 1
+
+
+def _png_is_complete(path: Path, image) -> bool:
+    """Whether a PNG has data for all of its rows. Pillow leaves missing ones at 0, so that where the last row has other
+    values, and comes last, all are there."""
+    width, height = image.size
+    if not image.info.get("interlace") and np.asarray(image.crop((0, height - 1, width, height))).any():
+        return True
+    missing, inflate = 0, zlib.decompressobj()
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            data = file.read(length + 4)[:length]  # without the check sum, which Pillow has compared
+            if kind == b"IHDR":
+                depth, colours, interlace = data[8], {2: 3, 4: 2, 6: 4}.get(data[9], 1), data[12]
+                grids = _ADAM7 if interlace else ((0, 0, 1, 1),)
+                sides = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in grids]
+                missing = sum(h * (1 + -(-w * depth * colours // 8)) for w, h in sides if w > 0 and h > 0)
+            while kind == b"IDAT" and data and missing > 0 and not inflate.eof:
+                missing -= len(inflate.decompress(data, 1 << 20))
+                data = inflate.unconsumed_tail
+    return missing <= 0 or missing <= len(inflate.flush())
+
+
+def _jpeg_is_complete(path: Path, image) -> bool:
+    """Whether a JPEG has data for all of its blocks before its end marker. Where it has not, libjpeg makes the others
+    flat. So where the last one is flat, the file is decoded once more with bytes put before the first scan's end, which
+    show only if that is read too early. Not of progressive files, whose last scans add detail alone."""
+    from PIL import Image
+
+    width, height = image.size
+    last = np.asarray(image.crop((max(0, width - 8), max(0, height - 8), width, height)))
+    if image.info.get("progressive") or np.ptp(last, (0, 1)).any():
+        return True
+    data, at = path.read_bytes(), 2
+    while data[at + 1] != 0xDA:  # start of scan
+        at += 1 if data[at + 1] == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    end = re.compile(rb"\xff+[^\x00\xd0-\xd7\xff]", re.S).search(data, at + 2)
+    if end is None:
+        return True
+    more = b"".join(b"\x55" * 64 + bytes((0xFF, 0xD0 + k % 8)) for k in range(16))  # and restart markers of all numbers
+    with Image.open(io.BytesIO(data[: end.start()] + more + data[end.start() :])) as longer:
+        return np.array_equal(np.asarray(longer), np.asarray(image))
+
+
+_COMPLETE = {"PNG": _png_is_complete, "JPEG": _jpeg_is_complete, "MPO": _jpeg_is_complete}

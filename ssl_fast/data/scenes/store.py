@@ -30,6 +30,7 @@ from typing import IO, cast
 
 import numpy as np
 
+from ...files import naming
 from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, compose, scene
 
 MANIFEST = "manifest.json"
@@ -72,8 +73,13 @@ def load_arrays(
 
 
 def default_cache() -> Path:
-    """Folder of all caches: $SSL_FAST_CACHE, or ~/.cache/ssl_fast."""
-    return Path(os.environ.get("SSL_FAST_CACHE") or Path.home() / ".cache" / "ssl_fast")
+    """Folder of all caches: $SSL_FAST_CACHE, or ~/.cache/ssl_fast. CacheError where there is no ~ either."""
+    if folder := os.environ.get("SSL_FAST_CACHE"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "ssl_fast"
+    except RuntimeError as error:
+        raise CacheError("no home folder for the cache of scenes; set SSL_FAST_CACHE to a folder for it") from error
 
 
 def split_folder(split: str, settings: Settings, cache: str | Path | None = None) -> Path:
@@ -191,10 +197,11 @@ def _allocate(folder: Path, split: str, settings: Settings) -> Arrays:
     arrays = {}
     for name, (shape, dtype) in layout.items():
         path = folder / f"{name}.npy"
-        arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
-        if hasattr(os, "posix_fallocate"):  # a full disk is then an error here, not a bus error in a write to the map
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        with naming(path):
+            arrays[name] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+            if hasattr(os, "posix_fallocate"):  # a full disk is an error here, not a bus error in a write to the map
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     return Arrays(**arrays)
 
 
@@ -235,9 +242,12 @@ def _fill_here(arrays: Arrays, split: str, settings: Settings, progress: bool) -
 # too, and a worker that dies is noticed. Worker w of m makes scenes w, w + m, ... into memory maps of the same files
 # and counts them in a small map that the parent watches.
 
-# The modules a worker needs import numpy alone: torch would take longer than its work.
+# The modules a worker needs import numpy alone: torch would take longer than its work. With -c, Python looks in the
+# current folder first, where a json.py may lie.
 _START = """
-import json, sys
+import sys
+sys.path[:] = [folder for folder in sys.path if folder]
+import json
 job = json.load(sys.stdin)
 sys.path[:] = job["path"]
 from importlib import import_module
