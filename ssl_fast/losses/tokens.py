@@ -63,7 +63,9 @@ def dense_av(
     }
     gathered = gather_tokens(batch, tokens)
     if paired:
-        by_token, by_cell = ops.late_interaction(visual, audio, audio_mask=gathered.mask, **options)
+        by_token, by_cell = ops.late_interaction(
+            visual, audio, audio_mask=None if gathered is None else gathered.mask, **options
+        )
         scores = (by_token + by_cell) / 2
     else:
         scores = ops.pooled_similarity(visual, audio, pooling, tokens=gathered, **options)

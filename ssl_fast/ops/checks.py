@@ -152,7 +152,7 @@ def check_pair(
     rows = visual.shape[0] if paired else "M"
     dims = (2, 3) if tokens else (2,)
     if audio.dim() not in dims or audio.shape[1] != visual.shape[1] or (paired and audio.shape[0] != rows):
-        expected = f"({rows}, {visual.shape[1]})" + f" or ({rows}, {visual.shape[1]}, T)" * tokens
+        expected = f"({rows}, {visual.shape[1]}{', T' if tokens and audio.dim() > 2 else ''})"
         raise ValueError(
             f"{audio_name}: expected {expected} to match {visual_name}'s "
             f"{'(N, C, h, w)' if paired else f'C={visual.shape[1]}'}, got {tuple(audio.shape)}"
