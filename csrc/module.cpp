@@ -89,7 +89,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
-  m.attr("interface") = 2;  // raised when what ssl_fast/ops calls changes
+  m.attr("interface") = 3;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);

@@ -15,10 +15,12 @@ constexpr double kShortest = 1e-12, kShortestFloat16 = 0x1p-14;
 
 // Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C). All of one dtype.
 // "real" below is float, or double for float64 inputs.
+// Without `normalized`, all norms count as 1: what is called a cosine, or alpha, is then a dot product.
 struct Shape {
   DType dtype;
   bool channels_last;
   int64_t images, audios, channels, cells;
+  bool normalized = true;
 };
 
 // One space of cosines: alpha[n,m,p]. Gradients that nobody wants are null.

@@ -1,6 +1,6 @@
 // The poolings of the field, written once for every device.
 //
-// For image n, audio m and cell p, alpha[n,m,p] is the cosine of two feature vectors. A loss needs, for all pairs, one
+// For image n, audio m and cell p, alpha[n,m,p] is the cosine (or the dot product) of two feature vectors. A loss needs, for all pairs, one
 // number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: a GEMM computes a tile of alpha
 // and its epilogue hands it to the pooling while it is still in registers. So a pooling is a monoid with a local
 // derivative:
@@ -22,6 +22,7 @@
 // The mean (SSL-Align's s_L) is absent because it needs no map: a mean of cosines is the product with a mean unit
 // vector.
 #pragma once
+#include <limits>
 
 // POOLING(name, struct, number of parameters, sparse): `name` is the `kind` of the Python object
 #define SSL_FAST_POOLINGS(POOLING)                 \
@@ -106,8 +107,9 @@ struct Max {
   using Residual = Index<V>;
   static Max of(const double*, int64_t) { return {}; }
 
+  static constexpr Scalar kLowest = -std::numeric_limits<Scalar>::infinity();
   struct State {
-    V best = V{} - 2;  // below any cosine
+    V best = V{} + kLowest;
     Index<V> cell{};
   };
   SSL_FAST_INLINE void absorb(State& s, V alpha, int cell) const {  // a later cell than all before

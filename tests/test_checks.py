@@ -37,7 +37,6 @@ both_backends = pytest.mark.parametrize("backend", ["auto", "reference"])
 # features, error, message
 PAIRS = {
     "wrong C": (visual(), audio(8, 256), ValueError, "audio: expected (M, 5) to match visual's C=5, got (8, 256)"),
-    "3-D audio": (visual(), audio(M, C, 1), ValueError, "audio: expected (M, 5) to match visual's C=5, got (6, 5, 1)"),
     "1-D audio": (visual(), audio(C), ValueError, "audio: expected (M, 5) to match visual's C=5, got (5,)"),
     "3-D visual": (
         visual(N, C, H),
@@ -89,6 +88,14 @@ PAIRS = {
         "audio: expected device meta to match visual, got cpu",
     ),
 }
+
+
+def test_clips_of_tokens_where_there_is_no_pooling_for_them():
+    message = r": expected \(M, 5\) to match .*, got \(6, 5, 1\)"
+    with pytest.raises(ValueError, match="audio" + message):
+        similarity_and_map(visual(), audio(M, C, 1), ops.SoftThreshold(), torch.zeros(N, dtype=torch.int64))
+    with pytest.raises(ValueError, match="audio_loc" + message):
+        product(audio_loc=audio(M, C, 1))
 
 
 @both_backends

@@ -73,6 +73,19 @@ def sspl(visual, audio, slow, **more):
     return losses.sspl(visual.split(CHANNELS, 1), audio[:, :CHANNELS], lambda x: (x, torch.tanh(x)), **more)
 
 
+def clips(loss, **options):
+    """audio (M, C, T) of the rows, T = 2, one token of which is masked."""
+
+    def call(visual, audio, slow, **more):
+        audio = torch.stack(audio.split(CHANNELS, 1), 2)
+        mask = torch.ones(len(audio), 2, dtype=torch.bool)
+        mask[audio[:, 0, 0] > 0, 1] = False
+        masks = {"audio_mask": mask} if loss is losses.late_interaction else {"tokens": ops.TokenMean(mask)}
+        return loss(visual[:, :CHANNELS], audio, **masks, **options, **more)
+
+    return call
+
+
 CASES = {
     "ssl_align": ssl_align(),
     "ssl_align-symmetric": ssl_align(by_callables=False, symmetric=True, mean_weight=0.3, pooling=ops.Max()),
@@ -95,6 +108,10 @@ CASES = {
     "hard_positives": hard_positives(margin=-0.1, mean_weight=0.3),
     "hard_positives-mil": hard_positives(combine="logsumexp", symmetric=True),
     "sspl": sspl,
+    "ez_vsl-tokens": clips(losses.ez_vsl),
+    "dense_av": clips(losses.dense_av, heads=1),
+    "dense_av-paired": clips(losses.dense_av, heads=1, paired=True, scale=2.0),
+    "late_interaction": clips(losses.late_interaction),
     "ssl_tie-detached": ssl_tie(detach_map=True, hard_negative=False, margin=-0.1),
 }
 LAYOUTS = {2: {"even": (3, 3), "uneven": (4, 1)}, 3: {"even": (2, 2, 2), "uneven": (3, 1, 2)}}

@@ -226,6 +226,23 @@ def test_emulation_of_tf32(name, emulated, tf32):
     assert 2**-20 < score < 2**-10
 
 
+@dtypes(*DTYPES)
+@pytest.mark.parametrize("pooling", [ops.Max(), ops.SoftThreshold(0.2, 0.1), ops.LogMeanExp(0.3)])
+def test_emulation_of_dot_products(pooling, dtype, emulated):
+    generator = torch.Generator().manual_seed(1)
+    visual = torch.randn(3, 40, 5, 6, generator=generator).div(6).to(dtype).requires_grad_()
+    audio = torch.randn(7, 40, generator=generator).to(dtype).requires_grad_()
+    upstream = torch.randn(3, 7, generator=generator)
+    scores = ops.pooled_similarity(visual, audio, pooling, normalize=False)
+    alpha = torch.einsum("ncp,mc->nmp", visual.flatten(2).double(), audio.double())
+    want = pooling.reference(alpha)
+    torch.testing.assert_close(scores.double(), want, rtol=2e-5, atol=2e-5)
+    found = torch.autograd.grad(scores, (visual, audio), upstream.to(scores.dtype))
+    for one, other in zip(found, torch.autograd.grad(want, (visual, audio), upstream.double()), strict=True):
+        tolerance = 2e-5 if dtype.itemsize > 2 else 2e-2
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
 def test_emulation_of_empty_batches(emulated):
     visual, audio = torch.randn(0, 5, 2, 3), torch.randn(0, 5)
     assert ops.cosine_map(visual, audio).shape == (0, 2, 3)

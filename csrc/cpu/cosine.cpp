@@ -19,7 +19,7 @@ struct Forward {
     const Shape& s = p.shape;
     T *inverse_norm = static_cast<T*>(p.inverse_norm) + n * s.cells, *map = static_cast<T*>(p.out) + n * s.cells;
     local.load_unit_audio(s, p.audio, n);
-    inverse_norms(image, p.shape.dtype, inverse_norm);
+    inverse_norms(s, image, inverse_norm);
     channel_dots(image, local.x, map);
     for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
   }

@@ -58,9 +58,9 @@ inline void channel_dots(const Image<T>& image, const T* x, T* out) {
 }
 
 template <class T>
-inline void inverse_norms(const Image<T>& image, DType dtype, T* out) {
-  channel_dots<T>(image, nullptr, out);
-  for (int64_t p = 0; p < image.cells; ++p) out[p] = safe_rsqrt(out[p], dtype);
+inline void inverse_norms(const Shape& s, const Image<T>& image, T* out) {
+  if (s.normalized) channel_dots<T>(image, nullptr, out);
+  for (int64_t p = 0; p < image.cells; ++p) out[p] = s.normalized ? safe_rsqrt(out[p], s.dtype) : T(1);
 }
 
 // out[c] = sum_p V[c, p] s[p], in sums of few cells, then of few such sums: less rounding error. scratch: (2,

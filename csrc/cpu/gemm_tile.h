@@ -181,7 +181,7 @@ struct PackedAudios {
           for (int i = 0; i < 4; ++i) squares[i] += load(raw + c + i * kLanes<T>) * load(raw + c + i * kLanes<T>);
         T sum = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
         for (; c < channels; ++c) sum += raw[c] * raw[c];
-        scale = safe_rsqrt(sum, s.dtype);
+        scale = s.normalized ? safe_rsqrt(sum, s.dtype) : T(1);
         for (c = 0; c < channels; ++c) row[c] = raw[c] * scale;
       } else {
         for (int64_t c = 0; c < channels; ++c) row[c] = 0;
@@ -204,7 +204,7 @@ struct PackedAudios {
   }
 
   // Backward of the normalisation, for one audio: grad[m, :] = (g - a (a . g)) / |a|, from the gradient g with respect
-  // to the unit vector a.
+  // to the unit vector a; g itself where nothing was normalised.
   void normalize_backward(const Shape& s, int64_t m, const T* unit_gradient, void* grad, T* scratch) const {
     const T* a = rows + m * padded_channels();
     Vec<T> dots = {};
@@ -212,6 +212,7 @@ struct PackedAudios {
     int64_t c = 0;
     for (; c + kLanes<T> <= channels; c += kLanes<T>) dots += load(a + c) * load(unit_gradient + c);
     for (dot = sum_lanes<T>(dots); c < channels; ++c) dot += a[c] * unit_gradient[c];
+    if (!s.normalized) dot = 0;
     T* out = output_buffer<T>(grad, s.dtype, m * channels, scratch);
     for (c = 0; c < channels; ++c) out[c] = inverse_norm[m] * (unit_gradient[c] - a[c] * dot);
     store_output(out, grad, s.dtype, m * channels, channels);

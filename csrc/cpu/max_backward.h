@@ -148,7 +148,7 @@ void max_backward(const SimilarityParams& p, Workspace& workspace) {
     auto norms_of = [&](int64_t n) { return static_cast<const T*>(f.inverse_norm) + n * s.cells; };
     for (int64_t i = 0; i < audios.padded() * audios.padded_channels(); ++i) local.dA[i] = 0;
     for (int64_t i = begin * s.cells; i < end * s.cells; ++i) t[i] = 0;
-    for (int64_t n = begin; n < end; ++n) {
+    for (int64_t n = begin; n < end && s.normalized; ++n) {
       for (int64_t m = 0; m < s.audios; ++m)
         t[n * s.cells + argmax_of(n)[m]] += row_of(p.grad_scores, n)[m] * row_of(p.scores, n)[m];
       for (int64_t c = 0; c < s.cells; ++c) t[n * s.cells + c] *= norms_of(n)[c] * norms_of(n)[c];

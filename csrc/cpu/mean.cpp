@@ -21,7 +21,7 @@ struct Forward {
   template <class T>
   static void run(const CellsParams& p, const Image<T>& image, int64_t n, StreamingScratch<T>& local) {
     T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
-    inverse_norms(image, p.shape.dtype, inverse_norm);
+    inverse_norms(p.shape, image, inverse_norm);
     for (int64_t c = 0; c < p.shape.cells; ++c) local.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
     L2Prefetcher next = local.prefetch_next(p, n);
     cell_dots(image, local.gain, static_cast<T*>(p.out) + n * p.shape.channels, local.partial_sums, next);

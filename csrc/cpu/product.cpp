@@ -104,8 +104,8 @@ struct Product {
             static_cast<const T*>(p.avc.inverse_norm) + n * s.cells};
   }
   void write_norms(int64_t n, const ImagePair<T>& images) const {
-    inverse_norms(images.loc, s.dtype, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
-    inverse_norms(images.avc, s.dtype, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
+    inverse_norms(s, images.loc, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
+    inverse_norms(s, images.avc, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
   }
   // One panel of alphas of image n, [cell][lane]: cached ones, else computed into `scratch`. recompute: also those
   // that are to be cached.

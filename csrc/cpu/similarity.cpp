@@ -67,7 +67,7 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       Image<T> image =
           load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch_size<T>(s), 64), true);
       T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
-      inverse_norms(image, s.dtype, inverse_norm);
+      inverse_norms(s, image, inverse_norm);
       L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
       for (int64_t panel = 0; panel < audios.panels; ++panel) {
         T* cached = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * audios.padded() * s.cells : nullptr;

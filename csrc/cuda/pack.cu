@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
         if (p.packed) packed[cell * width + c] = mma_operand(x, p.tf32);
       }
       square = warp_sum(square);
-      if (lane == 0 && p.inverse_norm) norms[cell] = safe_rsqrt<S>(square);
+      if (lane == 0 && p.inverse_norm) norms[cell] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
     }
     return;
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
   __syncthreads();
   if (warp || lane >= tile.count || !p.inverse_norm) return;
   for (int w = 1; w < kWarps; ++w) square += squares[w][lane];
-  norms[lane] = safe_rsqrt<S>(square);
+  norms[lane] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
 }
 
 // Y: of the gradient y, S or T.
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y*
     T dot = 0;
     for (int64_t c = lane; c < channels; c += kWarpSize) dot += x(cell, c) * y(cell, c);
     const T inverse = static_cast<const T*>(p.inverse_norm)[tile.row + cell];
-    dot = warp_sum(dot) * inverse * inverse;
+    dot = p.shape.normalized ? warp_sum(dot) * inverse * inverse : T(0);
     if (lane == 0) projection[cell] = dot;
   }
   __syncthreads();

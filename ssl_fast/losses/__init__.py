@@ -14,6 +14,8 @@ Shared conventions
         batch. All processes of the group call the loss, and backward, together; `positives` are not given.
         None: the batch of this process alone; under DistributedDataParallel its own negatives only.
     `backend` "auto" | "compiled" | "reference", handed to the ops.
+    `tokens` ops.TokenMean or ops.TokenMax: with audio (M, C, T), T tokens a clip, whose pooled cells it pools; its mask
+        (M, T) leaves out padding and silence, and is gathered with a group.
     `margin` m is subtracted from the cosine of each positive before it is divided by tau; m < 0 makes positives easier.
     `mean_weight` w in [0, 1] blends the pooling with the plain mean, S = (1 - w) S_pooling + w S_mean:
         the pooling warm-up that keeps selective poolings from collapsing when a net starts from scratch.
@@ -24,9 +26,23 @@ Shared conventions
 """
 
 from .functional import ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
-from .modules import EZVSL, FNAC, LOSSES, LVS, SLAVC, SSLTIE, SSPL, HardPositives, MarginNCE, SSLAlign
+from .modules import (
+    EZVSL,
+    FNAC,
+    LOSSES,
+    LVS,
+    SLAVC,
+    SSLTIE,
+    SSPL,
+    DenseAV,
+    HardPositives,
+    LateInteraction,
+    MarginNCE,
+    SSLAlign,
+)
 from .neighbors import hard_positives
 from .predictive import attention_pooled, sspl
+from .tokens import dense_av, head_specialization, late_interaction, negative_pressure, silence, total_variation
 
 __all__ = [
     "EZVSL",
@@ -36,17 +52,25 @@ __all__ = [
     "SLAVC",
     "SSLTIE",
     "SSPL",
+    "DenseAV",
     "HardPositives",
+    "LateInteraction",
     "MarginNCE",
     "SSLAlign",
     "attention_pooled",
+    "dense_av",
     "ez_vsl",
     "fnac",
     "hard_positives",
+    "head_specialization",
+    "late_interaction",
     "lvs",
     "margin_nce",
+    "negative_pressure",
+    "silence",
     "slavc",
     "ssl_align",
     "ssl_tie",
     "sspl",
+    "total_variation",
 ]

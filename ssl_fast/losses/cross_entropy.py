@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..distributed import JoinedBatch
 from ..ops.checks import check_tensor
+from ..ops.tokens import TokenPooling
 
 
 def check_tau(tau: float) -> None:
@@ -50,6 +52,13 @@ def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", 
     if group is not None:
         positives = torch.arange(batch.first, batch.first + batch.rows, device=images.device)
     return batch, positives, *(batch.gather(audio) for audio in audios.values())
+
+
+def gather_tokens(batch: JoinedBatch, tokens: TokenPooling | None, copies: int = 1) -> TokenPooling | None:
+    """The pooling of the audio tokens of all processes, `copies` of the batch one after the other."""
+    if tokens is None or tokens.mask is None:
+        return tokens
+    return replace(tokens, mask=batch.gather(tokens.mask).repeat(copies, 1))
 
 
 def own(x: Tensor, positives: Tensor | None, dim: int = 0) -> Tensor:

@@ -14,9 +14,20 @@ from ..ops.mean import mean_vector
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
-from .cross_entropy import check_positives, check_tau, contrast, cross_entropy, join, own, target_columns, total
+from ..ops.tokens import TokenPooling
+from .cross_entropy import (
+    check_positives,
+    check_tau,
+    contrast,
+    cross_entropy,
+    gather_tokens,
+    join,
+    own,
+    target_columns,
+    total,
+)
 from .options import check_choice, options_of
-from .scores import blend, direction, pooled
+from .scores import blend, clip_vectors, direction, pooled
 
 
 def _accumulate(x: Tensor) -> Tensor:
@@ -86,6 +97,7 @@ def ssl_align(
     mean_weight: float = 0.0,
     projected_visuals: Sequence[Tensor] | None = None,
     projected_audios: Sequence[Tensor] | None = None,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -99,15 +111,17 @@ def ssl_align(
     paper the pairs are summed (nine for three views each), not averaged, and negatives are audio; the paper's missing
     minus sign is put in. `symmetric` averages both directions. alignment=False leaves s_A out, whatever is given.
 
-    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C).
-    project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. Where the
-        projections are made elsewhere, `projected_visuals` and `projected_audios` take their results instead, one
-        (N, D) and one (M, D) for each view.
+    visuals: views (N, C, h, w), h and w may differ from view to view; audios: views (M, C), or with `tokens`, those of
+        every view, (M, C, T).
+    project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. p_A gets
+        the mean over tokens. Where the projections are made elsewhere, `projected_visuals` and `projected_audios` take
+        their results instead, one (N, D) and one (M, D) for each view.
     return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
     """
     check_tau(tau)
     visuals, audios = _views("visuals", visuals), _views("audios", audios)
-    projected = _projections(visuals, audios, project_visual, project_audio, projected_visuals, projected_audios)
+    clips = [clip_vectors(audio, tokens) for audio in audios]
+    projected = _projections(visuals, clips, project_visual, project_audio, projected_visuals, projected_audios)
     projected = projected if alignment else None
     negatives, weight = direction(symmetric)
     every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
@@ -116,12 +130,15 @@ def ssl_align(
     batch, positives, *every = join(group, positives, visuals[0], "visuals[0]", **every)
     # all audio views at once: one pass over each visual view
     every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
+    tokens = gather_tokens(batch, tokens, len(audios))
 
     def over_audio_views(scores: Tensor) -> Tensor:
         blocks = scores.chunk(len(audios), 1)
         return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
 
-    localization = total(over_audio_views(pooled(v, every_audio, pooling, mean_weight, backend)) for v in visuals)
+    localization = total(
+        over_audio_views(pooled(v, every_audio, pooling, mean_weight, backend, tokens)) for v in visuals
+    )
     aligned = torch.zeros_like(localization)
     if projected:
         aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
@@ -141,6 +158,7 @@ def margin_nce(
     tau: float = 0.07,
     symmetric: bool = False,
     mean_weight: float = 0.0,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -153,7 +171,8 @@ def margin_nce(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend)
+    tokens = gather_tokens(batch, tokens)
+    scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
     negatives, weight = direction(symmetric)
     return contrast(batch, scores, positives, negatives, tau, margin) * weight
 
@@ -253,6 +272,7 @@ def ez_vsl(
     tau: float = 0.03,
     margin: float = 0.0,
     mean_weight: float = 0.0,
+    tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
     group=None,
     backend: str = "auto",
@@ -265,7 +285,9 @@ def ez_vsl(
     """
     check_tau(tau)
     batch, positives, audio = join(group, positives, visual, audio=audio)
-    return contrast(batch, pooled(visual, audio, ops.Max(), mean_weight, backend), positives, "both", tau, margin)
+    tokens = gather_tokens(batch, tokens)
+    scores = pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
+    return contrast(batch, scores, positives, "both", tau, margin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """The losses as modules."""
 
+import math
 import typing
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from .cross_entropy import check_tau
@@ -10,6 +12,7 @@ from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_
 from .neighbors import hard_positives
 from .options import option_types, options_of
 from .predictive import sspl
+from .tokens import dense_av, late_interaction
 
 
 class Loss(nn.Module):
@@ -19,7 +22,7 @@ class Loss(nn.Module):
     """
 
     function: Callable
-    per_call = ("positives", "momentum", "group")  # a group cannot be copied or pickled with a module
+    per_call = ("positives", "momentum", "group", "tokens")  # a group cannot be copied or pickled with a module
 
     def __init_subclass__(cls, function: Callable, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -47,7 +50,7 @@ class Loss(nn.Module):
 class SSLAlign(Loss, function=ssl_align):
     """project_visual, project_audio: projection layers (modules become children), or None."""
 
-    per_call = ("positives", "group", "projected_visuals", "projected_audios")
+    per_call = ("positives", "group", "tokens", "projected_visuals", "projected_audios")
 
     def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
         super().__init__(**options)
@@ -83,6 +86,23 @@ class HardPositives(Loss, function=hard_positives):
 
 class SSPL(Loss, function=sspl):
     """forward(visuals, audio, head)."""
+
+
+class DenseAV(Loss, function=dense_av):
+    """scale: a learned parameter in place of the function's argument, exp(log_scale) kept within [.01, 100]."""
+
+    per_call = ("positives", "group", "tokens", "bias", "scale")
+
+    def __init__(self, scale: float = 1.0, **options):
+        super().__init__(**options)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
+
+    def forward(self, visual, audio, **changes):
+        return super().forward(visual, audio, **{"scale": self.log_scale.exp().clamp(0.01, 100)} | changes)
+
+
+class LateInteraction(Loss, function=late_interaction):
+    per_call = ("positives", "group", "visual_mask", "audio_mask")
 
 
 class SSLTIE(Loss, function=ssl_tie):

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .reference import unit
 
-INTERFACE = 2  # of csrc/module.cpp
+INTERFACE = 3  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -136,18 +136,25 @@ def check_tensor(name: str, x: Any) -> None:
 
 
 def check_pair(
-    visual: Tensor, audio: Tensor, names: tuple[str, str] = ("visual", "audio"), paired: bool = False
+    visual: Tensor,
+    audio: Tensor,
+    names: tuple[str, str] = ("visual", "audio"),
+    paired: bool = False,
+    tokens: bool = False,
 ) -> None:
-    """visual (N, C, h, w) and audio (M, C), same dtype and device; with `paired`, M == N. ValueError or TypeError."""
+    """visual (N, C, h, w) and audio (M, C), with `tokens` also (M, C, T), of the same dtype and device; with `paired`,
+    M == N. ValueError or TypeError."""
     visual_name, audio_name = names
     check_tensor(visual_name, visual)
     check_tensor(audio_name, audio)
     if visual.dim() != 4 or min(visual.shape[1:]) < 1:
         raise ValueError(f"{visual_name}: expected (N, C, h, w) with C, h, w >= 1, got {tuple(visual.shape)}")
     rows = visual.shape[0] if paired else "M"
-    if audio.dim() != 2 or audio.shape[1] != visual.shape[1] or (paired and audio.shape[0] != rows):
+    dims = (2, 3) if tokens else (2,)
+    if audio.dim() not in dims or audio.shape[1] != visual.shape[1] or (paired and audio.shape[0] != rows):
+        expected = f"({rows}, {visual.shape[1]}{', T' if tokens and audio.dim() > 2 else ''})"
         raise ValueError(
-            f"{audio_name}: expected ({rows}, {visual.shape[1]}) to match {visual_name}'s "
+            f"{audio_name}: expected {expected} to match {visual_name}'s "
             f"{'(N, C, h, w)' if paired else f'C={visual.shape[1]}'}, got {tuple(audio.shape)}"
         )
     if visual.dtype not in DTYPES:
@@ -170,13 +177,19 @@ def _computed_dtype(features: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocasts else features.dtype
 
 
-def autocast_inputs(*features: Tensor) -> tuple[Tensor, ...]:
+def autocast_inputs(*features: Tensor, normalize: bool = True) -> tuple[Tensor, ...]:
     """Under autocast, features (B, C, ...) of another dtype become unit vectors in the autocast dtype, as lengths can
-    leave its range; float64 stays. As where `F.normalize` stands before a matrix product.
+    leave its range; float64 stays. As where `F.normalize` stands before a matrix product. Without `normalize` they are
+    cast as they are, as where it does not.
 
     The compiled kernels accumulate in float32 either way.
     """
-    return tuple(x if x.dtype == (dtype := _computed_dtype(x)) else unit(x, dtype) for x in features)
+
+    def cast(x: Tensor) -> Tensor:
+        dtype = _computed_dtype(x)
+        return x if x.dtype == dtype else unit(x, dtype) if normalize else x.to(dtype)
+
+    return tuple(map(cast, features))
 
 
 def without_autocast(tensor: Tensor):

@@ -38,11 +38,11 @@ class Space:
     """One space of cosines: all audios, packed, and the images that are packed chunk by chunk.
 
     visual: (N, C, h, w), dense; audio: (M, C) contiguous; cell_norm: (N, h * w), 1 / |v|, which the forward pass
-    writes.
+    writes. Without `normalized`, dot products: all norms are 1.
     """
 
-    def __init__(self, launch: Launch, visual: Tensor, audio: Tensor, cell_norm: Tensor):
-        self.launch, self.visual, self.cell_norm = launch, visual, cell_norm
+    def __init__(self, launch: Launch, visual: Tensor, audio: Tensor, cell_norm: Tensor, normalized: bool = True):
+        self.launch, self.visual, self.cell_norm, self.normalized = launch, visual, cell_norm, normalized
         kernels, size = launch.kernels, visual.element_size()
         shape = shape_of(kernels, visual, 0)
         self.images, self.channels, self.cells = visual.shape[0], visual.shape[1], visual.shape[2:].numel()
@@ -68,7 +68,13 @@ class Space:
             "k_blocks": self.k_blocks,
         }
         self.audio_shape = kernels.Shape(  # one image, whose cells are the audios
-            dtype=self.sizes["dtype"], channels_last=True, images=1, audios=0, channels=self.channels, cells=self.audios
+            dtype=self.sizes["dtype"],
+            channels_last=True,
+            images=1,
+            audios=0,
+            channels=self.channels,
+            cells=self.audios,
+            normalized=normalized,
         )
         kernels.pack(
             self.audio_shape,
@@ -92,7 +98,7 @@ class Space:
         rows = rows[begin : begin + images * self.cells]
         if new_norms or not self.in_place:
             self.launch.kernels.pack(
-                shape_of(self.launch.kernels, self.visual, 0, images),
+                shape_of(self.launch.kernels, self.visual, 0, images, self.normalized),
                 k_blocks=self.k_blocks,
                 features=buffer(self.visual, first),
                 packed=None if self.in_place else buffer(rows),
@@ -117,7 +123,7 @@ class Space:
     def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor) -> None:
         """Gradients of the features of a chunk, from those with respect to unit vectors, over their lengths."""
         self._unpack(
-            shape_of(self.launch.kernels, self.visual, 0, chunk.images),
+            shape_of(self.launch.kernels, self.visual, 0, chunk.images, self.normalized),
             buffer(chunk.rows),
             buffer(self.cell_norm, chunk.first),
             gradient,

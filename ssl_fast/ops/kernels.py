@@ -61,8 +61,8 @@ def dtype_of(kernels, dtype: torch.dtype):
     return getattr(kernels.DType, str(dtype).removeprefix("torch."))
 
 
-def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None):
-    """The Shape of csrc/params.h; images: of the first ones (None: all).
+def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None, normalized: bool = True):
+    """The Shape of csrc/params.h; images: of the first ones (None: all); normalized: cosines, else dot products.
 
     A map of one cell counts as channels last: its channels are contiguous.
     """
@@ -75,6 +75,7 @@ def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None):
         audios=audios,
         channels=channels,
         cells=height * width,
+        normalized=normalized,
     )
 
 

@@ -9,22 +9,46 @@ from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .cuda_chunks import DenseGradients, Space, VisualGradient, for_chunks
 from .kernels import buffer, dense, empty_gradients
 from .mean import mean_vector
-from .poolings import KERNEL_POOLINGS, Mean, Pooling, SoftThreshold
+from .poolings import KERNEL_POOLINGS, Max, Mean, Pooling, SoftThreshold
 from .reference import accumulate_dtype, similarity_maps
+from .tokens import TokenPooling, check_tokens, fill_masked, scoring_of, unit_vectors
 
 
 def pooled_similarity_reference(visual: Tensor, audio: Tensor, pooling: Pooling) -> Tensor:
     return pooling.reference(similarity_maps(visual, audio))
 
 
-def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backend: str = "auto") -> Tensor:
+def pooled_similarity(
+    visual: Tensor,
+    audio: Tensor,
+    pooling: Pooling,
+    *,
+    tokens: TokenPooling | None = None,
+    visual_mask: Tensor | None = None,
+    heads: int = 1,
+    head_pooling: str = "elementwise_max",
+    normalize: bool = True,
+    nonnegative: bool = False,
+    bias: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
     """`pool(einsum("nchw,mc->nmhw", F.normalize(visual, dim=1), F.normalize(audio, dim=1)))`, without the N x M x h x w
-    map.
+    map; with audio tokens `pool_t(pool_p(einsum("nchw,mct->nmthw", ...)))`, without the N x M x T x h x w map.
 
     Args:
         visual: raw features (N, C, h, w); float32, bfloat16, float16 or float64, channels first or last.
-        audio: raw features (M, C), same dtype and device.
-        pooling: one of `ops.poolings`: `Mean(mask=None)`, `SoftThreshold(epsilon=.65, beta=.03)`, `Max()` ...
+        audio: raw features (M, C), or (M, C, T) of T tokens a clip, same dtype and device.
+        pooling: of the cells, one of `ops.poolings`: `Mean(mask=None)`, `SoftThreshold(epsilon=.65, beta=.03)`, `Max()`
+            ...
+        tokens: pooling of the tokens, after that of the cells: `TokenMean(mask)` or `TokenMax(mask)`.
+        visual_mask: (N, h, w) bool, the cells to pool, as of padded images (default: all).
+        heads: groups of C / heads channels; each has its own products.
+        head_pooling: "elementwise_max", for every cell and token first (DenseAV), or "max" or "sum" of the scores of
+        the
+            heads, last.
+        normalize: cosines of whole vectors, whose heads sum to the cosine; False: dot products of the features.
+        nonnegative: products below 0 count as 0.
+        bias: (N, M) or (N, M, heads), added to the products of a pair, as those of class tokens.
         backend: "auto" (the compiled kernel where there is one), "compiled" (RuntimeError where there is none) or
             "reference" (plain PyTorch).
 
@@ -33,22 +57,57 @@ def pooled_similarity(visual: Tensor, audio: Tensor, pooling: Pooling, *, backen
         NaN for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has
         the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
 
+    Kernels pool one head's cells, so memory beyond inputs and gradients is heads x N x M x T. What they cannot pool
+    computes the maps of a few images at a time with plain PyTorch, once more in the backward pass: element-wise maxima
+    of heads, `nonnegative` or `bias` with another pooling than `Max`, and `visual_mask` with another than `Max` or
+    `Mean`.
+
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not match; a mask of wrong shape, or empty for an
-        image.
+        image or a clip.
     """
-    check_pair(visual, audio)
-    visual, audio = autocast_inputs(visual, audio)
+    check_pair(visual, audio, tokens=True)
+    visual, audio = autocast_inputs(visual, audio, normalize=normalize)
     if not isinstance(pooling, Pooling):
         *names, last = (f"ops.{pooling.__name__}" for pooling in (Mean, *KERNEL_POOLINGS.values()))
         raise TypeError(f"pooling: expected {', '.join(names)} or {last}, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
-    if not use_compiled(backend, visual):
-        return pooled_similarity_reference(visual, audio, pooling)
+    check_tokens(tokens, audio)
+    compiled = use_compiled(backend, visual)
+    if audio.dim() == 2 and visual_mask is None and bias is None and heads == 1 and normalize and not nonnegative:
+        return _cell_scores(visual, audio, pooling) if compiled else pooled_similarity_reference(visual, audio, pooling)
+    if visual_mask is not None:
+        if isinstance(pooling, Mean) and pooling.mask is not None:
+            raise ValueError("visual_mask: expected none beside the mask of ops.Mean")
+        if isinstance(visual_mask, Tensor) and visual_mask.dtype != torch.bool:
+            raise TypeError(f"visual_mask: expected bool, got {visual_mask.dtype}")
+        _check_mask(visual_mask, visual, "visual_mask")
+    scoring = scoring_of(visual, audio, pooling, tokens, visual_mask, heads, head_pooling, nonnegative, bias)
+    audio = audio[..., None] if audio.dim() == 2 else audio
+    if normalize and not (compiled and heads == 1 and scoring.by_head):  # else by the kernels
+        visual, audio, normalize = unit_vectors(visual), unit_vectors(audio), False
+    if not compiled:
+        return scoring.reference(visual, audio)
+    if not scoring.by_head:
+        return scoring.in_chunks(visual, audio)
+    if visual_mask is not None and isinstance(pooling, Max):
+        visual = fill_masked(visual, visual_mask)
+    elif visual_mask is not None:
+        pooling = Mean(visual_mask)
+    clips, channels, length = audio.shape
+    by_head = [
+        _cell_scores(cells, rows.transpose(1, 2).flatten(0, 1), pooling, normalize).unflatten(1, (clips, length))
+        for cells, rows in zip(visual.split(channels // heads, 1), audio.split(channels // heads, 1))
+    ]
+    return scoring.of_heads(by_head)
+
+
+def _cell_scores(visual: Tensor, audio: Tensor, pooling: Pooling, normalized: bool = True) -> Tensor:
+    """S (N, M) of visual (N, C, h, w) and audio (M, C), from the kernels."""
     if isinstance(pooling, Mean):
-        return _mean_similarity(visual, audio, pooling.mask)
-    return _pooled_similarity(visual, audio, *_options(visual, audio, pooling, None))[0]
+        return _mean_similarity(visual, audio, pooling.mask, normalized)
+    return _pooled_similarity(visual, audio, *_options(visual, audio, pooling, None, normalized))[0]
 
 
 def similarity_and_map(
@@ -73,42 +132,45 @@ def similarity_and_map(
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
 
 
-def _check_mask(mask, visual):
-    check_tensor("mask", mask)
+def _check_mask(mask, visual, name="mask"):
+    check_tensor(name, mask)
     expected = (visual.shape[0], *visual.shape[2:])
     if tuple(mask.shape) != expected:
-        raise ValueError(f"mask: expected (N, h, w) = {expected}, got {tuple(mask.shape)}")
+        raise ValueError(f"{name}: expected (N, h, w) = {expected}, got {tuple(mask.shape)}")
     if mask.requires_grad:
-        raise ValueError("mask: expected a tensor without gradient; there is none with respect to the mask")
+        raise ValueError(f"{name}: expected a tensor without gradient; there is none with respect to the mask")
     if mask.device != visual.device:
-        raise ValueError(f"mask: expected device {visual.device} to match visual, got {mask.device}")
+        raise ValueError(f"{name}: expected device {visual.device} to match visual, got {mask.device}")
     if not torch.compiler.is_compiling():  # a compiled graph cannot raise on values: NaN for such an image there
         if mask.numel() and (mask < 0).any():
-            raise ValueError(f"mask: expected weights >= 0, got a minimum of {mask.min().item()}")
+            raise ValueError(f"{name}: expected weights >= 0, got a minimum of {mask.min().item()}")
         if not torch.isfinite(mask).all():
-            raise ValueError("mask: expected finite weights, got NaN or infinity")
+            raise ValueError(f"{name}: expected finite weights, got NaN or infinity")
         empty = (mask.flatten(1).sum(1) == 0).nonzero().flatten().tolist()
         if empty:
-            raise ValueError(f"mask: expected at least one cell with weight in every image, none in image {empty[0]}")
+            raise ValueError(f"{name}: expected at least one cell with weight in every image, none in image {empty[0]}")
 
 
-def _mean_similarity(visual, audio, mask):
+def _mean_similarity(visual, audio, mask, normalized):
     with without_autocast(visual):
-        weight = None
+        weight, dtype = None, accumulate_dtype(visual)
         if mask is not None:
-            weight = mask.to(accumulate_dtype(visual))
+            weight = mask.to(dtype)
             weight = weight / weight.sum((1, 2), keepdim=True)
+        if not normalized:
+            cells = visual.mean((2, 3), dtype=dtype) if weight is None else (visual * weight[:, None]).sum((2, 3))
+            return cells @ audio.to(dtype).t()
         return mean_vector(visual, weight) @ mean_vector(audio[:, :, None, None]).t()  # one cell: its unit vector
 
 
 # ---- the torch.library op ----
 
 
-def _options(visual, audio, pooling, positives):
+def _options(visual, audio, pooling, positives, normalized=True):
     """Arguments of the op besides the features; alphas are cached where a backward pass will need them."""
     backward = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
     cached = backward and not pooling.sparse and not kernels.runs_on_cuda(visual)
-    return pooling.kind, pooling.parameters, positives, cached
+    return pooling.kind, pooling.parameters, normalized, positives, cached
 
 
 def _outputs(visual, audio, kind, positives, cached):
@@ -126,7 +188,13 @@ def _outputs(visual, audio, kind, positives, cached):
 
 @library.op("pooled_similarity")
 def _pooled_similarity(
-    visual: Tensor, audio: Tensor, kind: str, parameters: list[float], positives: Tensor | None, cached: bool
+    visual: Tensor,
+    audio: Tensor,
+    kind: str,
+    parameters: list[float],
+    normalized: bool,
+    positives: Tensor | None,
+    cached: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     on_cuda = kernels.runs_on_cuda(visual)
     # on a GPU, torch's own check of an index: this one would wait for it
@@ -137,12 +205,12 @@ def _pooled_similarity(
     visual, audio = dense(visual), audio.contiguous()
     outputs = _outputs(visual, audio, kind, positives, cached)
     if outputs[0].numel():
-        (_forward_cuda if on_cuda else _forward_cpu)(visual, audio, kind, parameters, positives, *outputs)
+        (_forward_cuda if on_cuda else _forward_cpu)(visual, audio, kind, parameters, normalized, positives, *outputs)
     return outputs
 
 
 @_pooled_similarity.register_fake
-def _(visual, audio, kind, parameters, positives, cached):
+def _(visual, audio, kind, parameters, normalized, positives, cached):
     return _outputs(visual, audio, kind, positives, cached)
 
 
@@ -160,17 +228,17 @@ def _launch_args(launch, visual, audio, kind, parameters, positives, scores, map
     }
 
 
-def _forward_cpu(visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
+def _forward_cpu(visual, audio, kind, parameters, normalized, positives, scores, maps, residual, inverse_norm, alphas):
     saved = scores, maps, residual, inverse_norm, alphas
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_forward(
-            kernels.shape_of(launch.kernels, visual, len(audio)),
+            kernels.shape_of(launch.kernels, visual, len(audio), normalized=normalized),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas),
             **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
         )
 
 
-def _forward_cuda(visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
+def _forward_cuda(visual, audio, kind, parameters, normalized, positives, scores, maps, residual, inverse_norm, alphas):
     with kernels.launch_on(visual) as launch:
         pooling = getattr(launch.kernels.Pooling, kind)
 
@@ -184,7 +252,7 @@ def _forward_cuda(visual, audio, kind, parameters, positives, scores, maps, resi
                 **launch.args,
             )
 
-        for_chunks([Space(launch, visual, audio, inverse_norm)], pool, new_norms=True)
+        for_chunks([Space(launch, visual, audio, inverse_norm, normalized)], pool, new_norms=True)
     if positives is not None:
         maps.copy_(_cosine_map.function(visual, audio[positives])[0])
 
@@ -197,6 +265,7 @@ def _pooled_similarity_backward(
     audio: Tensor,
     kind: str,
     parameters: list[float],
+    normalized: bool,
     positives: Tensor | None,
     scores: Tensor,
     maps: Tensor,
@@ -215,21 +284,21 @@ def _pooled_similarity_backward(
     backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
     wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
     saved = scores, maps, residual, inverse_norm, alphas
-    backward(grad_scores, grad_map, visual, audio, kind, parameters, positives, *saved, *wanted)
+    backward(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *saved, *wanted)
     return gradients
 
 
 @_pooled_similarity_backward.register_fake
-def _(grad_scores, grad_map, visual, audio, kind, parameters, positives, *rest):
+def _(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *rest):
     return empty_gradients(visual, audio, *rest[-2:])
 
 
-def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, positives, *saved_and_gradients):
+def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *saved_and_gradients):
     *saved, grad_visual, grad_audio = saved_and_gradients
     *_, inverse_norm, alphas = saved
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_backward(
-            kernels.shape_of(launch.kernels, visual, len(audio)),
+            kernels.shape_of(launch.kernels, visual, len(audio), normalized=normalized),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
             grad_scores=buffer(grad_scores),
             grad_map=buffer(grad_map),
@@ -244,6 +313,7 @@ def _backward_cuda(
     audio,
     kind,
     parameters,
+    normalized,
     positives,
     scores,
     maps,
@@ -254,7 +324,7 @@ def _backward_cuda(
     grad_audio,
 ):
     with kernels.launch_on(visual) as launch:
-        space = Space(launch, visual, audio, inverse_norm)
+        space = Space(launch, visual, audio, inverse_norm, normalized)
         if KERNEL_POOLINGS[kind].sparse:
             _sparse_gradients(space, grad_scores, residual, grad_visual, grad_audio)
         else:
@@ -327,7 +397,7 @@ def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, g
 
 
 def _setup_context(ctx, inputs, output):
-    visual, audio, ctx.kind, ctx.parameters, positives, _ = inputs
+    visual, audio, ctx.kind, ctx.parameters, ctx.normalized, positives, _ = inputs
     ctx.save_for_backward(visual, audio, positives, *output)
     ctx.mark_non_differentiable(*output[2:])
     if KERNEL_POOLINGS[ctx.kind].sparse:
@@ -336,13 +406,13 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_scores, grad_map, *_):
-    none = (None,) * 4
+    none = (None,) * 5
     if grad_scores is None and grad_map is None:
         return None, None, *none
     visual, audio, positives, scores, *rest = ctx.saved_tensors
     need_visual, need_audio = ctx.needs_input_grad[:2]
     grad_scores = torch.zeros_like(scores) if grad_scores is None else grad_scores
-    pooling = ctx.kind, ctx.parameters, positives
+    pooling = ctx.kind, ctx.parameters, ctx.normalized, positives
     grad_visual, grad_audio = _pooled_similarity_backward(
         grad_scores, grad_map, visual, audio, *pooling, scores, *rest, need_visual, need_audio
     )
