@@ -110,15 +110,14 @@ inline void bind_types(py::module_& m) {
       .value("audio", Instances::audio)
       .value("image", Instances::image);
   py::class_<Shape>(m, "Shape", py::module_local())
-      .def(py::init(
-               [](DType dtype, bool channels_last, int64_t images, int64_t audios, int64_t channels, int64_t cells,
-                  bool normalized) {
-                 check_sizes("shape", {images, std::max(audios, channels), cells});
-                 check_sizes("shape", {images, audios, cells});
-                 check_sizes("shape", {audios, channels});
-                 if (channels < 1 || cells < 1) throw std::invalid_argument("shape: expected channels and cells");
-                 return Shape{dtype, channels_last, images, audios, channels, cells, normalized};
-               }),
+      .def(py::init([](DType dtype, bool channels_last, int64_t images, int64_t audios, int64_t channels, int64_t cells,
+                       bool normalized) {
+             check_sizes("shape", {images, std::max(audios, channels), cells});
+             check_sizes("shape", {images, audios, cells});
+             check_sizes("shape", {audios, channels});
+             if (channels < 1 || cells < 1) throw std::invalid_argument("shape: expected channels and cells");
+             return Shape{dtype, channels_last, images, audios, channels, cells, normalized};
+           }),
            py::kw_only(), py::arg("dtype"), py::arg("channels_last"), py::arg("images"), py::arg("audios"),
            py::arg("channels"), py::arg("cells"), py::arg("normalized") = true)
       .def_readonly("channels_last", &Shape::channels_last);

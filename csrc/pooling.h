@@ -1,9 +1,9 @@
 // The poolings of the field, written once for every device.
 //
-// For image n, audio m and cell p, alpha[n,m,p] is the cosine (or the dot product) of two feature vectors. A loss needs, for all pairs, one
-// number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: a GEMM computes a tile of alpha
-// and its epilogue hands it to the pooling while it is still in registers. So a pooling is a monoid with a local
-// derivative:
+// For image n, audio m and cell p, alpha[n,m,p] is the cosine (or the dot product) of two feature vectors. A loss
+// needs, for all pairs, one number S[n,m] pooled from alpha[n,m,:]. The map of all pairs never exists in memory: a GEMM
+// computes a tile of alpha and its epilogue hands it to the pooling while it is still in registers. So a pooling is a
+// monoid with a local derivative:
 //
 //   of(parameters, cells)      for an image of so many cells; parameters of ssl_fast/ops/poolings.py, in order
 //   State                      what must be remembered of the cells seen so far; State{} has seen none
