@@ -184,7 +184,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.weights is None:
         refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
-        refuse(args, "draws seeds", "expected with --negatives")
+        refuse(args, "draws seeds val", "expected with --negatives")
     if args.scenes:
         names = "val threshold threshold_from split set_name on_missing"
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
