@@ -207,7 +207,7 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     fails(capsys, published(folder, tmp_path / "run"), expected, "--views original,augmented does without")
     mixed = ["--method", "ssl_tie", "--audio-mix", "ssl_tie"]
     fails(capsys, argv("visual", *audio, *mixed), "--neighbors-visual: expected with conceptual views, got mixed")
-    fails(capsys, published(folder, tmp_path / "run", *mixed), "neighbors: expected those of sounds with the views")
+    fails(capsys, published(folder, tmp_path / "run", *mixed), "--neighbors-audio: expected with --audio-mix, got none")
     fails(
         capsys, published(folder, tmp_path / "run", "--transform", "twice"), "transform: expected one of single_shrink,"
     )

@@ -327,6 +327,8 @@ def _neighbors(
             f"--neighbors-visual, --neighbors-audio: expected with the views {', '.join(recipe.views)}, got none; "
             "`ssl-fast mine` writes them, and --views original,augmented does without"
         )
+    if audio is None and recipe.neighbors == ("audio",):
+        raise ValueError("--neighbors-audio: expected with --audio-mix, got none; `ssl-fast mine` writes them")
     if visual is not None and recipe.neighbors == ("audio",):
         raise ValueError("--neighbors-visual: expected with conceptual views, got mixed sounds alone")
     neighbors = None if audio is None else (Themselves() if visual is None else Neighbors(visual), Neighbors(audio))
