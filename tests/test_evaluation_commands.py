@@ -178,7 +178,10 @@ def test_object_prior(folder, maps, tmp_path, capsys):
         )
         same(found[name]["model"]["figures"], json.loads(json.dumps(want["figures"])))
         assert found[name]["model"]["protocol"]["alpha"] == 0.9
-    assert evaluate(folder, tmp_path / "bad", *options_09, 1.5) == 2
+    broken = tmp_path / "broken"  # options are refused before the files are read, which may take minutes
+    shutil.copytree(folder, broken)
+    next((broken / "frames").iterdir()).write_bytes(b"no image")
+    assert evaluate(broken, tmp_path / "bad", *options_09, 1.5) == 2
     assert "--alpha: expected a weight from 0 to 1, got 1.5" in capsys.readouterr().err
     torch.save({"conv1.weight": torch.zeros(1)}, weights)
     assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2

@@ -191,9 +191,10 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
 @pytest.mark.slow
 def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     ids = FolderSet(folder, front_end="ssl_align", size=48).ids
-    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
+    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1]), ("seen", ids)):
         np.save(tmp_path / f"{name}.npy", ((np.arange(12)[:, None] + [1, 2, 5]) % 12).astype(np.int32))
         about = {"format": FORMAT, "k": 3, "number": 12, "ids": fingerprint(names), "features": ""}
+        about |= {"modality": "visual"} if name == "seen" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps(about))
 
     def argv(visual, *more):
@@ -202,6 +203,9 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     audio = ["--neighbors-audio", tmp_path / "audio.npy"]
     fails(capsys, argv("visual"), "--neighbors-visual, --neighbors-audio: expected both or none of them")
     fails(capsys, argv("other", *audio), str(tmp_path / "other.npy"), "belongs to ids")
+    seen = tmp_path / "seen.npy"
+    expected = f"--neighbors-audio {seen}: expected audio neighbours, got visual ones"
+    fails(capsys, argv("seen", "--neighbors-audio", seen), expected)
     fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
     expected = "--neighbors-audio: expected with the views original, augmented, conceptual, got none; `ssl-fast mine` "
     fails(capsys, published(folder, tmp_path / "run"), expected, "--views original,augmented does without")
