@@ -114,7 +114,7 @@ def test_samples_that_are_missing_are_listed(folder, tmp_path, capsys):
 
     resume = [str(x) for x in ("train", "--resume", "--out", out, "--data", data, "--minutes", "1", "--quiet")]
     lost[0].with_suffix(".lost").rename(lost[0])
-    fails(capsys, resume, "belongs to a run whose missing samples are ['clip 3'], asked to go on where they are []")
+    fails(capsys, resume, "run with 1 missing samples, asked to go on where 0 are; they differ in 'clip 3'")
     lost[0].rename(lost[0].with_suffix(".lost"))
     assert cli.main(resume) == 0 and storage.load(out / storage.LAST)["step"] == 4
 
