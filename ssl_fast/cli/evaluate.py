@@ -190,9 +190,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
     else:
         refuse(args, "test_scenes", "expected with --scenes")
-    threshold = None if args.threshold is None else thresholds.given(args.threshold)
-    if args.threshold_from is not None:
-        threshold = thresholds.read(args.threshold_from)
     model, how, found = model_of(args)
     about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
@@ -204,12 +201,10 @@ def _evaluate(args: argparse.Namespace) -> int:
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    if (
-        threshold is not None
-        and args.threshold_from is not None
-        and (note := thresholds.check_model(threshold.origin, about))
-    ):
-        notes.append(note)
+    threshold = None if args.threshold is None else thresholds.given(args.threshold)
+    if args.threshold_from is not None:
+        threshold = thresholds.read(args.threshold_from)
+        notes += filter(None, [thresholds.check_model(threshold.origin, about)])
     if args.scenes:
         if found is not None and how["front_end"] != "scenes":
             heard = how["front_end"]
