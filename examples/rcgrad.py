@@ -1,7 +1,7 @@
 """RCGrad's way to a map: Grad-CAM of the similarity of an image and a sound that are each one vector.
 
 cd examples && RCGRAD_WEIGHTS=../runs/mine ssl-fast evaluate --data DIR --model rcgrad:maps \
-    --front-end scenes --image-size 112 --out results      # front end and size of the run in RCGRAD_WEIGHTS
+    --front-end scenes --image-size 112 --out results      # front end, size and --fit of the run in RCGRAD_WEIGHTS
 RCGRAD_WEIGHTS=runs/mine python examples/rcgrad.py DIR     # with the threshold that vssl_eval's paper takes for RCGrad
 
 Its nets are trained by the cosine of pooled features in both directions, here losses.ssl_align with symmetric=True on
@@ -48,7 +48,7 @@ def maps(images: torch.Tensor, spectrograms: torch.Tensor) -> torch.Tensor:
 
 
 def main(folder: str) -> None:
-    samples = FolderSet(folder, front_end=found.recipe["front_end"], size=found.image_size)
+    samples = FolderSet(folder, **found.reading)
     results = evaluate(maps, {"folder": samples}, published=[PROTOCOL], negatives=(), progress=False)
     figures = results["protocols"]["folder"]["rcgrad"]["model"]["figures"]["audio_visual"]["localization"]
     print(f"above .75: success rate {figures['ciou_grad_cam']:.4f}")

@@ -130,7 +130,7 @@ def test_momentum_nets_of_a_run(tmp_path):
         maps = slow.localizer(images, sounds)
         assert torch.equal(maps, learner.momentum.localizer.eval()(images, sounds))
         assert not torch.allclose(maps, online.localizer(images, sounds))
-    assert slow.threshold is None
+    assert slow.threshold is None and (online.layout, slow.layout) == ("ssl_fast", "slavc_momentum")
     storage.save({"recipe": learner.recipe.to_dict(), **learner.state(), "momentum": None}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="checkpoint.pt has no momentum nets, which 'slavc_momentum' asks for"):
         checkpoints.load(tmp_path, "slavc_momentum")

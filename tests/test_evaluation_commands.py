@@ -178,7 +178,10 @@ def test_object_prior(folder, maps, tmp_path, capsys):
         )
         same(found[name]["model"]["figures"], json.loads(json.dumps(want["figures"])))
         assert found[name]["model"]["protocol"]["alpha"] == 0.9
-    assert evaluate(folder, tmp_path / "bad", *options_09, 1.5) == 2
+    broken = tmp_path / "broken"  # options are refused before the files are read, which may take minutes
+    shutil.copytree(folder, broken)
+    next((broken / "frames").iterdir()).write_bytes(b"no image")
+    assert evaluate(broken, tmp_path / "bad", *options_09, 1.5) == 2
     assert "--alpha: expected a weight from 0 to 1, got 1.5" in capsys.readouterr().err
     torch.save({"conv1.weight": torch.zeros(1)}, weights)
     assert evaluate(folder, tmp_path / "bad", *options, "--object-weights", weights) == 2
@@ -365,6 +368,7 @@ def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, cap
         data=(folder, "vgg-ss"),
     )
     fails("nowhere", "--threshold-from", tmp_path / "nowhere")
+    fails("--val: expected with --negatives", "--negatives", "", "--val", folder, "--val-set", "vgg-ss")
     results = json.loads((tmp_path / "own" / "metrics.json").read_text())
     record = results["universal_threshold"]
     for wrong, message in (
@@ -380,6 +384,20 @@ def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, cap
         fails(message, "--threshold-from", file)
 
 
+def test_thresholds_of_the_set_that_is_tested(folder, maps, tmp_path, capsys, no_report):
+    """Refused for the same samples in whatever order; where only the set is the same, a note says what is not known."""
+    _, where = maps
+    assert evaluate(folder, tmp_path / "own", "--maps", where) == 0
+    from_own = "--maps", where, "--threshold-from", tmp_path / "own"
+    for name, ids in (("turned", IDS[::-1]), ("half", IDS[:3])):
+        (tmp_path / f"{name}.txt").write_text("\n".join(ids))
+    capsys.readouterr()
+    assert evaluate(folder, tmp_path / "turned", *from_own, "--list", tmp_path / "turned.txt") == 2
+    assert "chosen on other samples than those of set 'vgg-ss'" in capsys.readouterr().err
+    assert evaluate(folder, tmp_path / "half", *from_own, "--list", tmp_path / "half.txt") == 0
+    assert "set vgg-ss: its universal threshold was chosen on 6 samples of vgg-ss, too" in capsys.readouterr().out
+
+
 def test_thresholds_of_other_weights(tmp_path):
     origin = {"file": "r/metrics.json", "weights": "a.pt", "weights_sha256": "1" * 64}
     assert thresholds.check_model(origin, {"weights": "copy.pt", "weights_sha256": "1" * 64}) is None
@@ -388,6 +406,20 @@ def test_thresholds_of_other_weights(tmp_path):
     note = thresholds.check_model(origin, {"model": "maps"})
     assert "thresholds are of a.pt; whether this is the model of maps is not recorded" in note
     assert thresholds.check_model({"file": "r", "model": "m:f"}, {"model": "m:f"}) is None
+
+
+def test_thresholds_of_other_nets_or_readings_of_the_same_weights():
+    """A file of SLAVC's holds two models; frames and sounds that are read in another way have other maps."""
+    weights = {"file": "r", "weights": "a.pt", "weights_sha256": "1" * 64}
+    with pytest.raises(ValueError, match="r: expected thresholds of the momentum nets of a.pt, got online"):
+        thresholds.check_model(weights | {"layout": "ssl_fast"}, weights | {"layout": "slavc_momentum"})
+    with pytest.raises(ValueError, match="r: expected thresholds of the online nets of a.pt, got momentum"):
+        thresholds.check_model(weights | {"layout": "slavc_momentum"}, weights | {"layout": "slavc"})
+    for model in (weights, {"file": "r", "model": "m:f"}):
+        one, other = ({"reading": {"size": 224, "fit": fit}} for fit in ("crop", "squash"))
+        assert thresholds.check_model(model | one, model | one) is None
+        note = thresholds.check_model(model | one, model | other)
+        assert note == "r: its universal thresholds are of fit crop, here squash"
 
 
 def test_a_function_is_a_model(folder, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import struct
 import tracemalloc
 import zlib
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -448,6 +449,25 @@ def test_centre_crop_of_a_file_takes_its_boxes_along(tmp_path):
         bright = load_image(tmp_path / "a.png", 60, fit="crop").numpy()[1] > 127
         moved = Geometry.centre(width, height, 60).boxes(np.array([[0.3, 0.4, 0.6, 0.9]]))
         assert np.abs(outline(bright) - moved[0]).max() <= 1 / 60
+
+
+def test_pixels_of_a_crop_are_those_of_exact_fractions():
+    """Whole pixels of the frame, whose edges often fall on whole pixels of the square, where rounding shows."""
+    rng, whole = np.random.default_rng(5), 0
+    for width, height in ((299, 224), (640, 480), (360, 640), (225, 224)):
+        wide, high = (224 * side // min(width, height) for side in (width, height))
+        shift = round((wide - 224) / 2), round((high - 224) / 2)
+        for _ in range(200):
+            (x0, x1), (y0, y1) = (np.sort(rng.choice(n + 1, 2, replace=False)).tolist() for n in (width, height))
+            exact = [Fraction(x, width) * wide - shift[0] for x in (x0, x1)]
+            exact += [Fraction(y, height) * high - shift[1] for y in (y0, y1)]
+            left, right, top, bottom = (int(min(max(value, 0), 224)) for value in exact)
+            found = Geometry.centre(width, height, 224).pixels(
+                np.array([[x0 / width, y0 / height, x1 / width, y1 / height]]), 224
+            )
+            assert found.tolist() == ([[left, top, right, bottom]] if left < right and top < bottom else [])
+            whole += sum(value.denominator == 1 for value in exact)
+    assert whole > 500
 
 
 def test_boxes_by_hand():

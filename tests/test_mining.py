@@ -105,7 +105,9 @@ def test_features_of_imagenets_resnet(folder, tmp_path, capsys):
     with torch.no_grad():
         expected = net((images / 255 - mean[:, None, None]) / std[:, None, None]).mean(3).mean(2)
     np.testing.assert_allclose(np.load(kept), expected, rtol=1e-4, atol=1e-5)
-    np.testing.assert_array_equal(Neighbors(tmp_path / "out.npy", samples).ids, nearest(np.load(kept), 2))
+    found = Neighbors(tmp_path / "out.npy", samples)
+    np.testing.assert_array_equal(found.ids, nearest(np.load(kept), 2))
+    assert found.modality == "visual"
     fails(capsys, [*argv, "audio", "--out", tmp_path / "a.npy"], "--modality audio: expected a ", str(weights))
     fails(capsys, [*argv, "visual", "--out", tmp_path / "b.npy", "--features-out", kept], f"{kept}: exists")
     torch.save({"conv1.weight": torch.zeros(1)}, weights)

@@ -168,7 +168,9 @@ def test_bare_weights(tmp_path):
             {"model": {"weight": torch.ones(2)}},
             "expected a checkpoint of this project or of ezvsl, .* got keys as weight",
         ),
-        ({"epoch": 3}, "expected the format .*, got 'none'"),
+        ({"epoch": 3}, "expected a checkpoint of this project, or weights alone or under model, .*, got epoch"),
+        ({"net": {"conv.weight": torch.zeros(1)}}, "expected a checkpoint of this project, or .*, got net$"),
+        ({}, "expected a checkpoint of this project, or .*, got nothing"),
         ([1, 2], "expected the format .*, got 'list'"),
     ],
 )

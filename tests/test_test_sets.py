@@ -112,6 +112,11 @@ def test_layouts_that_cannot_be_told(tmp_path):
         check(root, "vgg-ss", found)
     (root / SLAVC.files[0][0]).unlink()
     assert check(root, "vgg-ss", found).ok  # of the first the sounds alone are left
+    for path in (root / "frames").iterdir():
+        path.rename(path.with_suffix(".JPG"))
+    message = message.replace("those of several", "no image and its sound, only the one or the other, in several")
+    with pytest.raises(DataError, match=re.escape(message)):
+        check(root, "vgg-ss", found)
 
     empty = tmp_path / "empty"
     (empty / "pictures").mkdir(parents=True)
@@ -306,6 +311,9 @@ def test_commands(tmp_path, capsys):
     one = write(tmp_path / "one.csv", f"{CLIPS[1]}\n")
     assert cli.main([*argv, "--list", str(one)]) == 1
     assert "0 samples complete, 0 missing, 1 files broken" in capsys.readouterr().out
+    gone = write(tmp_path / "gone.csv", f"{CLIPS[0]}\n")  # of which nothing could be evaluated
+    assert cli.main([*argv, "--list", str(gone), "--layout", "slavc", "--on-missing", "list"]) == 1
+    assert "0 samples complete, 1 missing, 0 files broken" in capsys.readouterr().out
     assert cli.main([*argv, "--annotations", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
     assert cli.main(["data", "check", str(tmp_path), "--layout", "fnac"]) == 2

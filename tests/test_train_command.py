@@ -114,7 +114,7 @@ def test_samples_that_are_missing_are_listed(folder, tmp_path, capsys):
 
     resume = [str(x) for x in ("train", "--resume", "--out", out, "--data", data, "--minutes", "1", "--quiet")]
     lost[0].with_suffix(".lost").rename(lost[0])
-    fails(capsys, resume, "belongs to a run whose missing samples are ['clip 3'], asked to go on where they are []")
+    fails(capsys, resume, "run with 1 missing samples, asked to go on where 0 are; they differ in 'clip 3'")
     lost[0].rename(lost[0].with_suffix(".lost"))
     assert cli.main(resume) == 0 and storage.load(out / storage.LAST)["step"] == 4
 
@@ -191,9 +191,10 @@ def test_image_nets_start_from_a_file(folder, tmp_path, capsys):
 @pytest.mark.slow
 def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     ids = FolderSet(folder, front_end="ssl_align", size=48).ids
-    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1])):
+    for name, names in (("visual", ids), ("audio", ids), ("other", ids[::-1]), ("seen", ids)):
         np.save(tmp_path / f"{name}.npy", ((np.arange(12)[:, None] + [1, 2, 5]) % 12).astype(np.int32))
         about = {"format": FORMAT, "k": 3, "number": 12, "ids": fingerprint(names), "features": ""}
+        about |= {"modality": "visual"} if name == "seen" else {}
         (tmp_path / f"{name}.json").write_text(json.dumps(about))
 
     def argv(visual, *more):
@@ -202,12 +203,15 @@ def test_conceptual_views_of_files_of_neighbours(folder, tmp_path, capsys):
     audio = ["--neighbors-audio", tmp_path / "audio.npy"]
     fails(capsys, argv("visual"), "--neighbors-visual, --neighbors-audio: expected both or none of them")
     fails(capsys, argv("other", *audio), str(tmp_path / "other.npy"), "belongs to ids")
+    seen = tmp_path / "seen.npy"
+    expected = f"--neighbors-audio {seen}: expected audio neighbours, got visual ones"
+    fails(capsys, argv("seen", "--neighbors-audio", seen), expected)
     fails(capsys, argv("visual", *audio, "--method", "lvs"), "neighbors: expected none with the views augmented, got")
     expected = "--neighbors-audio: expected with the views original, augmented, conceptual, got none; `ssl-fast mine` "
     fails(capsys, published(folder, tmp_path / "run"), expected, "--views original,augmented does without")
     mixed = ["--method", "ssl_tie", "--audio-mix", "ssl_tie"]
     fails(capsys, argv("visual", *audio, *mixed), "--neighbors-visual: expected with conceptual views, got mixed")
-    fails(capsys, published(folder, tmp_path / "run", *mixed), "neighbors: expected those of sounds with the views")
+    fails(capsys, published(folder, tmp_path / "run", *mixed), "--neighbors-audio: expected with --audio-mix, got none")
     fails(
         capsys, published(folder, tmp_path / "run", "--transform", "twice"), "transform: expected one of single_shrink,"
     )

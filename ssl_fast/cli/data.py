@@ -60,7 +60,7 @@ def check(args: argparse.Namespace) -> int:
         annotations = read(args.name, path, ids=ids, negatives=args.negatives)
         found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)
     print(found)
-    return 1 if found.broken or (found.missing and args.on_missing != "list") else 0
+    return 1 if found.broken or not found.ids or (found.missing and args.on_missing != "list") else 0
 
 
 def ceilings(args: argparse.Namespace) -> int:

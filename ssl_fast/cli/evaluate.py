@@ -184,15 +184,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.weights is None:
         refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
-        refuse(args, "draws seeds", "expected with --negatives")
+        refuse(args, "draws seeds val", "expected with --negatives")
     if args.scenes:
         names = "val threshold threshold_from split set_name on_missing"
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
     else:
         refuse(args, "test_scenes", "expected with --scenes")
-    threshold = args.threshold
-    if args.threshold_from is not None:
-        threshold = thresholds.read(args.threshold_from)
     model, how, found = model_of(args)
     about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
@@ -204,25 +201,29 @@ def _evaluate(args: argparse.Namespace) -> int:
         trained = {"train_seconds": "seconds", "steps": "step", "planned_steps": "planned_steps"}
         about |= {name: found.state[key] for name, key in trained.items() if key in found.state}
         about["shortened"] = bool(found.state.get("ended")) and about["steps"] < about["planned_steps"]
-    if args.threshold_from is not None and (note := thresholds.check_model(threshold.origin, about)):
-        notes.append(note)
+    threshold = None if args.threshold is None else thresholds.given(args.threshold)
+    if args.threshold_from is not None:
+        threshold = thresholds.read(args.threshold_from)
+        notes += filter(None, [thresholds.check_model(threshold.origin, about)])
     if args.scenes:
         if found is not None and how["front_end"] != "scenes":
             heard = how["front_end"]
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
         tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
+        files = []
     else:
         if args.set_name is None:
             test = samples.folder(args.data, args.split, annotated=True, on_missing=args.on_missing, **how)
         else:
             test = published_set(args, **how)
         validation = validation_set(args, **how)
-        for one in filter(None, (test, validation)):
-            samples.preload(one, args.quiet)
+        files = [one for one in (test, validation) if one is not None]
         tests = {args.set_name or args.data.resolve().name: test}
         notes += _lost_in_crop(tests)
     options = options_of(args, tests, validation)
     options["notes"] += notes
+    for one in files:  # last of all, as it takes minutes
+        samples.preload(one, args.quiet)
     if validation is not None and args.val is not None:
         validation = {args.val_set or args.val.resolve().name: validation}
     return results.write_results(

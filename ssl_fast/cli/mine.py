@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         features, ids = open_array(args.features), None if args.list is None else read_ids(args.list)
     else:
         features, ids = _features(args)
-    mine(features, ids, args.k, args.out, device=args.device, progress=not args.quiet)
+    mine(features, ids, args.k, args.out, modality=args.modality, device=args.device, progress=not args.quiet)
     print(f"{args.out}: the {args.k} nearest neighbours of {len(features)} samples")
     return 0
 

@@ -112,7 +112,7 @@ def add_weights_layout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights-layout",
         metavar="NAME",
-        help="of --weights, where its keys do not tell: ezvsl, fnac, margin, slavc, "
+        help="of the checkpoint, where its keys do not tell: ezvsl, fnac, margin, slavc, "
         "slavc_momentum, lvs, sslalign, ssltie",
     )
 

@@ -327,8 +327,21 @@ def _neighbors(
             f"--neighbors-visual, --neighbors-audio: expected with the views {', '.join(recipe.views)}, got none; "
             "`ssl-fast mine` writes them, and --views original,augmented does without"
         )
+    if audio is None and recipe.neighbors == ("audio",):
+        raise ValueError("--neighbors-audio: expected with --audio-mix, got none; `ssl-fast mine` writes them")
     if visual is not None and recipe.neighbors == ("audio",):
         raise ValueError("--neighbors-visual: expected with conceptual views, got mixed sounds alone")
-    neighbors = None if audio is None else (Themselves() if visual is None else Neighbors(visual), Neighbors(audio))
+
+    def read(path: Path, modality: str) -> Neighbors:
+        found = Neighbors(path)
+        if found.modality not in (None, modality):
+            raise ValueError(
+                f"--neighbors-{modality} {path}: expected {modality} neighbours, got {found.modality} ones"
+            )
+        return found
+
+    neighbors = None
+    if audio is not None:
+        neighbors = (Themselves() if visual is None else read(visual, "visual"), read(audio, "audio"))
     Views(training_set, recipe, neighbors=neighbors)  # checks them
     return neighbors

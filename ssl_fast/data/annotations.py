@@ -77,8 +77,7 @@ class Annotation:
         if self.boxes is None or geometry == Geometry():
             return self.boxes
         assert self.fractions is not None
-        pixels = (geometry.boxes(self.fractions) * SIZE).astype(int)
-        return pixels[(pixels[:, :2] < pixels[:, 2:]).all(1)]
+        return geometry.pixels(self.fractions, SIZE)
 
 
 @dataclass(frozen=True)

@@ -352,7 +352,7 @@ class FolderSet(FileSet):
         boxes = self._items[index].boxes
         if boxes is None:
             return super()._ground_truth(index, geometry)
-        return weight_map((geometry.boxes(boxes) * self.size).astype(int), size=self.size)
+        return weight_map(geometry.pixels(boxes, self.size), size=self.size)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,8 @@ def _choose(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Sequen
         return best[0][1]
     if best and max(most):
         several = "; ".join(f"{program}: {layout}" for program, layout in best)
-        raise DataError(f"{root}: expected files of one layout, got those of several, choose by --layout: {several}")
+        got = "those of several" if max(most) == 2 else "no image and its sound, only the one or the other, in several"
+        raise DataError(f"{root}: expected files of one layout, got {got}, choose by --layout: {several}")
     looked_for = "; ".join(f"{program}: {layout}" for program, layout in known)
     entries = sorted(f"{path.name}{'/' * path.is_dir()}" for path in root.iterdir())
     more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""

@@ -45,13 +45,14 @@ def mine(
     k: int,
     path: str | os.PathLike,
     *,
+    modality: str | None = None,
     device: str = "cpu",
     progress: bool = False,
 ) -> None:
     """Write the k nearest neighbours of all samples to `path` (.npy) and what they were made of beside it (.json).
 
-    features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). device: "cpu"
-    or "cuda", where the products are computed.
+    features: (N, C) float16, float32 or float64, of any length. ids: of the samples (None: row numbers). modality:
+    "visual" or "audio", to be recorded where it is known. device: "cpu" or "cuda", where the products are computed.
     Takes 4 N C bytes (normalised rows) and less than 0.2 GiB more. Rows go to `path`.partial as they are found, and
     this takes the name when it is complete; after an interruption the same call goes on where that ends. Where `path`
     is complete nothing is done.
@@ -91,7 +92,8 @@ def mine(
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise OSError(f"{partial}: another process is writing it") from error
-        replace_file(path.with_suffix(".json"), json.dumps(about | {"versions": versions()}, indent=1) + "\n")
+        record = about | {"modality": modality, "versions": versions()}
+        replace_file(path.with_suffix(".json"), json.dumps(record, indent=1) + "\n")
         if done:
             file.truncate(len(header) + 4 * k * done)  # without what was written of a row
         else:
@@ -117,9 +119,9 @@ class Neighbors:
     """A file that `mine` wrote, opened by memory map.
 
     path: the .npy. sample_set: what it must have been made for (`check`). Fields: k; ids, (N, k) int32, the indices of
-    the neighbours of sample i in row i, the nearest first. The whole file is read once, to see that all are indices of
-    samples. OSError for a missing file, ValueError for one that is not complete, damaged, of other numbers or without
-    its .json; each names the file.
+    the neighbours of sample i in row i, the nearest first; modality, "visual", "audio" or None, unknown. The whole file
+    is read once, to see that all are indices of samples. OSError for a missing file, ValueError for one that is not
+    complete, damaged, of other numbers or without its .json; each names the file.
     """
 
     def __init__(self, path: str | os.PathLike, sample_set=None):
@@ -130,7 +132,7 @@ class Neighbors:
         expected = about["number"], about["k"]
         if self.ids.shape != expected or self.ids.dtype != np.dtype("<i4"):
             raise ValueError(f"{self.path}: expected {expected} int32, got {self.ids.shape} {self.ids.dtype}")
-        self.k = self.ids.shape[1]
+        self.k, self.modality = self.ids.shape[1], about.get("modality")
         for start in range(0, len(self.ids), _ROWS):
             rows = self.ids[start : start + _ROWS]
             low, high = int(rows.min()), int(rows.max())

@@ -268,7 +268,7 @@ def _foreign(
     if not isinstance(threshold, thresholds.Thresholds):
         return thresholds.given(threshold)
     for name, sample_set in test_sets.items():
-        if threshold.origin.get("fingerprint") == fingerprint(sample_set):
+        if threshold.origin.get("fingerprint") == fingerprint(sorted(sample_set.ids)):
             raise ValueError(f"threshold: expected one that was chosen on other samples than those of set {name!r}")
     return threshold
 
@@ -339,6 +339,12 @@ def evaluate(
     if threshold is not None:
         chosen_on = "results" if threshold.origin else "given"
         used, origins[chosen_on] = threshold.values, threshold.origin
+        notes += [
+            f"set {name}: its universal threshold was chosen on {threshold.origin.get('n', 'some')} samples of {name}, "
+            "too; whether those that are tested are among them is not recorded"
+            for name in test_sets
+            if name == threshold.origin.get("set")
+        ]
         chosen[chosen_on] = {name: one for name, one in used.items() if name in predictors}
         if lacking := [name for name in predictors if name not in used]:
             notes.append(f"no universal threshold is known of {', '.join(lacking)}: no figures that depend on it")

@@ -9,6 +9,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..models.published import MOMENTUM
 from ..reproducibility import fingerprint
 from .false_alarms import UniversalThreshold
 
@@ -41,7 +42,7 @@ def origin(name: str, sample_set: "SampleSet", kinds: Sequence[str], seeds: Sequ
         "n": len(sample_set),
         "negatives": list(kinds),
         "seeds": list(seeds),
-        "fingerprint": fingerprint(sample_set),
+        "fingerprint": fingerprint(sorted(sample_set.ids)),
     }
 
 
@@ -72,7 +73,8 @@ def read(path: str | os.PathLike) -> Thresholds:
             for name, by in by_set.items()
         }
         found = {name: dict(record.get("origins", {}).get(name, {"set": name})) for name in by_set}
-        model = {key: results[key] for key in ("weights", "weights_sha256", "model") if key in results}
+        keys = ("weights", "weights_sha256", "layout", "reading", "model")
+        model = {key: results[key] for key in keys if key in results}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{file}: expected the results of an evaluation, got {error!r}") from error
     if len(values) != 1:
@@ -85,8 +87,8 @@ def read(path: str | os.PathLike) -> Thresholds:
 
 
 def check_model(origin: Mapping, about: Mapping) -> str | None:
-    """A note where thresholds are not known to be of the model that `about` (fields of metrics.json) describes.
-    ValueError where they are of other weights."""
+    """A note where thresholds are not known to be of the model that `about` (fields of metrics.json) describes, or are
+    of other readings of its samples. ValueError where they are of other weights."""
     theirs, ours = origin.get("weights_sha256"), about.get("weights_sha256")
     if theirs and ours:
         if theirs != ours:
@@ -94,9 +96,16 @@ def check_model(origin: Mapping, about: Mapping) -> str | None:
                 f"{origin['file']}: expected thresholds of {about['weights']} (SHA-256 {ours[:12]}...), "
                 f"got those of {origin.get('weights')} ({theirs[:12]}...)"
             )
-        return None
-    if origin.get("model") is not None and origin.get("model") == about.get("model"):
-        return None
+        one, other = ("momentum" if which.get("layout") == MOMENTUM else "online" for which in (origin, about))
+        if one != other:
+            raise ValueError(
+                f"{origin['file']}: expected thresholds of the {other} nets of {about['weights']}, got {one}"
+            )
+    same = theirs and ours  # else of a function or a folder of maps, by its name
+    if same or (origin.get("model") is not None and origin.get("model") == about.get("model")):
+        one, other = (which.get("reading") or {} for which in (origin, about))
+        changed = [f"{key} {one[key]}, here {other[key]}" for key in one if key in other and one[key] != other[key]]
+        return f"{origin['file']}: its universal thresholds are of {'; '.join(changed)}" if changed else None
     one, other = (which.get("weights") or which.get("model") or "an unknown model" for which in (origin, about))
     return (
         f"{origin['file']}: its universal thresholds are of {one}; whether this is the model of {other} is not recorded"

@@ -93,12 +93,12 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     found = storage.weights_of(state)
     if found is not None:
         return Checkpoint(file, *published.localizer_of(file, *found, layout))
-    if layout not in (None, "slavc_momentum"):
+    if layout not in (None, published.MOMENTUM):
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
     momentum = layout is not None
     if momentum and not state.get("momentum"):
-        raise ValueError(f"layout: {file} has no momentum nets, which 'slavc_momentum' asks for")
+        raise ValueError(f"layout: {file} has no momentum nets, which {layout!r} asks for")
     try:
         weights = state["momentum"] if momentum else state["localizer"]
         weights = {key.removeprefix("localizer."): value for key, value in weights.items()} if momentum else weights
@@ -108,7 +108,7 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
     # of the online nets: in files of `write`; of a run
     threshold = None if momentum else state["threshold"] if "threshold" in state else _threshold(file)
-    return Checkpoint(file, localizer, recipe, state.get("layout", OURS), [], threshold, state)
+    return Checkpoint(file, localizer, recipe, layout or state.get("layout", OURS), [], threshold, state)
 
 
 def _checked_recipe(recipe: dict) -> dict:

@@ -40,12 +40,13 @@ class CheckpointLayout:
     resampler: str = "pillow"
 
 
+MOMENTUM = "slavc_momentum"  # the slow nets in a file of SLAVC's, or in a run of ours
 LAYOUTS: dict[str, CheckpointLayout] = {
     "ezvsl": CheckpointLayout("ez_vsl", "ez_vsl", "model", _TRUNK | _HEAD),
     "fnac": CheckpointLayout("fnac", "fnac", "model", _TRUNK | _HEAD),
     "margin": CheckpointLayout("margin_nce", "ez_vsl", "model", _TRUNK | _HEAD),
     "slavc": CheckpointLayout("slavc", "slavc", "model", _TRUNK | _HEADS, r"momentum_.*"),
-    "slavc_momentum": CheckpointLayout(
+    MOMENTUM: CheckpointLayout(
         "slavc", "slavc", "model", {f"momentum_{k}": v for k, v in (_TRUNK | _HEADS).items()}, r"(?!momentum_).*"
     ),
     "lvs": CheckpointLayout("lvs", "lvs", "model_state_dict", _TRUNK | _FIRST, _LVS_UNUSED, fit="crop"),

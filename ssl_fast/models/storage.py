@@ -175,7 +175,13 @@ def checked(path: Path, state: object) -> dict:
     """State of this project that was read from `path`; CheckpointError for anything else, and where what is not weights
     is not what a run writes."""
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        found = state.get("format", "none") if isinstance(state, dict) else type(state).__name__
+        if isinstance(state, dict) and "format" not in state:
+            keys = ", ".join(map(str, list(state)[:5])) or "nothing"
+            raise CheckpointError(
+                f"{path}: expected a checkpoint of this project, or weights alone or under {', '.join(CONTAINERS)}, "
+                f"got {keys:.200}"
+            )
+        found = state["format"] if isinstance(state, dict) else type(state).__name__
         raise CheckpointError(f"{path}: expected the format {FORMAT!r}, got {found!r:.80}")
     try:
         wrong = [str(key) for key, value in state.items() if not (key in _WEIGHTS or _plain({key: value}))]

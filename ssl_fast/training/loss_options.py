@@ -57,7 +57,7 @@ def check(method: str, options: dict) -> None:
     for name, value in options.items():
         if name not in types:
             taken = ", ".join(f"{one} ({_described(one, kind)})" for one, kind in types.items())
-            raise ValueError(f"loss: {method} has no option {name!r}, it takes {taken}")
+            raise ValueError(f"loss: {method} has no option {name!r}, it takes {taken or 'none'}")
         if types[name] is Pooling:
             pooling(value)
         elif not _fits(name, value, types[name]):
@@ -96,7 +96,9 @@ def pooling(spec: dict) -> Pooling:
     options = dict(spec) if isinstance(spec, dict) else {}
     name = options.pop("name", None)
     if name not in POOLINGS:
-        raise ValueError(f"pooling: expected a dict with a name among {', '.join(POOLINGS)}, got {spec!r}")
+        raise ValueError(
+            f"pooling: expected a name (in Python a dict with it) among {', '.join(POOLINGS)}, got {spec!r}"
+        )
     taken = [one.name for one in dataclasses.fields(POOLINGS[name]) if one.type is float]
     for option, value in options.items():
         if option not in taken or not _is_number(value):

@@ -323,7 +323,7 @@ RECIPES = {"quickstart": quickstart, "published": published}
 PUBLISHED_START = {
     **dict.fromkeys(("ez_vsl", "slavc", "fnac", "sspl"), "ImageNet weights"),
     **dict.fromkeys(("lvs", "ssl_tie", "ssl_align", "hard_positives"), "scratch"),
-    "margin_nce": "what its paper does not say",
+    "margin_nce": "weights that its paper does not name",
 }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .. import distributed
-from ..data.sample_lists import short
+from ..data.sample_lists import some
 from ..models import storage
 from ..reproducibility import fingerprint, samples_record
 from .recipes import Recipe
@@ -76,9 +76,10 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
         elif name == "files":  # of runs before there was this record nothing is known
             before = state.get(name)
             if isinstance(before, dict) and before.get("missing") != value["missing"]:
+                was, now = ({*map(str, record.get("missing") or ())} for record in (before, value))
                 raise ValueError(
-                    f"{path}: belongs to a run whose missing samples are {short(before.get('missing'))}, "
-                    f"asked to go on where they are {short(value['missing'])}"
+                    f"{path}: belongs to a run with {len(was)} missing samples, asked to go on where {len(now)} are; "
+                    f"they differ in {some(sorted(was ^ now))}"
                 )
         elif state[name] != value:
             raise ValueError(

@@ -138,6 +138,15 @@ class Geometry:
             inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
         return inside[(inside[:, :2] < inside[:, 2:]).all(1)]
 
+    def pixels(self, boxes: np.ndarray, size: int) -> np.ndarray:
+        """Boxes (k, 4), fractions of the frame -> (n, 4) int, pixels of the square of `size`, truncated, ends excluded;
+        those without a pixel are dropped."""
+        scaled = self.boxes(boxes) * size
+        if self != Geometry():  # 121.99999999999999 of 122 is rounding on the way; of whole frames nothing is computed
+            scaled = np.where(np.abs(scaled - scaled.round()) < 1e-9, scaled.round(), scaled)
+        found = scaled.astype(int)
+        return found[(found[:, :2] < found[:, 2:]).all(1)]
+
     def _square(self, pixels: np.ndarray, size: int, resampling: str) -> np.ndarray:
         from PIL import Image
 
