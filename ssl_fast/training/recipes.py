@@ -286,6 +286,7 @@ _PUBLISHED: dict[str, dict] = {
         "batch_size": 32,
         "weight_decay": 1e-4,
         "front_end": "lvs",
+        "fit": "crop",
         "views": ("augmented", "conceptual"),
     },
     "sspl": {"batch_size": 256, "weight_decay": 1e-4, "optimizer": "adamw", "views": ("augmented", "augmented")},
