@@ -88,8 +88,8 @@ def test_front_ends_by_name_and_bad_sizes(tmp_path):
     with pytest.raises(ValueError, match="front_end: expected a FrontEnd or one of"):
         folder_set(tmp_path, front_end="none")
     annotate(tmp_path, [{"file": "a", "bbox": [[0, 0, 1, 1]]}])
-    for size in (0, "224"):
-        with pytest.raises(ValueError, match=f"size: expected an integer >= 1, got {size!r}"):
+    for size in (0, "224", 8193, 10**400):
+        with pytest.raises(ValueError, match=f"size: expected an integer from 1 to 8192, got {size!r}"):
             folder_set(tmp_path, size=size)
 
 

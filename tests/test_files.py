@@ -277,6 +277,8 @@ HOSTILE = [
 ]
 HOSTILE += [{"arguments": ARGUMENTS | change} for change in ({"epochs": "2"}, {"epochs": 0}, {"precision": "float8"})]
 HOSTILE += [{"arguments": ARGUMENTS | change} for change in ({"compile": 1}, {"compile": "yes"}, {"colour": 1})]
+HOSTILE += [{"arguments": {key: ARGUMENTS[key] for key in ARGUMENTS if key != name}} for name in ("method", "seed")]
+HOSTILE += [{"arguments": ARGUMENTS | {"loss": value}} for value in ([["tau=1"]], [None], [1.5], "tau=1")]
 HOSTILE += [{"arguments": value} for value in (None, [], "x", 3)]
 HOSTILE += [{"minutes": value} for value in (-1.0, "4", [4], float("nan"))] + [{"threads": value} for value in (0, 1.5)]
 HOSTILE += [{"command": value} for value in (None, 3, [], "train")]

@@ -42,7 +42,7 @@ from .annotations import DIRT, SIZE, pixels, report, weight_map
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
-from .io.images import FITS, RESAMPLERS, Geometry, decode_image, fit_frame, frame_size, load_mask
+from .io.images import FITS, RESAMPLERS, SQUARE, Geometry, decode_image, fit_frame, frame_size, load_mask
 from .io.media import MediaError
 from .sample_lists import DataError, find_list, read_annotations, read_ids, some
 
@@ -167,8 +167,8 @@ class SampleSet(torch.utils.data.Dataset):
 
 def check_size(size: int) -> None:
     """ValueError for what cannot be the side of images, in pixels."""
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"size: expected an integer >= 1, got {size!r}")
+    if type(size) is not int or not 1 <= size <= SQUARE:
+        raise ValueError(f"size: expected an integer from 1 to {SQUARE}, got {size!r}")
 
 
 class FileSet(SampleSet):
