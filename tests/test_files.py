@@ -250,6 +250,19 @@ def test_force_replaces_a_file(here, capsys):
     assert not list(here.glob("*previous*"))
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_ended_removes_what_it_has_not_completed(number, code, tmp_path, monkeypatch, capsys):
+    def write(found, path, half, overwrite):
+        with files.replacing(path) as file:
+            assert os.path.exists(file.name)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    assert cli.main(["convert", str(checkpoints.EMBEDDED), str(tmp_path / "a.pt")]) == code
+    assert os.listdir(tmp_path) == [] and capsys.readouterr().err == "\nssl-fast convert: interrupted\n"
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # run.json
 
