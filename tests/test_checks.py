@@ -142,6 +142,11 @@ TAKE_FEATURES = {
     "ez_vsl": (losses.ez_vsl, ("visual", "audio")),
     "fnac": (lambda visual, audio: losses.FNAC()(visual, audio), ("visual", "audio")),
     "slavc": (slavc, (*SPACES, *MOMENTUM)),
+    "hard_positives": (losses.hard_positives, ("visual", "audio", "similar_visual", "similar_audio")),
+    "sspl": (
+        lambda **x: losses.sspl([visual(), x["visuals[1]"]], x["audio"], lambda found: (found, found)),
+        ("visuals[1]", "audio"),
+    ),
     "ssl_tie": (ssl_tie, ("visual", "audio", "transformed_visual")),
     "ssl_align": (
         lambda **x: losses.ssl_align([visual(), x["visuals[1]"]], [audio(N, C), x["audios[1]"]]),

@@ -82,14 +82,26 @@ def test_every_kind_of_file_and_name(tmp_path):
             found[index]
 
 
+def test_content_is_of_the_files(tmp_path):
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        for i in range(20):
+            put(folder, f"id{i:02}")
+    put(folders[1], "other")
+    for kind, suffix in (("frames", "png"), ("audio", "wav")):
+        (folders[1] / f"{kind}/other.{suffix}").rename(folders[1] / f"{kind}/id10.{suffix}")
+    one, other, same = (folder_set(folder) for folder in folders)
+    assert one.ids == other.ids and one.content() == same.content() != other.content()
+
+
 def test_front_ends_by_name_and_bad_sizes(tmp_path):
     put(tmp_path, "a")
     assert folder_set(tmp_path, front_end="ssl_align").front_end is FRONT_ENDS["ssl_align"]
     with pytest.raises(ValueError, match="front_end: expected a FrontEnd or one of"):
         folder_set(tmp_path, front_end="none")
     annotate(tmp_path, [{"file": "a", "bbox": [[0, 0, 1, 1]]}])
-    for size in (0, "224"):
-        with pytest.raises(ValueError, match=f"size: expected an integer >= 1, got {size!r}"):
+    for size in (0, "224", 8193, 10**400):
+        with pytest.raises(ValueError, match=f"size: expected an integer from 1 to 8192, got {size!r}"):
             folder_set(tmp_path, size=size)
 
 

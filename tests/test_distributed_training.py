@@ -159,6 +159,9 @@ def outcomes(folder):
     other = ToySet()
     other.ids = [f"{dist.get_rank()}-{i}" for i in range(40)]
     found["other data"] = message(training.train, other, tiny("ez_vsl"), progress=False)
+    other = ToySet()
+    other.content = lambda: f"files of {dist.get_rank()}"
+    found["other content"] = message(training.train, other, tiny("ez_vsl"), progress=False)
     few = Others(40 if dist.get_rank() == 0 else 4)
     found["one fails"] = message(run, tiny("ez_vsl"), validation=few)
     return found
@@ -298,6 +301,7 @@ def test_distributed_processes_of_several_runs_do_not_train(processes):
     first, second = processes[1]
     assert first["seeds"] == second["seeds"] == seeds
     assert first["other data"] == second["other data"] and "process 1 has data=" in first["other data"]
+    assert "process 1 has content=['files of 1', None]" in first["other content"] == second["other content"]
     assert (first["one fails"], second["one fails"]) == (f"process 1: {few}", few)
 
 

@@ -250,6 +250,19 @@ def test_force_replaces_a_file(here, capsys):
     assert not list(here.glob("*previous*"))
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_command_that_is_ended_removes_what_it_has_not_completed(number, code, tmp_path, monkeypatch, capsys):
+    def write(found, path, half, overwrite):
+        with files.replacing(path) as file:
+            assert os.path.exists(file.name)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(checkpoints, "write", write)
+    assert cli.main(["convert", str(checkpoints.EMBEDDED), str(tmp_path / "a.pt")]) == code
+    assert os.listdir(tmp_path) == [] and capsys.readouterr().err == "\nssl-fast convert: interrupted\n"
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # run.json
 
@@ -277,6 +290,8 @@ HOSTILE = [
 ]
 HOSTILE += [{"arguments": ARGUMENTS | change} for change in ({"epochs": "2"}, {"epochs": 0}, {"precision": "float8"})]
 HOSTILE += [{"arguments": ARGUMENTS | change} for change in ({"compile": 1}, {"compile": "yes"}, {"colour": 1})]
+HOSTILE += [{"arguments": {key: ARGUMENTS[key] for key in ARGUMENTS if key != name}} for name in ("method", "seed")]
+HOSTILE += [{"arguments": ARGUMENTS | {"loss": value}} for value in ([["tau=1"]], [None], [1.5], "tau=1")]
 HOSTILE += [{"arguments": value} for value in (None, [], "x", 3)]
 HOSTILE += [{"minutes": value} for value in (-1.0, "4", [4], float("nan"))] + [{"threads": value} for value in (0, 1.5)]
 HOSTILE += [{"command": value} for value in (None, 3, [], "train")]

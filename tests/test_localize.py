@@ -275,6 +275,16 @@ def test_a_video_as_gif(video, tmp_path):
         assert (image.n_frames, image.info["duration"]) == (2, 1000)
 
 
+def test_a_full_disk_for_temporary_files_is_named(monkeypatch, tmp_path):
+    from films import film as written
+    from ssl_fast.inference import film
+
+    path = written(tmp_path / "a.mp4", [100] * 3, fps=1, sound=np.zeros((3 * 16000, 1)))
+    monkeypatch.setattr(film.tempfile, "TemporaryFile", lambda: open("/dev/full", "wb", buffering=0))  # noqa: SIM115
+    with pytest.raises(OSError, match=f"No space left on device: '{film.tempfile.gettempdir()}'"):
+        film.read_sound(path)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])
 def test_memory_does_not_grow_with_the_length_of_a_video(suffix, monkeypatch, tmp_path):
     """Of frames and of pictures that are written, two or three live at a time."""

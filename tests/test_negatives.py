@@ -42,6 +42,14 @@ def toys():
     return Toys([shown[0] for shown in visible], visible)
 
 
+def test_draws_of_names_that_are_no_utf8(toys, tmp_path):
+    toys.ids[0], toys.ids[1] = "caf\udce9", "\u00e9"
+    toys.image_ids = toys.ids
+    first, again = (negatives(toys, "offscreen", path=tmp_path / "draws.json") for _ in range(2))
+    np.testing.assert_array_equal(first.sources, again.sources)
+    assert list(json.loads((tmp_path / "draws.json").read_text())["draws"]) == toys.ids
+
+
 def test_silence(toys):
     drawn = negatives(toys, "silence")
     assert len(drawn) == 60 and drawn.sources is None

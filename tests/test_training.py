@@ -15,7 +15,7 @@ from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.reproducibility import derived_seed
 from ssl_fast.training import loop as training
-from ssl_fast.training import recipes
+from ssl_fast.training import metrics_log, recipes
 from ssl_fast.training.learner import Learner, TrainingError
 from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
@@ -522,3 +522,14 @@ def test_no_warnings_in_a_step():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "ssl_fast: all ops run plain")  # where there is no compiled module
         run(tiny(epochs=1))
+
+
+def test_a_run_in_a_folder_whose_name_is_no_utf8_has_no_curves(tmp_path):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    with pytest.warns(UserWarning, match="no curves, as TensorBoard takes names of UTF-8 alone"):
+        log = metrics_log.MetricsLog(folder / metrics_log.FILE, [], board=True)
+    log.add({"step": 0, "seconds": 0.0, "loss": 1.0})
+    log.close()
+    assert (folder / metrics_log.FILE).read_text() == '{"step": 0, "seconds": 0.0, "loss": 1.0}\n'

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 
 from films import clip, film, turn
 from ssl_fast.data.io import video
@@ -287,6 +288,22 @@ def test_sound_alone(tmp_path, suffix):
         decode_image(target)
 
 
+@pytest.mark.parametrize("name", ["a.caf", "a.m4a", "a.mov"])
+def test_lossless_sound_has_all_of_its_samples(name, tmp_path):
+    """Also of the last packet, which is shorter than the others."""
+    expected = np.round(impulse(44100) * 2**15) / 2**15
+    video = "libx264" if name == "a.mov" else None
+    sound, rate = decode_audio(clip(tmp_path / name, video, "alac", expected, 44100))
+    assert rate == 44100
+    np.testing.assert_allclose(sound, expected, atol=2**-15)
+
+
+def test_lossless_sound_of_libsndfile_has_all_of_its_samples(tmp_path):
+    expected = tone(1, 16000)[:15001]
+    soundfile.write(tmp_path / "a.caf", expected, 16000, "ALAC_16")
+    np.testing.assert_allclose(decode_audio(tmp_path / "a.caf")[0], expected, atol=2**-15)
+
+
 def test_a_truncated_mkv_is_an_error(tmp_path):
     draw = np.random.default_rng(0)
     frames = list(draw.integers(0, 255, (75, 48, 64, 3), np.uint8))
@@ -311,6 +328,7 @@ KINDS = {
     "a.webm": ("libvpx-vp9", "libopus", 48000),
     "a.ts": ("libx264", "aac", 48000),
     "a.mpg": ("mpeg2video", "mp2", 48000),
+    "a.vob": ("mpeg2video", "ac3", 48000),
 }
 
 

@@ -1,7 +1,7 @@
 """The parser of `ssl-fast COMMAND`, dispatch to the module of a command, and exit codes.
 
 Exit codes: 0; 1 where a computation failed; 2 for bad input, with one line on stderr that names it; 130 after Ctrl-C,
-143 and 129 where SIGTERM or SIGHUP stopped a training; 141 where nobody reads stdout any more (`ssl-fast doctor |
+143 and 129 after SIGTERM and SIGHUP; 141 where nobody reads stdout any more (`ssl-fast doctor |
 true`), as of programs that SIGPIPE ends. A stderr that nobody reads changes none of them.
 """
 
@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import typing
 import warnings
 from pathlib import Path
@@ -105,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         if processes > 1 and args.command != "train":
             raise ValueError(f"expected one process, got {processes} from torchrun; only train takes several")
-        with _runtime(args, silent=rank > 0):
+        with _stoppable(processes), _runtime(args, silent=rank > 0):
             return COMMANDS[args.command].run(args)
     except KeyboardInterrupt as stop:
         saved, step = getattr(stop, "checkpoint", None), getattr(stop, "step", None)  # of training.Interrupted
@@ -130,6 +131,36 @@ def _run(args: argparse.Namespace) -> int:
 
 def _line(text: object) -> str:
     return printable(" ".join(str(text).split()))
+
+
+class _Stopped(KeyboardInterrupt):
+    """Of a command that got the signal of this number."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.signal = number
+
+
+def _stop(number: int, frame: object) -> typing.NoReturn:
+    raise _Stopped(number)
+
+
+@contextlib.contextmanager
+def _stoppable(processes: int):
+    """Inside, SIGTERM and SIGHUP end the command as Ctrl-C does, so that it removes what it has not completed.
+
+    Not those that somebody handles or ignores, as nohup does, and not of several processes, which may wait for each
+    other in calls that no handler ends.
+    """
+    main = processes == 1 and threading.current_thread() is threading.main_thread()
+    ends = [n for n in (signal.SIGTERM, signal.SIGHUP) if main and signal.getsignal(n) is signal.SIG_DFL]
+    for number in ends:
+        signal.signal(number, _stop)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

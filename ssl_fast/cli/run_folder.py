@@ -66,7 +66,8 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
         run = _read(out)
         if run["command"] != args.command:
             raise ValueError(f"{out / RUN}: belongs to ssl-fast {run['command']}, asked to go on with {args.command}")
-        before, stored = (_parsed(out / RUN, one, add_arguments) for one in (run["arguments"], run["stored"]))
+        lacking = {key: None for key in DEFAULTS if key in values and key not in run["arguments"]}
+        before, stored = (_parsed(out / RUN, one, add_arguments) for one in (lacking | run["arguments"], run["stored"]))
         for key, value in _fixed(args).items():
             if value is not None and value != run["arguments"].get(key):
                 option, had = f"--{key.replace('_', '-')}", run["arguments"].get(key)
@@ -136,8 +137,10 @@ def _value(action: argparse.Action, value: object):
         return None
     if action.nargs == 0:
         made = stored = action.const
-    elif isinstance(value, list) and (action.nargs or isinstance(action, argparse._AppendAction)):
-        return [_value(action, one) for one in value]
+    elif isinstance(action, argparse._AppendAction):
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise TypeError("no list of texts")
+        return value
     else:
         if not isinstance(value, (str, int, float)):
             raise TypeError("no text or number")

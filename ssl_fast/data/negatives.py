@@ -76,7 +76,7 @@ class Negatives(Sequence):
             names = [None] * len(self) if self.sources is None else [sample_set.ids[i] for i in self.sources]
             draws = {name: {"file": file, "offset": 0.0} for name, file in zip(sample_set.ids, names)}
             record = {"kind": kind, "seed": seed, "draws": draws}
-            replace_file(path, json.dumps(record, indent=0, ensure_ascii=False))
+            replace_file(path, json.dumps(record, indent=0))
 
     def __len__(self) -> int:
         return len(self.set)

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..data.io.audio import check_samples, to_mono
 from ..data.io.video import frames_of_seconds, sound_blocks, write_film, write_gif
+from ..files import naming
 from ..progress import progress_bar
 from .localize import Answer, LocalizationPipeline
 
@@ -22,12 +23,13 @@ from .localize import Answer, LocalizationPipeline
 def read_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
     """What `decode_audio` gives of a video, float32 (samples, channels) and the rate in Hz, but mapped from a temporary
     file, which is gone when the array is. MediaError names the video."""
-    with tempfile.TemporaryFile() as file:
+    with naming(tempfile.gettempdir()), tempfile.TemporaryFile() as file:
         position = channels = rate = 0
         for block, rate in sound_blocks(path):
             check_samples(path, block, rate, position)
-            block.tofile(file)
+            file.write(block.data)  # tofile() does not say why it could not
             position, channels = position + len(block), block.shape[1]
+        file.flush()
         return np.memmap(file, np.float32, "r", shape=(position, channels)), rate
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.checks import check_tensor
 from .cross_entropy import check_positives, check_tau, contrast, join, own, target_columns
 from .options import check_choice
 from .scores import direction, pooled
@@ -43,8 +44,11 @@ def hard_positives(
     """
     check_tau(tau)
     check_choice("combine", combine, hard_positives)
+    check_tensor("visual", visual)
+    check_tensor("audio", audio)
     rows = visual.shape[:1].numel()
     for name, similar, dims in (("similar_visual", similar_visual, 4), ("similar_audio", similar_audio, 2)):
+        check_tensor(name, similar)
         if similar.dim() != dims or similar.shape[0] != rows:
             shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
             raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")

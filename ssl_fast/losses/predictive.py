@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import ops
 from ..distributed import JoinedBatch
-from ..ops.checks import without_autocast
+from ..ops.checks import check_tensor, without_autocast
 from ..ops.reference import accumulate_dtype, unit
 from .cross_entropy import total
 
@@ -43,6 +43,8 @@ def sspl(
     """
     if len(visuals) != 2:
         raise ValueError(f"visuals: expected two views of each image, got {len(visuals)}")
+    for name, one in (("visuals[0]", visuals[0]), ("visuals[1]", visuals[1]), ("audio", audio)):
+        check_tensor(name, one)
     batch = JoinedBatch(group, visuals[0], audio=audio)
     (z_first, p_first), (z_second, p_second) = (head(attention_pooled(v, audio, backend=backend)) for v in visuals)
     pairs = (p_first, z_second.detach()), (p_second, z_first.detach())

@@ -18,6 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..data.io.front_ends import FrontEnd, front_end_named
+from ..data.io.images import SQUARE
 from ..files import replacing
 from . import published, storage
 from .localizers import Localizer, LocalizerConfig, blank, fill
@@ -115,7 +116,7 @@ def _checked_recipe(recipe: dict) -> dict:
     """A recipe that was read, with all of _STORED. ValueError for values that no localizer has."""
     front_end_named(recipe["front_end"])
     size = recipe["image_size"]
-    if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 1 <= size <= 1 << 13):
+    if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 1 <= size <= SQUARE):
         raise ValueError(f"expected one method and an image size, got {recipe['method']!r} and {size!r}")
     return recipe
 

@@ -204,9 +204,10 @@ def train(
         fingerprint = run_fingerprint(
             sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
         )
+        contents = [one and one.content() for one in (sample_set, validation)] if processes > 1 else []
     software = {name: version for name, version in versions().items() if name != "python"}
     options = {"minutes": minutes, "resume": resume, "device": torch.device(device).type}
-    same = fingerprint | recipe.to_dict() | {"recipe": recipe.name} | software | options
+    same = fingerprint | recipe.to_dict() | {"recipe": recipe.name, "content": contents} | software | options
     same.pop("files")  # long; `data` is of the ids that are used
     distributed.check_same(same)
     learner = Learner(

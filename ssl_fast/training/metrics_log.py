@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import warnings
 from pathlib import Path
 
 from ..files import naming, replace_file
@@ -20,7 +21,10 @@ class MetricsLog:
         if path is not None and board and importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
+            try:
+                self.board = SummaryWriter(path.parent / "tensorboard", purge_step=len(records))
+            except UnicodeEncodeError:
+                warnings.warn(f"{path.parent}: no curves, as TensorBoard takes names of UTF-8 alone", stacklevel=2)
         if path is not None:
             replace_file(path, "".join(json.dumps(record) + "\n" for record in records))
             self.file = open(path, "a", buffering=1)  # noqa: SIM115, `close` closes it

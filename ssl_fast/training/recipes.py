@@ -4,7 +4,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
-from ..data.io.images import FITS, RESAMPLERS
+from ..data.io.images import FITS, RESAMPLERS, SQUARE
 from ..data.transforms import MASKS, POLICIES, TRANSFORMS, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
@@ -100,9 +100,9 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("epochs", "image_size", "accumulation"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")
+        for name, most in (("epochs", 10**6), ("image_size", SQUARE), ("accumulation", 10**6)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
         if self.batch_size % self.accumulation or self.batch_size < 2 * self.accumulation:

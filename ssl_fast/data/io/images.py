@@ -36,6 +36,7 @@ from .video import CONTAINERS, middle_frame
 
 FITS = ("squash", "crop")  # see fit_frame
 RESAMPLERS = ("pillow", "torch", "torch_aliased")  # see Geometry.image
+SQUARE = 8192  # pixels a side of what images are resized to, at most
 PIXELS, SIDE = 89_478_485, 65_535  # of an image: what Pillow decodes without a warning, and JPEG's longest side
 _TURNS = dict(enumerate((0, 3, 1, 5, 4, 6, 2), 2))  # EXIF orientation -> PIL.Image.Transpose that undoes it
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}

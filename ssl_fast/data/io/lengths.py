@@ -42,13 +42,16 @@ def check_log(path: Path, log: str) -> None:
     told += [int(offset) + int(length) for offset, length in _AU.findall(log)]
     length = told[0] if told else size
     unknown = _UNKNOWN if "RIFF : " in log or "FORM : " in log else 1 << 62
-    if size + 1 < length < unknown:  # an odd chunk may lack its padding
+    padding = 0 if "\nriff : " in log else 1  # which an odd chunk may lack
+    if size + padding < length < unknown:
         raise MediaError(f"{path}: truncated, its header tells of {length} bytes, the file has {size}")
     for samples, found in _SAMPLES.findall(log):
         if int(found) < int(samples) < _UNKNOWN:
             raise MediaError(f"{path}: truncated, its header tells of {samples} bytes of samples, {found} are there")
     if "\nSeems to be a truncated file" in log:  # voc
         raise MediaError(f"{path}: truncated")
+    if "\nSeems to be a multi-segment file" in log:  # voc, also where other bytes follow the sound
+        raise MediaError(f"{path}: damaged, or of several sounds")
     if 8 < length < size:
         with open(path, "rb") as file:
             file.seek(length)

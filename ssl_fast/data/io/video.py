@@ -38,6 +38,7 @@ VIDEOS = (
 CONTAINERS = (*VIDEOS, ".m4a", ".m4b", ".mka", ".weba", ".caf")  # of sound alone, too
 _RATE = 5  # pictures a second of films that are written, each shown for one: players stumble over less
 APART = 0.5  # seconds that sound and pictures may begin or end apart
+_HEADLESS = ("mpeg", "mpegts")  # formats of which FFmpeg guesses durations, often too short
 JUMP = 0.1  # seconds that time stamps of sound may differ from the number of samples; some containers round coarsely
 
 
@@ -60,12 +61,13 @@ def middle_frame(path: str | os.PathLike) -> np.ndarray:
         stamps, end = _shown(path, container, stream)
         middle = _stamp(stamps, Fraction(int(stamps[0]) + end, 2))
         if container.format.name != "avi":
-            container.seek(middle, stream=stream)
-            for frame in container.decode(stream):
-                if frame.pts == middle and not frame.is_corrupt:
-                    return _upright(path, frame)
-                if frame.pts is None or frame.pts >= middle:  # the index leads past it
-                    break
+            with contextlib.suppress(pyav().error.FFmpegError):  # FFmpeg cannot seek in every mpg
+                container.seek(middle, stream=stream)
+                for frame in container.decode(stream):
+                    if frame.pts == middle and not frame.is_corrupt:
+                        return _upright(path, frame)
+                    if frame.pts is None or frame.pts >= middle:  # the index leads past it
+                        break
         for stamp, frame in _frames(path, stamps):
             if stamp == middle:
                 return _upright(path, frame)
@@ -164,7 +166,7 @@ def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
                 position = round((time - zero) * rate)
                 if position > 0:
                     yield np.zeros((position, sound.shape[1]), np.float32), rate
-                if stream.duration is not None:  # padding follows
+                if stream.duration is not None and container.format.name not in _HEADLESS:  # padding follows
                     stop = round((float(stream.duration * stream.time_base) + (begin or 0.0) - zero) * rate)
             part = sound[max(0, -position) : None if stop is None else max(0, stop - position)]
             position, most = position + len(sound), max(most, len(sound))
@@ -222,12 +224,17 @@ def _streams(container, kind: str) -> list:
 
 
 def _stream(path: str | os.PathLike, container, kind: str):
+    from av.codec.context import Flags2
+
     stream = next(iter(_streams(container, kind)), None)
     if stream is None:
         raise MediaError(f"{path}: expected pictures and sound, got no {kind} stream")
     if stream.codec_context is None:
         raise MediaError(f"{path}: its {kind} stream cannot be decoded (no such codec)")
     stream.codec_context.thread_count = 1  # loading is spread over processes
+    if container.format.name == "caf" and stream.codec_context.name == "alac":
+        # its last packet is short by what follows the end; FFmpeg would cut off as much once more
+        stream.codec_context.flags2 |= Flags2.skip_manual
     return stream
 
 
