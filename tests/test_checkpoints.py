@@ -277,6 +277,7 @@ STATES = {
     "no optimizer": (("optimizer",), lambda x: None, "optimizer: expected the state of"),
     "no momentum": (("momentum",), lambda x: None, "momentum: expected that of slavc"),
     "nan": (("localizer", "visual_net.conv1.weight"), lambda x: x * torch.nan, "visual_net.conv1.weight: not finite"),
+    "variance": (("localizer", "visual_net.bn1.running_var"), lambda x: -x, "visual_net.bn1.running_var: negative"),
     "half": (("localizer", "visual_net.conv1.weight"), lambda x: x.half(), "expected torch.float32, got torch.float16"),
     "beyond": (("step",), lambda x: 3, "got other values in: history"),
     "true": (("step",), lambda x: True, "got other values in: step"),
@@ -355,6 +356,17 @@ def test_recipes_that_no_localizer_has(change, run, tmp_path):
 
 @pytest.mark.parametrize("content", ["[" * 100_000, '{"weights_sha256": 1}', "[]", "\udcff"])
 def test_results_that_no_evaluation_writes(content, run):
+    assert_no_results(run, content)
+
+
+def test_a_threshold_of_400_digits(run):
+    by_set = {"validation": {"model": {"value": 10**400}}}
+    threshold = {"chosen_on": "validation", "by_set": by_set}
+    digest = storage.digest(run / "checkpoint.pt")
+    assert_no_results(run, json.dumps({"weights_sha256": digest, "universal_threshold": threshold}))
+
+
+def assert_no_results(run, content):
     (run / "metrics.json").write_text(content, errors="surrogateescape")
     with pytest.raises(storage.CheckpointError, match="metrics.json: expected the results of the run"):
         checkpoints.load(run)

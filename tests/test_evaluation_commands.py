@@ -374,6 +374,12 @@ def test_thresholds_that_do_not_fit_are_refused(folder, maps, is3, tmp_path, cap
     for wrong, message in (
         ("[" * 100_000, "results.json: expected the results of an evaluation, got RecursionError"),
         ("[]", "results.json: expected the results of an evaluation, got TypeError"),
+        (
+            json.dumps(
+                {"universal_threshold": {"by_set": {"a": {"model": {"value": 10**400, "third_quartiles": {}}}}}}
+            ),
+            "results.json: expected the results of an evaluation, got OverflowError",
+        ),
         (json.dumps({"universal_threshold": record | {"by_set": {}}}), "results.json: .* one set, got those of none"),
         (
             json.dumps({"universal_threshold": record | {"by_set": dict.fromkeys("ab", record["by_set"]["vgg-ss"])}}),

@@ -248,6 +248,19 @@ def test_an_odd_tag_beside_the_orientation_does_no_harm(tmp_path):
     np.testing.assert_array_equal(decode_image(path), pixels)
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("odd", [(0x010E, 3, 3), (0x010F, 2, 1 << 31), (0x0100, 12, 9)])
+def test_orientation_behind_an_odd_tag(tmp_path, order, odd):
+    """A tag whose values lie beyond the end, before the orientation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    tags = struct.pack(f"{order}HHII", *odd, 0x7FFFFFFF) + struct.pack(f"{order}HHIHH", 0x0112, 3, 1, 6, 0)
+    head = {"<": b"II", ">": b"MM"}[order] + struct.pack(f"{order}HI", 42, 8)
+    exif = b"Exif\0\0" + head + struct.pack(f"{order}H", 2) + tags + bytes(4)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png"), np.rot90(pixels, -1))
+    assert frame_size(tmp_path / "a.png") == (24, 40)
+
+
 @pytest.mark.parametrize("kind", ["png", "jpg", "gif", "webp", "tiff", "bmp", "avif", "dds", "jp2", "tga", "qoi"])
 def test_no_damage_raises_anything_else(tmp_path, kind):
     if kind == "avif" and not features.check("avif"):

@@ -96,3 +96,14 @@ def test_the_mean_of_many_cells(size):
     want = torch.stack([alpha.mean(1) for alpha in maps], 1)
     got = ops.pooled_similarity(visual, audio, ops.Mean())
     torch.testing.assert_close(got.double(), want, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("length", [1e-9, 1e14])
+def test_gradient_of_very_short_and_very_long_vectors(length):
+    visual = (planted(SHAPE, seed=2)[0] * length).requires_grad_()
+    upstream = torch.randn(SHAPE.images, SHAPE.channels, generator=torch.Generator().manual_seed(3))
+    want, _ = loop(visual, torch.full((SHAPE.images, 15), 1 / 15))
+    (want,) = torch.autograd.grad(want, visual, upstream.double())
+    single = visual.detach().float().requires_grad_()
+    (got,) = torch.autograd.grad(mean_direction(single, None)[0], single, upstream)
+    torch.testing.assert_close(got.double() * length, want * length, rtol=1e-5, atol=1e-6)

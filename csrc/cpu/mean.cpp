@@ -37,7 +37,8 @@ struct Backward {
     channel_dots(image, local.x, local.projection);
     for (int64_t c = 0; c < p.shape.cells; ++c) {
       local.gain[c] = weight_of<T>(p, n, c) * inverse_norm[c];
-      local.projection[c] *= local.gain[c] * inverse_norm[c] * inverse_norm[c];
+      // from left to right: the product of the factors alone would be subnormal for long vectors
+      local.projection[c] = local.projection[c] * inverse_norm[c] * inverse_norm[c] * local.gain[c];
     }
     local.store_visual_gradient(p, image, n);
   }

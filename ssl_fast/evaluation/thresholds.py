@@ -75,7 +75,7 @@ def read(path: str | os.PathLike) -> Thresholds:
         found = {name: dict(record.get("origins", {}).get(name, {"set": name})) for name in by_set}
         keys = ("weights", "weights_sha256", "layout", "reading", "model")
         model = {key: results[key] for key in keys if key in results}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{file}: expected the results of an evaluation, got {error!r}") from error
     if len(values) != 1:
         names = ", ".join(map(repr, values)) or "none"

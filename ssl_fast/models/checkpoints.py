@@ -203,7 +203,7 @@ def _threshold(file: Path) -> float | None:
         return value
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}"
         ) from error

@@ -125,6 +125,8 @@ def fitted(weights: object, expected: Mapping[str, Tensor], exact: bool = False)
             wrong.append(f"{key}: missing")
         elif fault := _fault(value, like, exact):
             wrong.append(f"{key}: {fault}")
+        elif key.endswith("running_var") and (value < 0).any():
+            wrong.append(f"{key}: negative")
         else:
             found[key] = value.detach().to(like.dtype)
     if wrong:

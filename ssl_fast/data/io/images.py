@@ -257,11 +257,20 @@ def _register_heif(path: Path) -> None:
 
 
 def _orientation(image) -> int:
-    """The orientation tag (1: upright). An image whose EXIF cannot be read has none, as in every viewer."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:
-        return 1
+    """The orientation tag (1: upright). An image whose EXIF cannot be read has none, as in every viewer; but an odd tag
+    before it, over which Pillow gives up, is passed over."""
+    with contextlib.suppress(Exception):
+        if (value := image.getexif().get(0x0112)) is not None:
+            return value
+    with contextlib.suppress(Exception):
+        tiff = image.info["exif"].removeprefix(b"Exif\0\0")
+        order = {b"II": "<", b"MM": ">"}[tiff[:2]]
+        (at,) = struct.unpack_from(f"{order}I", tiff, 4)
+        for k in range(struct.unpack_from(f"{order}H", tiff, at)[0]):
+            tag, kind, count, value = struct.unpack_from(f"{order}HHIH", tiff, at + 2 + 12 * k)
+            if (tag, kind, count) == (0x0112, 3, 1):
+                return value
+    return 1
 
 
 def _png_is_complete(path: Path, image) -> bool:
