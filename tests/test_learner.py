@@ -14,7 +14,7 @@ def imagenet(path, seed=0, **changes):
     """A file such as torchvision's; `changes` replace its entries, None takes one out."""
     torch.manual_seed(seed)
     state = {
-        name: torch.randn_like(value) if value.is_floating_point() else value
+        name: torch.randn_like(value).abs() if value.is_floating_point() else value  # variances are not negative
         for name, value in ResNet18().state_dict().items()
     }
     state |= {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)} | changes
