@@ -292,6 +292,30 @@ def test_what_no_kernel_pools_is_computed_in_chunks(monkeypatch):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
+@backends
+@pytest.mark.parametrize("head_pooling", ["elementwise_max", "sum"])
+def test_weights_of_cells(backend, head_pooling, monkeypatch):
+    """ops.Mean with its own mask, of weights, also where the images are taken one by one."""
+    monkeypatch.setattr("ssl_fast.ops.tokens.CHUNK_BYTES", 1)
+    visual, audio = features()
+    weight = torch.rand(IMAGES, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(4)) + 0.1
+    got = ops.pooled_similarity(
+        visual,
+        audio,
+        ops.Mean(weight),
+        tokens=ops.TokenMean(),
+        heads=2,
+        head_pooling=head_pooling,
+        normalize=False,
+        backend=backend,
+    )
+    pairs = zip(visual.double().flatten(2).chunk(2, 1), audio.double().chunk(2, 1), strict=True)
+    alpha = torch.stack([torch.einsum("ncp,mct->nmtp", v, a) for v, a in pairs])
+    alpha = alpha.amax(0) if head_pooling == "elementwise_max" else alpha.sum(0)
+    share = weight.double().flatten(1) / weight.double().flatten(1).sum(1, keepdim=True)
+    torch.testing.assert_close(got.double(), torch.einsum("nmtp,np->nmt", alpha, share).mean(-1), rtol=2e-6, atol=2e-6)
+
+
 def test_compiled_graph():
     visual, audio = features()
     _, tokens = masks()

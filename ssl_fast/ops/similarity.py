@@ -10,8 +10,8 @@ from .cuda_chunks import DenseGradients, Space, VisualGradient, for_chunks
 from .kernels import buffer, dense, empty_gradients
 from .mean import mean_vector
 from .poolings import KERNEL_POOLINGS, Max, Mean, Pooling, SoftThreshold
-from .reference import accumulate_dtype, similarity_maps
-from .tokens import TokenPooling, check_tokens, fill_masked, scoring_of, unit_vectors
+from .reference import accumulate_dtype, similarity_maps, unit
+from .tokens import TokenPooling, check_tokens, fill_masked, scoring_of
 
 
 def pooled_similarity_reference(visual: Tensor, audio: Tensor, pooling: Pooling) -> Tensor:
@@ -86,7 +86,7 @@ def pooled_similarity(
     scoring = scoring_of(visual, audio, pooling, tokens, visual_mask, heads, head_pooling, nonnegative, bias)
     audio = audio[..., None] if audio.dim() == 2 else audio
     if normalize and not (compiled and heads == 1 and scoring.by_head):  # else by the kernels
-        visual, audio, normalize = unit_vectors(visual), unit_vectors(audio), False
+        visual, audio, normalize = unit(visual), unit(audio), False
     if not compiled:
         return scoring.reference(visual, audio)
     if not scoring.by_head:

@@ -141,13 +141,14 @@ class Scoring:
         (images, _, *size), (clips, _, length) = visual.shape, audio.shape
         pairs = clips * length * self.heads * size[0] * size[1]
         step = max(1, CHUNK_BYTES // max(1, pairs * accumulate_dtype(visual).itemsize))
+        mask = self._mask()
         scores = [
             checkpoint(
                 self._reference,
                 visual[first : first + step],
                 audio,
                 None if self.bias is None else self.bias[first : first + step],
-                None if self.visual_mask is None else self.visual_mask[first : first + step],
+                None if mask is None else mask[first : first + step],
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
@@ -211,11 +212,6 @@ def scoring_of(
     return Scoring(pooling, tokens, visual_mask, heads, head_pooling, nonnegative, bias)
 
 
-def unit_vectors(x: Tensor) -> Tensor:
-    """Unit vectors along dimension 1, in the dtype of x; lengths are taken in float32."""
-    return unit(x.to(accumulate_dtype(x))).to(x.dtype)
-
-
 def fill_masked(visual: Tensor, mask: Tensor) -> Tensor:
     """Cells (N, C, h, w) that the mask (N, h, w) bool leaves out become copies of the first that it keeps: a maximum
     over the cells is that over those kept, and so is its gradient."""
@@ -237,5 +233,5 @@ def token_maps(visual: Tensor, audio: Tensor, *, normalize: bool = True) -> Tens
         raise ValueError(f"audio: expected (N, C, T), got {tuple(audio.shape)}")
     dtype = accumulate_dtype(visual)
     with without_autocast(visual):
-        cells, tokens = (unit(x.to(dtype)) if normalize else x.to(dtype) for x in (visual, audio))
+        cells, tokens = (unit(x, dtype) if normalize else x.to(dtype) for x in (visual, audio))
         return (tokens.transpose(1, 2) @ cells.flatten(2)).unflatten(2, visual.shape[2:])
