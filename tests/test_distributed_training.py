@@ -101,13 +101,13 @@ def summary(run):
 
 def run(one, build=models.build, **options):
     """`train` on the toys."""
-    learner.build, draw = build, augmentation.Equivariance
+    learner.build, draw = build, augmentation.TRANSFORMS["single_shrink"]
     if build is exact:  # each process draws its own transforms of ssl_tie
-        augmentation.Equivariance = lambda batch, generator: flip
+        augmentation.TRANSFORMS["single_shrink"] = lambda batch, generator: flip
     try:
         return training.train(ToySet(), one, progress=False, **options)
     finally:
-        learner.build, augmentation.Equivariance = models.build, draw
+        learner.build, augmentation.TRANSFORMS["single_shrink"] = models.build, draw
 
 
 # ---------------------------------------------------------------------------------------------------------------------

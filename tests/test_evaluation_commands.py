@@ -597,7 +597,7 @@ def test_a_published_checkpoint_is_evaluated_as_it_was_published(folder, tmp_pat
         return torch.einsum("bchw,bc->bhw", *map(torch.nn.functional.normalize, (visual, audio)))
 
     args = cli.parser().parse_args(["evaluate", "--data", str(folder), "--set", "vgg-ss", "--out", "x", "--maps", "x"])
-    test = published_set(args, "ez_vsl", 224)
+    test = published_set(args, size=224, front_end="ez_vsl")
     again = evaluate_model(maps, {"vgg-ss": test}, negatives=[], progress=False)["sets"]["vgg-ss"]
     found = results["sets"]["vgg-ss"]
     assert found["map_maxima"]["positive"] == pytest.approx(again["map_maxima"]["positive"], abs=1e-5)
