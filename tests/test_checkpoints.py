@@ -207,8 +207,8 @@ def test_convert_refuses_what_are_no_weights(case, run, tmp_path, capsys):
     make, said = WEIGHTS[case]
     storage.save(first_weight(storage.load(run / "checkpoint.pt"), make), tmp_path / "odd.pt")
     assert cli.main(["convert", str(tmp_path / "odd.pt"), str(tmp_path / "out.pt")]) == 2
-    error = capsys.readouterr().err
-    assert "odd.pt: weights do not fit" in error and said in error and error.count("\n") == 1
+    *warnings, error = capsys.readouterr().err.splitlines()  # torch 2.11 warns of sparse tensors, in one line
+    assert "odd.pt: weights do not fit" in error and said in error and len(warnings) <= (case == "sparse")
     assert not (tmp_path / "out.pt").exists()
 
 
