@@ -124,11 +124,12 @@ def test_a_killed_process_holds_no_lock_and_its_children_neither(tmp_path):
         import os, signal, sys, time
         from pathlib import Path
         from ssl_fast import files
+        running, started = os.pipe()
         with files.claimed("--out", folder=Path({str(tmp_path)!r})):
             if os.fork() == 0:
-                os.close(1)
+                os.write(started, b"1")
                 time.sleep(60)
-            print(os.getpid(), flush=True)
+            os.read(running, 1)  # the child has closed what it is not to hold
             os.kill(os.getpid(), signal.SIGKILL)
     """
     with subprocess.Popen(
