@@ -16,12 +16,13 @@ import warnings
 from pathlib import Path
 
 from ..terminal import PrintableStream, printable
-from . import bench, convert, data, demo, doctor, evaluate, export, localize, mine, quickstart, train
+from . import bench, compare, convert, data, demo, doctor, evaluate, export, localize, mine, quickstart, train
 
 COMMANDS = {
     "quickstart": quickstart,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "mine": mine,
     "localize": localize,
     "demo": demo,
