@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import warnings
@@ -16,9 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from films import film
 from ssl_fast.data import datasets
 from ssl_fast.data.annotations import DIRT
-from ssl_fast.data.datasets import FolderSet, SampleSet, check
+from ssl_fast.data.datasets import Files, FolderSet, Item, SampleSet, check, check_files
 from ssl_fast.data.io.audio import MediaError, load_audio
 from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
 from ssl_fast.data.io.images import load_image
@@ -592,3 +594,36 @@ def test_check_counts_a_shared_broken_file_once(tmp_path):
     annotate(tmp_path, [{"file": f"scene {x}", "image": "scene", "audio": x} for x in "xy"])
     report = check(tmp_path)
     assert len(report.broken) == 1 and report.ids == []
+
+
+def test_check_names_samples_that_tell_nothing(tmp_path):
+    generator = np.random.default_rng(0)
+    for name in ("a", "b", "c", "d"):
+        put(tmp_path, name)
+        pixels = generator.integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"frames/{name}.png")
+        soundfile.write(tmp_path / f"audio/{name}.wav", generator.uniform(-0.5, 0.5, 1600), 16000)
+    Image.fromarray(np.full((20, 30, 3), (1, 2, 200), np.uint8)).save(tmp_path / "frames/a.png")
+    soundfile.write(tmp_path / "audio/b.wav", np.where(generator.random(1600) < 0.5, 0, 1 / 32768), 16000)
+    shutil.copy(tmp_path / "frames/c.png", tmp_path / "frames/d.png")
+    shutil.copy(tmp_path / "audio/c.wav", tmp_path / "audio/a.wav")
+    report = check(tmp_path)
+    assert report.ok and report.ids == ["a", "b", "c", "d"]
+    assert report.suspect == [
+        f"{tmp_path}/frames/a.png: a frame of one colour",
+        f"{tmp_path}/audio/b.wav: a sound of 0.1 s of silence",
+        f"2 sounds of the same samples: '{tmp_path}/audio/a.wav', '{tmp_path}/audio/c.wav'",
+        f"2 frames of the same pixels: '{tmp_path}/frames/c.png', '{tmp_path}/frames/d.png'",
+    ]
+    assert f"  suspect: {tmp_path}/audio/b.wav" in str(report)
+
+
+def test_check_names_videos_that_stand_still(tmp_path):
+    moving = np.random.default_rng(0).integers(0, 256, (2, 48, 64, 3), np.uint8)
+    sound = np.sin(np.arange(32000) / 7)[:, None] / 2
+    for name, pictures in (("still", [moving[0]] * 50), ("moving", [moving[k // 25] for k in range(50)])):
+        film(tmp_path / f"{name}.mp4", pictures, sound=sound)
+        item = Item(name, tmp_path / f"{name}.mp4", tmp_path / f"{name}.mp4", name, None)
+        report = check_files(tmp_path, Files([item]))
+        expected = [f"{tmp_path}/still.mp4: a video of one picture"] if name == "still" else []
+        assert report.ids == [name] and report.suspect == expected

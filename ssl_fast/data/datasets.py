@@ -30,7 +30,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -45,12 +45,14 @@ from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
 from .io.images import FITS, RESAMPLERS, SQUARE, Geometry, decode_image, fit_frame, frame_size, load_mask
 from .io.media import MediaError
+from .io.video import VIDEOS, frames_of_seconds
 from .sample_lists import DataError, find_list, read_annotations, read_ids, some
 
 IMAGES = (".jpg", ".jpeg", ".png")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3")
 ANNOTATIONS = "annotations.json"
 ON_MISSING = ("error", "list")
+NOISE = 2  # steps of 8 (of 16) bits by which the pixels of one colour (the samples of silence) may differ
 
 
 @dataclass(frozen=True)
@@ -371,13 +373,15 @@ class FolderSet(FileSet):
 @dataclass(frozen=True)
 class FolderReport:
     """Findings of `check`: ids of complete samples, files that are not there, files that are broken, empty or one too
-    many (each named), and notes on what rules dropped."""
+    many (each named), notes on what rules dropped, and what is in order as a file but not as a sample: frames of one
+    colour, still videos, muted sounds, and files of the same pixels or samples."""
 
     root: str
     ids: list[str]
     missing: list[str]
     broken: list[str]
     notes: list[str]
+    suspect: list[str] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -386,7 +390,12 @@ class FolderReport:
     def __str__(self) -> str:
         found = f"{len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} files broken"
         lines = [f"{printable(self.root)}: {found}"]  # a line each, also of names with line feeds
-        for title, entries in (("missing", self.missing), ("broken", self.broken), ("note", self.notes)):
+        for title, entries in (
+            ("missing", self.missing),
+            ("broken", self.broken),
+            ("suspect", self.suspect),
+            ("note", self.notes),
+        ):
             lines += [f"  {title}: {printable(entry)}" for entry in entries]
         return "\n".join(lines)
 
@@ -408,30 +417,73 @@ def check(
 
 def check_files(root: str | os.PathLike, files: Files, *, progress: bool = False) -> FolderReport:
     """Decode every file of complete samples; the report of it, with what else was found."""
-    # of each file that was read, "" where it is good: samples may share files, and a file may be image and sound
+    # of each file that was read, what is wrong with it: samples may share files, and a file may be image and sound
     errors: dict[tuple, str] = {}
+    suspect: list[str] = []
+    same: dict[tuple, list[Path]] = {}  # files by their contents
 
-    def good(path: Path, read) -> bool:
+    def good(path: Path, read: Callable[[Path], tuple[str, bytes]]) -> bool:
         if (path, read) not in errors:
             try:
-                read(path)
+                remark, content = read(path)
                 errors[path, read] = ""
+                suspect.extend([f"{path}: {remark}"] if remark else [])
+                if content:
+                    same.setdefault((read, content), []).append(path)
             except MediaError as error:
                 errors[path, read] = str(error)
         return not errors[path, read]
 
     complete = []
     for item in progress_bar(files.items, unit="sample", desc="check", disable=not progress):
-        parts = [(item.frame, decode_image), (item.sound, decode_audio)]
-        parts += [(item.mask, _check_mask)] if item.mask else []
+        parts = [(item.frame, _inspect_frame), (item.sound, _inspect_sound)]
+        parts += [(item.mask, _inspect_mask)] if item.mask else []
         if all([good(*part) for part in parts]):  # noqa: C419, all are read, so that all faults are found
             complete.append(item.id)
     broken = list(dict.fromkeys([*files.problems.values(), *(error for error in errors.values() if error)]))
-    return FolderReport(str(root), complete, list(files.missing.values()), broken, files.notes)
+    for (read, _), paths in same.items():
+        if len(paths) > 1:
+            what = "frames of the same pixels" if read is _inspect_frame else "sounds of the same samples"
+            suspect.append(f"{len(paths)} {what}: {some(list(map(str, paths)))}")
+    return FolderReport(str(root), complete, list(files.missing.values()), broken, files.notes, suspect)
 
 
-def _check_mask(path: Path) -> None:
+# Each reads a file and gives a remark on it, or "", and a digest of what it holds, or b"" where that says nothing.
+
+
+def _inspect_frame(path: Path) -> tuple[str, bytes]:
+    pixels = decode_image(path)
+    if np.ptp(pixels, axis=(0, 1)).max() <= NOISE:
+        return "a frame of one colour", b""
+    still = path.suffix.lower() in VIDEOS and _is_still(path)
+    return "a video of one picture" if still else "", _digest(pixels)
+
+
+def _is_still(path: Path) -> bool:
+    """True for a video of two seconds or more whose pictures of each second are the same, but for the codec's noise."""
+    pictures = (picture for _, picture in frames_of_seconds(path))
+    first, count = next(pictures).astype(np.int16), 1
+    for picture in pictures:
+        if np.abs(picture - first).mean() > NOISE / 2:
+            return False
+        count += 1
+    return count > 1
+
+
+def _inspect_sound(path: Path) -> tuple[str, bytes]:
+    samples, rate = decode_audio(path)
+    if np.abs(samples).max() <= NOISE / 32768:
+        return f"a sound of {len(samples) / rate:.1f} s of silence", b""
+    return "", _digest(samples)
+
+
+def _inspect_mask(path: Path) -> tuple[str, bytes]:
     load_mask(path, 16)
+    return "", b""
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(repr(array.shape).encode() + np.ascontiguousarray(array).data).digest()
 
 
 def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os.PathLike | None, size: int) -> _Folder:
