@@ -120,6 +120,7 @@ CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entrop
     "ssl_tie": math.log(9),
     "hard_positives": math.log(8),
     "sspl": -1.0,
+    "dense_av": math.log(8),
 }
 
 

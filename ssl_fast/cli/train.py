@@ -42,7 +42,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="NAME",
-        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl",
+        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl, dense_av",
     )
     add("--seed", type=natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=positive(int), metavar="N", help="default: the recipe's")

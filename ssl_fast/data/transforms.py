@@ -239,6 +239,7 @@ MASKS: dict[str, Masks] = {
     "ssl_tie": Masks(bands=34, frames=179, p=0.8),
     "fnac": Masks(bands=9, frames=9, value=0.0),
     "fnac_released": Masks(bands=9, frames=9, value=0.0, swapped_starts=True),
+    "silence": Masks(bands=0, frames=24, p=0.5),
 }
 
 

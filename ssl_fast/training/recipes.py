@@ -180,6 +180,8 @@ class Recipe:
         options = dict(self.loss)
         if "pooling" in options:
             options["pooling"] = loss_options.pooling(options["pooling"])
+        if self.method == "dense_av":  # what the maps of the localizer are
+            options |= {"heads": self.model.heads, "normalize": True}
         return LOSSES[self.method](**options)
 
     def to_dict(self) -> dict:
@@ -227,6 +229,9 @@ def check_method(method: str) -> None:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
+# Weights of DenseAV's regularisers.
+_DENSE_AV = {"negative_pressure": 0.01, "silence": 0.01, "total_variation": 0.01, "head_specialization": 0.05}
+
 # Losses of the small nets. Where a published temperature of .03 does not start from scratch within minutes, it is .07.
 # FNAC's L1 terms are means over the entries of matrices whose rows sum to 1, so their weights go with the batch: 100
 # for 128 as published are 25 for 32.
@@ -241,6 +246,7 @@ _QUICKSTART: dict[str, dict] = {
     # without neighbours, another draw of the sample itself
     "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
+    "dense_av": {"loss": {"scale": 14.0, **_DENSE_AV}, "masks": "silence"},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
@@ -290,6 +296,7 @@ _PUBLISHED: dict[str, dict] = {
         "views": ("augmented", "conceptual"),
     },
     "sspl": {"batch_size": 256, "weight_decay": 1e-4, "optimizer": "adamw", "views": ("augmented", "augmented")},
+    "dense_av": {"batch_size": 40, "front_end": "lvs", "loss": {"scale": 14.0, **_DENSE_AV}},
 }
 
 

@@ -95,6 +95,13 @@ class FrontEnd:
         """Value of all cells in the spectrogram of digital silence, the lowest there is."""
         return 10 * math.log10(_MEL_FLOOR) if self.mel else math.log(self.floor) / self.scale
 
+    @property
+    def quiet(self) -> float:
+        """Value up to which a cell counts as silent, 1 dB above `silence`: a frame none of whose cells is above it has
+        a power density of at most .26 `floor` everywhere. By `floor` 1e-7 that is white noise some 45 dB below full
+        scale, or a tone some 58 dB below it."""
+        return self.silence + (1 if self.mel else math.log(10) / 10 / self.scale)
+
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) -> log(psd + floor) / scale, pooled: (..., F, T) float32, on the waveforms' device.
 
