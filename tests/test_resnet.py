@@ -227,5 +227,5 @@ def test_bad_sizes_are_named():
         SmallResNet(1)(torch.zeros(1, 64, 64))
     with pytest.raises(ValueError, match="stride: expected 16 or 32, got 8"):
         ResNet18(stride=8)
-    with pytest.raises(ValueError, match=r"strides: expected four of 1 or 2, .*, got \(1, 2, 4, 1\)"):
+    with pytest.raises(ValueError, match=r"strides: expected four of 1 or 2, got \(1, 2, 4, 1\)"):
         SmallResNet(3, (1, 2, 4, 1))

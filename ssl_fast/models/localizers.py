@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from .predictive_coding import PredictiveCoding
-from .resnet import ResNet18, SmallResNet, Stride
+from .resnet import ResNet18, SmallResNet
 from .storage import fitted
 
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl", "dense_av")
@@ -123,7 +123,7 @@ class LocalizerConfig:
     def small(cls, method: str, **changes) -> "LocalizerConfig":
         """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for those that have
         some."""
-        own = {"projection": 128} if method in ("ssl_align", "sspl") else {"heads": 2} if method == "dense_av" else {}
+        own = {"ssl_align": {"projection": 128}, "sspl": {"projection": 128}, "dense_av": {"heads": 2}}.get(method, {})
         return cls(**({"method": method} | own | changes))
 
 
@@ -145,9 +145,11 @@ def fill(localizer: "Localizer", weights: Mapping[str, Tensor]) -> "Localizer":
     return localizer.to(memory_format=torch.channels_last).eval()
 
 
-def _backbone(config: LocalizerConfig, in_channels: int, strides: Sequence[Stride]) -> ResNet18 | SmallResNet:
+def _backbone(
+    config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int], over_time: bool = False
+) -> ResNet18 | SmallResNet:
     if config.backbone == "small":
-        return SmallResNet(in_channels, strides, config.width)
+        return SmallResNet(in_channels, strides, config.width, over_time)
     return ResNet18(in_channels, 16 if config.backbone == "resnet18_stride16" else 32)
 
 
@@ -173,8 +175,7 @@ class Localizer(nn.Module):
         self.config = config
         self.visual_net = _backbone(config, 3, (1, 2, 2, 1))
         self.has_tokens = config.method == "dense_av"
-        # tokens are a stride of four frames apart: the narrow net strides along frequency alone from then on
-        self.audio_net = _backbone(config, 1, (1, (2, 1), (2, 1), (2, 1)) if self.has_tokens else (1, 2, 2, 2))
+        self.audio_net = _backbone(config, 1, (1, 2, 2, 2), over_time=self.has_tokens)
         channels, bias = self.visual_net.channels, config.head_bias
         self.visual_dropout, self.audio_dropout = nn.Dropout(config.visual_dropout), nn.Dropout(config.audio_dropout)
         self.spaces = ("_loc", "_avc") if config.method == "slavc" else ("",)

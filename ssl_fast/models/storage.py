@@ -170,7 +170,7 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
     return ignored
 
 
-_WEIGHTS = ("localizer", "momentum", "optimizer")  # in a state; all else there is plain
+_WEIGHTS = ("localizer", "loss", "momentum", "optimizer")  # in a state; all else there is plain
 
 
 def checked(path: Path, state: object) -> dict:

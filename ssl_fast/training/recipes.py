@@ -246,7 +246,7 @@ _QUICKSTART: dict[str, dict] = {
     # without neighbours, another draw of the sample itself
     "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
-    "dense_av": {"loss": {"scale": 14.0, **_DENSE_AV}, "masks": "silence"},
+    "dense_av": {"loss": {"scale": 14.0, **_DENSE_AV, "silence": 1.0}, "masks": "silence"},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
