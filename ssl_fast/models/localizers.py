@@ -61,6 +61,11 @@ class LocalizerConfig:
     spectrogram_mean: float = -0.9
     spectrogram_std: float = 0.35
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether sounds are sequences of audio tokens."""
+        return self.method == "dense_av"
+
     def __post_init__(self):
         for name in ("image_mean", "image_std"):  # lists after a round trip through JSON
             value = tuple(float(x) for x in getattr(self, name))
@@ -174,7 +179,7 @@ class Localizer(nn.Module):
         super().__init__()
         self.config = config
         self.visual_net = _backbone(config, 3, (1, 2, 2, 1))
-        self.has_tokens = config.method == "dense_av"
+        self.has_tokens = config.has_tokens
         self.audio_net = _backbone(config, 1, (1, 2, 2, 2), over_time=self.has_tokens)
         channels, bias = self.visual_net.channels, config.head_bias
         self.visual_dropout, self.audio_dropout = nn.Dropout(config.visual_dropout), nn.Dropout(config.audio_dropout)

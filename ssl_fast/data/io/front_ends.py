@@ -90,6 +90,11 @@ class FrontEnd:
             return self.window // 2 + 1, self.samples // self.hop + 1
         return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
 
+    def seconds_of_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Seconds into the waveform on which frames of the spectrogram (0, 1, ..., or between them) are centred."""
+        centres = (frames * self.pool + (self.pool - 1) / 2) * self.hop
+        return (centres + (0 if self.mel else self.window / 2)) / self.sample_rate
+
     @property
     def silence(self) -> float:
         """Value of all cells in the spectrogram of digital silence, the lowest there is."""
