@@ -303,6 +303,17 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     assert lines == resumed.history and [line["step"] for line in lines] == list(range(15))
 
 
+def test_runs_from_before_a_field_of_the_model_go_on(tmp_path):
+    one = tiny("ez_vsl", epochs=1)
+    with pytest.raises(Crash):
+        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(3))
+    state = storage.load(tmp_path / "checkpoint.pt")
+    for name in ("heads", "cycles"):
+        del state["recipe"]["model"][name]
+    storage.save(state, tmp_path / "checkpoint.pt")
+    assert_same(weights(run(one, out=tmp_path, resume=True).localizer), weights(run(one).localizer))
+
+
 def test_seeds_and_repeats():
     one = tiny(epochs=1)
     assert_same(weights(run(one, seed=1).localizer), weights(run(one, seed=1).localizer))

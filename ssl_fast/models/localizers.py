@@ -2,6 +2,7 @@
 
 import copy
 import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -128,8 +129,9 @@ class LocalizerConfig:
     def small(cls, method: str, **changes) -> "LocalizerConfig":
         """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for those that have
         some."""
-        own = {"ssl_align": {"projection": 128}, "sspl": {"projection": 128}, "dense_av": {"heads": 2}}.get(method, {})
-        return cls(**({"method": method} | own | changes))
+        own = {"ssl_align": {"projection": 128}, "sspl": {"projection": 128}, "dense_av": {"heads": 2}}
+        fields: dict[str, typing.Any] = {"method": method, **own.get(method, {}), **changes}
+        return cls(**fields)
 
 
 def build(config: LocalizerConfig) -> "Localizer":

@@ -256,10 +256,10 @@ _QUICKSTART: dict[str, dict] = {
 # SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs for its L1 terms, as its scripts do (3
 # where its program is not told), and its masks lie where they were meant to. HardPos has LVS's net and loss, and so its
 # recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, with the predictive coding module at 2e-5 to
-# 5e-5; the nets here are ResNet-18s that learn, at the others' rate. DenseAV's are DINO and HuBERT with low-rank updates;
-# here too they are ResNet-18s, with 14 x 14 cells and a token for every 16 frames (.24 s) of LVS's 10 s, trained as
-# EZ-VSL's, and products are those of unit vectors, so that maps have the units of all others; the learned scale starts
-# at 1 / .07. Its heads, its batch and the weights of its regularisers are the program's.
+# 5e-5; the nets here are ResNet-18s that learn, at the others' rate. DenseAV's program trains DINO and HuBERT nets by
+# low-rank updates; here too they are ResNet-18s, with 14 x 14 cells and a token for every 16 frames (.24 s) of LVS's
+# 10 s, trained as EZ-VSL's. Products are those of unit vectors, so that maps have the units of all others, and the
+# learned scale starts near 1 / .07. Heads, batch and weights of the regularisers are the program's.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
