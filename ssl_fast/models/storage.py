@@ -230,7 +230,7 @@ _FIGURES = {
     **dict.fromkeys(("step", "planned_steps", "samples", "threads"), _count),
     "ended": lambda x: isinstance(x, bool),
     "seconds": lambda x: _number(x) and x >= 0,
-    "threshold": lambda x: x is None or _number(x),
+    **dict.fromkeys(("threshold", "token_threshold"), lambda x: x is None or _number(x)),
     "layout": lambda x: isinstance(x, str),
     "history": _history,
 }

@@ -86,9 +86,11 @@ class FrontEnd:
     @property
     def shape(self) -> tuple[int, int]:
         """(F, T) of the spectrogram of `samples` samples."""
-        if self.mel:
-            return self.window // 2 + 1, self.samples // self.hop + 1
-        return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
+        return (self.window // 2 + 1) // (1 if self.mel else self.pool), self.frame_count(self.samples)
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of the spectrogram of so many samples; below 1: of too few."""
+        return samples // self.hop + 1 if self.mel else ((samples - self.window) // self.hop + 1) // self.pool
 
     def seconds_of_frames(self, frames: np.ndarray) -> np.ndarray:
         """Seconds into the waveform on which frames of the spectrogram (0, 1, ..., or between them) are centred."""
