@@ -39,7 +39,8 @@ def maps(images: torch.Tensor, spectrograms: torch.Tensor) -> torch.Tensor:
         if "visual_projected" in visual:  # ssl_align's two vectors
             score = (visual["visual_projected"] * audio["audio_projected"]).sum()
         else:
-            score = (visual["visual"].mean((2, 3)) * audio["audio"]).sum()
+            sound = audio["audio"].mean(2) if net.has_tokens else audio["audio"]
+            score = (visual["visual"].mean((2, 3)) * sound).sum()
         (gradient,) = torch.autograd.grad(score, kept[0])
     hook.remove()
     cam = (gradient.mean((2, 3), keepdim=True) * kept[0].detach()).sum(1).clamp_min(0)

@@ -142,3 +142,20 @@ def pipeline():
     from ssl_fast.models import checkpoints
 
     return LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED))
+
+
+@pytest.fixture(scope="session")
+def token_pipeline():
+    """A localizer with audio tokens, not trained, with all that an answer takes."""
+    import torch
+
+    from ssl_fast.inference.localize import LocalizationPipeline
+    from ssl_fast.models import LocalizerConfig, build, checkpoints
+    from ssl_fast.training.recipes import recipe
+
+    torch.manual_seed(0)
+    made = build(LocalizerConfig.small("dense_av", width=4, dimension=8)).eval()
+    found = checkpoints.Checkpoint(
+        checkpoints.EMBEDDED, made, recipe("dense_av").to_dict(), "ssl_fast", threshold=0.2, token_threshold=0.06
+    )
+    return LocalizationPipeline(found)

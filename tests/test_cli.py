@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import signal
@@ -10,10 +11,13 @@ import sys
 import textwrap
 import time
 
+import numpy as np
 import pytest
 import torch
 
 from ssl_fast.cli import main as cli
+from ssl_fast.data.scenes import dataset as scenes
+from ssl_fast.evaluation import metrics
 from ssl_fast.models import storage
 from training_toys import loaded
 
@@ -100,6 +104,29 @@ def test_summary_and_path_are_printed(tmp_path, capsys):
     )
     assert "shortened" not in out and 'role="alert"' not in (tmp_path / "run" / "report.html").read_text()
     assert f"report: {tmp_path / 'run' / 'report.html'}" in out
+
+
+def test_quickstart_of_audio_tokens(tmp_path):
+    """Its evaluation is of the mean of the maps of all tokens, made here from the features of the written weights."""
+    out = tmp_path / "run"
+    assert cli.main(["quickstart", "--out", str(out), "--method", "dense_av", "--epochs", "1", *TINY]) == 0
+    results = json.loads((out / "metrics.json").read_text())
+    assert results["method"] == "dense_av" and results["chance"] == pytest.approx(math.log(8))
+    net, state = loaded(out)
+    assert net.has_tokens and state["recipe"]["model"]["heads"] == 2
+    duo = scenes.load("duo", scenes.Settings(train=48, val=6, single=6, duo=6, trio=6), progress=False)
+    images = torch.stack([duo[i]["image"] for i in range(12)])
+    with torch.no_grad():
+        v = net.visual_features(net.normalize_images(images))["visual"].double()
+        a = net.audio_features(net.normalize_spectrograms(duo.spectrograms))["audio"].double()
+    v, a = (x / x.norm(dim=1, keepdim=True) for x in (v, a))
+    parts = torch.einsum("nkcyx,nkct->nktyx", v.unflatten(1, (2, -1)), a.unflatten(1, (2, -1)))
+    maps = metrics.upsample(parts.amax(1).mean(1).float().numpy(), (112, 112))
+    truth = np.stack([duo.ground_truth(i) for i in range(12)])
+    expected = metrics.consensus_iou(metrics.adaptive(maps, truth), truth)
+    with open(out / "per_sample.csv") as file:
+        found = [float(row["iou_adaptive"]) for row in csv.DictReader(file) if row["set"] == "duo"]
+    assert found == pytest.approx(expected.tolist(), abs=1e-3)  # a pixel on the edge, by float32
 
 
 def test_evaluate_of_a_run_gives_its_figures(quick, tmp_path, capsys):

@@ -255,3 +255,44 @@ def test_looks(browser, server, tmp_path, scheme, width, height):
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert (tmp_path / "page.png").stat().st_size > 20_000
     page.close()
+
+
+def test_the_map_moves_with_the_sound(browser, token_pipeline):
+    with Server(token_pipeline) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        page = browser.new_page()
+        page.goto(server.url)
+        settled(page)
+        whole = page.get_attribute("#panel-0", "src")
+        assert page.inner_text("#time-value") == "all of the sound"
+        with page.expect_response("**/answer") as response:
+            page.click("#sound-1")
+        moving = response.value.json()["moving"]
+        settled(page)
+        assert set(moving["found"]) == {True, False}  # the threshold lies between the maxima of the maps
+        for k in (0, 5, len(moving["times"]) - 1):
+            page.fill("#time", str(k))
+            page.wait_for_function(
+                "text => document.getElementById('time-value').textContent.startsWith(text)",
+                arg=f"{moving['times'][k]:.2f} s",
+            )
+            assert page.get_attribute("#panel-0", "src") == moving["pictures"][k] != whole
+            said = ", something sounds here" if moving["found"][k] else ", nothing here sounds"
+            assert page.inner_text("#time-value").endswith(said)
+        page.evaluate("document.getElementById('audio').currentTime = 0")
+        seen = page.evaluate("""() => new Promise(done => {
+            const [audio, panel] = ['audio', 'panel-0'].map(id => document.getElementById(id)), seen = new Set();
+            new MutationObserver(() => seen.add(panel.getAttribute('src'))).observe(panel, {attributes: true});
+            audio.onended = () => setTimeout(() => done([...seen]), 100);
+            audio.muted = true;
+            audio.playbackRate = 0.25;  // for machines under load
+            audio.play();
+        })""")
+        assert len(set(seen) & set(moving["pictures"])) >= 3  # as many as the machine's load lets the browser draw
+        assert page.inner_text("#time-value") == "all of the sound"
+        server.shutdown()
+        page.close()
+
+
+def test_a_model_without_tokens_shows_no_times(page):
+    assert page.is_hidden("#times")

@@ -24,7 +24,7 @@ from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.training import learner
 from ssl_fast.training import loop as training
-from ssl_fast.training.recipes import recipe
+from ssl_fast.training.recipes import Recipe, recipe
 from ssl_fast.training.resume import resume_state
 from ssl_fast.training.sampler import StepSampler
 from ssl_fast.training.validation import best_record
@@ -73,6 +73,7 @@ GATHERED = {method: {} for method in LOSSES} | {
     "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
     "ssl_align": {"views": ("original", "augmented")},
     "lvs": {"accumulation": 2},
+    "dense_av": {"masks": "none", "loss": {"negative_pressure": 0.0}},
 }
 # what a step draws, statistics of batch norm, and what only the checkpoint can carry over
 RESUMED = tiny(
@@ -101,13 +102,14 @@ def summary(run):
 
 def run(one, build=models.build, **options):
     """`train` on the toys."""
-    learner.build, draw = build, augmentation.TRANSFORMS["single_shrink"]
+    learner.build, draw, build_loss = build, augmentation.TRANSFORMS["single_shrink"], Recipe.build_loss
     if build is exact:  # each process draws its own transforms of ssl_tie
         augmentation.TRANSFORMS["single_shrink"] = lambda batch, generator: flip
+        Recipe.build_loss = lambda self: build_loss(self).double()
     try:
         return training.train(ToySet(), one, progress=False, **options)
     finally:
-        learner.build, augmentation.TRANSFORMS["single_shrink"] = models.build, draw
+        learner.build, augmentation.TRANSFORMS["single_shrink"], Recipe.build_loss = models.build, draw, build_loss
 
 
 # ---------------------------------------------------------------------------------------------------------------------

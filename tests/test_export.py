@@ -59,7 +59,9 @@ def test_the_embedded_localizer_runs_without_the_package(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method, front_end", [("slavc", "slavc"), ("ssl_tie", "ssl_tie"), ("lvs", "lvs")])
+@pytest.mark.parametrize(
+    "method, front_end", [("slavc", "slavc"), ("ssl_tie", "ssl_tie"), ("lvs", "lvs"), ("dense_av", "lvs")]
+)
 def test_published_nets_and_front_ends(method, front_end, tmp_path):
     torch.manual_seed(2)
     config = LocalizerConfig.published(method)

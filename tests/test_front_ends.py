@@ -172,3 +172,18 @@ def test_checkpoints_hear_by_every_front_end(name, tmp_path):
     found = checkpoints.load(checkpoints.EMBEDDED)
     checkpoints.write(replace(found, recipe=found.recipe | {"front_end": name}), tmp_path / "a.pt")
     assert checkpoints.load(tmp_path / "a.pt").front_end is FRONT_ENDS[name]
+
+
+def test_quiet_is_what_its_docstring_says():
+    """Digital silence is; a tone of -60 dB of full scale and white noise of -48 dB are, of -55 and -42 dB not."""
+    for front_end in FRONT_ENDS.values():
+        assert front_end.spectrogram(torch.zeros(front_end.samples)).max() <= front_end.quiet
+    front_end = FRONT_ENDS["ez_vsl"]
+    time = torch.arange(front_end.samples, dtype=torch.float64) / 16000
+    noise = torch.randn(front_end.samples, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for waveform, silent, heard in ((torch.sin(2 * torch.pi * 1000 * time), -60, -55), (noise, -48, -42)):
+        loudest = [
+            (front_end.spectrogram(waveform * 10 ** (level / 20)) > front_end.quiet).any(0).double().mean()
+            for level in (silent, heard)
+        ]
+        assert loudest[0] < 0.1 and loudest[1] > 0.9

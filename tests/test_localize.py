@@ -372,3 +372,61 @@ def test_torch_compiler_is_not_loaded_for_one_answer(files, tmp_path):
     )
     command = ["localize", str(files[0] / "image.png"), str(files[0] / "bell.wav"), "-o", str(tmp_path / "a.png")]
     subprocess.run([sys.executable, "-c", code, *command], check=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Over time
+
+
+def test_tokens_of_parts_are_those_of_the_whole_sound(token_pipeline, monkeypatch):
+    from ssl_fast.inference import localize
+
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 5 + 77).astype(np.float32)
+    net, front_end = token_pipeline.found.localizer, token_pipeline.front_end
+    with torch.no_grad():
+        whole = net.audio_features(
+            net.normalize_spectrograms(front_end.spectrogram(torch.from_numpy(sound))[None, None])
+        )["audio"][0]
+    for part in (7, 16, whole.shape[1]):
+        monkeypatch.setattr(localize, "PART", part)
+        got, times = token_pipeline.tokens(sound)
+        assert got.shape == whole.shape == (8, len(times))
+        np.testing.assert_allclose(got, whole, rtol=0, atol=2e-5 * whole.abs().max().item())
+    assert np.diff(times) == pytest.approx(float(token_pipeline.token_step))
+    with pytest.raises(ValueError, match="method: expected a localizer with audio tokens"):
+        LocalizationPipeline(checkpoints.load(checkpoints.EMBEDDED)).tokens(sound)
+    with pytest.raises(ValueError, match="frames: expected as many as make a token"):
+        token_pipeline.tokens(sound[:100])
+
+
+def test_a_video_has_a_map_for_each_token(token_pipeline, monkeypatch, tmp_path, capsys):
+    """Frames are grey, and change at 1 s: each token sees the frame of its time."""
+    from films import film
+    from ssl_fast.cli import localize as command
+
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, (32000, 1))
+    path = film(tmp_path / "a.mp4", [40] * 25 + [220] * 25, sound=sound)
+    monkeypatch.setattr(command, "load_pipeline", lambda args: token_pipeline)
+    assert cli.main(["localize", str(path), "-o", str(tmp_path / "out.mp4"), "--quiet"]) == 0
+    maps, (heard, rate) = np.load(tmp_path / "out.npy"), decode_audio(path)
+    net, front_end = token_pipeline.found.localizer, token_pipeline.front_end
+    assert rate == front_end.sample_rate
+    with torch.no_grad():
+        spectrogram = front_end.spectrogram(torch.from_numpy(heard[:, 0]))[None, None]
+        audio = torch.nn.functional.normalize(
+            net.audio_features(net.normalize_spectrograms(spectrogram))["audio"].double()[0], dim=0
+        )
+        lines = re.findall(r"^ +(\d+\.\d+) s: maximum (\S+) at", capsys.readouterr().out, re.M)
+        assert len(maps) == audio.shape[1] == len(lines)
+        frames = [net.normalize_images(torch.full((1, 3, 112, 112), grey, dtype=torch.uint8)) for grey in (40, 220)]
+        cells = [torch.nn.functional.normalize(net.visual_features(x)["visual"].double()[0], dim=0) for x in frames]
+        for k, (time, highest) in enumerate(lines):
+            products = [
+                torch.einsum("chw,c->hw", cells[float(time) >= 1][part], audio[part, k])
+                for part in (slice(0, 4), slice(4, 8))
+            ]
+            expected = torch.maximum(*products)
+            np.testing.assert_allclose(maps[k], expected, atol=0.02)  # the codec's greys are not exact
+            assert float(highest) == pytest.approx(maps[k].max(), abs=2e-3)
+    with_sound, _ = decode_audio(tmp_path / "out.mp4")
+    assert len(with_sound) / 16000 == pytest.approx(len(maps) * float(token_pipeline.token_step), abs=0.1)

@@ -62,7 +62,7 @@ def test_published_initialisation_of_heads():
 # Features, maps, retrieval
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "dense_av"])
 def test_maps_are_cosines_of_features(method):
     localizer = small(method, **({"projection": None} if method == "ssl_align" else {})).eval()
     images, spectrograms = inputs()
@@ -119,14 +119,101 @@ def test_retrieval_in_chunks_equals_loops(method, similarity):
             one, other = {k: v[n : n + 1] for k, v in visual.items()}, {k: v[m : m + 1] for k, v in audio.items()}
             map = localizer.maps(one, other)
             expected[n, m] = map.mean() if similarity == "mean" else map.max()
+            if method == "dense_av" and similarity in ("auto", "max"):
+                expected[n, m] = products(one, other).amax((2, 3)).mean()
             if similarity == "projected" or (similarity == "auto" and method == "ssl_align"):
                 expected[n, m] = F.cosine_similarity(one["visual_projected"], other["audio_projected"])
-            if similarity == "pooled":
+            if similarity == "pooled" and method == "dense_av":
+                averages = {"visual": one["visual"].mean((2, 3), keepdim=True)}
+                expected[n, m] = products(averages, other).mean()
+            elif similarity == "pooled":
                 expected[n, m] = sum(
                     F.cosine_similarity(one[f"visual{space}"].mean((2, 3)), other[f"audio{space}"])
                     for space in localizer.spaces
                 ).item() / len(localizer.spaces)
     torch.testing.assert_close(scores, expected)
+
+
+def products(visual, audio, heads=2):
+    """(B, T, h, w) float64: the largest of the parts of the cosine, cell by cell and token by token."""
+    v, a = visual["visual"].double(), audio["audio"].double()
+    v, a = v / v.norm(dim=1, keepdim=True), a / a.norm(dim=1, keepdim=True)
+    v, a = v.unflatten(1, (heads, -1)), a.unflatten(1, (heads, -1))
+    return torch.einsum("bkchw,bkct->bkthw", v, a).amax(1)
+
+
+def test_maps_of_tokens_are_the_largest_parts_of_cosines():
+    localizer = small("dense_av").eval()
+    images, spectrograms = inputs()
+    spectrograms = torch.cat([spectrograms, spectrograms.flip(0)], 3)
+    with torch.no_grad():
+        visual, audio = localizer.visual_features(images), localizer.audio_features(spectrograms)
+        maps = localizer.token_maps(visual, audio)
+        whole = localizer(images, spectrograms)
+    assert audio["audio"].shape == (4, 8, 16) and maps.dtype == torch.float32
+    torch.testing.assert_close(maps.double(), products(visual, audio), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(whole.double(), products(visual, audio).mean(1), rtol=1e-5, atol=1e-6)
+    assert maps.std(1).min() > 1e-3
+
+
+def test_tokens_hear_the_strongest_frequency_of_their_time():
+    localizer = small("dense_av", head_bias=True).eval()
+    _, spectrograms = inputs()
+    head = localizer.audio_heads["audio"]
+    with torch.no_grad():
+        cells = localizer.audio_net(spectrograms)
+        found = localizer.audio_features(spectrograms)["audio"]
+        for t in range(cells.shape[3]):
+            strongest = cells[..., t].sort(2).values[:, :, -1]
+            torch.testing.assert_close(found[..., t], strongest @ head.weight.t() + head.bias)
+
+
+@pytest.mark.parametrize("backbone, frames", [("small", 96), ("small", 133), ("resnet18_stride16", 640)])
+def test_times_of_tokens_are_those_that_they_hear(backbone, frames):
+    """The frames that a token inside the clip has a gradient with respect to lie around its time; and a click is heard
+    by tokens around it."""
+    localizer = build(LocalizerConfig.small("dense_av", width=4, dimension=8, backbone=backbone)).eval()
+    spectrograms = torch.randn(1, 1, 32, frames, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    cells = localizer.audio_net(spectrograms)
+    times = localizer.token_times(frames)
+    assert times.dtype == "float64" and times.shape == (cells.shape[3],)
+    middle = len(times) // 2
+    (gradient,) = torch.autograd.grad(cells[..., middle].square().sum(), spectrograms)
+    heard = gradient.abs().sum((0, 1, 2)).nonzero().flatten().tolist()
+    assert heard[0] > 0 and heard[-1] < frames - 1  # else the clip ends before the receptive field
+    assert backbone != "small" or heard[-1] - heard[0] == 39
+    assert times[middle] == pytest.approx(((heard[0] + heard[-1]) / 2 + 0.5) / frames, abs=1.0001 / frames)
+
+
+def test_frames_belong_to_the_token_whose_time_is_nearest():
+    for backbone in ("small", "resnet18_stride16"):
+        localizer = build(LocalizerConfig.small("dense_av", width=4, dimension=8, backbone=backbone))
+        for frames in (32, 33, 45, 160):
+            times = torch.from_numpy(localizer.token_times(frames)) * frames - 0.5
+            step = 4 if backbone == "small" else 16
+            for frame in range(frames):
+                all_but = torch.arange(frames)[None] != frame
+                distance = (times - frame).abs()
+                got = localizer.tokens_of_frames(all_but)[0]
+                assert (~got).sum() <= 1
+                if (~got).any():
+                    assert distance[~got].item() == distance.min()
+                else:  # at the end, where no token's window reaches
+                    assert distance.min() >= step / 2
+
+
+def test_localizers_without_tokens_say_so():
+    localizer = small("lvs")
+    assert not localizer.has_tokens and small("dense_av").has_tokens
+    for call in (
+        lambda: localizer.token_maps({}, {}),
+        lambda: localizer.token_times(33),
+        lambda: localizer.tokens_of_frames(torch.ones(1, 33, dtype=torch.bool)),
+    ):
+        with pytest.raises(ValueError, match=r"method: expected a localizer with audio tokens \(dense_av\), got lvs"):
+            call()
+    with pytest.raises(ValueError, match="frames: expected as many as make a token, got 1"):
+        small("dense_av").token_times(1)
 
 
 def test_unknown_similarity():
@@ -340,6 +427,9 @@ def test_config_round_trips_through_json(method):
         ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
         ({"image_mean": (0.5,)}, "image_mean: expected three values"),
         ({"dimension": 0}, "dimension: expected >= 1, got 0"),
+        ({"heads": 0, "method": "dense_av"}, "heads: expected >= 1, and 1 for .*, got 0 for dense_av"),
+        ({"heads": 2, "method": "lvs"}, "heads: expected >= 1, and 1 for methods other than dense_av, got 2 for lvs"),
+        ({"heads": 3, "method": "dense_av"}, "heads: expected a divisor of the dimension 128, got 3"),
     ],
 )
 def test_bad_configurations_are_named(changes, message):

@@ -464,7 +464,8 @@ def test_modules_equal_functions():
     visual, audio = features(4, 4)
     copies = tuple(x.flip(0) for x in (visual, visual, audio, audio))
     assert losses.LOSSES.keys() == {
-        *("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
+        *("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl"),
+        "dense_av",
     }
     pairs = [
         (losses.EZVSL(tau=0.1)(visual, audio), losses.ez_vsl(visual, audio, tau=0.1)),

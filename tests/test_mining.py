@@ -66,7 +66,7 @@ def nearest(features, k):
     return np.argsort(-np.array(cosines), 1, kind="stable")[:, :k]
 
 
-@pytest.mark.parametrize("method, space", [("ez_vsl", ""), ("slavc", "_avc")])
+@pytest.mark.parametrize("method, space", [("ez_vsl", ""), ("slavc", "_avc"), ("dense_av", "")])
 def test_features_of_a_checkpoint(folder, tmp_path, method, space):
     localizer = checkpoint(tmp_path / "run", method)
     samples = FolderSet(folder, front_end=recipe(method).front_end, size=48, split="listed")
@@ -78,7 +78,8 @@ def test_features_of_a_checkpoint(folder, tmp_path, method, space):
             assert cells.shape[2:] == (3, 3)
             direct["visual"].append(cells.flatten(2).sum(2)[0] / 9)
             sound = localizer.normalize_spectrograms(samples[i]["spectrogram"][None])
-            direct["audio"].append(localizer.audio_features(sound)["audio" + space][0])
+            vectors = localizer.audio_features(sound)["audio" + space][0]
+            direct["audio"].append(vectors if method != "dense_av" else sum(vectors.unbind(1)) / vectors.shape[1])
     for modality, weights in (("visual", tmp_path / "run"), ("audio", tmp_path / "run" / "checkpoint.pt")):
         kept, out = tmp_path / f"{modality}-features.npy", tmp_path / f"{modality}.npy"
         argv = ("--weights", weights, "--data", folder, "--split", "listed", "--modality", modality, "--k", 3)

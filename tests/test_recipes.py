@@ -109,7 +109,7 @@ expected_pooling = f"expected a name (in Python a dict with it) among {', '.join
         (
             {"method": "foo"},
             "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, fnac, ssl_tie, "
-            "hard_positives, sspl, got 'foo'",
+            "hard_positives, sspl, dense_av, got 'foo'",
         ),
         ({"name": "mine"}, "recipe: expected one of quickstart, published, got 'mine'"),
         ({"epochs": 0}, "epochs: expected 1 to 1000000, got 0"),
@@ -127,7 +127,7 @@ expected_pooling = f"expected a name (in Python a dict with it) among {', '.join
         ({"views": ()}, "views: expected some of original, augmented, conceptual, got ()"),
         ({"views": 2}, "views: expected some of original, augmented, conceptual, got 2"),
         ({"views": ("twin",)}, "views: expected some of original, augmented, conceptual, got ('twin',)"),
-        ({"masks": "mine"}, "masks: expected one of none, ssl_tie, fnac, fnac_released, got 'mine'"),
+        ({"masks": "mine"}, "masks: expected one of none, ssl_tie, fnac, fnac_released, silence, got 'mine'"),
         (
             {"augmentation": "cutout"},
             "augmentation: expected one of none, shift, crop, ez_vsl, moco_v1, moco_v2, simclr, got 'cutout'",

@@ -310,7 +310,7 @@ def test_wrong_settings_are_named(wrong, message):
 
 
 def test_wrong_split_or_index_is_named(tmp_path):
-    with pytest.raises(ValueError, match="split: expected one of train, val, single, duo, trio, got 'test'"):
+    with pytest.raises(ValueError, match="split: expected one of train, val, single, duo, trio, sequence, got 'test'"):
         scene(DEFAULT, "test", 0)
     with pytest.raises(ValueError, match="index: expected 0 or more, got -1"):
         scene(DEFAULT, "duo", -1)

@@ -142,6 +142,45 @@ def test_a_clip_that_is_silent_throughout_has_score_zero():
     assert got.item() == pytest.approx(both(scores).item() / 2, rel=2e-5)
 
 
+def test_scores_of_the_mean_over_cells_warm_up_those_of_the_maximum():
+    visual, audio, mask = features()
+    got = losses.dense_av(visual, audio, tokens=ops.TokenMean(mask), scale=3.0, mean_weight=0.3, normalize=True)
+    alpha = products(visual, audio, HEADS, normalize=True)
+    scores = 0.7 * alpha.amax((2, 4)) + 0.3 * alpha.mean(4).amax(2)
+    want = both(3 * masked_mean(scores, mask)) / 2
+    assert got.item() == pytest.approx(want.item(), rel=2e-5)
+    for one, other in zip(*(torch.autograd.grad(x, (visual, audio)) for x in (got, want)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_regularisers_of_the_module_are_weighed_and_of_what_it_compares():
+    visual, audio, mask = features()
+    for normalize in (False, True):
+        options = {"normalize": normalize, "silence": 0.5, "total_variation": 0.25, "negative_pressure": 2.0}
+        module = losses.DenseAV(head_specialization=0.125, **options)
+        got = module(visual, audio, silent=~mask, generator=torch.Generator().manual_seed(4))
+        compared = (visual, audio)
+        if normalize:
+            compared = tuple(x / x.norm(dim=1, keepdim=True) for x in compared)
+        want = (
+            losses.dense_av(visual, audio, tokens=ops.TokenMean(mask), normalize=normalize)
+            + 0.5 * losses.silence(*compared, ~mask)
+            + 0.25 * losses.total_variation(*compared)
+            + 2.0 * losses.negative_pressure(*compared, generator=torch.Generator().manual_seed(4))
+            + 0.125 * losses.head_specialization(*compared)
+        )
+        assert got.item() == pytest.approx(want.item(), rel=1e-5)
+        assert module(visual, audio).item() != pytest.approx(got.item(), rel=1e-3)
+    with pytest.raises(ValueError, match=r"scale: expected within \[0.01, 100\], got 0.0"):
+        losses.DenseAV(scale=0.0)
+
+
+def test_total_variation_needs_two_tokens():
+    visual, audio, _ = features()
+    with pytest.raises(ValueError, match=r"audio: expected \(N, C, T\) with T >= 2, got \(4, 6, 1\)"):
+        losses.total_variation(visual, audio[:, :, :1])
+
+
 def test_learned_scale():
     visual, audio, mask = features()
     module = losses.DenseAV(scale=2.0)

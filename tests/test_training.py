@@ -120,6 +120,7 @@ CHANCE = {  # -log of 1 / B (LVS: one more negative), once for each cross-entrop
     "ssl_tie": math.log(9),
     "hard_positives": math.log(8),
     "sspl": -1.0,
+    "dense_av": math.log(8),
 }
 
 
@@ -225,6 +226,54 @@ def test_views_of_ssl_align_are_drawn_anew():
     assert losses[2] != pytest.approx(4 * losses[1], rel=1e-4) and losses[2] == pytest.approx(4 * losses[1], rel=0.2)
 
 
+def test_silent_tokens_of_dense_av_are_left_out_and_held_down():
+    """Frames without a sound: of the third clip all, of the fourth those of its second token (of three)."""
+    loss = {"scale": 5.0, "silence": 0.5, "total_variation": 0.3, "head_specialization": 0.2, "negative_pressure": 0.0}
+    one = tiny("dense_av", augmentation="none", masks="none", precision="float32", loss=loss)
+    learner, samples = Learner(one), ToySet()
+    net, silence = learner.localizer.eval(), learner.front_end.silence
+    samples.spectrograms[2] = silence
+    samples.spectrograms[3, :, :, 4:8] = silence + 0.01  # .8 dB above it; one cell above 1 dB is heard
+    samples.spectrograms[4, :, :, 4:8] = silence
+    samples.spectrograms[4, :, 7, 5] = silence + 0.03
+    silent = torch.zeros(8, 3, dtype=torch.bool)
+    silent[2], silent[3, 1] = True, True
+    with torch.no_grad():
+        got = learner.batch_loss(*first(samples), 1.0, torch.Generator())
+        visual = net.visual_features(net.normalize_images(samples.images[:8]))["visual"]
+        audio = net.audio_features(net.normalize_spectrograms(samples.spectrograms[:8]))["audio"]
+        v, a = (x.double() / x.double().norm(dim=1, keepdim=True) for x in (visual, audio))
+        alpha = torch.einsum("nkcyx,mkct->nmktyx", v.unflatten(1, (2, -1)), a.unflatten(1, (2, -1))).flatten(4)
+        kept = (~silent).double()
+        z = 5 * (alpha.amax((2, 4)) * kept).sum(2) / kept.sum(1).clamp_min(1)
+        own = alpha[range(8), range(8)]  # pair, head, token, cell
+        contrast = sum((torch.logsumexp(z, dim) - z.diagonal()).mean() for dim in (0, 1)) / 2
+        quiet = own.abs().mean((1, 3))[silent].mean()
+        steps, heads = own.diff(dim=2).square().mean(), (own[:, 0] * own[:, 1]).abs().mean()
+    assert got.item() == pytest.approx((contrast + 0.5 * quiet + 0.3 * steps + 0.2 * heads).item(), rel=1e-5)
+
+
+def test_the_learned_scale_is_trained_saved_and_needed(tmp_path):
+    one = tiny("dense_av", epochs=1)
+    scales = []
+    run(one, out=tmp_path, on_step=lambda learner, _: scales.append(learner.loss.log_scale.item()))
+    start = math.log(one.loss["scale"])
+    assert abs(scales[0] - start) == pytest.approx(one.learning_rate_at(0, 0.0), rel=1e-3)  # Adam's first step
+    assert len(set(scales)) == 5
+    state = storage.load(tmp_path / "checkpoint.pt")
+    assert state["loss"]["log_scale"].item() == scales[-1]
+    learner = Learner(one)
+    learner.load(state)
+    assert learner.loss.log_scale.item() == scales[-1]
+    del state["loss"]
+    with pytest.raises(ValueError, match="^loss: 1 weights do not fit: log_scale: missing"):
+        learner.load(state)
+    run(tiny("ez_vsl", epochs=1), out=tmp_path / "other")
+    state = storage.load(tmp_path / "other" / "checkpoint.pt")
+    del state["loss"]  # checkpoints from before it was stored; a loss without parameters needs none
+    Learner(tiny("ez_vsl", epochs=1)).load(state)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Resume
 
@@ -234,6 +283,7 @@ RESUMED = {
     # dropout and momentum nets: what a step draws, and what only the checkpoint can carry over
     "slavc": {"momentum_decay": 0.9, "model": LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5)},
     "ssl_tie": {"augmentation": "crop"},
+    "dense_av": {"masks": "silence"},  # cells that a regulariser draws, and a parameter of the loss
 }
 
 
@@ -251,6 +301,17 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     assert figures(resumed.history) == figures(whole.history)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == resumed.history and [line["step"] for line in lines] == list(range(15))
+
+
+def test_runs_from_before_a_field_of_the_model_go_on(tmp_path):
+    one = tiny("ez_vsl", epochs=1)
+    with pytest.raises(Crash):
+        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(3))
+    state = storage.load(tmp_path / "checkpoint.pt")
+    for name in ("heads", "cycles"):
+        del state["recipe"]["model"][name]
+    storage.save(state, tmp_path / "checkpoint.pt")
+    assert_same(weights(run(one, out=tmp_path, resume=True).localizer), weights(run(one).localizer))
 
 
 def test_seeds_and_repeats():

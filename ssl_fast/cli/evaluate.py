@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="annotated samples (frames/, audio/, annotations.json), or with --set a published set",
     )
     what.add_argument("--scenes", action="store_true", help="the embedded scenes")
+    add(
+        "--over-time",
+        action="store_true",
+        help="with --scenes and --weights: also scenes whose sounds change, at every .1 s",
+    )
     add_split(parser, "--list")
     add("--set", dest="set_name", metavar="NAME", help="vgg-ss, vgg-ss-xml, flickr, is3 or s4, in --data")
     add(
@@ -182,14 +187,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.val is None:
         refuse(args, "val_set val_split", "expected with --val")
     if args.weights is None:
-        refuse(args, "retrieval", "expected with --weights; of a function or of maps there are no features")
+        refuse(args, "retrieval over_time", "expected with --weights; of a function or of maps there are no features")
     if not args.negatives:
         refuse(args, "draws seeds val", "expected with --negatives")
     if args.scenes:
         names = "val threshold threshold_from split set_name on_missing"
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
     else:
-        refuse(args, "test_scenes", "expected with --scenes")
+        refuse(args, "test_scenes over_time", "expected with --scenes")
     model, how, found = model_of(args)
     about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
@@ -205,11 +210,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.threshold_from is not None:
         threshold = thresholds.read(args.threshold_from)
         notes += filter(None, [thresholds.check_model(threshold.origin, about)])
+    sequence = None
     if args.scenes:
         if found is not None and how["front_end"] != "scenes":
             heard = how["front_end"]
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
-        tests, validation = samples.scene_tests(samples.scene_settings(None, args.test_scenes), args.quiet)
+        settings = samples.scene_settings(None, args.test_scenes)
+        tests, validation, sequence = samples.scene_tests(settings, args.quiet, args.over_time)
         files = []
     else:
         if args.set_name is None:
@@ -236,6 +243,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         quiet=args.quiet,
         workers=args.workers,
         threshold=threshold,
+        sequence=sequence,
         **options,
     )
 

@@ -1,4 +1,4 @@
-"""`ssl-fast localize`: show where in an image a sound comes from, or in each second of a video."""
+"""`ssl-fast localize`: show where in an image a sound comes from, or in a video at all times."""
 
 import argparse
 import io
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         metavar="SOUND",
         help="sound of any format and length, of which the part "
-        "counts that the model was trained to hear; without one, IMAGE is a video: a map for each second",
+        "counts that the model was trained to hear; without one, IMAGE is a video: a map for each second, or "
+        "with audio tokens (dense_av) for the time of each token",
     )
     add_model(parser)
     add("--alpha", type=float, default=0.4, metavar="X", help="weight of the own map in the mixture (default: .4)")
@@ -111,25 +112,39 @@ def _image(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
 
 
 def _video(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path) -> int:
+    import itertools
+    from fractions import Fraction
+    from functools import partial
+
     import numpy as np
 
+    from ..data.io.audio import to_mono
     from ..files import replacing, save_array
     from ..inference import film
     from ..inference.localize import scale_of
 
-    sound = film.read_sound(args.image)
+    sound, rate = film.read_sound(args.image)
+    if pipeline.found.localizer.has_tokens:
+        front_end = pipeline.front_end
+        mono = to_mono(args.image, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
+        tokens, times = pipeline.tokens(mono)
+        answers = partial(film.localize_tokens, pipeline, args.image, tokens, times)
+        threshold, step, titles = pipeline.token_threshold, pipeline.token_step, [f"{time:7.2f} s" for time in times]
+    else:
+        answers = partial(film.localize, pipeline, args.image, sound, rate)
+        threshold, step, titles = pipeline.threshold, Fraction(1), (f"{second:4d} s" for second in itertools.count())
     maps, scores = [], []
-    for answer in film.localize(pipeline, args.image, *sound, progress=not args.quiet):
+    for answer in answers(progress=not args.quiet):
         maps.append(answer.audio_visual)
         scores.append(_scores(answer))
-    scale = scale_of(maps, pipeline.threshold)
+    scale = scale_of(maps, threshold)
     # anew, now that the scale of all is known: frames and priors are too large to be kept
-    sheets = (answer.sheet(args.alpha, scale) for answer in film.localize(pipeline, args.image, *sound))
+    sheets = (answer.sheet(args.alpha, scale) for answer in answers())
     with replacing(out) as file:
-        film.write(Path(file.name), sheets, *sound, total=len(maps), progress=not args.quiet)
+        film.write(Path(file.name), sheets, sound, rate, total=len(maps), progress=not args.quiet, step=step)
     save_array(out.with_suffix(".npy"), np.stack(maps))
-    for second, text in enumerate(scores):
-        print(f"{second:4d} s: {text}")
+    for title, text in zip(titles, scores):
+        print(f"{title}: {text}")
     print(f"{out}, {out.with_suffix('.npy')}")
     return 0
 

@@ -140,7 +140,7 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, dict]:
     read what it was trained on.
 
     Visual features are averaged over the cells, as for SSL-Align's s_A; of slavc's two spaces it is the one that tells
-    samples apart (avc).
+    samples apart (avc), of audio tokens their average.
     """
     from ..models import checkpoints
     from ..models.object_prior import ObjectPrior
@@ -160,6 +160,7 @@ def _net(weights: Path, modality: str, device: str) -> tuple[Callable, dict]:
         return localizer.visual_features(localizer.normalize_images(images))[name].mean((2, 3))
 
     def audio(spectrograms):
-        return localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
+        features = localizer.audio_features(localizer.normalize_spectrograms(spectrograms))[name]
+        return features.mean(2) if localizer.has_tokens else features
 
     return visual if modality == "visual" else audio, found.reading

@@ -61,11 +61,11 @@ def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> in
     with stages("scenes"):
         training_set = scenes.load("train", settings, progress=not args.quiet)
     with ThreadPoolExecutor(1) as background:  # training of narrow nets leaves a core free
-        loading = background.submit(scene_tests, settings, quiet=True)
+        loading = background.submit(scene_tests, settings, quiet=True, over_time=recipe.model.has_tokens)
         with stages("training"):
             run = train.run_training(args, training_set, recipe, usual_minutes=USUAL_MINUTES)
         with stages("scenes"):
-            tests, validation = loading.result()
+            tests, validation, sequence = loading.result()
     about = results.about_weights(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict())
     return results.write_results(
         run.localizer,
@@ -77,4 +77,5 @@ def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> in
         quiet=args.quiet,
         notes=run.notes,
         stages=stages,
+        sequence=sequence,
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 from ..stages import Stages, listed
 
 if typing.TYPE_CHECKING:
+    from ..data.scenes.dataset import Scenes
     from ..training.loop import Run
 
-FILES = ("metrics.json", "per_sample.csv", "report.html")
+FILES = ("metrics.json", "per_sample.csv", "per_time.csv", "report.html")
 
 
 def write_results(
@@ -23,13 +24,15 @@ def write_results(
     quiet: bool,
     notes: Sequence[str] = (),
     stages: Stages | None = None,
+    sequence: "Scenes | None" = None,
     **options,
 ) -> int:
     """Evaluate, and write metrics.json, per_sample.csv and report.html; options as in `evaluation.evaluate`.
 
+    sequence: scenes whose sounds change, on which the model, a localizer, is evaluated over time; adds per_time.csv.
     stages: of the command so far; those here are added to them.
     """
-    from ..evaluation import ceilings, evaluate, overlays, report
+    from ..evaluation import ceilings, evaluate, over_time, overlays, report
     from ..evaluation.results import shortened
     from ..reproducibility import fingerprint
 
@@ -48,6 +51,9 @@ def write_results(
                 }
                 for name, one in tests.items()
             }
+        if sequence is not None:
+            results["over_time"], rows = over_time.evaluate(model, sequence, validation, progress=not quiet)
+            over_time.write_csv(out / "per_time.csv", rows)
     results["seconds"] = dict(stages.seconds)
     results.write_json(out / "metrics.json")
     results.write_csv(out / "per_sample.csv")
@@ -114,7 +120,25 @@ def summary(results) -> str:
     if alarms:
         rates = ", ".join(f"{key} {rate:.3f}" for key, rate in alarms.items())
         lines.append(f"false alarms on {main}, share of the image above that threshold: {rates}")
+    if "over_time" in results:
+        lines += _over_time(results["over_time"])
     return "\n".join(lines)
+
+
+def _over_time(found: dict) -> list[str]:
+    title = f"over time, {found['n']} images"
+    names = {
+        "iiou_adaptive": "IIoU adaptive",
+        "ciou_adaptive": "cIoU adaptive",
+        "pointing": "pointing",
+        "sound_localized": "sound localized",
+        "silence_localized": "silence localized",
+    }
+    lines = [title + "".join(f"  {name}" for name in names.values())]
+    for way, figures in found["figures"].items():
+        cells = (f"{figures[key]:>{len(name)}.3f}" for key, name in names.items())
+        lines.append(f"{way:<{len(title)}}  " + "  ".join(cells))
+    return lines
 
 
 def _protocol(title: str, computed: dict) -> list[str]:

@@ -21,6 +21,7 @@ FILES = (
     "metrics.jsonl",
     "metrics.json",
     "per_sample.csv",
+    "per_time.csv",
     "report.html",
     "tensorboard",
 )

@@ -61,13 +61,16 @@ def scene_settings(train: int | None, test: int | None) -> "Settings":
     usual number."""
     from ..data.scenes.dataset import Settings
 
-    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS), test)}
+    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS, "sequence"), test)}
     return Settings(**{split: size for split, size in sizes.items() if size is not None})
 
 
-def scene_tests(settings: "Settings", quiet: bool) -> "tuple[dict[str, Scenes], Scenes]":
-    """{split: scenes} to test on, and the scenes for validation."""
+def scene_tests(
+    settings: "Settings", quiet: bool, over_time: bool = False
+) -> "tuple[dict[str, Scenes], Scenes, Scenes | None]":
+    """{split: scenes} to test on, the scenes for validation, and `over_time` those whose sounds change."""
     from ..data.scenes import dataset as scenes
 
     tests = {split: scenes.load(split, settings, progress=not quiet) for split in SCENE_TESTS}
-    return tests, scenes.load("val", settings, progress=not quiet)
+    sequence = scenes.load("sequence", settings, progress=not quiet) if over_time else None
+    return tests, scenes.load("val", settings, progress=not quiet), sequence

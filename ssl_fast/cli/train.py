@@ -42,7 +42,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--method",
         metavar="NAME",
-        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl",
+        help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl, dense_av",
     )
     add("--seed", type=natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=positive(int), metavar="N", help="default: the recipe's")
@@ -121,7 +121,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="none; of squares shift, crop; of whole frames ez_vsl, moco_v1, moco_v2, simclr (default: the recipe's)",
     )
-    add("--masks", metavar="NAME", help="of spectrograms: none, ssl_tie, fnac, fnac_released (default: the recipe's)")
+    add(
+        "--masks",
+        metavar="NAME",
+        help="of spectrograms: none, ssl_tie, fnac, fnac_released, silence (default: the recipe's)",
+    )
     add("--transform", metavar="NAME", help="of ssl_tie: single_shrink (default) or released, which halves twice")
     add("--audio-mix", metavar="NAME", help="none (default), or ssl_tie: its audmix variant, with --neighbors-audio")
     add(

@@ -234,11 +234,13 @@ class Masks:
 
 
 # SSL-TIE's SpecAugment masks mel power before decibels, where nothing becomes the floor; torchaudio draws widths below
-# the 35 and 180 that it is given. FNAC masks with a logarithm of 0, which is far louder than any sound.
+# the 35 and 180 that it is given. FNAC masks with a logarithm of 0, which is far louder than any sound. The last is no
+# program's: stretches of silence, of which nets with audio tokens learn that they are nowhere.
 MASKS: dict[str, Masks] = {
     "ssl_tie": Masks(bands=34, frames=179, p=0.8),
     "fnac": Masks(bands=9, frames=9, value=0.0),
     "fnac_released": Masks(bands=9, frames=9, value=0.0, swapped_starts=True),
+    "silence": Masks(bands=0, frames=24, p=0.5),
 }
 
 

@@ -22,7 +22,7 @@ from ..data.io.lengths import mp3_stream
 from ..data.io.media import MediaError
 from ..data.scenes import dataset as scenes
 from ..evaluation import pictures
-from ..inference.localize import ALPHA, SIDE, Answer, LocalizationPipeline
+from ..inference.localize import ALPHA, SIDE, Answer, LocalizationPipeline, scale_of
 from ..models import checkpoints
 
 SUFFIXES = {
@@ -132,7 +132,8 @@ class DemoSession:
         return {"id": key, "name": name, "preview": media.uri}
 
     def answer(self, request: object) -> dict:
-        """Panels and scores of the image under the sound, and the sound. RequestError for what cannot be answered."""
+        """Panels and scores of the image under the sound, and the sound; of a model with audio tokens also `moving`,
+        pictures of the first panel at the times of all tokens. RequestError for what cannot be answered."""
         if not isinstance(request, dict):
             raise RequestError(400, f"expected a JSON object, got {_short(request)}")
         for key in ("image", "sound", "alpha", "threshold"):
@@ -150,7 +151,22 @@ class DemoSession:
         if threshold is not None:
             answer = replace(answer, threshold=threshold)
         panels = [vars(panel) | {"picture": pictures.jpeg(panel.picture)} for panel in answer.panels(alpha)]
-        return {"panels": panels, "scores": answer.scores(), "heard": sound.uri}
+        moving = self._moving(image, sound, threshold) if self.pipeline.found.localizer.has_tokens else None
+        return {"panels": panels, "scores": answer.scores(), "heard": sound.uri, "moving": moving}
+
+    def _moving(self, image: Media, sound: Media, threshold: float | None) -> dict:
+        """Seconds on which the tokens of the sound are centred, the picture of each on a scale of all, and whether
+        anything is above the threshold."""
+        tokens, times = self.pipeline.tokens(sound.content)
+        answers = self.pipeline.localize_tokens(image.content, tokens)
+        if threshold is not None:
+            answers = [replace(answer, threshold=threshold) for answer in answers]
+        scale = scale_of([answer.audio_visual for answer in answers], answers[0].threshold)
+        return {
+            "times": times.tolist(),
+            "pictures": [pictures.jpeg(answer.first_panel(scale).picture) for answer in answers],
+            "found": [answer.scores()["found"] for answer in answers],
+        }
 
     def _media(self, kind: str, key: object) -> Media:
         media = (self.fixed.get(key) or self.uploads.get(key)) if isinstance(key, str) else None

@@ -396,6 +396,18 @@ def _overlays(overlays: Mapping[str, Sequence[Row]]) -> tuple[str, str]:
 # ------------------------------------------------------------------------------------------------ page
 
 
+def _over_time(found: Mapping) -> str:
+    heads = list(next(iter(found["figures"].values())))
+    rows = [(way, [number(value) for value in figures.values()]) for way, figures in found["figures"].items()]
+    text = (
+        f"{found['n']} images in which one object sounds, then nothing, then the other; every {found['step']} s "
+        f"counts, but for {found['margin']} s around a change. Of a localizer without audio tokens, <b>window</b> is "
+        "the map of a part of the sound around each time, <b>clip</b> that of all of it. Universal threshold: "
+        f"{found['threshold']:.4g}."
+    )
+    return _section("Sounds over time", f"<p>{text}</p>", _table("Over time", [name_of(head) for head in heads], rows))
+
+
 def _training(history, chance: float | None) -> str:
     loss = pictures.history_columns(history).get("loss", [])
     alt = f"Training curves; loss from {loss[0]:.3f} to {loss[-1]:.3f}" if len(loss) else "Training curves"
@@ -439,6 +451,7 @@ def render(
         _section("Model and predictors that never hear", *comparisons),
         _false_positives(results),
         _protocols(results),
+        _over_time(results["over_time"]) if "over_time" in results else "",
         _retrieval(results["retrieval"]) if results["retrieval"] else "",
         _training(history, config.get("chance")) if history else "",
         singles,

@@ -1,8 +1,8 @@
-"""A map for each second of a video, and a film of them.
+"""A map for each second of a video, or with audio tokens for the time of each token, and a film of them.
 
 The map of second k is that of the frame in its middle and the sound around it, as long as the localizer was trained to
-hear. Memory does not grow with the length of a video: frames and pictures pass one by one, its sound lies in a
-temporary file.
+hear; that of a token is of the frame at its centre. Memory does not grow with the length of a video: frames and
+pictures pass one by one, its sound lies in a temporary file; only of tokens all are kept, some kilobytes a second.
 """
 
 import os
@@ -12,9 +12,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from ..data.io.audio import check_samples, to_mono
-from ..data.io.video import frames_of_seconds, sound_blocks, write_film, write_gif
+from ..data.io.video import frames_at, frames_of_seconds, sound_blocks, write_film, write_gif
 from ..files import naming
 from ..progress import progress_bar
 from .localize import Answer, LocalizationPipeline
@@ -48,13 +49,31 @@ def localize(
         yield pipeline.localize(frame, pipeline.heard(mono, at - first / rate))
 
 
+def localize_tokens(
+    pipeline: LocalizationPipeline, path: str | os.PathLike, tokens: Tensor, times: np.ndarray, progress: bool = False
+) -> Iterator[Answer]:
+    """An answer for each audio token of a video, as `pipeline.tokens` gives them, at the frame that is shown then, or
+    the last one. MediaError names the file."""
+    frames = progress_bar(
+        frames_at(path, times.tolist()), desc="maps", unit="token", total=len(times), disable=not progress
+    )
+    for k, (_, frame) in enumerate(frames):
+        yield pipeline.localize_tokens(frame, tokens[:, k : k + 1])[0]
+
+
 def write(
-    out: Path, pictures: Iterable[np.ndarray], sound: np.ndarray, rate: int, total: int, progress: bool = False
+    out: Path,
+    pictures: Iterable[np.ndarray],
+    sound: np.ndarray,
+    rate: int,
+    total: int,
+    progress: bool = False,
+    step: Fraction = Fraction(1),
 ) -> None:
-    """The sheets of all seconds, uint8 (H, W, 3), one after the other: .gif, or .mp4 with the sound. total: how many
-    there are."""
+    """The sheets of all answers, uint8 (H, W, 3), one after the other, `step` seconds each: .gif, or .mp4 with the
+    sound. total: how many there are."""
     bar = progress_bar(pictures, desc="pictures", unit="picture", total=total, disable=not progress)
     if out.suffix.lower() == ".mp4":
-        write_film(out, bar, sound, rate)
+        write_film(out, bar, sound, rate, step)
     else:
-        write_gif(out, bar)
+        write_gif(out, bar, step)

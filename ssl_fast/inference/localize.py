@@ -10,8 +10,9 @@ answer.sheet(alpha=.4)                                  # uint8 (H, W, 3), to be
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from ..models.checkpoints import Checkpoint
 from .sheets import Panel, sheet
 
 ALPHA = 0.4  # weight of the audio-visual map in the mixture, as published
+CONTEXT, PART = 16, 512  # tokens of the sound: beside a part that is heard at once, and in it
 SIZE = 224  # pixels a side of what scores and mixtures are computed on, as published
 SIDE = 448  # pixels of the longer side of a picture
 
@@ -74,18 +76,16 @@ class Answer:
     def panels(self, alpha: float = ALPHA, scale: tuple[float, float] | None = None) -> list[Panel]:
         """The three maps over the image. scale: cosines of the lowest and highest colour of the first (default: see
         `scale_of`)."""
-        method, prior = self.names
         mixed, low, high = self.mixed(alpha), float(self.prior.min()), float(self.prior.max())
         return [
-            self._panel(
-                f"{method}: cosine",
-                self.audio_visual,
-                *(scale or scale_of([self.audio_visual], self.threshold)),
-                self.threshold,
-            ),
-            self._panel(f"object prior: {prior}", self.prior, low, high),
+            self.first_panel(scale or scale_of([self.audio_visual], self.threshold)),
+            self._panel(f"object prior: {self.names[1]}", self.prior, low, high),
             self._panel(f"mixture, alpha {alpha:g}", mixed, 0.0, 1.0),
         ]
+
+    def first_panel(self, scale: tuple[float, float]) -> Panel:
+        """The first of `panels` alone."""
+        return self._panel(f"{self.names[0]}: cosine", self.audio_visual, *scale, self.threshold)
 
     def _panel(self, title: str, values: np.ndarray, low: float, high: float, threshold: float | None = None) -> Panel:
         height, width = pictures.enlarged(self.image, SIDE).shape[:2]
@@ -125,7 +125,7 @@ class LocalizationPipeline:
 
     found: the localizer. prior: images uint8 (B, 3, H, W) -> (B, h, w), where there are objects, such as
     `models.object_prior.ObjectPrior`, and its name; None: the local contrast of the image. threshold: the universal
-    one, if it is not the checkpoint's.
+    one, if it is not the checkpoint's, which has another one for the maps of audio tokens.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class LocalizationPipeline:
         self.threshold = found.threshold if threshold is None else threshold
         if self.threshold is not None and not np.isfinite(self.threshold):
             raise ValueError(f"threshold: expected a finite cosine, got {threshold}")
+        self.token_threshold = found.token_threshold if threshold is None else threshold
 
     def read_image(self, path: str | os.PathLike) -> np.ndarray:
         """uint8 (H, W, 3) of any file that Pillow reads, or the middle frame of a video. MediaError names the file."""
@@ -162,19 +163,63 @@ class LocalizationPipeline:
     def localize(self, image: np.ndarray, waveform: np.ndarray) -> Answer:
         """image: uint8 (H, W, 3), any size. waveform: float32 (front_end.samples,) in [-1, 1], see `heard`.
         ValueError for another shape or dtype."""
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise ValueError(f"image: expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        pixels, geometry = self._pixels(image)
         if waveform.dtype != np.float32 or waveform.shape != (self.front_end.samples,):
             got = f"{waveform.dtype} {waveform.shape}"
             raise ValueError(f"waveform: expected float32 ({self.front_end.samples},), got {got}")
-        reading, (height, width) = self.found.reading, image.shape[:2]
-        geometry = Geometry.of_fit(reading["fit"], width, height, reading["size"])
-        pixels = geometry.image(image, reading["size"], reading["resampler"])[None]
         with torch.inference_mode():
             maps = self.found.maps(pixels, torch.from_numpy(waveform)[None])
             prior = self.prior(pixels)
         maps, prior = metrics.check_maps(maps)[0], metrics.check_maps(prior, name="prior")[0]
         return Answer(image, maps, prior, self.threshold, self.names, geometry.box)
+
+    def _pixels(self, image: np.ndarray) -> tuple[Tensor, Geometry]:
+        """What the localizer sees, (1, 3, S, S) uint8, and where in the image that is."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise ValueError(f"image: expected uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        reading, (height, width) = self.found.reading, image.shape[:2]
+        geometry = Geometry.of_fit(reading["fit"], width, height, reading["size"])
+        return geometry.image(image, reading["size"], reading["resampler"])[None], geometry
+
+    def tokens(self, waveform: np.ndarray) -> tuple[Tensor, np.ndarray]:
+        """Audio tokens of a waveform, float32 (n,) in [-1, 1] of any length: (C, T) float32, and the seconds (T,) on
+        which they are centred. Heard in parts, whose values are those of the whole. ValueError for a localizer without
+        tokens, and for a waveform that is too short for one."""
+        front_end, sound = self.front_end, torch.from_numpy(waveform)
+        frames = front_end.frame_count(len(waveform))
+        times = front_end.seconds_of_frames(self.found.localizer.token_times(frames) * frames - 0.5)
+        apart = self._token_samples
+        return torch.cat([*self._parts(sound, apart, len(times))], 1), times
+
+    @property
+    def _token_samples(self) -> int:
+        """Samples from one audio token to the next."""
+        return self.found.localizer.audio_net.columns(1)[2] * self.front_end.pool * self.front_end.hop
+
+    @property
+    def token_step(self) -> Fraction:
+        """Seconds from one audio token to the next."""
+        return Fraction(self._token_samples, self.front_end.sample_rate)
+
+    def _parts(self, sound: Tensor, apart: int, count: int) -> Iterator[Tensor]:
+        """Tokens (C, t) of a sound of `count` tokens, PART at a time, each part with CONTEXT on both sides."""
+        net, front_end = self.found.localizer, self.front_end
+        for first in range(0, count, PART):
+            begin, end = max(0, first - CONTEXT), first + PART + CONTEXT
+            part = sound[begin * apart : None if end >= count else end * apart + front_end.window]
+            with torch.inference_mode():
+                spectrogram = net.normalize_spectrograms(front_end.spectrogram(part)[None, None])
+                yield net.audio_features(spectrogram)["audio"][0, :, first - begin :][:, : min(PART, count - first)]
+
+    def localize_tokens(self, image: np.ndarray, tokens: Tensor) -> list[Answer]:
+        """The image, as in `localize`, under each of the audio tokens (C, T): T answers."""
+        pixels, geometry = self._pixels(image)
+        net = self.found.localizer
+        with torch.inference_mode():
+            visual = net.visual_features(net.normalize_images(pixels))
+            maps, prior = net.token_maps(visual, {"audio": tokens[None]})[0], self.prior(pixels)
+        maps, prior = metrics.check_maps(maps), metrics.check_maps(prior, name="prior")[0]
+        return [Answer(image, one, prior, self.token_threshold, self.names, geometry.box) for one in maps]
 
 
 Viewer = LocalizationPipeline  # deprecated: its former name

@@ -3,16 +3,18 @@
 import math
 import typing
 from collections.abc import Callable
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from .. import ops
 from .cross_entropy import check_tau
 from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
 from .neighbors import hard_positives
 from .options import option_types, options_of
 from .predictive import sspl
-from .tokens import dense_av, late_interaction
+from .tokens import dense_av, head_specialization, late_interaction, negative_pressure, silence, total_variation
 
 
 class Loss(nn.Module):
@@ -89,16 +91,55 @@ class SSPL(Loss, function=sspl):
 
 
 class DenseAV(Loss, function=dense_av):
-    """scale: a learned parameter in place of the function's argument, exp(log_scale) kept within [.01, 100]."""
+    """scale: start of a learned parameter in place of the function's argument, exp(log_scale) kept within [.01, 100].
+
+    negative_pressure, silence, total_variation, head_specialization: weights of these regularisers, which are added;
+        with `normalize` they are of cosines, and in a group each process's are of its own samples.
+    forward(visual, audio, silent=..., generator=...): silent (N, T) bool, tokens that the scores leave out (those of a
+        clip without another are 0) and the silence regulariser is of; generator: of `negative_pressure`.
+    """
 
     per_call = ("positives", "group", "tokens", "bias", "scale")
+    regularisers = ("negative_pressure", "silence", "total_variation", "head_specialization")
 
     def __init__(self, scale: float = 1.0, **options):
+        own = {name: options.pop(name, 0.0) for name in self.regularisers}
         super().__init__(**options)
+        if not 0.01 <= scale <= 100:
+            raise ValueError(f"scale: expected within [0.01, 100], got {scale}")
+        self.options = {"scale": scale, **own} | self.options
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
 
-    def forward(self, visual, audio, **changes):
-        return super().forward(visual, audio, **{"scale": self.log_scale.exp().clamp(0.01, 100)} | changes)
+    @classmethod
+    def option_types(cls) -> dict[str, typing.Any]:
+        return {"scale": float, **dict.fromkeys(cls.regularisers, float)} | super().option_types()
+
+    def forward(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        *,
+        silent: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        **changes,
+    ) -> Tensor:
+        options = self.options | {"scale": self.log_scale.exp().clamp(0.01, 100)} | changes
+        if silent is not None:
+            options.setdefault("tokens", ops.TokenMean(~silent, empty=0.0))
+        weights = {name: options.pop(name) for name in self.regularisers}
+        loss = self.function(visual, audio, **options)
+        if options["normalize"]:
+            visual, audio = (nn.functional.normalize(x, dim=1) for x in (visual, audio))
+        terms = {
+            "negative_pressure": partial(negative_pressure, generator=generator),
+            "silence": None if silent is None else partial(silence, silent=silent),
+            "total_variation": total_variation,
+            "head_specialization": head_specialization,
+        }
+        for name, term in terms.items():
+            if weights[name] and term is not None:
+                loss = loss + weights[name] * term(visual, audio, heads=options["heads"])
+        return loss
 
 
 class LateInteraction(Loss, function=late_interaction):
@@ -127,4 +168,5 @@ LOSSES: dict[str, type[Loss]] = {
     "ssl_tie": SSLTIE,
     "hard_positives": HardPositives,
     "sspl": SSPL,
+    "dense_av": DenseAV,
 }

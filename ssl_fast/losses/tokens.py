@@ -4,6 +4,7 @@ import itertools
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -30,6 +31,7 @@ def dense_av(
     paired: bool = False,
     normalize: bool = False,
     nonnegative: bool = False,
+    mean_weight: float = 0.0,
     bias: Tensor | None = None,
     positives: Tensor | None = None,
     group=None,
@@ -46,6 +48,7 @@ def dense_av(
     tokens: pooling of tokens with their mask; the released program gives a clip without any the scores 0: `empty=0`.
     paired: S is half of this and half of the mean over cells of the maximum over tokens, whatever `pooling` is; of
         `tokens` only the mask counts.
+    mean_weight: that of scores of the mean over the cells, whose heads are pooled after it; DenseAV has none.
     bias: (N, M) or (N, M, heads), products of class tokens. Others as in `ops.pooled_similarity`.
     """
     _check_clips(audio)
@@ -69,6 +72,11 @@ def dense_av(
         scores = (by_token + by_cell) / 2
     else:
         scores = ops.pooled_similarity(visual, audio, pooling, tokens=gathered, **options)
+    if mean_weight:
+        cells, sounds = (F.normalize(x, dim=1) if normalize else x for x in (visual, audio))
+        options["normalize"] = False
+        of_mean = ops.pooled_similarity(cells.mean((2, 3), keepdim=True), sounds, ops.Max(), tokens=gathered, **options)
+        scores = (1 - mean_weight) * scores + mean_weight * of_mean
     return contrast(batch, scores * scale, positives, "both") / 2
 
 
@@ -133,6 +141,8 @@ def silence(visual: Tensor, audio: Tensor, silent: Tensor, *, heads: int = 2, po
 def total_variation(visual: Tensor, audio: Tensor, *, heads: int = 2) -> Tensor:
     """Mean of (sim[t + 1] - sim[t])^2 of the pairs: maps that change slowly. visual (N, C, h, w), audio (N, C, T), T >=
     2. Weight in DenseAV: .01."""
+    if audio.shape[2] < 2:
+        raise ValueError(f"audio: expected (N, C, T) with T >= 2, got {tuple(audio.shape)}")
     return paired_products(visual, audio, heads).diff(dim=2).square().mean()
 
 

@@ -35,8 +35,8 @@ _STORED = ("method", "front_end", "image_size", *_FIT, "model")  # of a recipe: 
 class Checkpoint:
     """localizer: in evaluation mode, on the CPU. recipe: what it was trained with, at least its method, front_end,
     image_size and model. layout: "ssl_fast" or a key of `published.LAYOUTS`. unused: known keys of the file that a map
-    does not depend on. threshold: the universal one, in units of the map, None where it is not known. state: seed,
-    step, seconds and history of a run of ours."""
+    does not depend on. threshold: the universal one, in units of the map, None where it is not known; token_threshold:
+    that of the maps of single audio tokens. state: seed, step, seconds and history of a run of ours."""
 
     path: Path
     localizer: Localizer
@@ -44,6 +44,7 @@ class Checkpoint:
     layout: str
     unused: list[str] = field(default_factory=list)
     threshold: float | None = None
+    token_threshold: float | None = None
     state: dict = field(default_factory=dict)
 
     @property
@@ -108,8 +109,10 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
     # of the online nets: in files of `write`; of a run
-    threshold = None if momentum else state["threshold"] if "threshold" in state else _threshold(file)
-    return Checkpoint(file, localizer, recipe, layout or state.get("layout", OURS), [], threshold, state)
+    stored = {name: state.get(name) for name in ("threshold", "token_threshold")}
+    thresholds = {} if momentum else stored if "threshold" in state else _thresholds(file)
+    layout = layout or state.get("layout", OURS)
+    return Checkpoint(file, localizer, recipe, layout, [], **thresholds, state=state)
 
 
 def _checked_recipe(recipe: dict) -> dict:
@@ -135,6 +138,7 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwr
         "recipe": {key: (_FIT | found.recipe)[key] for key in _STORED},
         "layout": found.layout,
         "threshold": found.threshold,
+        "token_threshold": found.token_threshold,
     }
     weights = {
         key: (value.half() if half and value.is_floating_point() else value).contiguous()
@@ -189,21 +193,23 @@ def _read_safetensors(path: Path) -> dict:
         raise CheckpointError(f"{path}: truncated, damaged or not of safetensors ({error})") from error
 
 
-def _threshold(file: Path) -> float | None:
-    """The universal threshold that the evaluation at the end of a run chose on validation samples, for these
-    weights."""
+def _thresholds(file: Path) -> dict[str, float | None]:
+    """The universal thresholds that the evaluation at the end of a run chose on validation samples, for these weights,
+    as fields of Checkpoint."""
     try:
         results = json.loads((file.parent / "metrics.json").read_text())
         threshold = results["universal_threshold"]
         if results["weights_sha256"] != storage.digest(file) or threshold["chosen_on"] != "validation":
-            return None
-        value = threshold["by_set"]["validation"]["model"]["value"]
-        if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
-            raise ValueError(f"a threshold of {value!r}")
-        return value
+            return {}
+        of_clips = threshold["by_set"]["validation"]["model"]["value"]
+        found = {"threshold": of_clips, "token_threshold": results.get("over_time", {}).get("threshold")}
+        for value in found.values():
+            if not (value is None or (type(value) in (int, float) and math.isfinite(value))):
+                raise ValueError(f"a threshold of {value!r}")
+        return found
     except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             f"{file.parent / 'metrics.json'}: expected the results of the run, got {error!r}"
         ) from error

@@ -1,10 +1,13 @@
 """Localizers of all methods: an image net and an audio net, their heads, maps and retrieval scores, momentum copies."""
 
 import copy
+import math
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +16,7 @@ from .predictive_coding import PredictiveCoding
 from .resnet import ResNet18, SmallResNet
 from .storage import fitted
 
-METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl")
+METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie", "hard_positives", "sspl", "dense_av")
 BACKBONES = ("resnet18", "resnet18_stride16", "small")
 SIMILARITIES = ("auto", "projected", "mean", "max", "pooled")  # of images and sounds, for retrieval
 IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
@@ -38,6 +41,7 @@ class LocalizerConfig:
         direction, where the contrast stays at chance.
     projection: of ssl_align, output D of the projections that s_A compares, None: no s_A; of sspl, which needs one,
         output D of the head whose projections and predictions its loss compares. No other method has projections.
+    heads: of dense_av alone, groups that the channels are cut into; a map is the element-wise maximum of theirs.
     cycles: of sspl, cycles of its predictive coding module (`predictive_coding`); None: without the module.
     visual_dropout, audio_dropout: element-wise, on the features before the heads (one mask for both heads of slavc).
     image_mean, image_std: of RGB in [0, 1]. spectrogram_mean, spectrogram_std: of the front end's output.
@@ -49,6 +53,7 @@ class LocalizerConfig:
     dimension: int | None = 128
     head_bias: bool = False
     projection: int | None = None
+    heads: int = 1
     cycles: int | None = None
     visual_dropout: float = 0.0
     audio_dropout: float = 0.0
@@ -56,6 +61,11 @@ class LocalizerConfig:
     image_std: tuple[float, float, float] = (0.25, 0.25, 0.25)
     spectrogram_mean: float = -0.9
     spectrogram_std: float = 0.35
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether sounds are sequences of audio tokens."""
+        return self.method == "dense_av"
 
     def __post_init__(self):
         for name in ("image_mean", "image_std"):  # lists after a round trip through JSON
@@ -80,6 +90,11 @@ class LocalizerConfig:
         if self.cycles is not None and (self.method != "sspl" or self.cycles < 0):
             got = f"{self.cycles} for {self.method}"
             raise ValueError(f"cycles: expected >= 0, of sspl's predictive coding module alone, got {got}")
+        if self.heads < 1 or (self.heads > 1 and self.method != "dense_av"):
+            got = f"{self.heads} for {self.method}"
+            raise ValueError(f"heads: expected >= 1, and 1 for methods other than dense_av, got {got}")
+        if self.dimension is not None and self.dimension % self.heads:
+            raise ValueError(f"heads: expected a divisor of the dimension {self.dimension}, got {self.heads}")
         for name in ("visual_dropout", "audio_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")
@@ -101,7 +116,11 @@ class LocalizerConfig:
         }
         if method in _HEADLESS:
             config |= {"backbone": "resnet18_stride16", "dimension": None}
-        config |= {"ssl_align": {"projection": 512}, "sspl": {"projection": 2048, "cycles": 4}}.get(method, {})
+        config |= {
+            "ssl_align": {"projection": 512},
+            "sspl": {"projection": 2048, "cycles": 4},
+            "dense_av": {"backbone": "resnet18_stride16", "heads": 2},
+        }.get(method, {})
         if method in ("slavc", "fnac"):
             config["visual_dropout"] = 0.9
         return cls(**(config | changes))
@@ -110,7 +129,9 @@ class LocalizerConfig:
     def small(cls, method: str, **changes) -> "LocalizerConfig":
         """The narrow nets for 112-pixel scenes: heads without bias for all methods, projections for those that have
         some."""
-        return cls(**({"method": method, "projection": 128 if method in ("ssl_align", "sspl") else None} | changes))
+        own = {"ssl_align": {"projection": 128}, "sspl": {"projection": 128}, "dense_av": {"heads": 2}}
+        fields: dict[str, typing.Any] = {"method": method, **own.get(method, {}), **changes}
+        return cls(**fields)
 
 
 def build(config: LocalizerConfig) -> "Localizer":
@@ -131,17 +152,21 @@ def fill(localizer: "Localizer", weights: Mapping[str, Tensor]) -> "Localizer":
     return localizer.to(memory_format=torch.channels_last).eval()
 
 
-def _backbone(config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int]) -> ResNet18 | SmallResNet:
+def _backbone(
+    config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int], over_time: bool = False
+) -> ResNet18 | SmallResNet:
     if config.backbone == "small":
-        return SmallResNet(in_channels, strides, config.width)
+        return SmallResNet(in_channels, strides, config.width, over_time)
     return ResNet18(in_channels, 16 if config.backbone == "resnet18_stride16" else 32)
 
 
 class Localizer(nn.Module):
     """An image net and an audio net whose features are compared by cosine.
 
+    has_tokens: whether sounds are sequences of audio tokens (dense_av).
     visual_features and audio_features give dicts of raw (not normalised) features that `ssl_fast.losses` take:
         "visual" (B, C, h, w) and "audio" (B, C), for slavc "visual_loc", "visual_avc", "audio_loc" and "audio_avc";
+        for dense_av "audio" (B, C, T), T tokens of a spectrogram of any length, see `token_times`;
         for ssl_align with projections also "visual_projected" and "audio_projected" (B, D), whose cosine is s_A.
     predictor: the head that sspl's loss takes, None for other methods. predictive_coding: see `aligned`; or None.
     Inputs: images (B, 3, H, W) from `normalize_images`, log spectrograms (B, 1, F, T) from `normalize_spectrograms`.
@@ -156,7 +181,8 @@ class Localizer(nn.Module):
         super().__init__()
         self.config = config
         self.visual_net = _backbone(config, 3, (1, 2, 2, 1))
-        self.audio_net = _backbone(config, 1, (1, 2, 2, 2))
+        self.has_tokens = config.has_tokens
+        self.audio_net = _backbone(config, 1, (1, 2, 2, 2), over_time=self.has_tokens)
         channels, bias = self.visual_net.channels, config.head_bias
         self.visual_dropout, self.audio_dropout = nn.Dropout(config.visual_dropout), nn.Dropout(config.audio_dropout)
         self.spaces = ("_loc", "_avc") if config.method == "slavc" else ("",)
@@ -216,6 +242,10 @@ class Localizer(nn.Module):
     def audio_features(self, spectrograms: Tensor) -> dict[str, Tensor]:
         _check_float("spectrograms", spectrograms, "normalize_spectrograms")
         x = self.audio_net(spectrograms.contiguous(memory_format=torch.channels_last))
+        if self.has_tokens:
+            tokens = self.audio_dropout(x.amax(2)).transpose(1, 2)
+            heads = {name: head(tokens) for name, head in self.audio_heads.items()} or {"audio": tokens}
+            return {name: x.transpose(1, 2).contiguous() for name, x in heads.items()}
         x = self.audio_dropout(x.amax((2, 3)))
         features = {name: head(x) for name, head in self.audio_heads.items()} or {"audio": x}
         if self.project_audio is not None:
@@ -230,11 +260,43 @@ class Localizer(nn.Module):
         return self.predictive_coding(visual, nn.functional.normalize(audio))
 
     def maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor], backend: str = "auto") -> Tensor:
-        """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces.
-        backend: of `ops.cosine_map`."""
+        """Localization maps (B, h, w) of paired features, in units of the cosine; for slavc the mean of both spaces,
+        for dense_av that of the maps of all tokens. backend: of `ops.cosine_map`."""
+        if self.has_tokens:
+            return self.token_maps(visual, audio).mean(1)
         pairs = [(visual["visual" + space], audio["audio" + space]) for space in self.spaces]
         maps = [ops.cosine_map(self.aligned(*pair), pair[1], backend=backend) for pair in pairs]
         return maps[0] if len(maps) == 1 else (maps[0] + maps[1]) / 2
+
+    def token_maps(self, visual: dict[str, Tensor], audio: dict[str, Tensor]) -> Tensor:
+        """Maps of every audio token of paired features -> (B, T, h, w) float32: of each cell the largest of the
+        products of its heads, parts of a cosine. ValueError for a localizer without tokens."""
+        self._check_tokens()
+        pair = (nn.functional.normalize(x.float(), dim=1) for x in (visual["visual"], audio["audio"]))
+        heads = zip(*(x.chunk(self.config.heads, 1) for x in pair), strict=True)
+        return reduce(torch.maximum, (ops.token_maps(*head, normalize=False) for head in heads))
+
+    def token_times(self, frames: int) -> np.ndarray:
+        """Centres of the tokens of a spectrogram of so many frames, as fractions of it: (T,) float64. They are centres
+        of receptive fields. ValueError for a localizer without tokens, and for a spectrogram too short for one."""
+        self._check_tokens()
+        count, first, step = self.audio_net.columns(frames)
+        if count < 1:
+            raise ValueError(f"frames: expected as many as make a token, got {frames}")
+        return (first + step * np.arange(count) + 0.5) / frames
+
+    def tokens_of_frames(self, frames: Tensor) -> Tensor:
+        """Which tokens have True alone in their own frames, those that no other token's centre is nearer to: (B,
+        frames) bool -> (B, T) bool. ValueError for a localizer without tokens."""
+        self._check_tokens()
+        count, first, step = self.audio_net.columns(frames.shape[1])
+        before = math.ceil((step - 1) / 2 - first)  # frames of the first token that there are not
+        others = nn.functional.pad((~frames).float(), (before, max(0, count * step - before - frames.shape[1])))
+        return nn.functional.max_pool1d(others[:, : count * step], step) == 0
+
+    def _check_tokens(self) -> None:
+        if not self.has_tokens:
+            raise ValueError(f"method: expected a localizer with audio tokens (dense_av), got {self.config.method}")
 
     @torch.no_grad()
     def retrieval(
@@ -243,7 +305,8 @@ class Localizer(nn.Module):
         """Scores (N, M) of all images with all audios, `chunk` images at a time, float32.
 
         similarity: "projected", the cosine of the projections (ssl_align's s_A); "mean" or "max" of the map that `maps`
-        would give the pair; "pooled", the cosine with the average of the features, of slavc the mean of both spaces;
+        would give the pair, with tokens the mean over them of that of each; "pooled", the cosine with the average of
+        the features, of slavc the mean of both spaces;
         "auto": projected where there are projections, else max. The papers do not say which they took.
         ValueError for another one, for projections that there are not, and without an image.
         """
@@ -271,7 +334,10 @@ class Localizer(nn.Module):
                     for image in images
                 ]
             pooling = ops.Max() if similarity == "max" else ops.Mean()
-            scores.append(sum(ops.pooled_similarity(*pair, pooling) for pair in zip(images, sounds)) / len(spaces))
+            tokens = ops.TokenMean() if self.has_tokens else None
+            how = {"tokens": tokens, "heads": self.config.heads}
+            pairs = zip(images, sounds)
+            scores.append(sum(ops.pooled_similarity(*pair, pooling, **how) for pair in pairs) / len(spaces))
         return torch.cat(scores)
 
     def forward(self, images: Tensor, spectrograms: Tensor) -> Tensor:

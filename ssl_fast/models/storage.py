@@ -170,7 +170,7 @@ def load_torchvision(net: nn.Module, path: str | os.PathLike) -> list[str]:
     return ignored
 
 
-_WEIGHTS = ("localizer", "momentum", "optimizer")  # in a state; all else there is plain
+_WEIGHTS = ("localizer", "loss", "momentum", "optimizer")  # in a state; all else there is plain
 
 
 def checked(path: Path, state: object) -> dict:
@@ -230,7 +230,7 @@ _FIGURES = {
     **dict.fromkeys(("step", "planned_steps", "samples", "threads"), _count),
     "ended": lambda x: isinstance(x, bool),
     "seconds": lambda x: _number(x) and x >= 0,
-    "threshold": lambda x: x is None or _number(x),
+    **dict.fromkeys(("threshold", "token_threshold"), lambda x: x is None or _number(x)),
     "layout": lambda x: isinstance(x, str),
     "history": _history,
 }

@@ -46,9 +46,9 @@ def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dt
 class _Features(nn.Module):
     """All features of a step from one forward pass, which DistributedDataParallel can wrap."""
 
-    def __init__(self, localizer: Localizer):
+    def __init__(self, localizer: Localizer, loss: nn.Module):
         super().__init__()
-        self.localizer = localizer
+        self.localizer, self.loss = localizer, loss  # the loss for its parameters, whose gradients go the same way
 
     def forward(self, images: Tensor, spectrograms: Tensor, transformed: Tensor | None) -> dict[str, Tensor]:
         features = self.localizer.visual_features(images) | self.localizer.audio_features(spectrograms)
@@ -96,18 +96,19 @@ class Learner:
         if compile:  # in place: names of the weights stay
             for net in (self.localizer.visual_net, self.localizer.audio_net):
                 net.compile()
-        self.net = self.features = _Features(self.localizer)
+        self.loss = recipe.build_loss().to(self.device)
+        self.net = self.features = _Features(self.localizer, self.loss)
         if self.processes > 1:
             self.net = nn.parallel.DistributedDataParallel(self.features)
         self.group = dist.group.WORLD if gather else None
-        self.loss = recipe.build_loss()
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-        self.parameters = [p for p in self.localizer.parameters() if p.requires_grad]
+        self.parameters = [p for p in self.features.parameters() if p.requires_grad]
         self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
 
     def state(self) -> dict:
         return {
             "localizer": self.localizer.state_dict(),
+            "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "momentum": None if self.momentum is None else self.momentum.state_dict(),
         }
@@ -116,12 +117,17 @@ class Learner:
         """Go on from a `state`, after `state["step"]` steps. ValueError where it is not that of such a learner; then
         nothing is loaded. Options of the optimizer are the recipe's."""
         localizer = fitted(state["localizer"], self.localizer.state_dict(), exact=True)
+        try:  # checkpoints from before losses had parameters have none of it
+            loss = fitted(state.get("loss", {}), self.loss.state_dict(), exact=True)
+        except ValueError as error:
+            raise ValueError(f"loss: {error}") from error
         optimizer = self._optimizer_state(state["optimizer"], state["step"])
         if (self.momentum is None) != (state["momentum"] is None):
             raise ValueError(f"momentum: expected that of {self.recipe.method}, got {type(state['momentum']).__name__}")
         if self.momentum is not None:
             self.momentum.load_state_dict(fitted(state["momentum"], self.momentum.state_dict(), exact=True))
         self.localizer.load_state_dict(localizer)
+        self.loss.load_state_dict(loss)
         self.optimizer.load_state_dict(optimizer)
 
     def _optimizer_state(self, state: object, steps: int) -> dict:
@@ -234,6 +240,10 @@ class Learner:
             audio = features["audio"]
             visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].chunk(views)]
             return self.loss(visuals, audio, self.localizer.predictor, **changes)
+        if recipe.method == "dense_av":
+            quiet = self.localizer.normalize_spectrograms(spectrograms.new_full((1, 1, 1, 1), self.front_end.quiet))
+            changes["silent"] = self.localizer.tokens_of_frames((spectrograms <= quiet).all(2)[:, 0])
+            return self.loss(features["visual"], features["audio"], generator=generator, **changes)
         if recipe.leaves_out_l1_at(progress):
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
@@ -315,6 +325,8 @@ class Learner:
                 loss = self.loss(visual, audio, visual, lambda maps: maps)
             elif method == "hard_positives":
                 loss = self.loss(visual, audio, visual, audio)
+            elif method == "dense_av":  # without regularisers
+                loss = math.log(together)
             elif method == "sspl":
                 loss = self.loss([visual, visual], audio, lambda features: (audio, audio))
             else:

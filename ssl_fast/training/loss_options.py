@@ -10,13 +10,14 @@ from ..losses import LOSSES
 from ..ops.poolings import KERNEL_POOLINGS, Pooling
 
 POOLINGS = {"mean": ops.Mean, **KERNEL_POOLINGS}
-_POSITIVE = ("tau", "beta")
+_POSITIVE = ("tau", "beta", "scale")
 
 
 def loss_options(method: str) -> dict[str, typing.Any]:
     """The options that a recipe may give the loss of `method`, by name, with their annotations in its signature."""
     types = LOSSES[method].option_types()
-    return {name: kind for name, kind in types.items() if name not in ("backend", "return_terms")}
+    fixed = ("backend", "return_terms", "heads", "normalize")  # the last two by the localizer
+    return {name: kind for name, kind in types.items() if name not in fixed}
 
 
 def read(texts: Sequence[str]) -> dict:

@@ -180,6 +180,8 @@ class Recipe:
         options = dict(self.loss)
         if "pooling" in options:
             options["pooling"] = loss_options.pooling(options["pooling"])
+        if self.method == "dense_av":  # what the maps of the localizer are
+            options |= {"heads": self.model.heads, "normalize": True}
         return LOSSES[self.method](**options)
 
     def to_dict(self) -> dict:
@@ -227,6 +229,9 @@ def check_method(method: str) -> None:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
 
 
+# Weights of DenseAV's regularisers.
+_DENSE_AV = {"negative_pressure": 0.01, "silence": 0.01, "total_variation": 0.01, "head_specialization": 0.05}
+
 # Losses of the small nets. Where a published temperature of .03 does not start from scratch within minutes, it is .07.
 # FNAC's L1 terms are means over the entries of matrices whose rows sum to 1, so their weights go with the batch: 100
 # for 128 as published are 25 for 32.
@@ -241,6 +246,7 @@ _QUICKSTART: dict[str, dict] = {
     # without neighbours, another draw of the sample itself
     "hard_positives": {"views": ("augmented", "augmented"), "loss": {"symmetric": True}},
     "sspl": {"views": ("augmented", "augmented"), "pooling_warm_up": None},
+    "dense_av": {"loss": {"scale": 14.0, **_DENSE_AV, "silence": 1.0}, "masks": "silence"},
 }
 
 # As published. What a paper leaves open is filled in from its nearest relative: EZ-VSL for SSL-Align's and MarginNCE's
@@ -250,7 +256,10 @@ _QUICKSTART: dict[str, dict] = {
 # SLAVC's paper has a weight decay of 1e-4, its program none. FNAC waits 5 epochs for its L1 terms, as its scripts do (3
 # where its program is not told), and its masks lie where they were meant to. HardPos has LVS's net and loss, and so its
 # recipe. SSPL's program trains heads on frozen VGG-16 and VGGish nets, with the predictive coding module at 2e-5 to
-# 5e-5; the nets here are ResNet-18s that learn, at the others' rate.
+# 5e-5; the nets here are ResNet-18s that learn, at the others' rate. DenseAV's program trains DINO and HuBERT nets by
+# low-rank updates; here too they are ResNet-18s, with 14 x 14 cells and a token for every 16 frames (.24 s) of LVS's
+# 10 s, trained as EZ-VSL's. Products are those of unit vectors, so that maps have the units of all others, and the
+# learned scale starts near 1 / .07. Heads, batch and weights of the regularisers are the program's.
 _PUBLISHED: dict[str, dict] = {
     "ssl_align": {
         "epochs": 50,
@@ -290,6 +299,7 @@ _PUBLISHED: dict[str, dict] = {
         "views": ("augmented", "conceptual"),
     },
     "sspl": {"batch_size": 256, "weight_decay": 1e-4, "optimizer": "adamw", "views": ("augmented", "augmented")},
+    "dense_av": {"batch_size": 40, "front_end": "lvs", "loss": {"scale": 14.0, **_DENSE_AV}},
 }
 
 
@@ -324,6 +334,7 @@ RECIPES = {"quickstart": quickstart, "published": published}
 PUBLISHED_START = {
     **dict.fromkeys(("ez_vsl", "slavc", "fnac", "sspl"), "ImageNet weights"),
     **dict.fromkeys(("lvs", "ssl_tie", "ssl_align", "hard_positives"), "scratch"),
+    "dense_av": "DINO weights of another net",
     "margin_nce": "weights that its paper does not name",
 }
 

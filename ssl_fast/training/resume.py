@@ -11,7 +11,7 @@ import torch
 
 from .. import distributed
 from ..data.sample_lists import some
-from ..models import storage
+from ..models import LocalizerConfig, storage
 from ..reproducibility import fingerprint, samples_record
 from .recipes import Recipe
 
@@ -52,6 +52,10 @@ def run_fingerprint(
     }
 
 
+def _defaults(kind: type) -> dict:
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+
+
 def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     """State of the checkpoint in `out` (or of the one before it, with a warning); None where there is none yet.
 
@@ -67,7 +71,8 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
     for name, value in expected.items():
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             # of fields that are younger than the run, the defaults
-            before = {f.name: f.default for f in fields(Recipe) if f.default is not MISSING} | state[name]
+            before = _defaults(Recipe) | state[name]
+            before["model"] = _defaults(LocalizerConfig) | before["model"]
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(before.get(k)))
             if changed:
                 got = ", ".join(f"{k}={before.get(k)!r}" for k in changed)

@@ -86,14 +86,28 @@ class FrontEnd:
     @property
     def shape(self) -> tuple[int, int]:
         """(F, T) of the spectrogram of `samples` samples."""
-        if self.mel:
-            return self.window // 2 + 1, self.samples // self.hop + 1
-        return (self.window // 2 + 1) // self.pool, ((self.samples - self.window) // self.hop + 1) // self.pool
+        return (self.window // 2 + 1) // (1 if self.mel else self.pool), self.frame_count(self.samples)
+
+    def frame_count(self, samples: int) -> int:
+        """Frames of the spectrogram of so many samples; below 1: of too few."""
+        return samples // self.hop + 1 if self.mel else ((samples - self.window) // self.hop + 1) // self.pool
+
+    def seconds_of_frames(self, frames: np.ndarray) -> np.ndarray:
+        """Seconds into the waveform on which frames of the spectrogram (0, 1, ..., or between them) are centred."""
+        centres = (frames * self.pool + (self.pool - 1) / 2) * self.hop
+        return (centres + (0 if self.mel else self.window / 2)) / self.sample_rate
 
     @property
     def silence(self) -> float:
         """Value of all cells in the spectrogram of digital silence, the lowest there is."""
         return 10 * math.log10(_MEL_FLOOR) if self.mel else math.log(self.floor) / self.scale
+
+    @property
+    def quiet(self) -> float:
+        """Value up to which a cell counts as silent, 1 dB above `silence`: a frame none of whose cells is above it has
+        a power density of at most .26 `floor` everywhere. By `floor` 1e-7 that is white noise some 45 dB below full
+        scale, or a tone some 58 dB below it."""
+        return self.silence + (1 if self.mel else math.log(10) / 10 / self.scale)
 
     def spectrogram(self, waveforms: Tensor) -> Tensor:
         """Waveforms (..., samples) -> log(psd + floor) / scale, pooled: (..., F, T) float32, on the waveforms' device.

@@ -22,7 +22,7 @@ import contextlib
 import itertools
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -78,11 +78,22 @@ def middle_frame(path: str | os.PathLike) -> np.ndarray:
 def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarray]]:
     """Frames in the middle of each whole second of a video (of a shorter one, of all of it): the time in seconds from
     the first frame, and the frame shown then, uint8 (H, W, 3) RGB, upright. Raises MediaError, which names the file."""
+    return _frames_at(path, lambda length: [k + 0.5 for k in range(int(length + 0.01))] or [length / 2])
+
+
+def frames_at(path: str | os.PathLike, times: Sequence[float]) -> Iterator[tuple[float, np.ndarray]]:
+    """The same at given times, in ascending order, from 0 on; at times after the end, the last frame."""
+    return _frames_at(path, lambda length: times)
+
+
+def _frames_at(
+    path: str | os.PathLike, choose: Callable[[float], Sequence[float]]
+) -> Iterator[tuple[float, np.ndarray]]:
+    """Frames at the times that `choose` takes of a video of so many seconds."""
     with _opened(path) as container:
         stream = _stream(path, container, "video")
         (stamps, end), unit = _shown(path, container, stream), stream.time_base
-    length = float((end - stamps[0]) * unit)
-    times = [k + 0.5 for k in range(int(length + 0.01))] or [length / 2]
+    times = choose(float((end - stamps[0]) * unit))
     wanted: dict[int, list[float]] = {}
     for time in times:
         wanted.setdefault(_stamp(stamps, stamps[0] + time / unit), []).append(time)
@@ -94,45 +105,49 @@ def frames_of_seconds(path: str | os.PathLike) -> Iterator[tuple[float, np.ndarr
         raise MediaError(f"{path}: the frame at {min(min(wanted.values())):.1f} s cannot be decoded")
 
 
-def write_film(path: str | os.PathLike, pictures: Iterable[np.ndarray], sound: np.ndarray, rate: int) -> None:
-    """An mp4 file that shows each picture, uint8 (H, W, 3) of one size, for a second, written as they come; sound:
-    float32 (samples, channels) in [-1, 1] of `rate` Hz, of which the first two channels are kept and not more than
-    there is to see."""
+def write_film(
+    path: str | os.PathLike, pictures: Iterable[np.ndarray], sound: np.ndarray, rate: int, step: Fraction = Fraction(1)
+) -> None:
+    """An mp4 file that shows each picture, uint8 (H, W, 3) of one size, for `step` seconds, written as they come;
+    sound: float32 (samples, channels) in [-1, 1] of `rate` Hz, of which the first two channels are kept and not more
+    than there is to see."""
     av = pyav()
     pictures = iter(pictures)
     first = next(pictures)
     height, width = (side // 2 * 2 for side in first.shape[:2])  # what H.264 can halve
     layout = "mono" if sound.shape[1] == 1 else "stereo"
+    copies = max(1, round(step * _RATE))
     with av.open(f"file:{os.fspath(path)}", "w") as container:
-        video = container.add_stream("libx264", rate=_RATE, options={"crf": "18"})
+        video = container.add_stream("libx264", rate=copies / step, options={"crf": "18"})
         video.height, video.width = height, width
         video.pix_fmt, video.codec_context.thread_count = "yuv420p", 1
         audio = container.add_stream("aac", rate=rate, layout=layout)
         for k, picture in enumerate(itertools.chain([first], pictures)):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
             frame = frame.reformat(format="yuv420p", threads=1)
-            frame.time_base = Fraction(1, _RATE)
-            for frame.pts in range(k * _RATE, (k + 1) * _RATE):
+            frame.time_base = step / copies
+            for frame.pts in range(k * copies, (k + 1) * copies):
                 container.mux(video.encode(frame))
-            part = sound[k * rate : (k + 1) * rate, :2]
+            first = int(k * step * rate)
+            part = sound[first : int((k + 1) * step * rate), :2]
             if len(part):
                 heard = av.AudioFrame.from_ndarray(np.ascontiguousarray(part.T), "fltp", layout)
-                heard.sample_rate, heard.pts = rate, k * rate
+                heard.sample_rate, heard.pts = rate, first
                 container.mux(audio.encode(heard))
         for stream in (video, audio):
             container.mux(stream.encode(None))
 
 
-def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray]) -> None:
-    """A gif file that shows each picture, uint8 (H, W, 3) of one size, for a second, again and again; written as they
-    come, as Pillow would hold all of them."""
+def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray], step: Fraction = Fraction(1)) -> None:
+    """A gif file that shows each picture, uint8 (H, W, 3) of one size, for `step` seconds, of which the format keeps
+    two decimals, again and again; written as they come, as Pillow would hold all of them."""
     from PIL import Image
 
     av = pyav()
     pictures = iter(pictures)
     first = next(pictures)
     with av.open(f"file:{os.fspath(path)}", "w", options={"loop": "0"}) as container:
-        stream = container.add_stream("gif", rate=1)
+        stream = container.add_stream("gif", rate=1 / step)
         stream.height, stream.width, stream.pix_fmt = *first.shape[:2], "pal8"
         for k, picture in enumerate(itertools.chain([first], pictures)):
             indices = Image.fromarray(picture).quantize()
@@ -141,7 +156,7 @@ def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray]) -> None:
             colours[: len(used), 1:] = used
             pixels = np.asarray(indices), colours
             frame = av.VideoFrame.from_ndarray(pixels, format="pal8")  # pyright: ignore[reportArgumentType]
-            frame.pts, frame.time_base = k, Fraction(1)
+            frame.pts, frame.time_base = k, step
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 

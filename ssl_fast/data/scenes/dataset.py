@@ -7,7 +7,8 @@
     one = scenes.scene(scenes.Settings(), "duo", 7)   # image, masks, boxes, categories, waveforms
 
 Splits: `train` (one to three objects; the sound of one of them), `val` (half of one, half of two objects; for
-choosing thresholds), and the tests `single`, `duo` and `trio` (one, two, three objects). Every split but train has
+choosing thresholds), the tests `single`, `duo` and `trio` (one, two, three objects), and `sequence`, two objects whose
+sounds follow each other in longer clips. Every split but train has
 one sample per visible object, so the samples of one image share its image id. Categories, variety and determinism:
 see generator.py; files and cache: see store.py.
 """
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from ..datasets import SampleSet
 from ..io.front_ends import FRONT_ENDS, FrontEnd
-from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, scene
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, clip_samples, scene, stretches
 from .sounds import SAMPLE_RATE
 from .store import Arrays, CacheError, default_cache, load_arrays, split_folder
 
@@ -55,7 +56,7 @@ def load(
 ) -> Scenes:
     """A split as a sample set in memory; generated where the cache does not have it.
 
-    split: "train", "val", "single", "duo" or "trio". cache: folder of the cache, default $SSL_FAST_CACHE or
+    split: "train", "val", "single", "duo", "trio" or "sequence". cache: folder of the cache, default $SSL_FAST_CACHE or
     ~/.cache/ssl_fast. progress: show a bar while generating. workers: processes that generate; 0: this process; None:
     one per available core, at most 8, none for a small split.
 
@@ -70,12 +71,15 @@ class Scenes(SampleSet):
 
     Sample i is the sound of one visible object with the image that shows it; see SampleSet for what a sample set
     offers. Further: `split`, `settings`, `boxes` (len, 4) int32: left, top, right, bottom (exclusive) in pixels of
-    each sample's sounding object, `spectrograms` (len, 1, F, T) float32.
+    each sample's sounding object, `spectrograms` (len, 1, F, T) float32, `heard` (len, 2) float64: seconds from and
+    until which the object sounds, of `sequence` a part of the clip. What is heard of an image of `sequence` is the sum
+    of the waveforms of its samples.
     """
 
     def __init__(self, split: str, settings: Settings, arrays: Arrays):
         self.split, self.settings = split, settings
-        self.front_end: FrontEnd = replace(FRONT_ENDS["scenes"], seconds=settings.seconds)
+        samples = clip_samples(settings, split)
+        self.front_end: FrontEnd = replace(FRONT_ENDS["scenes"], seconds=samples / SAMPLE_RATE)
         if self.front_end.sample_rate != SAMPLE_RATE:
             raise ValueError(f"front end: expected {SAMPLE_RATE} Hz, got {self.front_end.sample_rate}")
         image, category = arrays.objects.T
@@ -91,6 +95,10 @@ class Scenes(SampleSet):
         self.visible = [frozenset(shown[i]) for i in self._image]
         self.image_ids = [f"{split}-{i:05d}" for i in self._image]
         self.ids = [f"{image_id}-{name}" for image_id, name in zip(self.image_ids, self.categories)]
+        self.heard = np.tile(np.array([0, samples]) / SAMPLE_RATE, (len(self.ids), 1))
+        if split == "sequence":  # its objects all sound, and lie in the order of painting
+            times = [stretches(settings, index) for index in range(len(arrays.images))]
+            self.heard = np.concatenate(times) / SAMPLE_RATE
         self.has_ground_truth = True
         self.spectrograms = self._transform()
 

@@ -54,7 +54,8 @@ CATALOGUE: dict[str, Category] = {
 }
 CATEGORIES: tuple[str, ...] = tuple(CATALOGUE)
 
-SPLITS = {"train": 0, "val": 1, "single": 2, "duo": 3, "trio": 4}  # the codes seed the streams: never renumber
+# The codes seed the streams: never renumber.
+SPLITS = {"train": 0, "val": 1, "single": 2, "duo": 3, "trio": 4, "sequence": 5}
 TRAIN_OBJECTS = (0.4, 0.4, 0.2)  # how often a training scene has one, two, three objects
 SIZES = {
     1: (0.45, 0.80),
@@ -63,20 +64,23 @@ SIZES = {
 }  # side of an object's frame over that of the image, by number of objects
 SPACING = 0.95  # centres are this many mean frames apart, along x or y: objects touch at most
 MARGIN = 0.48  # a centre is this share of its frame inside the image
+# Of `sequence`, in clips of the other splits: length, that of each object's sound, least silence around each.
+SEQUENCE_LENGTH, SEQUENCE_SOUND, SEQUENCE_SILENCE = 4, (0.8, 1.1), 0.4
+FADE = 0.01  # seconds in which a sound of `sequence` rises and falls
 NOISE = 0.02  # standard deviation of the pixel noise, image range [0, 1]
 # The least visible part of an object, of its own area and of the image's; else drawn again.
 VISIBLE_SHARE, VISIBLE_AREA = 0.7, 0.008
 ATTEMPTS, CANDIDATES = 100, 64
 
 # Purposes of streams. The sound of the object at position k has purpose SOUND + k.
-_BALANCE, _COMPOSITION, _PICTURE, _SOUND = 0, 1, 2, 8
+_BALANCE, _COMPOSITION, _PICTURE, _TIMES, _SOUND = 0, 1, 2, 3, 8
 
 
 @dataclass(frozen=True)
 class Settings:
     """Settings of the generator: `seed`, side of the square images in pixels, number of categories (the first of
-    CATEGORIES), number of images in each split, and length of the sounds. Raises ValueError naming the field that is
-    out of range."""
+    CATEGORIES), number of images in each split, and length of the sounds, of which those of `sequence` have
+    SEQUENCE_LENGTH times as much. Raises ValueError naming the field that is out of range."""
 
     seed: int = 0
     size: int = 112
@@ -86,6 +90,7 @@ class Settings:
     single: int = 300
     duo: int = 300
     trio: int = 150
+    sequence: int = 150
     seconds: float = 1.0
 
     def __post_init__(self):
@@ -130,7 +135,8 @@ class Scene:
     image (H, W, 3) uint8 RGB; masks (k, H, W) bool, disjoint: what is visible of each object; boxes (k, 4) int32,
     left, top, right, bottom in pixels, right and bottom exclusive, tight around the masks; categories of the k
     objects, all different; sounding: positions of the s objects that sound; waveforms (s, samples) int16 at 16 kHz,
-    in the order of `sounding`.
+    in the order of `sounding`; of `sequence` 0 outside the object's own time (`stretches`), so that their sum is what
+    is heard.
     """
 
     image: np.ndarray
@@ -148,14 +154,31 @@ def scene(settings: Settings, split: str, index: int) -> Scene:
     """
     objects = compose(settings, split, index)
     image, masks = _picture(_stream(settings, split, index, _PICTURE), objects.categories, settings.size)
-    waveforms = [
-        sounds.render_sound(
-            CATALOGUE[objects.categories[k]].timbre, _stream(settings, split, index, _SOUND + k), settings.samples
-        )
-        for k in objects.sounding
-    ]
+    waveforms = np.zeros((len(objects.sounding), samples := clip_samples(settings, split)), np.int16)
+    times = stretches(settings, index) if split == "sequence" else [(0, samples)] * len(objects.categories)
+    for waveform, k in zip(waveforms, objects.sounding):
+        (start, stop), timbre = times[k], CATALOGUE[objects.categories[k]].timbre
+        sound = sounds.render_sound(timbre, _stream(settings, split, index, _SOUND + k), stop - start)
+        waveform[start:stop] = sounds.faded(sound, FADE) if split == "sequence" else sound
     boxes = np.stack([bounding_box(mask) for mask in masks])
-    return Scene(image, masks, boxes, objects.categories, objects.sounding, np.stack(waveforms))
+    return Scene(image, masks, boxes, objects.categories, objects.sounding, waveforms)
+
+
+def clip_samples(settings: Settings, split: str) -> int:
+    """Length of the waveforms of a split."""
+    return settings.samples * (SEQUENCE_LENGTH if split == "sequence" else 1)
+
+
+def stretches(settings: Settings, index: int) -> list[tuple[int, int]]:
+    """First sample, and the one after the last, of each object's sound in scene `index` of `sequence`, in the order of
+    painting: one object sounds, then nothing, then the other; there is silence before and after, too."""
+    rng = _stream(settings, "sequence", index, _TIMES)
+    lengths = rng.uniform(*SEQUENCE_SOUND, 2)
+    spare = SEQUENCE_LENGTH - lengths.sum() - 3 * SEQUENCE_SILENCE
+    first, second = np.sort(rng.random(2)) * spare  # of what is spare, before the first sound and before the second
+    starts = first + SEQUENCE_SILENCE, second + 2 * SEQUENCE_SILENCE + lengths[0]
+    times = [tuple(round(t * settings.samples) for t in (start, start + n)) for start, n in zip(starts, lengths)]
+    return [times[k] for k in rng.permutation(2)]
 
 
 def compose(settings: Settings, split: str, index: int) -> Composition:
@@ -195,7 +218,7 @@ def _object_count(rng: np.random.Generator, split: str, index: int) -> int:
         return 1 + int(np.searchsorted(np.cumsum(TRAIN_OBJECTS)[:-1], rng.random(), side="right"))
     if split == "val":  # half like single, half like duo
         return 1 + index % 2
-    return {"single": 1, "duo": 2, "trio": 3}[split]
+    return {"single": 1, "duo": 2, "trio": 3, "sequence": 2}[split]
 
 
 def _picture(rng: np.random.Generator, categories: Sequence[str], size: int) -> tuple[np.ndarray, np.ndarray]:

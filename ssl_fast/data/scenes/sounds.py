@@ -30,6 +30,14 @@ def render_sound(timbre: Timbre, rng: np.random.Generator, samples: int) -> np.n
     return np.rint(sound * 32767).astype(np.int16)
 
 
+def faded(sound: np.ndarray, seconds: float) -> np.ndarray:
+    """int16 (samples,) that rises from 0 and falls to 0 within so many seconds, without a click."""
+    rise = np.sin(np.pi / 2 * np.arange(int(seconds * SAMPLE_RATE)) / int(seconds * SAMPLE_RATE)) ** 2
+    gain = np.ones(len(sound))
+    gain[: len(rise)], gain[len(sound) - len(rise) :] = rise, rise[::-1]
+    return np.rint(sound * gain).astype(np.int16)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Building blocks
 

@@ -31,7 +31,7 @@ from typing import IO, cast
 import numpy as np
 
 from ...files import naming
-from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, compose, scene
+from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, clip_samples, compose, scene
 
 MANIFEST = "manifest.json"
 MOST_WORKERS, LEAST_SCENES = 8, 50  # workers by default: at most, and fewest scenes that are worth a process
@@ -192,7 +192,7 @@ def _allocate(folder: Path, split: str, settings: Settings) -> Arrays:
         "boxes": ((objects, 4), np.int32),
         "objects": ((objects, 2), np.int32),
         "sounds": ((sounds,), np.int32),
-        "waveforms": ((sounds, settings.samples), np.int16),
+        "waveforms": ((sounds, clip_samples(settings, split)), np.int16),
     }
     arrays = {}
     for name, (shape, dtype) in layout.items():
