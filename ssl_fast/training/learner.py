@@ -18,7 +18,6 @@ from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..models import Localizer, Momentum, build
 from ..models.storage import fitted, load_torchvision
-from ..ops.reference import accumulate_dtype
 from ..reproducibility import derived_seed
 from ..stages import Stages
 from .recipes import Recipe
@@ -184,10 +183,9 @@ class Learner:
         return torch.cat([pair[0] for pair in inputs]), torch.cat([pair[1] for pair in inputs])
 
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
-        """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            features = net(*inputs)
-        return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
+        """Raw features in the dtype that the nets compute in, of which the losses' cosines and logits are float32."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return net(*inputs)
 
     def batch_loss(
         self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
@@ -237,8 +235,8 @@ class Learner:
             )
             return self.loss(visual, audio, similar_visual, similar_audio, **changes)
         if recipe.method == "sspl":
-            audio = features["audio"]
-            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].chunk(views)]
+            audio = features["audio"].float()  # as the loss has no map of all pairs, and nets of its own in float32
+            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].float().chunk(views)]
             return self.loss(visuals, audio, self.localizer.predictor, **changes)
         if recipe.method == "dense_av":
             quiet = self.localizer.normalize_spectrograms(spectrograms.new_full((1, 1, 1, 1), self.front_end.quiet))
