@@ -18,7 +18,7 @@ from ssl_fast.training import loop as training
 from ssl_fast.training import metrics_log, recipes
 from ssl_fast.training.learner import Learner, TrainingError
 from ssl_fast.training.loop import train
-from ssl_fast.training.recipes import recipe
+from ssl_fast.training.recipes import METHODS, recipe
 from ssl_fast.training.sampler import StepSampler
 from training_toys import ToySet, loaded
 
@@ -280,6 +280,7 @@ def test_the_learned_scale_is_trained_saved_and_needed(tmp_path):
 RESUMED = {
     "ssl_align": {},
     "lvs": {"precision": "bfloat16"},
+    "margin_nce": {"precision": "float16"},
     # dropout and momentum nets: what a step draws, and what only the checkpoint can carry over
     "slavc": {"momentum_decay": 0.9, "model": LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5)},
     "ssl_tie": {"augmentation": "crop"},
@@ -528,6 +529,50 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
         learner.step(3, *first(samples), 0.5, ["a", "b"])
     after = weights(learner.localizer)
     assert all(torch.equal(before[name], after[name]) for name, _ in learner.localizer.named_parameters())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_get_features_in_the_dtype_of_the_nets(method, monkeypatch):
+    learner = Learner(tiny(method, precision="bfloat16"))
+    generator, seen = torch.Generator(), []
+    batch = first(ToySet(), views=len(learner.recipe.views))
+    features = learner._features
+
+    def loss(dtype):
+        def converted(*inputs):
+            given = features(*inputs)
+            seen.extend(x.dtype for x in given.values())
+            return {name: x.to(dtype) for name, x in given.items()}
+
+        monkeypatch.setattr(learner, "_features", converted)
+        return learner.batch_loss(*batch, 1.0, generator.manual_seed(1))
+
+    of_bfloat16, of_float32 = loss(torch.bfloat16), loss(torch.float32)
+    assert set(seen) == {torch.bfloat16} and of_bfloat16.dtype == of_float32.dtype == torch.float32
+    rounding = 2e-3 if method == "dense_av" else 1e-4  # its unit vectors of all heads are rounded to the dtype
+    assert of_bfloat16.item() == pytest.approx(of_float32.item(), rel=rounding)
+
+
+def test_float16_leaves_out_steps_whose_gradient_overflows():
+    learner, exact = (Learner(tiny(precision=name)) for name in ("float16", "float32"))
+    batch = first(ToySet())
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 256.0})
+    records = [learner.step(0, *batch, 0.5, ["a", "b"]), exact.step(0, *batch, 0.5, ["a", "b"])]
+    assert records[0]["gradient_norm"] == pytest.approx(records[1]["gradient_norm"], rel=0.05)
+    before = weights(learner.localizer)
+    hook = learner.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    for number in (1, 2):
+        record = learner.step(number, *batch, 0.5, ["a", "b"])
+        assert "gradient_norm" not in record and record["loss_scale"] == 256 / number
+    names = [name for name, _ in learner.localizer.named_parameters()]
+    assert all(torch.equal(before[name], weights(learner.localizer)[name]) for name in names)
+    hook.remove()
+    learner.step(3, *batch, 0.5, ["a", "b"])
+    assert not any(torch.equal(before[name], weights(learner.localizer)[name]) for name in names)
+    learner.scaler.update(1.0)
+    learner.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    with pytest.raises(TrainingError, match="step 4: the norm of the gradient is (inf|nan) for the samples a, b"):
+        learner.step(4, *batch, 0.5, ["a", "b"])
 
 
 def test_signal_after_the_last_step_is_not_lost(monkeypatch):

@@ -62,8 +62,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=positive(int), metavar="N", help="default: the recipe's")
     add(
         "--precision",
-        choices=("auto", "float32", "bfloat16"),
-        help="of the nets (default: auto, bfloat16 where the hardware has it)",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="of the nets (default: auto, bfloat16 where the hardware has it; float16 for GPUs without it)",
     )
     add(
         "--accumulation",

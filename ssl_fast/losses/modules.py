@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.reference import accumulate_dtype, unit
 from .cross_entropy import check_tau
 from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
 from .neighbors import hard_positives
@@ -129,7 +130,7 @@ class DenseAV(Loss, function=dense_av):
         weights = {name: options.pop(name) for name in self.regularisers}
         loss = self.function(visual, audio, **options)
         if options["normalize"]:
-            visual, audio = (nn.functional.normalize(x, dim=1) for x in (visual, audio))
+            visual, audio = (unit(x, accumulate_dtype(x)) for x in (visual, audio))
         terms = {
             "negative_pressure": partial(negative_pressure, generator=generator),
             "silence": None if silent is None else partial(silence, silent=silent),

@@ -4,11 +4,11 @@ import itertools
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
 from ..ops.poolings import Pooling
+from ..ops.reference import accumulate_dtype, unit
 from ..ops.tokens import TokenPooling
 from .cross_entropy import check_tau, contrast, gather_tokens, join
 from .options import check_choice
@@ -73,7 +73,8 @@ def dense_av(
     else:
         scores = ops.pooled_similarity(visual, audio, pooling, tokens=gathered, **options)
     if mean_weight:
-        cells, sounds = (F.normalize(x, dim=1) if normalize else x for x in (visual, audio))
+        dtype = accumulate_dtype(visual)
+        cells, sounds = (unit(x, dtype) if normalize else x.to(dtype) for x in (visual, audio))
         options["normalize"] = False
         of_mean = ops.pooled_similarity(cells.mean((2, 3), keepdim=True), sounds, ops.Max(), tokens=gathered, **options)
         scores = (1 - mean_weight) * scores + mean_weight * of_mean

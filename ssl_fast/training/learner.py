@@ -18,7 +18,6 @@ from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..models import Localizer, Momentum, build
 from ..models.storage import fitted, load_torchvision
-from ..ops.reference import accumulate_dtype
 from ..reproducibility import derived_seed
 from ..stages import Stages
 from .recipes import Recipe
@@ -104,12 +103,14 @@ class Learner:
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.parameters = [p for p in self.features.parameters() if p.requires_grad]
         self.optimizer = make(self.parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == torch.float16)
 
     def state(self) -> dict:
         return {
             "localizer": self.localizer.state_dict(),
             "loss": self.loss.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
             "momentum": None if self.momentum is None else self.momentum.state_dict(),
         }
 
@@ -122,6 +123,11 @@ class Learner:
         except ValueError as error:
             raise ValueError(f"loss: {error}") from error
         optimizer = self._optimizer_state(state["optimizer"], state["step"])
+        scaler, own = state.get("scaler", {}), self.scaler.state_dict()
+        if scaler.keys() != own.keys() or not all(
+            isinstance(x, (int, float)) and 0 <= x < math.inf for x in scaler.values()
+        ):
+            raise ValueError(f"scaler: expected numbers {', '.join(own) or '(none)'}, got {scaler!r:.200}")
         if (self.momentum is None) != (state["momentum"] is None):
             raise ValueError(f"momentum: expected that of {self.recipe.method}, got {type(state['momentum']).__name__}")
         if self.momentum is not None:
@@ -129,6 +135,8 @@ class Learner:
         self.localizer.load_state_dict(localizer)
         self.loss.load_state_dict(loss)
         self.optimizer.load_state_dict(optimizer)
+        if own:
+            self.scaler.load_state_dict(scaler)
 
     def _optimizer_state(self, state: object, steps: int) -> dict:
         """State of the optimizer after so many steps, in the memory formats of the parameters: fused kernels of Adam do
@@ -142,8 +150,8 @@ class Learner:
             try:
                 like = {"step": torch.zeros(()), "exp_avg": parameter, "exp_avg_sq": parameter}
                 found = fitted(moment, like, exact=True)
-                if not 1 <= found["step"] <= steps or (found["exp_avg_sq"] < 0).any():
-                    raise ValueError(f"expected 1 to {steps} steps, and squares >= 0, got {found['step']:g} steps")
+                if not 0 <= found["step"] <= steps or (found["exp_avg_sq"] < 0).any():
+                    raise ValueError(f"expected at most {steps} steps, and squares >= 0, got {found['step']:g} steps")
             except ValueError as error:
                 raise ValueError(f"optimizer: parameter {index}: {error}") from error
             for name in ("exp_avg", "exp_avg_sq"):
@@ -184,10 +192,9 @@ class Learner:
         return torch.cat([pair[0] for pair in inputs]), torch.cat([pair[1] for pair in inputs])
 
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
-        """Raw features, float32: the losses' cosines and logits are never in reduced precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-            features = net(*inputs)
-        return {name: value.to(accumulate_dtype(value)) for name, value in features.items()}
+        """Raw features in the dtype that the nets compute in, of which the losses' cosines and logits are float32."""
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            return net(*inputs)
 
     def batch_loss(
         self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
@@ -237,8 +244,8 @@ class Learner:
             )
             return self.loss(visual, audio, similar_visual, similar_audio, **changes)
         if recipe.method == "sspl":
-            audio = features["audio"]
-            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].chunk(views)]
+            audio = features["audio"].float()  # as the loss has no map of all pairs, and nets of its own in float32
+            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].float().chunk(views)]
             return self.loss(visuals, audio, self.localizer.predictor, **changes)
         if recipe.method == "dense_av":
             quiet = self.localizer.normalize_spectrograms(spectrograms.new_full((1, 1, 1, 1), self.front_end.quiet))
@@ -251,7 +258,8 @@ class Learner:
     def step(self, number: int, images: Tensor, sounds: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
         """Step `number` on one batch (see `batch_loss`); its figures.
 
-        TrainingError naming `ids` where loss or gradient is not finite.
+        TrainingError naming `ids` where loss or gradient is not finite; with float16 a gradient may be, of which there
+        is no norm then, as long as a smaller scale of the loss can be tried.
         """
         draw = number * self.processes + self.rank
         torch.manual_seed(derived_seed(self.seed, 2, draw))
@@ -266,21 +274,24 @@ class Learner:
             with self.stages("loss"):
                 loss = self.batch_loss(*part, progress, generator) / parts
             with self.stages("backward"):
-                loss.backward()
+                self.scaler.scale(loss).backward()
             value += loss.item()
         value = distributed.total(value / self.processes, self.device)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        for name, x in (("loss", value), ("norm of the gradient", norm := norm.item())):
-            if not math.isfinite(x):
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None]).item()
+        scale = self.scaler.get_scale()
+        # beyond float16 for its scale alone: the scaler leaves this step out, and halves the scale
+        skipped = math.isfinite(value) and not math.isfinite(norm) and scale > 1
+        for name, x in (("loss", value), ("norm of the gradient", norm)):
+            if not (math.isfinite(x) or skipped):
                 every = distributed.collect(ids, len(ids) * self.processes)
                 raise TrainingError(f"step {number}: the {name} is {x} for the samples {', '.join(every)}")
-        self.optimizer.step()
-        return {
-            "loss": value,
-            "gradient_norm": norm,
-            "learning_rate": rate,
-            "mean_weight": self.recipe.mean_weight_at(progress),
-        }
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        figures = {"loss": value, "learning_rate": rate, "mean_weight": self.recipe.mean_weight_at(progress)}
+        if not skipped:
+            figures["gradient_norm"] = norm
+        return figures | ({"loss_scale": scale} if self.scaler.is_enabled() else {})
 
     def broadcast_buffers(self) -> None:
         """Give all processes the batch statistics of the first, which its checkpoints hold. Each step begins with that

@@ -16,7 +16,7 @@ VIEWS = ("original", "augmented", "conceptual")
 _CHOICES = {
     "optimizer": ("adamw", "adam"),
     "decay": ("cosine", "constant"),
-    "precision": ("auto", "float32", "bfloat16"),
+    "precision": ("auto", "float32", "bfloat16", "float16"),
     "augmentation": ("none", "shift", "crop", *POLICIES),
     "masks": ("none", *MASKS),
     "fit": FITS,
@@ -42,7 +42,8 @@ class Recipe:
         poolings (soft threshold, maximum) can collapse without it when nets start from scratch: they select before
         there is anything to select. None: no warm-up. slavc and sspl, which pool in other ways, have none.
     precision: of the nets' convolutions; "auto" is bfloat16 where the processor computes with it, else float32. The
-        losses are computed in float32 always.
+        features that they give have its dtype, scores and losses are float32 always. "float16", for GPUs without
+        bfloat16, scales the loss (torch.amp.GradScaler): a step whose gradient overflows is left out.
     augmentation: of squares, "shift" (flip, shift by up to a twelfth) or "crop" (flip, random resized crop with an area
         of `crop_area` or more), with sounds shifted circularly in time by either; or of whole frames, one of
         transforms.POLICIES. vertical_flip: with "shift", images are turned upside down too, for sets without up and
