@@ -1,6 +1,7 @@
 """The CUDA kernels, compiled as C++ and run on the CPU: every op, against the truth in numpy."""
 
 import contextlib
+import ctypes
 import platform
 import shutil
 
@@ -21,6 +22,8 @@ from op_checks import (
     relative_errors,
     truth_of,
 )
+from ptx_checks import DTYPES as MMA_DTYPES
+from ptx_checks import check_ldmatrix, check_mma
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
 from ssl_fast.ops import checks, cuda_chunks
@@ -44,18 +47,23 @@ def kernels(tmp_path_factory):
     return load(path)
 
 
+STREAM = 0x51EA0  # not the default stream, which is 0
+
+
 @pytest.fixture
 def emulated(kernels, monkeypatch):
-    """From here on, ops on CPU tensors run the CUDA kernels, of this module."""
+    """From here on, ops on CPU tensors run the CUDA kernels, of this module. All are launched on STREAM."""
 
     @contextlib.contextmanager
     def launch_on(tensor):
         with checks.without_autocast(tensor):
-            yield launches.Launch(kernels, {})
+            yield launches.Launch(kernels, {"stream": STREAM})
 
     monkeypatch.setattr(launches, "launch_on", launch_on)
     monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
-    return kernels
+    kernels.take_streams()
+    yield kernels
+    assert set(kernels.take_streams()) <= {STREAM}
 
 
 def features_of(name, shape, dtype, layout="contiguous"):
@@ -241,6 +249,27 @@ def test_emulation_of_dot_products(pooling, dtype, emulated):
     for one, other in zip(found, torch.autograd.grad(want, (visual, audio), upstream.double()), strict=True):
         tolerance = 2e-5 if dtype.itemsize > 2 else 2e-2
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_launches_are_recorded_with_their_stream(emulated):
+    visual, audio = torch.randn(3, 8, 2, 3, requires_grad=True), torch.randn(5, 8)
+    ops.pooled_similarity(visual, audio, ops.SoftThreshold()).sum().backward()
+    streams = emulated.take_streams()
+    assert len(streams) >= 4 and set(streams) == {STREAM}  # packing, scores, slopes, gradients
+
+
+def test_static_shared_memory_is_found(kernels):
+    """The linker's script goes by names: at least the arrays of pack_kernel and channel_sums, in float64."""
+    assert kernels.static_shared_bytes() > 8 * (2 * 16 * 32 + 32 * 65)
+
+
+def test_ldmatrix_wrapper_in_the_emulation(kernels):
+    check_ldmatrix(ctypes.CDLL(kernels.__file__), "cpu")
+
+
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+def test_mma_wrapper_in_the_emulation(dtype, kernels):
+    check_mma(ctypes.CDLL(kernels.__file__), "cpu", dtype)
 
 
 def test_emulation_of_empty_batches(emulated):
