@@ -171,7 +171,8 @@ def run_all(kernels) -> None:
             kernels.pack(shape_of(last), **packed)
             gradient = at(numbers(*packed_cells.shape) if is_real else rows(name, images * cells, channels))
             kernels.max_backward_visual(pairs, **of_pairs, gradient=gradient, real_gradient=is_real)
-            kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real)
+            scale = at(numbers(1)) if is_real else None
+            kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real, scale=scale)
         for reduce, instances in product(("sum", "max"), ("audio", "image")):
             per_instance = (images * cells,) if instances == "audio" else (cells, audios)
             chunk = kernels.ProductChunk(
