@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y*
   const Y* grad_packed = gradient + tile.row * width;
   auto x = [&](int cell, int64_t c) { return T(value(packed[cell * width + c])); };
   const T by = scale ? *scale : T(1);
-  auto y = [&](int cell, int64_t c) { return T(value(grad_packed[cell * width + c])) * by; };
+  auto y = [&](int cell, int64_t c) { return rounded_product(T(value(grad_packed[cell * width + c])), by); };
   for (int cell = warp; cell < tile.count; cell += kWarps) {
     T dot = 0;
     for (int64_t c = lane; c < channels; c += kWarpSize) dot += x(cell, c) * y(cell, c);
