@@ -270,9 +270,9 @@ MOMENT = ("optimizer", "state", 0)
 STATES = {
     "other shape": ((*MOMENT, "exp_avg"), lambda x: x.flatten()[:5], "parameter 0: 1 weights do not fit: exp_avg"),
     "no tensor": ((*MOMENT, "exp_avg_sq"), lambda x: 1.0, "exp_avg_sq: expected a tensor, got float"),
-    "negative": ((*MOMENT, "exp_avg_sq"), lambda x: x - 1, "parameter 0: expected 1 to 2 steps, and squares >= 0"),
+    "negative": ((*MOMENT, "exp_avg_sq"), lambda x: x - 1, "parameter 0: expected at most 2 steps, and squares >= 0"),
     "other type": ((*MOMENT, "exp_avg"), lambda x: x.double(), "expected torch.float32, got torch.float64"),
-    "later": ((*MOMENT, "step"), lambda x: x + 7, "parameter 0: expected 1 to 2 steps, and squares >= 0, got 9"),
+    "later": ((*MOMENT, "step"), lambda x: x + 7, "parameter 0: expected at most 2 steps, and squares >= 0, got 9"),
     "another parameter": (("optimizer", "state"), lambda x: {**x, 10**6: x[0]}, "optimizer: expected the state of"),
     "no optimizer": (("optimizer",), lambda x: None, "optimizer: expected the state of"),
     "no momentum": (("momentum",), lambda x: None, "momentum: expected that of slavc"),
