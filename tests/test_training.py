@@ -13,6 +13,7 @@ import torch
 from ssl_fast import losses
 from ssl_fast.losses import LOSSES
 from ssl_fast.models import LocalizerConfig, storage
+from ssl_fast.ops import checks
 from ssl_fast.reproducibility import derived_seed
 from ssl_fast.training import loop as training
 from ssl_fast.training import metrics_log, recipes
@@ -532,23 +533,20 @@ def test_non_finite_gradient_stops_before_it_is_applied(monkeypatch):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_losses_get_features_in_the_dtype_of_the_nets(method, monkeypatch):
+def test_losses_of_bfloat16_features_are_those_of_the_same_numbers_in_float32(method, monkeypatch):
     learner = Learner(tiny(method, precision="bfloat16"))
-    generator, seen = torch.Generator(), []
-    batch = first(ToySet(), views=len(learner.recipe.views))
+    batch, generator = first(ToySet(), views=len(learner.recipe.views)), torch.Generator()
     features = learner._features
 
     def loss(dtype):
         def converted(*inputs):
-            given = features(*inputs)
-            seen.extend(x.dtype for x in given.values())
-            return {name: x.to(dtype) for name, x in given.items()}
+            return {name: x.bfloat16().to(dtype) for name, x in features(*inputs).items()}
 
         monkeypatch.setattr(learner, "_features", converted)
         return learner.batch_loss(*batch, 1.0, generator.manual_seed(1))
 
     of_bfloat16, of_float32 = loss(torch.bfloat16), loss(torch.float32)
-    assert set(seen) == {torch.bfloat16} and of_bfloat16.dtype == of_float32.dtype == torch.float32
+    assert of_bfloat16.dtype == of_float32.dtype == torch.float32
     rounding = 2e-3 if method == "dense_av" else 1e-4  # its unit vectors of all heads are rounded to the dtype
     assert of_bfloat16.item() == pytest.approx(of_float32.item(), rel=rounding)
 
@@ -641,3 +639,20 @@ def test_a_run_in_a_folder_whose_name_is_no_utf8_has_no_curves(tmp_path):
     log.add({"step": 0, "seconds": 0.0, "loss": 1.0})
     log.close()
     assert (folder / metrics_log.FILE).read_text() == '{"step": 0, "seconds": 0.0, "loss": 1.0}\n'
+
+
+@pytest.mark.skipif(checks.extension is None, reason="no compiled module")
+@pytest.mark.parametrize("which", ["reference", "avx2", "avx512_bf16", "amx"])
+def test_features_keep_their_16_bits_where_kernels_multiply_them(which, use_set, set_extension):
+    if which == "reference":
+        set_extension(None)
+    elif which in checks.extension.instruction_sets():
+        use_set(which)
+    else:
+        pytest.skip("not on this processor")
+    learner, seen = Learner(tiny("ez_vsl", precision="bfloat16")), []
+    learner.loss.register_forward_pre_hook(lambda _, features: seen.extend(x.dtype for x in features))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of plain PyTorch
+        learner.step(0, *first(ToySet()), 0.5, ["a"] * 8)
+    assert seen == [torch.bfloat16 if which in ("avx512_bf16", "amx") else torch.float32] * 2

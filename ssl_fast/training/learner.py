@@ -18,6 +18,8 @@ from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..models import Localizer, Momentum, build
 from ..models.storage import fitted, load_torchvision
+from ..ops import checks
+from ..ops.reference import accumulate_dtype
 from ..reproducibility import derived_seed
 from ..stages import Stages
 from .recipes import Recipe
@@ -40,6 +42,16 @@ def precision_of(recipe: Recipe, device: str | torch.device = "cpu") -> torch.dt
     if torch.device(device).type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     return torch.bfloat16 if bfloat16_native() else torch.float32
+
+
+def multiplied_as_they_are(features: Tensor) -> bool:
+    """True where the compiled kernels multiply features of this dtype on their device without widening them first.
+    Plain PyTorch would round cosines to 16 bits, and a CPU without products of bfloat16 loses time by them."""
+    if not checks.use_compiled("auto", features):
+        return False
+    if features.device.type == "cuda":
+        return True
+    return features.dtype == torch.bfloat16 and checks.extension.instruction_set() in ("avx512_bf16", "amx")
 
 
 class _Features(nn.Module):
@@ -192,9 +204,11 @@ class Learner:
         return torch.cat([pair[0] for pair in inputs]), torch.cat([pair[1] for pair in inputs])
 
     def _features(self, net: nn.Module, *inputs) -> dict[str, Tensor]:
-        """Raw features in the dtype that the nets compute in, of which the losses' cosines and logits are float32."""
+        """Raw features in the dtype that the nets compute in, where kernels multiply it, else float32. The losses'
+        cosines and logits are float32 either way."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            return net(*inputs)
+            features = net(*inputs)
+        return {name: x if multiplied_as_they_are(x) else x.to(accumulate_dtype(x)) for name, x in features.items()}
 
     def batch_loss(
         self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
