@@ -359,7 +359,7 @@ def test_names_of_ops_and_dtypes_are_those_that_can_be_timed():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--ops", "max,softmax"], "expected soft_threshold, max, .*fnac; got 'softmax'"),
+        (["--ops", "max,softmax"], "expected soft_threshold, max, .*token_heads; got 'softmax'"),
         (["--device", "tpu"], "invalid choice: 'tpu' .choose from '?cpu'?, '?cuda'?."),
         (["--dtype", "float8"], "expected float32, bfloat16, float16, float64; got 'float8'"),
         (["--batch", "32,1"], "expected batches >= 2"),
