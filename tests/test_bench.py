@@ -3,6 +3,7 @@ import dataclasses
 import json
 import re
 import sys
+import types
 from functools import partial
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_fast import ops
-from ssl_fast.benchmarks import environment, measure
+from ssl_fast.benchmarks import environment, measure, rivals
 from ssl_fast.benchmarks import ops as bench
 from ssl_fast.cli import bench as command
 from ssl_fast.cli import main as cli
@@ -99,7 +100,7 @@ def test_ratios_are_medians_of_rounds(monkeypatch):
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
     for clock, speedup in (("wall", 3), ("cpu", 1.5)):
         options = command.resolve(parse(*TINY, "--clock", clock))
-        row = bench.measure("soft_threshold", (4, 3, 2, 16), torch.float32, options)[0]
+        row = bench.measure("soft_threshold", bench.Shape(4, 3, 2, 16), torch.float32, options)[0]
         assert row["speedup"] == speedup and row["speedup_wall"] == 3 and row["speedup_cpu"] == 1.5
         assert (row["ms"], row["reference_ms"]) == (2000, 10000) and row["peak_bytes"] is None
         assert row["mm_fraction"] == (0.5 if clock == "wall" else 0.25)
@@ -110,14 +111,14 @@ def test_torch_compile_is_timed_or_visibly_absent(monkeypatch):
     options = command.resolve(parse(*TINY))
     options.no_compile = False
     monkeypatch.setattr(torch, "compile", lambda call, fullgraph, dynamic: call)
-    for row in bench.measure("max", (4, 3, 2, 16), torch.float32, options):
+    for row in bench.measure("max", bench.Shape(4, 3, 2, 16), torch.float32, options):
         assert row["compiled_ms"] > 0 and row["compiled_speedup"] > 0 and row["compiled_note"] is None
 
     def fail(*_):
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    for row in bench.measure("max", (4, 3, 2, 16), torch.float32, options):
+    for row in bench.measure("max", bench.Shape(4, 3, 2, 16), torch.float32, options):
         assert row["compiled_ms"] is row["compiled_speedup"] is None and row["speedup"] > 0
         assert row["compiled_note"] == "failed: no C++ compiler"
 
@@ -197,7 +198,7 @@ def brute_force(op, visual, audio, upstream, backward):
 def test_flops_of_a_brute_force(op):
     n, height, width, c = 3, 2, 3, 5
     case = bench.CASES[op]
-    inputs = bench.make_inputs(case, (n, height, width, c), torch.float64, "cpu")
+    inputs = bench.make_inputs(case, bench.Shape(n, height, width, c), torch.float64, "cpu")
     (visual,), (audio,) = inputs.visuals, inputs.audios
     visual.data[:] = torch.randn(visual.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     audio.data[:] = torch.nn.functional.normalize(audio.data)
@@ -218,11 +219,40 @@ def test_flops_of_a_brute_force(op):
 @pytest.mark.parametrize("op", ["soft_threshold", "product", "margin_nce", "slavc"])
 def test_flops_of_the_products_that_torch_counts(op):
     """Matrix products of the references that do no more than the method needs, counted by torch."""
-    inputs = bench.make_inputs(bench.CASES[op], (6, 3, 2, 8), torch.float32, "cpu")
+    inputs = bench.make_inputs(bench.CASES[op], bench.Shape(6, 3, 2, 8), torch.float32, "cpu")
     for which, work in zip(bench.PASSES, (bench.CASES[op].forward, bench.CASES[op].both)):
         with FlopCounterMode(display=False) as counter:
             inputs.job(partial(bench.CASES[op].call, backend="reference"), which)()
         assert counter.get_total_flops() == work.flops(6, 6, 8)
+
+
+@pytest.mark.parametrize("op", ["tokens", "token_heads"])
+def test_flops_with_tokens_are_those_of_its_products(op):
+    """The reference has one product of all pairs of cells and tokens, beside the mean over the tokens; the gradient of
+    a maximum goes to one cell a token."""
+    case, shape = bench.CASES[op], bench.Shape(6, 3, 2, 8, 5)
+    inputs = bench.make_inputs(case, shape, torch.float32, "cpu")
+    with FlopCounterMode(display=False) as counter:
+        inputs.job(partial(case.call, backend="reference"), "forward")()
+    columns = shape.products[1]
+    assert counter.get_total_flops() - 2 * 6 * columns == shape.flops(case.forward)
+    # for each image, token and channel: a multiply-add of the cell's gradient and one of the token's
+    assert shape.flops(case.both) - shape.flops(case.forward) == 2 * 2 * 6 * columns * 8
+
+
+def test_a_rival_is_timed_or_says_why_not(monkeypatch):
+    """A stand-in for maxsim-cpu: sums over the tokens of a query of the largest product with a document."""
+    case, shape = bench.CASES["tokens"], bench.Shape(4, 3, 2, 16, 5)
+    inputs = bench.make_inputs(case, shape, torch.float32, "cpu")
+    visual, audio = inputs.visuals[0].detach(), inputs.audios[0].detach()
+    monkeypatch.setitem(sys.modules, "maxsim_cpu", None)
+    assert rivals.maxsim_cpu(visual, audio) == "not installed"
+    package = types.SimpleNamespace(maxsim_scores=lambda query, documents: (documents @ query.T).max(1).sum(1))
+    monkeypatch.setitem(sys.modules, "maxsim_cpu", package)
+    torch.testing.assert_close(rivals.maxsim_cpu(visual, audio)(), case.call([visual], [audio], "reference"))
+    monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
+    forward, both = bench.measure("tokens", shape, torch.float32, command.resolve(parse(*TINY)))
+    assert forward["rivals"]["maxsim-cpu"]["speedup"] > 0 and both["rivals"] == {}
 
 
 # ---- Agreement ----
@@ -272,7 +302,8 @@ def test_wrong_kernel_is_not_timed(monkeypatch, tmp_path, capsys, kind, where):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_case_agrees(op, dtype):
     options = command.resolve(parse())
-    inputs = bench.make_inputs(bench.CASES[op], (6, 3, 4, 24), dtype, "cpu")
+    shape = bench.Shape(6, 3, 4, 24, 5 if bench.CASES[op].shapes else None)
+    inputs = bench.make_inputs(bench.CASES[op], shape, dtype, "cpu")
     assert len(inputs.wanted) == 2 * (bench.CASES[op].spaces - bench.CASES[op].frozen)
     bench.verify(bench.CASES[op], partial(bench.CASES[op].call, backend=options.backend), inputs)
 
@@ -306,7 +337,9 @@ def test_peak_of_a_known_allocation(reset, kept):
 @LINUX
 def test_peak_grows_with_the_pairs_of_the_reference():
     """The reference holds at least one float32 map of all pairs beyond what it returns."""
-    peaks = measure.in_fresh_process(bench._peaks_here, "max", "reference", (128, 14, 14, 8), torch.float32, 1)
+    peaks = measure.in_fresh_process(
+        bench._peaks_here, "max", "reference", bench.Shape(128, 14, 14, 8), torch.float32, 1
+    )
     assert min(peaks) >= 128 * 128 * 196 * 4
 
 
@@ -326,7 +359,7 @@ def test_names_of_ops_and_dtypes_are_those_that_can_be_timed():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--ops", "max,softmax"], "expected soft_threshold, max, .*fnac; got 'softmax'"),
+        (["--ops", "max,softmax"], "expected soft_threshold, max, .*token_heads; got 'softmax'"),
         (["--device", "tpu"], "invalid choice: 'tpu' .choose from '?cpu'?, '?cuda'?."),
         (["--dtype", "float8"], "expected float32, bfloat16, float16, float64; got 'float8'"),
         (["--batch", "32,1"], "expected batches >= 2"),

@@ -76,17 +76,15 @@ struct BackwardScratch {
 };
 
 // grad_audio from the dA of all threads, summed in the order of the threads. Layout of dA: [panel of audios][channel]
-// [lane], or with channel_panels [panel of channels][audio][lane].
+// [lane].
 template <class T, class Scratch>
-void reduce_audio_gradient(const Shape& s, const Features& f, const PackedAudios<T>& audios, const Scratch* scratch,
-                           bool channel_panels) {
+void reduce_audio_gradient(const Shape& s, const Features& f, const PackedAudios<T>& audios, const Scratch* scratch) {
   constexpr int W = kPanel<T>;
   int threads = omp_get_num_threads();
   parallel_for(s.audios, [&](int64_t m) {
     T* row = scratch[omp_get_thread_num()].row;
     for (int64_t c = 0; c < s.channels; ++c) {
-      int64_t at =
-          channel_panels ? ((c / W) * audios.padded() + m) * W + c % W : ((m / W) * s.channels + c) * W + m % W;
+      int64_t at = ((m / W) * s.channels + c) * W + m % W;
       row[c] = scratch[0].dA[at];
       for (int k = 1; k < threads; ++k) row[c] += scratch[k].dA[at];
     }

@@ -17,6 +17,8 @@
 
 namespace ssl_fast::SSL_FAST_ISA {
 
+inline int64_t bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
+
 // ---- one image ------------------------------------------------------------------------------------------------------
 // In the computing type, at `values`: in place, or in the thread's scratch where it is stored in 16 bits.
 template <class T>
@@ -121,7 +123,7 @@ inline Image<T> channel_panel(const Image<T>& image, int64_t channel) {
 
 // Prefetcher of image n, for `steps` steps of the work on the image before it.
 inline L2Prefetcher prefetch_image(const Shape& s, const void* visual, int64_t n, int64_t steps) {
-  int64_t bytes = s.channels * s.cells * (s.dtype == DType::float64 ? 8 : s.dtype == DType::float32 ? 4 : 2);
+  int64_t bytes = s.channels * s.cells * bytes_of(s.dtype);
   return {n < s.images ? static_cast<const char*>(visual) + n * bytes : nullptr, bytes, steps};
 }
 
@@ -130,6 +132,19 @@ template <class T>
 SSL_FAST_ALWAYS_INLINE T safe_rsqrt(T sum_of_squares, DType dtype) {
   T length = sizeof(T) == 4 ? __builtin_sqrtf(sum_of_squares) : __builtin_sqrt(sum_of_squares);
   return length < T(dtype == DType::float16 ? kShortestFloat16 : kShortest) ? 0 : 1 / length;
+}
+
+// 1 / |x| of `count` values, as safe_rsqrt; 1 where nothing is normalised.
+template <class T>
+inline T inverse_length(const Shape& s, const T* x, int64_t count) {
+  if (!s.normalized) return 1;
+  Vec<T> squares[4] = {};
+  int64_t c = 0;
+  for (; c + 4 * kLanes<T> <= count; c += 4 * kLanes<T>)
+    for (int i = 0; i < 4; ++i) squares[i] += load(x + c + i * kLanes<T>) * load(x + c + i * kLanes<T>);
+  T sum = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
+  for (; c < count; ++c) sum += x[c] * x[c];
+  return safe_rsqrt(sum, s.dtype);
 }
 
 // ---- audios ---------------------------------------------------------------------------------------------------------
@@ -148,7 +163,10 @@ struct PackedAudios {
   int64_t padded_channels() const { return round_up(channels, kPanel<T>); }
 
   void allocate(Workspace& workspace, const Shape& s, bool with_gradient_panels) {
-    count = s.audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
+    allocate(workspace, s, with_gradient_panels, s.audios);
+  }
+  void allocate(Workspace& workspace, const Shape& s, bool with_gradient_panels, int64_t audios) {
+    count = audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
     inverse_norm = workspace.take<T>(padded());
     rows = workspace.take<T>(padded() * padded_channels());
     similarity_panels = workspace.take<T>(padded() * channels);
@@ -158,15 +176,22 @@ struct PackedAudios {
         bf16_similarity_panels && with_gradient_panels ? workspace.take<Bf16>(padded() * padded_channels()) : nullptr;
   }
 
+  // The same memory, for `audios` audios.
+  PackedAudios of(int64_t audios) const {
+    PackedAudios part = *this;
+    part.count = audios, part.panels = round_up(audios, kPanel<T>) / kPanel<T>;
+    return part;
+  }
+
   // Writes one panel of each operand; panels may be packed in parallel.
-  void pack(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) {
+  void pack(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) const {
     pack_real(s, audio, panel, with_gradient_panels);
     if constexpr (sizeof(T) == 4)
       if (bf16_similarity_panels)
         pack_bf16_panel(static_cast<const Bf16*>(audio), count, channels, panel, padded(), bf16_similarity_panels,
                         bf16_gradient_panels);
   }
-  void pack_real(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) {
+  void pack_real(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) const {
     constexpr int W = kPanel<T>;
     int64_t width = padded_channels();
     for (int64_t m = panel * W; m < (panel + 1) * W; ++m) {
@@ -175,14 +200,8 @@ struct PackedAudios {
       for (int64_t c = channels; c < width; ++c) row[c] = 0;
       if (m < count) {
         const T* raw = to_compute_type<T>(audio, s.dtype, m * channels, channels, row);
-        Vec<T> squares[4] = {};
-        int64_t c = 0;
-        for (; c + 4 * kLanes<T> <= channels; c += 4 * kLanes<T>)
-          for (int i = 0; i < 4; ++i) squares[i] += load(raw + c + i * kLanes<T>) * load(raw + c + i * kLanes<T>);
-        T sum = sum_lanes<T>((squares[0] + squares[1]) + (squares[2] + squares[3]));
-        for (; c < channels; ++c) sum += raw[c] * raw[c];
-        scale = s.normalized ? safe_rsqrt(sum, s.dtype) : T(1);
-        for (c = 0; c < channels; ++c) row[c] = raw[c] * scale;
+        scale = inverse_length(s, raw, channels);
+        for (int64_t c = 0; c < channels; ++c) row[c] = raw[c] * scale;
       } else {
         for (int64_t c = 0; c < channels; ++c) row[c] = 0;
       }

@@ -389,8 +389,8 @@ void backward(const ProductParams& p, Workspace& workspace) {
     }
     GOMP_barrier();
     if (audio) {
-      reduce_audio_gradient(s, p.loc, product.loc, by_space, false);
-      reduce_audio_gradient(s, p.avc, product.avc, by_space + p.threads, false);
+      reduce_audio_gradient(s, p.loc, product.loc, by_space);
+      reduce_audio_gradient(s, p.avc, product.avc, by_space + p.threads);
     }
   });
 }

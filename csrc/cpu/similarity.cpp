@@ -51,49 +51,62 @@ struct PoolEpilogue {
   }
 };
 
+// Packed audios of a block, which stays in L2 while the images pass.
+constexpr int64_t kAudioBlockBytes = 512 << 10;
+
 template <class T, class Pool>
 void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   constexpr int W = kPanel<T>;
   const Shape& s = p.shape;
   const Features& f = p.features;
-  PackedAudios<T> audios;
-  audios.allocate(workspace, s, false);
-  T* scratch = workspace.take<T>(p.threads * round_up(image_scratch_size<T>(s), 64));
+  const int64_t row_bytes = s.channels * (uses_bf16_gemm<T>(s) ? sizeof(Bf16) : sizeof(T));
+  const int64_t block_size = round_up(kAudioBlockBytes / row_bytes + 1, W), scratch_size = image_scratch_size<T>(s);
+  PackedAudios<T> block;
+  block.allocate(workspace, s, false, s.audios < block_size ? s.audios : block_size);
+  T* scratch = workspace.take<T>(p.threads * round_up(scratch_size, 64));
 
+  // Scores of image n with the audios from `first_audio` on, which are packed in `audios`.
+  auto pool_image = [&](int64_t n, int64_t first_audio, const PackedAudios<T>& audios) {
+    Image<T> image = load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(scratch_size, 64), true);
+    T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
+    if (!first_audio) inverse_norms(s, image, inverse_norm);
+    T* cached = n < p.cached_images
+                    ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + first_audio) * s.cells
+                    : nullptr;
+    L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
+    for (int64_t panel = 0; panel < audios.panels; ++panel) {
+      PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells};
+      similarities(image, audios, panel, epilogue, ahead);
+      epilogue.merge();
+      int64_t first = first_audio + panel * W, count = s.audios - first < W ? s.audios - first : W;
+      Vec<T> scores[kVectors];
+      typename Pool::Residual residual[kVectors];
+      for (int v = 0; v < kVectors; ++v) {
+        scores[v] = pool.score(epilogue.total[v]);
+        residual[v] = pool.residual(epilogue.total[v]);
+      }
+      store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
+      int64_t at = n * s.audios + first;
+      if constexpr (Pool::kSparse)
+        store_lanes(residual, static_cast<int32_t*>(p.residual) + at, count);
+      else
+        store_lanes(residual, static_cast<T*>(p.residual) + at, count);
+    }
+    const int64_t positive = p.positives ? p.positives[n] - first_audio : -1;
+    if (positive >= 0 && positive < audios.count) {
+      T* map = static_cast<T*>(p.positive_map) + n * s.cells;
+      channel_dots(image, audios.rows + positive * audios.padded_channels(), map);
+      for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
+    }
+  };
   parallel(p.threads, [&] {
     AmxTileScope tiles;
-    parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
-    parallel_for(s.images, [&](int64_t n) {
-      Image<T> image =
-          load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(image_scratch_size<T>(s), 64), true);
-      T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
-      inverse_norms(s, image, inverse_norm);
-      L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
-      for (int64_t panel = 0; panel < audios.panels; ++panel) {
-        T* cached = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * audios.padded() * s.cells : nullptr;
-        PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells};
-        similarities(image, audios, panel, epilogue, ahead);
-        epilogue.merge();
-        int64_t first = panel * W, count = s.audios - first < W ? s.audios - first : W;
-        Vec<T> scores[kVectors];
-        typename Pool::Residual residual[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          scores[v] = pool.score(epilogue.total[v]);
-          residual[v] = pool.residual(epilogue.total[v]);
-        }
-        store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
-        int64_t at = n * s.audios + first;
-        if constexpr (Pool::kSparse)
-          store_lanes(residual, static_cast<int32_t*>(p.residual) + at, count);
-        else
-          store_lanes(residual, static_cast<T*>(p.residual) + at, count);
-      }
-      if (p.positives) {
-        T* map = static_cast<T*>(p.positive_map) + n * s.cells;
-        channel_dots(image, audios.rows + p.positives[n] * audios.padded_channels(), map);
-        for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
-      }
-    });
+    for (int64_t first = 0; first < s.audios; first += block_size) {
+      const PackedAudios<T> audios = block.of(s.audios - first < block_size ? s.audios - first : block_size);
+      const void* audio = static_cast<const char*>(f.audio) + first * s.channels * bytes_of(s.dtype);
+      parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, audio, panel, false); });
+      parallel_for(s.images, [&](int64_t n) { pool_image(n, first, audios); });
+    }
   });
 }
 
@@ -188,7 +201,7 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
         audio_gradient(local.images, last - first, local.G, local.panel_stride, audios.panels, local.dA, local.bf16_G);
     }
     GOMP_barrier();
-    if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch, false);
+    if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch);
   });
 }
 

@@ -13,10 +13,14 @@ GFLOP/s  Counts what the method needs, not what a kernel recomputes. With G = 2 
              soft threshold  G forward, 3 G forward+backward          product     2 G, 6 G
              max             G, G + 4 N M C (one cell a pair)         cosine_map  4 N h w C, 10 N h w C
              mean            2 N M C + 4 N h w C, 6 N M C + 8 N h w C
+             tokens          as max, with the M T tokens of all clips for M
          The dense ones leave out the normalisation, O(N h w C), and what a pooling does to each cosine. A loss counts
          the ops that it calls: `lvs` a soft threshold and a cosine map, `fnac` a max and the forward of a cosine map,
          `slavc` two products with gradients of one side each (4 G, 8 G), `ssl_align` three means of N x 3 N pairs.
-mm       torch.mm of (N h w, C) by (C, N), which is 1 G, into a ready buffer, same dtype. For `mean`, `cosine_map` and
+Tokens   `tokens`, and `token_heads` with two heads, have sizes of their own, TOKEN_SHAPES: dot products, the maximum
+         over cells (and heads), and the mean over the tokens that a mask keeps. rivals: other packages that compute the
+         same forward, where they are installed.
+mm       torch.mm of (N h w, C) by (C, M T), which is 1 G, into a ready buffer, same dtype. For `mean`, `cosine_map` and
          `ssl_align`, which stream, see gbytes_per_s: inputs (twice with backward), gradients and output over time.
 Memory   peak_bytes: the most memory in use during one call, minus that before it (inputs, upstream gradient), minus the
          tensors that it returns (output, gradients). CUDA: torch's allocator. Linux: resident memory of a new process,
@@ -31,7 +35,7 @@ import statistics
 import sys
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -40,7 +44,7 @@ from torch import Tensor
 from .. import losses, ops
 from ..files import replace_file
 from ..ops import checks
-from . import table
+from . import rivals, table
 from .environment import header
 from .measure import Stopwatch, in_fresh_process, peak_cuda, peak_resident, time_rounds
 
@@ -61,17 +65,40 @@ class FlopCount(typing.NamedTuple):
     pairs: int = 0
     cells: int = 0
 
-    def flops(self, batch: int, cells: int, channels: int) -> int:
-        return channels * batch * (self.products * 2 * batch * cells + self.pairs * batch + self.cells * cells)
+    def flops(self, batch: int, cells: int, channels: int, tokens: int = 1) -> int:
+        audios = batch * tokens
+        return channels * batch * (self.products * 2 * audios * cells + self.pairs * audios + self.cells * cells)
+
+
+class Shape(typing.NamedTuple):
+    """Sizes of a configuration: visual (batch, channels, height, width) and as many audios (batch, channels), or with
+    tokens (batch, channels, tokens)."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    tokens: int | None = None
+
+    @property
+    def products(self) -> tuple[int, int]:
+        """Rows and columns of the matrix of all products."""
+        return self.batch * self.height * self.width, self.batch * (self.tokens or 1)
+
+    def flops(self, count: FlopCount) -> int:
+        return count.flops(self.batch, self.height * self.width, self.channels, self.tokens or 1)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A timed function: `call(visuals, audios, backend)` with lists of `spaces` visual (N, C, h, w) and audio (N, C).
+    """A timed function: `call(visuals, audios, backend)` with lists of `spaces` visual (N, C, h, w) and audio (N, C),
+    or (N, C, T) with shapes that have tokens.
 
     forward, both: arithmetic of the forward pass, and of forward and backward together.
     output: dimensions of the result ("nm", "nhw", "" for a loss). frozen: how many of the last spaces need no gradient.
     picks: whether a maximum chooses single cells. streams: bound by memory, not by arithmetic.
+    shapes: the sizes that are timed, in place of those that the options ask for.
+    rivals: name -> `rival(visual, audio)`, see benchmarks/rivals.py.
     """
 
     call: Callable[..., Tensor]
@@ -82,6 +109,8 @@ class Case:
     frozen: int = 0
     picks: bool = False
     streams: bool = False
+    shapes: tuple[Shape, ...] = ()
+    rivals: dict[str, Callable] = field(default_factory=dict)
 
 
 def _pooled(visuals, audios, backend, pooling) -> Tensor:
@@ -106,6 +135,18 @@ def _ssl_align(visuals, audios, backend) -> Tensor:
     return typing.cast(Tensor, loss)
 
 
+def _tokens(visuals, audios, backend, heads) -> Tensor:
+    tokens = ops.TokenMean(rivals.token_mask(audios[0]))
+    return ops.pooled_similarity(
+        visuals[0], audios[0], ops.Max(), tokens=tokens, heads=heads, normalize=False, backend=backend
+    )
+
+
+# by number of heads: sizes of DenseAV (two heads) and of late interaction
+TOKEN_SHAPES = {
+    1: (Shape(128, 7, 7, 512, 100), Shape(64, 8, 4, 128, 128)),
+    2: (Shape(64, 14, 14, 512, 50), Shape(32, 14, 14, 768, 250)),
+}
 DENSE, PICK = (FlopCount(1), FlopCount(3)), (FlopCount(1), FlopCount(1, 4))
 CASES = {
     "soft_threshold": Case(partial(_pooled, pooling=ops.SoftThreshold()), *DENSE, "nm"),
@@ -121,6 +162,15 @@ CASES = {
     "ez_vsl": Case(partial(_paired, function=losses.ez_vsl), *PICK, picks=True),
     "slavc": Case(_slavc, FlopCount(4), FlopCount(8), spaces=4, frozen=2),
     "fnac": Case(partial(_paired, function=losses.fnac), FlopCount(1, 0, 4), FlopCount(1, 4, 4), picks=True),
+    "tokens": Case(
+        partial(_tokens, heads=1),
+        *PICK,
+        "nm",
+        picks=True,
+        shapes=TOKEN_SHAPES[1],
+        rivals={"maxsim-cpu": rivals.maxsim_cpu},
+    ),
+    "token_heads": Case(partial(_tokens, heads=2), *PICK, "nm", picks=True, shapes=TOKEN_SHAPES[2]),
 }
 
 
@@ -153,15 +203,15 @@ class Inputs:
         return Inputs(visuals, audios, None if self.upstream is None else self.upstream.double(), self.frozen)
 
 
-def make_inputs(case: Case, shape: tuple[int, int, int, int], dtype: torch.dtype, device: str) -> Inputs:
-    """shape: (batch, height, width, channels)."""
-    batch, height, width, channels = shape
+def make_inputs(case: Case, shape: Shape, dtype: torch.dtype, device: str) -> Inputs:
+    batch, height, width, channels, tokens = shape
     generator, image = torch.Generator().manual_seed(0), torch.arange(batch)
     visuals, audios = [], []
     for _ in range(case.spaces):
         visual = torch.randn(batch, channels, height, width, generator=generator)
-        audio = torch.randn(batch, channels, generator=generator)
-        visual[image, :, image % height, image // height % width] += 1.2 * audio
+        audio = torch.randn(batch, channels, *(() if tokens is None else (tokens,)), generator=generator)
+        heard = audio if tokens is None else audio[..., 0]
+        visual[image, :, image % height, image // height % width] += 1.2 * heard
         visuals.append(visual.to(device, dtype))
         audios.append(audio.to(device, dtype))
     upstream = None
@@ -209,18 +259,18 @@ def _quartiles(seconds: tuple) -> list[float] | None:
     return [1000 * first, 1000 * third]
 
 
-def _peaks_here(name: str, backend: str, shape: tuple, dtype: torch.dtype, threads: int) -> list[int]:
+def _peaks_here(name: str, backend: str, shape: Shape, dtype: torch.dtype, threads: int) -> list[int]:
     """peak_resident of both passes of CASES[name], to be run in a fresh process."""
     torch.set_num_threads(threads)
     call = partial(CASES[name].call, backend=backend)
-    batch, height, width, channels = shape
-    small = min(batch, 4), min(height, 3), min(width, 3), channels
+    tokens = None if shape.tokens is None else min(shape.tokens, 4)
+    small = Shape(min(shape.batch, 4), min(shape.height, 3), min(shape.width, 3), shape.channels, tokens)
     make_inputs(CASES[name], small, dtype, "cpu").job(call, PASSES[1])()
     inputs = make_inputs(CASES[name], shape, dtype, "cpu")
     return [peak_resident(inputs.job(call, which)) for which in PASSES]
 
 
-def _peaks(name: str, backend: str, shape: tuple, inputs: Inputs, device: str) -> list[int | None]:
+def _peaks(name: str, backend: str, shape: Shape, inputs: Inputs, device: str) -> list[int | None]:
     if device == "cuda":
         return [peak_cuda(inputs.job(partial(CASES[name].call, backend=backend), which)) for which in PASSES]
     if not sys.platform.startswith("linux"):
@@ -229,22 +279,19 @@ def _peaks(name: str, backend: str, shape: tuple, inputs: Inputs, device: str) -
     return in_fresh_process(_peaks_here, *arguments) or [None, None]
 
 
-def measure(name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, options: argparse.Namespace) -> list[dict]:
-    """The two rows (passes) of one op at shape (batch, height, width, channels). Raises Disagreement."""
-    case, device, (batch, height, width, channels) = CASES[name], options.device, shape
+def measure(name: str, shape: Shape, dtype: torch.dtype, options: argparse.Namespace) -> list[dict]:
+    """The two rows (passes) of one op. Raises Disagreement."""
+    case, device = CASES[name], options.device
     inputs = make_inputs(case, shape, dtype, device)
     fast, reference = (partial(case.call, backend=backend) for backend in (options.backend, "reference"))
     verify(case, fast, inputs)
     peaks = [_peaks(name, backend, shape, inputs, device) for backend in (options.backend, "reference")]
-    left, right = (torch.randn(rows, channels, device=device).to(dtype) for rows in (batch * height * width, batch))
-    mm = partial(torch.mm, left, right.t(), out=left.new_empty(len(left), batch))
+    left, right = (torch.randn(rows, shape.channels, device=device).to(dtype) for rows in shape.products)
+    mm = partial(torch.mm, left, right.t(), out=left.new_empty(shape.products))
     return [
         {
             "op": name,
-            "batch": batch,
-            "height": height,
-            "width": width,
-            "channels": channels,
+            **shape._asdict(),
             "dtype": str(dtype).removeprefix("torch."),
             "device": device,
             "pass": which,
@@ -269,6 +316,12 @@ def _timings(case, shape, which, inputs, fast, reference, mm, options) -> dict:
         except RuntimeError as error:  # dynamo's and inductor's errors, a missing C++ compiler among them
             del jobs["compiled"]
             note = f"failed: {error}".splitlines()[0][:200]
+    others = {}
+    if which == PASSES[0]:
+        for name, rival in case.rivals.items():
+            others[name] = rival(inputs.visuals[0].detach(), inputs.audios[0].detach())
+            if callable(others[name]):
+                jobs[name] = others[name]
     samples = time_rounds(jobs, Stopwatch(options.device, options.flush_l2), options.rounds, options.least_seconds)
     row, clock = {"rounds": len(samples["fast"][0]), "compiled_note": note}, 1 if options.clock == "cpu" else 0
     for key, job in (("", "fast"), ("reference_", "reference"), ("compiled_", "compiled"), ("mm_", "mm")):
@@ -278,9 +331,14 @@ def _timings(case, shape, which, inputs, fast, reference, mm, options) -> dict:
     for key, job in (("", "reference"), ("compiled_", "compiled")):
         ratios = [_ratio(*pair) for pair in zip(samples[job], samples["fast"])] if job in samples else [None, None]
         row |= {f"{key}speedup": ratios[clock], f"{key}speedup_wall": ratios[0], f"{key}speedup_cpu": ratios[1]}
-    batch, height, width, channels = shape
+    row["rivals"] = {
+        name: {"ms": _milliseconds(samples[name][0]), "speedup": _ratio(samples[name][clock], samples["fast"][clock])}
+        if name in samples
+        else {"note": note}
+        for name, note in others.items()
+    }
     count = case.forward if which == "forward" else case.both
-    flops, mm_flops = (one.flops(batch, height * width, channels) for one in (count, FlopCount(1)))
+    flops, mm_flops = (shape.flops(one) for one in (count, FlopCount(1)))
     read = sum(x.nbytes for x in (*inputs.visuals, *inputs.audios))
     traffic = read + (4 if inputs.upstream is None else inputs.upstream.nbytes)
     if which == PASSES[1]:
@@ -303,12 +361,17 @@ def run(options: argparse.Namespace) -> int:
     result = {"header": header(options), "rows": [], "failures": []}
     titles = "" if options.markdown else "\n" + table.line()
     print(table.caption(result["header"], options.channels) + "\n" + titles, flush=True)
-    for name, dtype, batch, cells in itertools.product(options.ops, options.dtype, options.batch, options.maps):
+    grid = [Shape(batch, *cells, options.channels) for batch, cells in itertools.product(options.batch, options.maps)]
+    configurations = [
+        (name, dtype, shape) for name in options.ops for dtype in options.dtype for shape in CASES[name].shapes or grid
+    ]
+    for name, dtype, shape in configurations:
         rows = []
         try:
-            rows = measure(name, (batch, *cells, options.channels), DTYPES[dtype], options)
+            rows = measure(name, shape, DTYPES[dtype], options)
         except (Disagreement, torch.OutOfMemoryError) as error:
-            result["failures"].append(f"{name} {dtype} batch {batch} map {cells[0]}x{cells[1]}: {error}")
+            where = f"batch {shape.batch} map {shape.height}x{shape.width}"
+            result["failures"].append(f"{name} {dtype} {where}: {error}")
             print(f"ssl-fast bench: {result['failures'][-1]}", file=sys.stderr)
         result["rows"] += rows
         for row in rows if not options.markdown else ():

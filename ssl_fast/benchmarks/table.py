@@ -9,7 +9,7 @@ def _number(x: float | None, scale: float = 1) -> str:
 
 
 COLUMNS = {  # title: width, text of a row
-    "op": (14, lambda r: r["op"]),
+    "op": (26, lambda r: r["op"] if r["tokens"] is None else f"{r['op']} T={r['tokens']} C={r['channels']}"),
     "batch": (5, lambda r: str(r["batch"])),
     "map": (5, lambda r: f"{r['height']}x{r['width']}"),
     "dtype": (8, lambda r: r["dtype"]),
@@ -17,6 +17,10 @@ COLUMNS = {  # title: width, text of a row
     "ms": (13, lambda r: f"{_number(r['ms'])} ± {_number((r['quartiles_ms'][1] - r['quartiles_ms'][0]) / 2)}"),
     "x reference": (11, lambda r: _number(r["speedup"])),
     "x torch.compile": (15, lambda r: _number(r["compiled_speedup"])),
+    "x rivals": (
+        15,
+        lambda r: ", ".join(f"{_number(x.get('speedup'))} {name}" for name, x in r["rivals"].items()) or "-",
+    ),
     "GFLOP/s": (7, lambda r: _number(r["gflops"])),
     "% of mm": (7, lambda r: _number(r["mm_fraction"], 100)),
     "GB/s": (5, lambda r: "-" if r["mm_fraction"] is not None else _number(r["gbytes_per_s"])),

@@ -21,6 +21,8 @@ OPS = (
     "ez_vsl",
     "slavc",
     "fnac",
+    "tokens",
+    "token_heads",
 )
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -57,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="FILE", help="write header and rows there, after each configuration")
     add_force(parser, "--json")
     add("--markdown", action="store_true", help="print a Markdown table")
-    add("--ops", type=partial(_names, OPS), metavar="A,B", help=f"of {', '.join(OPS)} (default: all)")
+    add(
+        "--ops",
+        type=partial(_names, OPS),
+        metavar="A,B",
+        help=f"of {', '.join(OPS)} (default: all; the last two have sizes of their own)",
+    )
     add("--batch", type=_batches, metavar="N,N", help="default: 32,128,256; on CUDA 256,1024; with --quick 64")
     add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
     add("--channels", type=_positive, default=512, metavar="C")
