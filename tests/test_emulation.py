@@ -155,13 +155,57 @@ def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated)
 @dtypes(torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("shape", [Shape(2, 150, 512, 14, 14), Shape(9, 70, 512, 7, 7), Shape(2, 200, 256, 14, 15)])
 def test_emulation_of_an_h200(name, dtype, shape, emulated):
-    """132 multiprocessors that grant a block 227 KiB: of 512 channels in bfloat16 the cells of an image just fit."""
+    """132 multiprocessors that grant a block 227 KiB: of 512 channels in bfloat16 the cells of an image just fit, as
+    test_plans asserts."""
     emulated.set_device(132, 227 * 2**10)
     try:
         op, features = features_of(name, shape, dtype)
         assert_accurate(op, features, extra_for(shape))
     finally:
         emulated.set_device(3, 99 * 2**10)
+
+
+DEVICES = {"H100, H200": (132, 227), "A100": (108, 163), "RTX 4090": (128, 99)}  # multiprocessors, KiB of a block
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cells", [7 * 7, 14 * 14, 16 * 16, 28 * 28])
+@pytest.mark.parametrize("channels", [256, 512, 1024])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_plans(dtype, channels, cells, device, kernels):
+    """Of 1,024 images and audios. Shared memory by a count of what lies in it, blocks by trial of all numbers that
+    share a tile of cells."""
+    (processors, kib), size, images, audios = DEVICES[device], 4 if dtype == "tf32" else 2, 1024, 1024
+    columns = 224  # of a tile of cells: 4 warps side by side, each with 7 tiles of the tensor cores' 8 columns
+    rows = 2 * 64  # of audios: 4 tiles of 16 rows a warp; two groups of warps with 64 each, or one with all
+    side_by_side = max(1, columns // cells)
+    audio_stages = 3 * rows * 64  # stages of the pipeline, of 64 bytes a row
+    states = 4 * rows * 2 * 4  # two floats that each of the warps has pooled
+    of_image = channels * size * cells * side_by_side
+    beyond = 7 * 64  # of the last 8 columns
+    resident = cells <= columns and audio_stages + states + of_image + beyond <= kib * 1024
+    shared = audio_stages + states + (of_image + beyond if resident else 3 * columns * 64)
+    groups, tiles = -(-images // side_by_side), -(-audios // rows)
+    time = {splits: -(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1)}
+    splits = min(time, key=lambda splits: (time[splits], splits))
+    assert kernels.plan(
+        dtype=kernels.DType.float32 if dtype == "tf32" else getattr(kernels.DType, dtype),
+        tf32=dtype == "tf32",
+        audios=audios,
+        images=images,
+        cells=cells,
+        k_blocks=channels * size // 64,
+        multiprocessors=processors,
+        shared=kib * 1024,
+    ) == {
+        "resident": resident,
+        "warp_groups": 2 if resident else 1,
+        "splits": splits,
+        "blocks": groups * splits,
+        "shared": shared,
+    }
+    if size == 2 and channels <= 512 and cells in (49, 196) and kib == 227:
+        assert resident
 
 
 @pytest.mark.grid

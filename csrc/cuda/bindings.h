@@ -61,6 +61,22 @@ inline void bind(py::module_ m) {
       py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("k_blocks"),
       py::arg("most"));
 
+  m.def(
+      "plan",
+      [](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t k_blocks, int multiprocessors,
+         int shared) {
+        PairsParams p{};
+        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.images = images, p.cells = cells, p.k_blocks = k_blocks;
+        const Device device{multiprocessors, shared};
+        const Plan plan = plan_of(p, multiprocessors ? &device : nullptr);
+        py::dict found;
+        found["resident"] = plan.resident, found["warp_groups"] = plan.warp_groups();
+        found["splits"] = plan.splits, found["blocks"] = plan.blocks, found["shared"] = plan.shared;
+        return found;
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("images"), py::arg("cells"),
+      py::arg("k_blocks"), py::arg("multiprocessors") = 0, py::arg("shared") = 0);
+
   auto pool_params = [](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters,
                         const Buffer& scores, const Buffer& residual) {
     const int64_t real = real_bytes(pairs.params.dtype);

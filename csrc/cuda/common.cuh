@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "../params.h"
+#include "kernels.h"
 
 #define SSL_FAST_ISA cuda  // namespace of ../pooling.h
 
@@ -118,10 +118,6 @@ const char* with_layout(const Shape& s, F f) {
   });
 }
 
-struct Device {
-  int multiprocessors;
-  int shared;  // bytes of shared memory that a block can opt in to
-};
 inline Device this_device() {
   int ordinal = 0;
   Device device{};

@@ -78,15 +78,6 @@ struct Exact {
   }
 };
 
-// Launch configuration, chosen on the host.
-struct Plan {
-  bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
-  int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
-  int64_t blocks;  // CTAs of the grid
-  int64_t shared;  // bytes of dynamic shared memory
-  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
-};
-
 template <class Math>
 struct Engine {
   using T = typename Math::T;
@@ -97,7 +88,7 @@ struct Engine {
   static constexpr int kTileColumns = 8 * kNTiles * kGroupWarps;
   static constexpr int kAudioBytes = kStages * kBlockAudios * kKBlock;  // stages of all warp groups
   static constexpr int kAudioCopies = kMTiles / 2;  // 16-byte cp.async of audios of a thread, for each k-block
-  static constexpr int kScratchBytes = 16;          // of the epilogue, for each audio of each warp
+  static constexpr int kScratchBytes = 2 * sizeof(T);  // of the epilogue: the pooling state of each audio of each warp
 
   // Whole images in a tile of cells, or 1 where an image is wider than a tile.
   static __host__ __device__ int64_t images_per_tile(int64_t cells) {

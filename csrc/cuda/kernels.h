@@ -35,6 +35,23 @@ struct PairsParams {
   const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
 };
 
+// What a launch is planned for.
+struct Device {
+  int multiprocessors;
+  int shared;  // bytes of shared memory that a block can opt in to
+};
+// Launch configuration of gemm_tile.cuh, chosen on the host.
+struct Plan {
+  bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
+  int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
+  int64_t blocks;  // CTAs of the grid
+  int64_t shared;  // bytes of dynamic shared memory
+  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
+  int warp_groups() const { return resident ? 2 : 1; }  // that take turns at the tensor cores
+};
+// Of the addresses in p nothing is read. `device`: null for the current one.
+Plan plan_of(const PairsParams& p, const Device* device);
+
 // How many of at most `most` images at a time (more than half of it) keep the GPU busiest; p.images means nothing here.
 int64_t good_chunk(PairsParams p, int64_t most);
 

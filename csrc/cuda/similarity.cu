@@ -189,6 +189,15 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
   });
 }
 
+Plan plan_of(const PairsParams& p, const Device* device) {
+  Plan plan{};
+  with_math(p, [&](auto math) {
+    plan = Engine<decltype(math)>::plan(p, device ? *device : this_device());
+    return nullptr;
+  });
+  return plan;
+}
+
 int64_t good_chunk(PairsParams p, int64_t most) {
   const Device device = this_device();
   int64_t good = most, time = INT64_MAX;  // of `good` images
