@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from op_checks import (
     DTYPES,
@@ -23,7 +24,7 @@ from op_checks import (
 )
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
-from ssl_fast.ops import checks, cuda_chunks
+from ssl_fast.ops import checks, cuda_chunks, similarity
 from ssl_fast.ops import kernels as launches
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
@@ -181,10 +182,11 @@ def test_plans(dtype, channels, cells, device, kernels):
     side_by_side = max(1, columns // cells)
     audio_stages = 3 * rows * 64  # stages of the pipeline, of 64 bytes a row
     states = 4 * rows * 2 * 4  # two floats that each of the warps has pooled
+    norms = 2 * columns * 4  # of the cells of a tile and of the next one
     of_image = channels * size * cells * side_by_side
     beyond = 7 * 64  # of the last 8 columns
-    resident = cells <= columns and audio_stages + states + of_image + beyond <= kib * 1024
-    shared = audio_stages + states + (of_image + beyond if resident else 3 * columns * 64)
+    resident = cells <= columns and audio_stages + states + norms + of_image + beyond <= kib * 1024
+    shared = audio_stages + states + norms + (of_image + beyond if resident else 3 * columns * 64)
     groups, tiles = -(-images // side_by_side), -(-audios // rows)
     time = {splits: -(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1)}
     splits = min(time, key=lambda splits: (time[splits], splits))
@@ -250,6 +252,167 @@ def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, 
     shape = Shape(7, 21, 32, 5, 9)
     op, features = features_of(name, shape, dtype, "channels-last")
     assert_accurate(op, features, extra_for(shape))
+
+
+class Recorder:
+    """The kernels, with a record of the launches and of what they were given."""
+
+    PLAIN = ("plan", "good_chunk", "Shape", "Pack", "Pairs", "ProductChunk", "DType", "Pooling", "Reduce", "Instances")
+
+    def __init__(self, kernels, run=True):
+        self.kernels, self.run, self.launches = kernels, run, []
+
+    def __getattr__(self, name):
+        found = getattr(self.kernels, name)
+        if name in ("Pack", "Pairs") and not self.run:
+            return lambda *_, **given: given
+        if name in self.PLAIN:
+            return found
+
+        def launch(*args, **given):
+            self.launches.append((name, args, given))
+            if self.run:
+                found(*args, **given)
+
+        return launch
+
+
+@pytest.fixture
+def recorder(emulated, monkeypatch):
+    recorder = Recorder(emulated)
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launches.Launch(recorder, {})))
+    return recorder
+
+
+CACHING = [name for name in OPS if name.startswith(("soft", "log-mean-exp", "product"))]
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", CACHING)
+@dtypes(*DTYPES)
+@pytest.mark.parametrize("images", [0, 2, 5])
+def test_emulation_of_cached_alphas(name, dtype, images, recorder, monkeypatch):
+    """Alphas of all images are cached, of the first ones, or of none, and then computed again."""
+    shape = Shape(5, 21, 34, 5, 9)
+    op, features = features_of(name, shape, dtype)
+    per_number = 2 if dtype == torch.bfloat16 or (dtype == torch.float16 and op.spaces == 1) else max(4, dtype.itemsize)
+    budget = images * op.spaces * 45 * 24 * per_number  # rows of 21 audios are filled up to 24
+    monkeypatch.setattr(launches, "CUDA_CACHED_ALPHA_BYTES", budget)
+    assert_accurate(op, features, extra_for(shape))
+    recorder.launches.clear()
+    evaluate(op, features, extra_for(shape))
+    if op.spaces == 1:
+        [(_, _, forward)] = [one for one in recorder.launches if one[0] == "pool_forward"]
+        assert forward["cached_images"] == images
+        backward = [given["cached"] is not None for name, _, given in recorder.launches if name == "pool_slopes"]
+        assert backward == [True] * (images > 0) + [False] * (images < 5)
+    else:  # cosines of two spaces: those that are not cached once more in every later pass
+        again = 0 if images == 5 else 3 if name.endswith("image") else 1
+        first = 2 if 0 < images < 5 else 1
+        assert sum(name == "alphas" for name, *_ in recorder.launches) == 2 * (first + again)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_cached_alphas_are_cut_off_at_one(dtype, kernels):
+    """Rounding takes cosines beyond 1, which 16-bit fixed point has no room for; NaN stays NaN."""
+    stored = {"bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    cells, audios = torch.zeros(4, 32, dtype=stored), torch.zeros(8, 32, dtype=stored)
+    cells[:, 0], audios[:, 0] = torch.tensor([1.0, -1.0, 0.5, float("nan")]), 1
+    audio_norm, cell_norm = torch.full((8,), 1.001), torch.ones(4)
+    cached, scores, residual = torch.empty(4, 8, dtype=torch.int16), torch.empty(1, 8), torch.empty(1, 8)
+    pairs = kernels.Pairs(
+        dtype=getattr(kernels.DType, dtype),
+        tf32=False,
+        audios=8,
+        images=1,
+        cells=4,
+        k_blocks=1,
+        packed_audios=launches.buffer(audios),
+        packed_cells=launches.buffer(cells),
+        audio_norm=launches.buffer(audio_norm),
+        cell_norm=launches.buffer(cell_norm),
+    )
+    kernels.pool_forward(
+        pairs,
+        pooling=kernels.Pooling.soft_threshold,
+        parameters=[0.65, 0.03],
+        scores=launches.buffer(scores),
+        residual=launches.buffer(residual),
+        cached=launches.buffer(cached),
+        cached_images=1,
+    )
+    assert cached.T.tolist() == [[32767, -32767, round(0.5 * 1.001 * 32767), -32768]] * 8
+    assert scores.isnan().all()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_emulation_packs_features_as_it_loads_them(resident, recorder):
+    """Where the cells of images stay in shared memory, no copy of them is made before."""
+    recorder.kernels.set_device(3, (227 if resident else 99) * 2**10)
+    try:
+        shape = Shape(5, 9, 270, 7, 7)
+        op, features = features_of("soft-threshold", shape, torch.bfloat16)
+        assert_accurate(op, features, extra_for(shape))
+        recorder.launches.clear()
+        ops.pooled_similarity(*features, ops.SoftThreshold())
+    finally:
+        recorder.kernels.set_device(3, 99 * 2**10)
+    [(_, _, packing), _] = recorder.launches
+    assert [name for name, *_ in recorder.launches] == ["pack", "pool_forward"]
+    assert ("audios" in packing) == (not resident)  # packed with the cells, or alone
+
+
+class TorchLaunches(TorchDispatchMode):
+    """Counts torch's operations on tensors; views and allocations launch nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in ("empty", "empty_like", "new_empty", "empty_strided", "detach"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "count, side, pooling, most",
+    [(256, 7, "soft_threshold", 8), (256, 7, "max", 8), (256, 7, "log_mean_exp", 8), (1024, 14, "soft_threshold", 40)],
+)
+def test_launches_of_a_step(count, side, pooling, most, kernels, monkeypatch):
+    """Forward and backward, bfloat16 of 512 channels on an H200: each call of a kernel is one launch. Nothing is
+    computed: tensors are without storage."""
+    recorder = Recorder(kernels, run=False)
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launches.Launch(recorder, {})))
+    monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
+    visual = torch.empty(count, 512, side, side, dtype=torch.bfloat16, device="meta")
+    audio = torch.empty(count, 512, dtype=torch.bfloat16, device="meta")
+    parameters = [0.65, 0.03][: kernels.poolings[pooling][0]]
+    kernels.set_device(132, 227 * 2**10)
+    try:
+        with TorchLaunches() as torch_launches:
+            scores, *saved = similarity._pooled_similarity.function(
+                visual, audio, pooling, parameters, True, None, pooling != "max"
+            )
+            similarity._pooled_similarity_backward.function(
+                torch.empty_like(scores),
+                None,
+                visual,
+                audio,
+                pooling,
+                parameters,
+                True,
+                None,
+                scores,
+                *saved,
+                True,
+                True,
+            )
+    finally:
+        kernels.set_device(3, 99 * 2**10)
+    names = [name for name, *_ in recorder.launches] + torch_launches.names
+    assert len(names) <= most, names
 
 
 @pytest.fixture

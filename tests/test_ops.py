@@ -260,7 +260,7 @@ def test_budget_of_cached_alphas(name, dtype, monkeypatch):
     image = -(-ODD.audios // lanes) * lanes * ODD.height * ODD.width * (8 if dtype == torch.float64 else 4)
     for images in (0, 1, 3, 4):
         monkeypatch.setattr(kernels, "CACHED_ALPHA_BYTES", images * image)
-        alphas = torch.empty(kernels.cache_shape(features[0], ODD.audios, True))
+        alphas = kernels.empty_cache(features[0], ODD.audios, True)
         assert kernels.cached_images(alphas, features[0], ODD.audios) == images
         result = evaluate(op, features, extra)
         assert all(torch.equal(a, b) for a, b in zip(result.outputs, default.outputs, strict=True))
