@@ -2,7 +2,9 @@
 
 import contextlib
 import platform
+import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -24,6 +26,7 @@ from op_checks import (
 )
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
+from ssl_fast.cli import main as cli
 from ssl_fast.ops import checks, cuda_chunks, similarity
 from ssl_fast.ops import kernels as launches
 
@@ -208,6 +211,21 @@ def test_plans(dtype, channels, cells, device, kernels):
     }
     if size == 2 and channels <= 512 and cells in (49, 196) and kib == 227:
         assert resident
+
+
+def test_doctor_prints_plans(kernels, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "extension", types.SimpleNamespace(cuda=kernels))
+    assert cli.main(["doctor", "--plan"]) == 0
+    hopper, ampere, _ = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[-3:]
+    assert hopper.startswith("H100, H200\n") and ampere.startswith("A100\n")
+    for text, where in ((hopper, "resident"), (ampere, "streamed")):
+        [line] = [line for line in text.splitlines() if "bfloat16 14x14" in line]
+        assert f"cells {where}, {1 + (where == 'resident')} warp group(s), " in line
+    monkeypatch.setattr(
+        checks, "extension", types.SimpleNamespace(cuda_architectures="", no_cuda="it was switched off")
+    )
+    assert cli.main(["doctor", "--plan"]) == 1
+    assert capsys.readouterr().out == "no plan: CUDA code was built for none (it was switched off)\n"
 
 
 @pytest.mark.grid

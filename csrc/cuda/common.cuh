@@ -68,11 +68,18 @@ __device__ inline void put(BFloat16* to, float x) {  // round to nearest even
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
 #endif
 }
-__device__ inline void put(Cosine16* to, float x) {
-  const float clamped = fminf(fmaxf(x, -1.f), 1.f);  // rounding takes cosines beyond 1
-  const uint32_t steps = __float_as_uint(fmaf(clamped, 32767.f, kIntegerBias));
-  to->steps = x == x ? int16_t(steps & 0xffff) : INT16_MIN;
+// put, and x becomes what was put
+template <class X>
+__device__ void put_rounded(X* to, X& x) {
+  *to = x;
 }
+__device__ inline void put_rounded(Cosine16* to, float& x) {
+  const float clamped = fminf(fmaxf(x, -1.f), 1.f);  // rounding takes cosines beyond 1
+  const float steps = fmaf(clamped, 32767.f, kIntegerBias);
+  to->steps = x == x ? int16_t(__float_as_uint(steps) & 0xffff) : INT16_MIN;
+  x = x == x ? (steps - kIntegerBias) * (1 / 32767.f) : x;
+}
+__device__ inline void put(Cosine16* to, float x) { put_rounded(to, x); }
 
 // For vectorized loads and stores, 16 bytes each.
 template <class T, int kCount>
@@ -150,6 +157,8 @@ template <class X>
 __device__ X select(bool first, X a, X b) {
   return first ? a : b;
 }
+__device__ inline float larger(float a, float b) { return fmaxf(a, b); }
+__device__ inline double larger(double a, double b) { return fmax(a, b); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }

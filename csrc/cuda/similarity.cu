@@ -67,18 +67,15 @@ __global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan p
       for (int r = 0; r < E::kThreadAudios; ++r) alpha[r] = rounded_product(engine.at(r, ni, j), audio_norm[r] * norm);
       if constexpr (!Pool::kSparse)
         if (caches && inside) {
-          store_audios<Cached, E::kThreadAudios>(cached + (n * p.cells + here) * stride + first,
-                                                 [&](int r) { return alpha[r]; });
-          for (T& x : alpha) {
-            Cached rounded;
-            put(&rounded, x);
-            x = value(rounded);
-          }
+          AlignedVector<Cached, E::kThreadAudios> values;
+          for (int r = 0; r < E::kThreadAudios; ++r) put_rounded(&values.at[r], alpha[r]);
+          *reinterpret_cast<AlignedVector<Cached, E::kThreadAudios>*>(cached + (n * p.cells + here) * stride + first) =
+              values;
         }
       bool tail = false;
       if constexpr (Pool::kHasTail) {
         T top = alpha[0];
-        for (T x : alpha) top = x > top ? x : top;
+        for (T x : alpha) top = larger(x, top);
         tail = __all_sync(0xffffffffu, !inside || pool.in_tail(top));
       }
       if (!inside) return;
