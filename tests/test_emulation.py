@@ -21,7 +21,9 @@ from op_checks import (
     dtypes,
     evaluate,
     extra_for,
+    planted,
     relative_errors,
+    soft_op,
     truth_of,
 )
 from sanitize_emulation import SOURCES, build, load
@@ -328,6 +330,30 @@ def test_emulation_of_cached_alphas(name, dtype, images, recorder, monkeypatch):
         again = 0 if images == 5 else 3 if name.endswith("image") else 1
         first = 2 if 0 < images < 5 else 1
         assert sum(name == "alphas" for name, *_ in recorder.launches) == 2 * (first + again)
+
+
+@dtypes(torch.bfloat16, torch.float16)
+@pytest.mark.parametrize("epsilon", [0.0, 0.45])
+@pytest.mark.parametrize("beta", [1e-20, 1e-6, 9e-4, 1e-3, 1e20])
+def test_emulation_of_steep_thresholds(epsilon, beta, dtype, recorder):
+    """Of steep ones no alphas are cached: steps of 16 bits would take those next to epsilon to the other side."""
+    shape = Shape(2, 21, 34, 5, 6)
+    op = soft_op(epsilon, beta)
+    features = op.features(shape, dtype)
+    assert_accurate(op, features, extra_for(shape))
+    used = {given["cached"] is not None for name, _, given in recorder.launches if name == "pool_slopes"}
+    assert used == {beta >= 1e-3}
+
+
+@dtypes(*DTYPES)
+def test_opcheck_of_cached_alphas(dtype, emulated):
+    """What a compiled graph expects of their dtype and shape is what the kernels return."""
+    visual, audio = (x.detach().to(dtype).requires_grad_() for x in planted(Shape(3, 10, 34, 2, 3), seed=2))
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    soft = visual, audio, "soft_threshold", [0.65, 0.03], True, None, True
+    torch.library.opcheck(torch.ops.ssl_fast.pooled_similarity.default, soft, test_utils=tests)
+    product = visual, visual, audio, audio, 0.1, "sum", "image", True
+    torch.library.opcheck(torch.ops.ssl_fast.product_log_scores.default, product, test_utils=tests)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

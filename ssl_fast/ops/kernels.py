@@ -26,6 +26,8 @@ def _cuda_cache_bytes() -> int:
 
 
 CUDA_CACHED_ALPHA_BYTES = _cuda_cache_bytes()  # the same of the CUDA kernels
+# 16 bits hold alphas in steps of 3e-5: of what is divided by less than this (beta, tau), they are computed again.
+CACHED_DIVISOR = 1e-3
 COLUMNS = 8  # rows of their matrices with a column for each audio are filled up to a multiple of this
 
 

@@ -169,8 +169,9 @@ def _mean_similarity(visual, audio, mask, normalized):
 def _options(visual, audio, pooling, positives, normalized=True):
     """Arguments of the op besides the features; alphas are cached where a backward pass will need them."""
     backward = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
-    # dot products may be beyond the range of 16-bit fixed point
-    cached = backward and not pooling.sparse and (normalized or not kernels.runs_on_cuda(visual))
+    cached = backward and not pooling.sparse
+    if cached and kernels.runs_on_cuda(visual):  # dot products may be beyond the range of 16-bit fixed point
+        cached = normalized and (visual.dtype.itemsize > 2 or pooling.parameters[-1] >= kernels.CACHED_DIVISOR)
     return pooling.kind, pooling.parameters, normalized, positives, cached
 
 
