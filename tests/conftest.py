@@ -15,7 +15,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     for marker in (
-        "cuda: needs a CUDA device; skipped without one, or fails with --require-cuda",
+        "cuda(devices=1): needs so many CUDA devices; skipped without them, or with --require-cuda fails, unless there "
+        "are some, but too few",
         "slow: takes seconds: trains, starts processes, a browser; only run with --all, -m, --lf, or by its name "
         "(FILE::TEST)",
         "grid: of all combinations of the test's parameters, a few that have each value at least once always run; the "
@@ -75,12 +76,23 @@ def cuda_is_lost() -> bool:
     return False
 
 
+def too_few_devices(marker) -> bool:
+    """Whether there are CUDA devices, but fewer than the test with this marker needs."""
+    import torch
+
+    needed = marker.kwargs.get("devices", 1)
+    return needed > 1 and 0 < torch.cuda.device_count() < needed
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     report = (yield).get_result()
-    if report.failed and item.config.getoption("--require-cuda") and item.get_closest_marker("cuda") and cuda_is_lost():
+    marker = item.get_closest_marker("cuda")
+    if marker is None or not item.config.getoption("--require-cuda"):
+        return
+    if report.failed and cuda_is_lost():
         item.session.shouldstop = f"CUDA is lost to this process after {item.nodeid}"
-    if report.skipped and item.config.getoption("--require-cuda") and item.get_closest_marker("cuda"):
+    if report.skipped and not too_few_devices(marker):
         report.outcome = "failed"
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.longrepr = f"--require-cuda: this test must run, but it was not able to: {reason}"

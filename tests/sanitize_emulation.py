@@ -26,7 +26,8 @@ def build(path: Path, flags: list[str], emulation_flags: list[str]) -> None:
     import pybind11
 
     units = {unit: flags for unit in sorted(SOURCES.glob("cuda/*.cu")) if unit.name != "device.cu"}  # asks the driver
-    units |= {EMULATION / "module.cpp": flags, EMULATION / "emulation.cpp": emulation_flags}
+    units |= {EMULATION / name: flags for name in ("module.cpp", "ptx_wrappers.cu")}
+    units |= {EMULATION / "emulation.cpp": emulation_flags}
     includes = EMULATION, pybind11.get_include(), sysconfig.get_paths()["include"]
     command = [
         "g++",
@@ -34,6 +35,7 @@ def build(path: Path, flags: list[str], emulation_flags: list[str]) -> None:
         "-std=c++17",
         "-O1",
         "-g",
+        "-fdata-sections",  # for the script of the linker
         "-DSSL_FAST_EMULATION",
         *(f"-I{folder}" for folder in includes),
     ]
@@ -48,7 +50,8 @@ def build(path: Path, flags: list[str], emulation_flags: list[str]) -> None:
     failed = [error for process, error in zip(running, errors) if process.returncode]
     if failed:
         raise RuntimeError(failed[0])
-    subprocess.run(["g++", "-shared", *flags, "-o", str(path), *map(str, objects)], check=True)
+    script = f"-Wl,-T,{EMULATION / 'static_shared.ld'}"
+    subprocess.run(["g++", "-shared", *flags, script, "-o", str(path), *map(str, objects)], check=True)
 
 
 def load(path: Path):
@@ -180,7 +183,8 @@ def run_all(kernels) -> None:
             kernels.pack(kernels.Pack(shape_of(last), **packed))
             gradient = at(numbers(*packed_cells.shape) if is_real else rows(name, images * cells, channels))
             kernels.max_backward_visual(pairs, **of_pairs, gradient=gradient, real_gradient=is_real)
-            kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real)
+            scale = at(numbers(1)) if is_real else None
+            kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real, scale=scale)
         for reduce, instances in product(("sum", "max"), ("audio", "image")):
             per_instance = (images * cells,) if instances == "audio" else (cells, audios)
             loc, avc = at(matrix.copy()), at(matrix.copy())

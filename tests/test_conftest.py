@@ -88,6 +88,20 @@ def test_tests_behind_one_that_loses_the_context(run, tmp_path):
     )
 
 
+TWO = """
+import pytest
+
+@pytest.mark.cuda(devices=2)
+def test_of_two(): pytest.skip("fewer than two")
+"""
+
+
+@pytest.mark.parametrize("devices, outcome", [(0, "1 failed"), (1, "1 skipped"), (2, "1 failed")])
+def test_a_test_of_two_devices_may_be_skipped_where_there_is_one(devices, outcome, run, tmp_path):
+    (tmp_path / "torch.py").write_text(f"{TORCH}    device_count = lambda: {devices}\n")
+    assert outcome in run(TWO, "--require-cuda").stdout
+
+
 LONG = """
 import pytest
 

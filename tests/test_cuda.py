@@ -1,4 +1,9 @@
-"""The CUDA kernels on a GPU: errors against the truth in numpy, repeats, streams, graphs, large offsets, memory."""
+"""The CUDA kernels on a GPU: errors against the truth in numpy, repeats, streams, graphs, large offsets, memory; the
+operands of PTX instructions."""
+
+import ctypes
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -18,6 +23,9 @@ from op_checks import (
     truth_of,
     upstream,
 )
+from ptx_checks import DTYPES as MMA_DTYPES
+from ptx_checks import check_ldmatrix, check_mma
+from sanitize_emulation import EMULATION
 from ssl_fast import ops
 from ssl_fast.benchmarks.measure import peak_cuda
 from ssl_fast.ops import checks, cuda_chunks
@@ -35,10 +43,44 @@ every_op = pytest.mark.parametrize("name", OPS)
 PAIR_OPS = [name for name in OPS if name not in ("mean", "masked-mean", "cosine-map")]
 
 
-def inputs(name, shape, dtype=torch.float32, layout="contiguous"):
+def inputs(name, shape, dtype=torch.float32, layout="contiguous", device=DEVICE):
     op = OPS[name]
-    features = [LAYOUTS[layout](x.to(DEVICE)) for x in op.features(shape, dtype)]
-    return op, features, Extra(*(x.to(DEVICE) for x in extra_for(shape)))
+    features = [LAYOUTS[layout](x.to(device)) for x in op.features(shape, dtype)]
+    return op, features, Extra(*(x.to(device) for x in extra_for(shape)))
+
+
+@pytest.fixture(scope="module")
+def ptx_wrappers(tmp_path_factory):
+    """The library of ptx_wrappers.cu, for this GPU."""
+    nvcc = shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc")
+    path = tmp_path_factory.mktemp("ptx") / "libptx_wrappers.so"
+    major, minor = torch.cuda.get_device_capability()
+    options = ["-std=c++17", f"-arch=sm_{major}{minor}", "-shared", "-Xcompiler", "-fPIC"]
+    subprocess.run([nvcc, *options, str(EMULATION / "ptx_wrappers.cu"), "-o", str(path)], check=True)
+    return ctypes.CDLL(path)
+
+
+def test_cuda_ldmatrix(ptx_wrappers):
+    check_ldmatrix(ptx_wrappers, DEVICE)
+
+
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+def test_cuda_mma(dtype, ptx_wrappers):
+    check_mma(ptx_wrappers, DEVICE, dtype)
+
+
+@pytest.mark.cuda(devices=2)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+@every_op
+@dtypes(torch.float32, torch.bfloat16)
+def test_cuda_of_another_device_than_the_current_one(name, dtype):
+    current, other = torch.cuda.current_device(), (torch.cuda.current_device() + 1) % 2
+    op, features, extra = inputs(name, Shape(9, 9, 64, 7, 7), dtype, device=f"cuda:{other}")
+    assert_accurate(op, features, extra)
+    assert {x.device.index for x in evaluate(op, features, extra).tensors()} == {other}
+    assert torch.cuda.current_device() == current
 
 
 def test_cuda_device_is_asked_without_a_trace():

@@ -1,6 +1,7 @@
 """The CUDA kernels, compiled as C++ and run on the CPU: every op, against the truth in numpy."""
 
 import contextlib
+import ctypes
 import platform
 import re
 import shutil
@@ -26,6 +27,8 @@ from op_checks import (
     soft_op,
     truth_of,
 )
+from ptx_checks import DTYPES as MMA_DTYPES
+from ptx_checks import check_ldmatrix, check_mma
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
 from ssl_fast.cli import main as cli
@@ -50,18 +53,25 @@ def kernels(tmp_path_factory):
     return load(path)
 
 
+STREAM = 0x51EA0  # not the default stream, which is 0
+
+
 @pytest.fixture
 def emulated(kernels, monkeypatch):
-    """From here on, ops on CPU tensors run the CUDA kernels, of this module."""
+    """From here on, ops on CPU tensors run the CUDA kernels, of this module. All are launched on STREAM."""
 
     @contextlib.contextmanager
     def launch_on(tensor):
         with checks.without_autocast(tensor):
-            yield launches.Launch(kernels, {})
+            yield launches.Launch(kernels, {"stream": STREAM})
 
     monkeypatch.setattr(launches, "launch_on", launch_on)
     monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
-    return kernels
+    # torch's CPU has no such product of float16
+    monkeypatch.setattr(cuda_chunks, "float32_product", lambda a, b, out=None: torch.mm(a.float(), b.float(), out=out))
+    kernels.take_streams()
+    yield kernels
+    assert set(kernels.take_streams()) <= {STREAM}
 
 
 def features_of(name, shape, dtype, layout="contiguous"):
@@ -300,7 +310,8 @@ class Recorder:
 @pytest.fixture
 def recorder(emulated, monkeypatch):
     recorder = Recorder(emulated)
-    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launches.Launch(recorder, {})))
+    launch = launches.Launch(recorder, {"stream": STREAM})
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launch))
     return recorder
 
 
@@ -492,6 +503,69 @@ def test_emulation_of_dot_products(pooling, dtype, emulated):
     for one, other in zip(found, torch.autograd.grad(want, (visual, audio), upstream.double()), strict=True):
         tolerance = 2e-5 if dtype.itemsize > 2 else 2e-2
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("largest", [0.0, 2.0**-149, 3e-39, 2.0**-126, 1.5e-7, 1.0, 2.0, 65519.0, 2.0**127 * 1.99])
+def test_float16_slopes_are_scaled_by_a_power_of_two(largest):
+    slopes = torch.linspace(-1, 1, 21).view(7, 3).double().mul(largest).float()
+    scaled, reciprocal = cuda_chunks.float16_of(slopes)
+    mantissa, _ = torch.frexp(reciprocal)
+    assert scaled.dtype == torch.float16 and reciprocal.dtype == torch.float32 and mantissa.item() == 0.5
+    want = slopes.double() / reciprocal.double()  # a float32 quotient could leave its range
+    assert want.abs().max() < 2**15 and (want.abs().max() >= 2**14 or largest < 2.0**-112)
+    assert torch.equal(scaled, want.half())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_float16_slopes_beside_one_that_is_not_finite_keep_their_values(bad):
+    slopes = torch.tensor([[0.25, bad], [-3.0, 7e4]])
+    scaled, reciprocal = cuda_chunks.float16_of(slopes)
+    assert reciprocal == 1 and torch.equal(scaled.nan_to_num(-1), slopes.half().nan_to_num(-1))
+
+
+# Lengths of images and of audios, and of upstream gradients, as exponents of 2: what float16 slopes without a scale
+# would lose, and what would overflow.
+@pytest.mark.parametrize("visual_exponent, audio_exponent, upstream_exponent", [(-8, 10, -20), (-8, -8, 6), (0, 0, 0)])
+@pytest.mark.parametrize("pooling", [ops.SoftThreshold(0.2, 0.1), ops.LogMeanExp(0.3), ops.Max()])
+@pytest.mark.parametrize("workspace", [cuda_chunks.WORKSPACE_BYTES, 20_000])
+def test_emulation_of_float16_gradients_far_from_one(
+    pooling, visual_exponent, audio_exponent, upstream_exponent, workspace, emulated, monkeypatch
+):
+    monkeypatch.setattr(cuda_chunks, "WORKSPACE_BYTES", workspace)
+    generator = torch.Generator().manual_seed(1)
+    visual = torch.randn(6, 40, 5, 6, generator=generator).mul(2.0**visual_exponent).half().requires_grad_()
+    audio = torch.randn(9, 40, generator=generator).mul(2.0**audio_exponent).half().requires_grad_()
+    upstream = torch.randn(6, 9, generator=generator).mul(2.0**upstream_exponent)
+    found = torch.autograd.grad(ops.pooled_similarity(visual, audio, pooling), (visual, audio), upstream)
+    exact = [x.detach().double().requires_grad_() for x in (visual, audio)]
+    alpha = torch.einsum(
+        "ncp,mc->nmp", *(torch.nn.functional.normalize(x.flatten(2) if x.dim() > 2 else x, dim=1) for x in exact)
+    )
+    want = torch.autograd.grad(pooling.reference(alpha), exact, upstream.double())
+    for one, other in zip(found, want, strict=True):
+        smallest = 2.0**-25 * other.numel() ** 0.5  # half of float16's last step
+        assert (one.double() - other).norm() <= 2**-10 * other.norm() + smallest
+
+
+def test_launches_are_recorded_with_their_stream(emulated):
+    visual, audio = torch.randn(3, 8, 2, 3, requires_grad=True), torch.randn(5, 8)
+    ops.pooled_similarity(visual, audio, ops.SoftThreshold()).sum().backward()
+    streams = emulated.take_streams()
+    assert len(streams) >= 4 and set(streams) == {STREAM}  # packing, scores, slopes, gradients
+
+
+def test_static_shared_memory_is_found(kernels):
+    """The linker's script goes by names: at least the arrays of pack_kernel and channel_sums, in float64."""
+    assert kernels.static_shared_bytes() > 8 * (2 * 16 * 32 + 32 * 65)
+
+
+def test_ldmatrix_wrapper_in_the_emulation(kernels):
+    check_ldmatrix(ctypes.CDLL(kernels.__file__), "cpu")
+
+
+@pytest.mark.parametrize("dtype", MMA_DTYPES)
+def test_mma_wrapper_in_the_emulation(dtype, kernels):
+    check_mma(ctypes.CDLL(kernels.__file__), "cpu", dtype)
 
 
 def test_emulation_of_empty_batches(emulated):

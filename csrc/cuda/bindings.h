@@ -200,13 +200,15 @@ inline void bind(py::module_ m) {
   m.def(
       "unpack",
       [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, Buffer gradient,
-          bool real_gradient, Stream stream) {
+          bool real_gradient, Buffer scale, Stream stream) {
         const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, k_blocks, real_gradient);
         check("unpack", unpack(pack_params(shape, k_blocks, features, packed, inverse_norm, false, false),
-                               need("gradient", gradient, bytes), real_gradient, stream_of(stream)));
+                               need("gradient", gradient, bytes), real_gradient,
+                               need("scale", scale, real_bytes(shape.dtype), true), stream_of(stream)));
       },
       py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
-      py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("stream") = 0);
+      py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("scale") = py::none(),
+      py::arg("stream") = 0);
 
   // A chunk of images of SLAVC's product: ProductChunk of kernels.h.
   py::class_<ProductChunk>(m, "ProductChunk", py::module_local())

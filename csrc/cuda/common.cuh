@@ -12,7 +12,7 @@
 
 #ifdef SSL_FAST_EMULATION
 #define SSL_FAST_LAUNCH_BYTES(kernel, blocks, threads, shared, stream, ...) \
-  ((void)(stream), emulation::launch(blocks, threads, shared, [=] { kernel(__VA_ARGS__); }))
+  emulation::launch(blocks, threads, shared, stream, [=] { kernel(__VA_ARGS__); })
 #define SSL_FAST_LAUNCH_SHARED SSL_FAST_LAUNCH_BYTES
 #define SSL_FAST_SHARED_BYTES(name) char* name = emulation::shared_bytes()
 #else

@@ -25,8 +25,9 @@ struct PackParams {
 // Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last. `audios`: null, or
 // features of the same dtype, channels last, that are packed in the same launch.
 const char* pack(const PackParams& p, const PackParams* audios, void* stream);
-// features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real.
-const char* unpack(const PackParams& p, const void* gradient, bool real_gradient, void* stream);
+// features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real; it is multiplied by
+// `scale`, a real number on the device, null: 1.
+const char* unpack(const PackParams& p, const void* gradient, bool real_gradient, const void* scale, void* stream);
 
 // All pairs of audios with the cells of images.
 struct PairsParams {

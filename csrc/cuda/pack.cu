@@ -2,8 +2,8 @@
 //
 //   pack     packed[p, k] = x[p, k], zero-padded to k_blocks * 64 bytes, float32 optionally rounded to tf32
 //            inverse_norm[p] = 1 / |x[p]|
-//   unpack   grad_x[p, k] = y[p, k] - x[p, k] (x[p] . y[p]) / |x[p]|^2, where y is the gradient with respect to the
-//            unit vector, divided by |x[p]|
+//   unpack   grad_x[p, k] = y[p, k] - x[p, k] (x[p] . y[p]) / |x[p]|^2, where y, times `scale`, is the gradient with
+//            respect to the unit vector, divided by |x[p]|
 //
 //   Features      (N, C, P) or, channels last, (N, P, C), storage type
 //   Packed, y     (N * P, k_blocks * 64 bytes), K contiguous, aligned to 16 bytes; y in the storage type or real
@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p, PackParams
 
 // Y: of the gradient y, S or T.
 template <bool kChannelsLast, class S, class Y, class T>
-__global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y* gradient) {
+__global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y* gradient, const T* scale) {
   [[maybe_unused]] __shared__ S transposed[kChannelsLast ? 1 : kWarpSize][kTransposedChannels + kPad<S>];
   __shared__ T projection[kWarpSize];  // (x . y) / |x|^2
   const CellTile tile(p.shape, blockIdx.x);
@@ -114,7 +114,8 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y*
   const S* packed = static_cast<const S*>(p.packed) + tile.row * width;
   const Y* grad_packed = gradient + tile.row * width;
   auto x = [&](int cell, int64_t c) { return T(value(packed[cell * width + c])); };
-  auto y = [&](int cell, int64_t c) { return T(value(grad_packed[cell * width + c])); };
+  const T by = scale ? *scale : T(1);
+  auto y = [&](int cell, int64_t c) { return rounded_product(T(value(grad_packed[cell * width + c])), by); };
   for (int cell = warp; cell < tile.count; cell += kWarps) {
     T dot = 0;
     for (int64_t c = lane; c < channels; c += kWarpSize) dot += x(cell, c) * y(cell, c);
@@ -164,7 +165,8 @@ const char* pack(const PackParams& params, const PackParams* more, void* stream)
   });
 }
 
-const char* unpack(const PackParams& params, const void* gradient, bool real_gradient, void* stream) {
+const char* unpack(const PackParams& params, const void* gradient, bool real_gradient, const void* scale,
+                   void* stream) {
   const PackParams p = merge_images(params);
   return with_layout(p.shape, [&](auto channels_last, auto stored, auto computed) {
     using S = decltype(stored);
@@ -172,10 +174,10 @@ const char* unpack(const PackParams& params, const void* gradient, bool real_gra
     constexpr bool kChannelsLast = decltype(channels_last)::value;
     if (real_gradient)
       SSL_FAST_LAUNCH((unpack_kernel<kChannelsLast, S, T, T>), blocks_of(p.shape), kThreads, stream, p,
-                      static_cast<const T*>(gradient));
+                      static_cast<const T*>(gradient), static_cast<const T*>(scale));
     else
       SSL_FAST_LAUNCH((unpack_kernel<kChannelsLast, S, S, T>), blocks_of(p.shape), kThreads, stream, p,
-                      static_cast<const S*>(gradient));
+                      static_cast<const S*>(gradient), static_cast<const T*>(scale));
     return last_error();
   });
 }

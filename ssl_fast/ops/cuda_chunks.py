@@ -53,7 +53,7 @@ class Space:
         whole = shape.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
         self.in_place = bool(whole) and not self.tf32  # the features are rows as they are
         self.row_bytes = 0 if self.in_place else self.k_blocks * K_BLOCK_BYTES
-        # gradients of rows can be smaller than float16 goes
+        # gradients of rows can be smaller or larger than float16 goes
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
         self.columns = matrix_columns(self.audios)
         self.packed_audios = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(
@@ -135,14 +135,16 @@ class Space:
         """Room for slopes, or for cosines of the same size: (images * cells, M filled up)"""
         return self.visual.new_empty(images * self.cells, self.columns, dtype=self.gradient_dtype)
 
-    def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor) -> None:
-        """Gradients of the features of a chunk, from those with respect to unit vectors, over their lengths."""
+    def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor, scale: Tensor | None = None) -> None:
+        """Gradients of the features of a chunk, from those with respect to unit vectors, over their lengths; times
+        `scale`."""
         self._unpack(
             shape_of(self.launch.kernels, self.visual, 0, chunk.images, self.normalized),
             buffer(chunk.rows),
             buffer(self.cell_norm, chunk.first),
             gradient,
             buffer(grad_visual, chunk.first),
+            scale,
         )
 
     def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
@@ -150,7 +152,7 @@ class Space:
             self.audio_shape, buffer(self.packed_audios), buffer(self.audio_norm), gradient, buffer(grad_audio)
         )
 
-    def _unpack(self, shape, rows, norm, gradient, features):
+    def _unpack(self, shape, rows, norm, gradient, features, scale=None):
         self.launch.kernels.unpack(
             shape,
             k_blocks=self.k_blocks,
@@ -159,6 +161,7 @@ class Space:
             inverse_norm=norm,
             gradient=buffer(gradient),
             real_gradient=self.is_real(gradient),
+            scale=buffer(scale),
             **self.launch.args,
         )
 
@@ -210,8 +213,23 @@ class VisualGradient:
         begin = chunk.first * self.space.cells if self.in_place else 0
         return self.workspace[begin : begin + len(chunk.rows)]
 
-    def write(self, chunk: Chunk, gradient: Tensor) -> None:
-        self.space.write_visual(chunk, gradient, self.grad_visual)
+    def write(self, chunk: Chunk, gradient: Tensor, scale: Tensor | None = None) -> None:
+        self.space.write_visual(chunk, gradient, self.grad_visual, scale)
+
+
+def float16_of(slopes: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 matrix -> float16 one, times the power of two that brings its largest number to [2^14, 2^15), and the
+    reciprocal of that power, float32 (1,). Where it has NaN or infinity, the power is 1."""
+    largest = torch.linalg.vector_norm(slopes.view(1, -1), float("inf"), dim=1)
+    exponent = largest.view(torch.int32) >> 23  # biased by 127, as the two powers' below
+    power = torch.where(exponent == 255, 127, (268 - exponent).clamp(1, 253))
+    scale, reciprocal = ((x << 23).view(torch.float32) for x in (power, 254 - power))
+    return torch.mul(slopes, scale, out=torch.empty_like(slopes, dtype=torch.float16)), reciprocal
+
+
+def float32_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
+    """Product of float16 matrices on tensor cores, accumulated and returned in float32."""
+    return torch.mm(a, b, out_dtype=torch.float32, out=out)
 
 
 class DenseGradients:
@@ -220,18 +238,20 @@ class DenseGradients:
     def __init__(self, space: Space, grad_visual: Tensor | None, grad_audio: Tensor | None):
         self.space, self.grad_audio = space, grad_audio
         self.visual = None if grad_visual is None else VisualGradient(space, grad_visual)
-        self.packed_audios, self.sums = None, None
+        self.scaled = space.visual.dtype == torch.float16
+        self.product, self.sums = (float32_product if self.scaled else torch.mm), None
         self.row_bytes = space.matrix_bytes + (self.visual.row_bytes if self.visual else 0)
-        if space.gradient_dtype != space.visual.dtype:  # the rows, converted
-            self.row_bytes += space.width * space.gradient_dtype.itemsize
+        if self.scaled:  # the slopes, converted
+            self.row_bytes += space.columns * torch.float16.itemsize
 
     def add(self, chunk: Chunk, slopes: Tensor) -> None:
-        if self.packed_audios is None:  # packed with the first chunk
-            self.packed_audios = self.space.packed_audios.to(slopes.dtype)
+        slopes, scale = float16_of(slopes) if self.scaled else (slopes, None)
         if self.visual:
-            self.visual.write(chunk, torch.mm(slopes, self.packed_audios, out=self.visual.rows(chunk)))
+            rows = self.product(slopes, self.space.packed_audios, out=self.visual.rows(chunk))
+            self.visual.write(chunk, rows, scale)
         if self.grad_audio is not None:
-            part = torch.mm(slopes.t(), chunk.rows.to(slopes.dtype))
+            part = self.product(slopes.t(), chunk.rows)
+            part = part if scale is None else part.mul_(scale)
             self.sums = part if self.sums is None else self.sums.to(self.space.cell_norm.dtype).add_(part)
 
     def finish(self) -> None:

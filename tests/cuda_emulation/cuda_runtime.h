@@ -8,13 +8,14 @@
 #include <cstring>
 #include <functional>
 #include <type_traits>
+#include <vector>
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__ static  // static_shared.ld finds them
 
 struct Dim3 {
   unsigned x, y, z;
@@ -35,9 +36,12 @@ void set_device(int multiprocessors, int shared);
 
 extern Dim3 thread_index, block_index, block_size, grid_size;  // of the running thread
 
-// Runs `kernel` once for each of `blocks` x `threads`. Each block starts with `shared` bytes full of NaN.
-void launch(int64_t blocks, int threads, int64_t shared, const std::function<void()>& kernel);
+// Runs `kernel` once for each of `blocks` x `threads`. Each block starts with `shared` bytes, and with static shared
+// memory, full of NaN (the latter not under AddressSanitizer, which keeps red zones there).
+void launch(int64_t blocks, int threads, int64_t shared, void* stream, const std::function<void()>& kernel);
 char* shared_bytes();
+int64_t static_shared_bytes();          // of all kernels together
+std::vector<uintptr_t> take_streams();  // of the launches since the last call
 
 void syncthreads();
 void named_barrier_sync(int barrier, int threads);

@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <deque>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "cuda_runtime.h"
@@ -34,6 +35,8 @@ ssl_fast_switch_stack:
   pop %rbp
   ret
 )");
+
+extern "C" char static_shared_begin[], static_shared_end[];  // of static_shared.ld
 
 namespace emulation {
 
@@ -83,6 +86,7 @@ struct Free {
 };
 std::unique_ptr<char[], Free> shared;
 const std::function<void()>* kernel;
+std::vector<uintptr_t> streams;
 void* scheduler;
 int running, live;
 Context scheduler_context;
@@ -205,7 +209,12 @@ void cp_async_wait(int pending) {
 
 char* shared_bytes() { return shared.get(); }
 
-void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()>& function) {
+int64_t static_shared_bytes() { return static_shared_end - static_shared_begin; }
+
+std::vector<uintptr_t> take_streams() { return std::exchange(streams, {}); }
+
+void launch(int64_t blocks, int count, int64_t bytes, void* stream, const std::function<void()>& function) {
+  streams.push_back(reinterpret_cast<uintptr_t>(stream));
   if (blocks < 1 || blocks > INT32_MAX || count < 1 || count > kMaxThreads || count % kWarpSize || bytes > max_shared)
     fail("bad size of a launch");
   shared.reset(new (std::align_val_t(128)) char[bytes]);
@@ -219,6 +228,9 @@ void launch(int64_t blocks, int count, int64_t bytes, const std::function<void()
     live = count;
     for (Barrier& barrier : barriers) barrier.waiting = 0;
     std::memset(shared.get(), 0xff, bytes);
+#ifndef __SANITIZE_ADDRESS__
+    std::memset(static_shared_begin, 0xff, static_shared_bytes());
+#endif
     for (Warp& warp : warps) std::memset(&warp, 0xff, sizeof warp.values), warp.arrived = 0;
     for (int i = 0; i < count; ++i) start(i);
     release(&launch_order);

@@ -6,4 +6,6 @@ PYBIND11_MODULE(ssl_fast_emulation, m) {
   ssl_fast::bind_types(m);
   ssl_fast::cuda::bind(m);
   m.def("set_device", emulation::set_device);
+  m.def("static_shared_bytes", emulation::static_shared_bytes);
+  m.def("take_streams", emulation::take_streams);
 }
