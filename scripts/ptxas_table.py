@@ -3,8 +3,8 @@
 
     scripts/ptxas_table.py [ARCHITECTURE ...]     (default: 80 90a 100 120)
 
-Compiles csrc/cuda with the nvcc of NVCC (default: the one on PATH); a GPU is not needed. Exit status: 1 where a kernel
-spills registers.
+Compiles csrc/cuda with the nvcc of CUDACXX (default: the one on PATH); a GPU is not needed. Exit status: 1 where a
+kernel spills registers.
 """
 
 import os
@@ -65,7 +65,7 @@ def report(kernels: list[Kernel]) -> int:
 
 def compile_one(source: Path, architecture: str, folder: str) -> str:
     to = Path(folder) / f"{source.stem}.{architecture}.o"
-    command = [os.environ.get("NVCC", "nvcc"), "-std=c++17", "-O3", "-Xptxas=-v", "-c", str(source), "-o", str(to)]
+    command = [os.environ.get("CUDACXX", "nvcc"), "-std=c++17", "-O3", "-Xptxas=-v", "-c", str(source), "-o", str(to)]
     flag = f"-gencode=arch=compute_{architecture},code=sm_{architecture}"
     done = subprocess.run([*command, flag], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
@@ -74,8 +74,8 @@ def compile_one(source: Path, architecture: str, folder: str) -> str:
 
 
 def main(architectures: list[str]) -> int:
-    if shutil.which(nvcc := os.environ.get("NVCC", "nvcc")) is None:
-        sys.exit(f"{nvcc}: not found; set NVCC to a CUDA compiler")
+    if shutil.which(nvcc := os.environ.get("CUDACXX", "nvcc")) is None:
+        sys.exit(f"{nvcc}: not found; set CUDACXX to a CUDA compiler")
     jobs = [(source, architecture) for source in sorted(SOURCES.glob("*.cu")) for architecture in architectures]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
         logs = pool.map(lambda job: compile_one(*job, folder), jobs)

@@ -32,7 +32,7 @@ from ptx_checks import check_ldmatrix, check_mma
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
 from ssl_fast.cli import main as cli
-from ssl_fast.ops import checks, cuda_chunks, similarity
+from ssl_fast.ops import checks, cuda_chunks, product, similarity
 from ssl_fast.ops import kernels as launches
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
@@ -294,7 +294,7 @@ class Recorder:
 
     def __getattr__(self, name):
         found = getattr(self.kernels, name)
-        if name in ("Pack", "Pairs") and not self.run:
+        if name in ("Pack", "Pairs", "ProductChunk") and not self.run:
             return lambda *_, **given: given
         if name in self.PLAIN:
             return found
@@ -432,10 +432,19 @@ class TorchLaunches(TorchDispatchMode):
 
 
 @pytest.mark.parametrize(
-    "count, side, pooling, most",
-    [(256, 7, "soft_threshold", 8), (256, 7, "max", 8), (256, 7, "log_mean_exp", 8), (1024, 14, "soft_threshold", 40)],
+    "count, side, op, most",
+    [
+        (256, 7, "soft_threshold", 8),
+        (256, 7, "max", 8),
+        (256, 7, "log_mean_exp", 8),
+        (256, 14, "soft_threshold", 8),
+        (1024, 14, "soft_threshold", 27),
+        (1024, 14, "max", 12),
+        (256, 7, "product", 17),
+        (1024, 14, "product", 120),
+    ],
 )
-def test_launches_of_a_step(count, side, pooling, most, kernels, monkeypatch):
+def test_launches_of_a_step(count, side, op, most, kernels, monkeypatch):
     """Forward and backward, bfloat16 of 512 channels on an H200: each call of a kernel is one launch. Nothing is
     computed: tensors are without storage."""
     recorder = Recorder(kernels, run=False)
@@ -443,27 +452,19 @@ def test_launches_of_a_step(count, side, pooling, most, kernels, monkeypatch):
     monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
     visual = torch.empty(count, 512, side, side, dtype=torch.bfloat16, device="meta")
     audio = torch.empty(count, 512, dtype=torch.bfloat16, device="meta")
-    parameters = [0.65, 0.03][: kernels.poolings[pooling][0]]
     kernels.set_device(132, 227 * 2**10)
     try:
         with TorchLaunches() as torch_launches:
-            scores, *saved = similarity._pooled_similarity.function(
-                visual, audio, pooling, parameters, True, None, pooling != "max"
-            )
-            similarity._pooled_similarity_backward.function(
-                torch.empty_like(scores),
-                None,
-                visual,
-                audio,
-                pooling,
-                parameters,
-                True,
-                None,
-                scores,
-                *saved,
-                True,
-                True,
-            )
+            if op == "product":
+                features, options = (visual, visual, audio, audio), (0.07, "sum", "audio")
+                saved = product._product.function(*features, *options, True)
+                grad = torch.empty_like(saved[0])
+                product._product_backward.function(grad, *features, *options, list(saved), True, True)
+            else:
+                options = op, [0.65, 0.03][: kernels.poolings[op][0]], True, None
+                saved = similarity._pooled_similarity.function(visual, audio, *options, op != "max")
+                grad = torch.empty_like(saved[0])
+                similarity._pooled_similarity_backward.function(grad, None, visual, audio, *options, *saved, True, True)
     finally:
         kernels.set_device(3, 99 * 2**10)
     names = [name for name, *_ in recorder.launches] + torch_launches.names

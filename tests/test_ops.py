@@ -269,6 +269,19 @@ def test_budget_of_cached_alphas(name, dtype, monkeypatch):
             assert error < 20 * torch.finfo(dtype).eps, f"{images} images kept: {error}"
 
 
+def test_budget_of_cached_alphas_on_cuda(monkeypatch):
+    name = "SSL_FAST_CUDA_CACHE_MIB"
+    monkeypatch.delenv(name, raising=False)
+    assert kernels._cuda_cache_bytes() == 256 * 2**20
+    for text, size in (("0", 0), ("12", 12 * 2**20)):
+        monkeypatch.setenv(name, text)
+        assert kernels._cuda_cache_bytes() == size
+    for text in ("", "-1", "1.5", "many"):
+        monkeypatch.setenv(name, text)
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number of MiB >= 0, got {text!r}"):
+            kernels._cuda_cache_bytes()
+
+
 # ---- poison, zeros, nothing ----
 
 

@@ -55,7 +55,8 @@ def pooled_similarity(
     Returns:
         S (N, M); float32, or float64 for float64 inputs. A zero vector has cosine 0 and gradient 0; NaN in a pair gives
         NaN for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has
-        the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
+        the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's. On CUDA, of
+        16-bit features, a pass whose cosines are kept for a backward pass pools them in steps of 3e-5.
 
     Kernels pool one head's cells, so memory beyond inputs and gradients is heads x N x M x T. What they cannot pool
     computes the maps of a few images at a time with plain PyTorch, once more in the backward pass: element-wise maxima
