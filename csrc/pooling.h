@@ -13,6 +13,7 @@
 //   residual(state)            one number of the pair that is saved for the backward pass besides S
 //   slope(alpha, S, scale)     scale * dS/dalpha at a cell, up to the factor `residual`; scale = residual * dL/dS
 //
+// kHasTail: there are in_tail and absorb_tail, a cheaper absorb of low cosines.
 // kSparse: one cell of a pair has a gradient, and the residual is its index (argmax): there is no `slope`.
 //
 // V is the number type: a float on a GPU (a thread owns a pair), a SIMD vector on a CPU (a lane owns a pair). Whoever
@@ -64,27 +65,44 @@ SSL_FAST_INLINE V sum_in_levels(int64_t count, F f) {
   return sum;
 }
 
+// (alpha - epsilon) / beta, as Logistic<V> takes it: in units of 1 / kUnit. A device may specialize it.
+template <class V, class Scalar>
+struct Logit {
+  static constexpr double kUnit = 1;
+  Scalar epsilon, inverse_beta;
+  static Logit of(double epsilon, double beta) { return {Scalar(epsilon), Scalar(1 / beta)}; }
+  SSL_FAST_INLINE V operator()(V alpha) const { return (alpha - epsilon) * inverse_beta; }
+};
+
 // LVS, MarginNCE: S = sum_p w alpha / sum_p w, w = sigmoid((alpha - epsilon) / beta).
 // The logit is cut off at -80, so that the sum of the weights cannot underflow.
 template <class V, class Scalar>
 struct SoftThreshold {
-  static constexpr bool kSparse = false;
-  static constexpr Scalar kLowestLogit = -80;
+  static constexpr bool kSparse = false, kHasTail = true;
+  static constexpr Scalar kLowestLogit = Scalar(-80 * Logit<V, Scalar>::kUnit);
+  // Logit below which 1 + exp(-logit) rounds to exp(-logit): there the weight needs no division.
+  static constexpr Scalar kTail =
+      Scalar(-0.6931471805599453 * std::numeric_limits<Scalar>::digits * Logit<V, Scalar>::kUnit);
   using Residual = V;
-  Scalar epsilon, inverse_beta;
+  Logit<V, Scalar> logit;
+  Scalar inverse_beta;
   static SoftThreshold of(const double* parameters, int64_t) {
-    return {Scalar(parameters[0]), Scalar(1 / parameters[1])};
+    return {Logit<V, Scalar>::of(parameters[0], parameters[1]), Scalar(1 / parameters[1])};
   }
 
   struct State {
     V weighted{}, weight{};
   };
-  SSL_FAST_INLINE V logit(V alpha) const { return (alpha - epsilon) * inverse_beta; }
-  SSL_FAST_INLINE Logistic<V> weight(V x) const { return Logistic<V>(select(x > kLowestLogit, x, V{} + kLowestLogit)); }
-  SSL_FAST_INLINE void absorb(State& s, V alpha, int) const {
-    V w = weight(logit(alpha)).value;
+  SSL_FAST_INLINE V cut_off(V x) const { return select(x > kLowestLogit, x, V{} + kLowestLogit); }
+  SSL_FAST_INLINE void add(State& s, V alpha, V w) const {
     s.weighted += w * alpha;
     s.weight += w;
+  }
+  SSL_FAST_INLINE void absorb(State& s, V alpha, int) const { add(s, alpha, Logistic<V>(cut_off(logit(alpha))).value); }
+  // For threads with a pair each: whether absorb_tail does what absorb does.
+  SSL_FAST_INLINE bool in_tail(V alpha) const { return logit(alpha) < kTail; }
+  SSL_FAST_INLINE void absorb_tail(State& s, V alpha, int) const {
+    add(s, alpha, Logistic<V>::tail(cut_off(logit(alpha))));
   }
   SSL_FAST_INLINE void merge(State& s, const State& other) const {
     s.weighted += other.weighted;
@@ -94,7 +112,7 @@ struct SoftThreshold {
   SSL_FAST_INLINE Residual residual(const State& s) const { return 1 / s.weight; }
   SSL_FAST_INLINE V slope(V alpha, V score, V scale) const {
     V x = logit(alpha);
-    Logistic<V> w = weight(x);
+    Logistic<V> w(cut_off(x));
     V growth = select(x > kLowestLogit, w.complement() * inverse_beta, V{});  // (dw/dalpha) / w
     return scale * w.value * (1 + growth * (alpha - score));
   }
@@ -103,7 +121,7 @@ struct SoftThreshold {
 // EZ-VSL: S = max_p alpha. Of equal cells the first wins; a NaN wins over all, as in torch.max.
 template <class V, class Scalar>
 struct Max {
-  static constexpr bool kSparse = true;
+  static constexpr bool kSparse = true, kHasTail = false;
   using Residual = Index<V>;
   static Max of(const double*, int64_t) { return {}; }
 
@@ -153,7 +171,7 @@ struct LogSumExp {
 // over cells, which is the number of cells but for the rounding of S: a small tau makes much of that.
 template <class V, class Scalar>
 struct LogMeanExp : LogSumExp<V, Scalar> {
-  static constexpr bool kSparse = false;
+  static constexpr bool kSparse = false, kHasTail = false;
   using Residual = V;
   using typename LogSumExp<V, Scalar>::State;
   Scalar tau, per_cell;

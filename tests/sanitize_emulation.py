@@ -119,7 +119,7 @@ def run_all(kernels) -> None:
         k_blocks, columns = packed_audios.nbytes // audios // 64, -(-audios // 8) * 8
         norms = {"audio_norm": at(numbers(audios)), "cell_norm": at(numbers(images, cells))}
         for tf32 in (False, True) if name == "float32" else (False,):
-            kernels.pack(
+            of_audios = kernels.Pack(
                 shape_of(True, 1, audios),
                 k_blocks=k_blocks,
                 features=at(stored(name, audios, channels)),
@@ -127,14 +127,17 @@ def run_all(kernels) -> None:
                 inverse_norm=norms["audio_norm"],
                 tf32=tf32,
             )
-            kernels.pack(
+            features = at(stored(name, images, channels, cells))
+            of_cells = kernels.Pack(
                 shape_of(False),
                 k_blocks=k_blocks,
                 packed=at(packed_cells),
                 inverse_norm=norms["cell_norm"],
-                features=at(stored(name, images, channels, cells)),
+                features=features,
                 tf32=tf32,
             )
+            kernels.pack(of_audios)
+            kernels.pack(of_cells, audios=of_audios)
             sizes = {
                 "dtype": dtype,
                 "tf32": tf32,
@@ -144,6 +147,9 @@ def run_all(kernels) -> None:
                 "k_blocks": k_blocks,
             }
             pairs = kernels.Pairs(**sizes, packed_audios=at(packed_audios), packed_cells=at(packed_cells), **norms)
+            resident = cells < 100 and kernels.plan(**sizes)["resident"]
+            own_cells = {"features": features, "channels": channels} if resident else {"packed_cells": at(packed_cells)}
+            from_features = kernels.Pairs(**sizes, packed_audios=at(packed_audios), **own_cells, **norms)
             matrix = stored(name, images * cells, columns) if name == "bfloat16" else numbers(images * cells, columns)
             for pooling, (count, sparse) in kernels.poolings.items():
                 residual = np.zeros((images, audios), np.int32) if sparse else numbers(images, audios)
@@ -155,9 +161,15 @@ def run_all(kernels) -> None:
                 }
                 kernels.pool_forward(pairs, **pool)
                 if not sparse:
-                    slopes = at(matrix.copy())
-                    kernels.pool_slopes(pairs, **pool, grad_scores=at(numbers(images, audios)), slopes=slopes)
+                    slopes, cached_images = at(matrix.copy()), images - 1
+                    gradient = {"grad_scores": at(numbers(images, audios)), "slopes": slopes}
+                    kernels.pool_slopes(pairs, **pool, **gradient)
+                    cached = at(np.zeros((cached_images * cells, columns), stored(name, 1).dtype))
+                    cache = at(stored(name, images * cells, columns))
+                    kernels.pool_forward(from_features, **pool, cached=cached, cached_images=cached_images)
+                    kernels.pool_slopes(pairs, **pool, **gradient, cached=cache)
             kernels.alphas(pairs, out=at(matrix))
+            kernels.alphas(from_features, out=at(matrix))
         grad_scores = at(numbers(images, audios))
         of_pairs = {"grad_scores": grad_scores, "argmax": argmax}
         kernels.max_backward_audio(pairs, **of_pairs, sums=at(numbers(*packed_audios.shape)))
@@ -168,13 +180,14 @@ def run_all(kernels) -> None:
                 "packed": at(packed_cells),
                 "inverse_norm": norms["cell_norm"],
             }
-            kernels.pack(shape_of(last), **packed)
+            kernels.pack(kernels.Pack(shape_of(last), **packed))
             gradient = at(numbers(*packed_cells.shape) if is_real else rows(name, images * cells, channels))
             kernels.max_backward_visual(pairs, **of_pairs, gradient=gradient, real_gradient=is_real)
             scale = at(numbers(1)) if is_real else None
             kernels.unpack(shape_of(last), **packed, gradient=gradient, real_gradient=is_real, scale=scale)
         for reduce, instances in product(("sum", "max"), ("audio", "image")):
             per_instance = (images * cells,) if instances == "audio" else (cells, audios)
+            loc, avc = at(matrix.copy()), at(matrix.copy())
             chunk = kernels.ProductChunk(
                 dtype=dtype,
                 reduce=getattr(kernels.Reduce, reduce),
@@ -183,8 +196,10 @@ def run_all(kernels) -> None:
                 images=images,
                 audios=audios,
                 cells=cells,
-                loc=at(matrix.copy()),
-                avc=at(matrix.copy()),
+                loc=loc,
+                avc=avc,
+                loc_slopes=loc,
+                avc_slopes=avc,
                 instance_top=at(numbers(*per_instance)),
                 instance_log=at(numbers(*per_instance)),
                 loc_top=at(numbers(images, audios)),

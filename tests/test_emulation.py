@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import platform
+import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from op_checks import (
     DTYPES,
@@ -19,14 +22,17 @@ from op_checks import (
     dtypes,
     evaluate,
     extra_for,
+    planted,
     relative_errors,
+    soft_op,
     truth_of,
 )
 from ptx_checks import DTYPES as MMA_DTYPES
 from ptx_checks import check_ldmatrix, check_mma
 from sanitize_emulation import SOURCES, build, load
 from ssl_fast import ops
-from ssl_fast.ops import checks, cuda_chunks
+from ssl_fast.cli import main as cli
+from ssl_fast.ops import checks, cuda_chunks, product, similarity
 from ssl_fast.ops import kernels as launches
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
@@ -165,13 +171,73 @@ def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated)
 @dtypes(torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("shape", [Shape(2, 150, 512, 14, 14), Shape(9, 70, 512, 7, 7), Shape(2, 200, 256, 14, 15)])
 def test_emulation_of_an_h200(name, dtype, shape, emulated):
-    """132 multiprocessors that grant a block 227 KiB: of 512 channels in bfloat16 the cells of an image just fit."""
+    """132 multiprocessors that grant a block 227 KiB: of 512 channels in bfloat16 the cells of an image just fit, as
+    test_plans asserts."""
     emulated.set_device(132, 227 * 2**10)
     try:
         op, features = features_of(name, shape, dtype)
         assert_accurate(op, features, extra_for(shape))
     finally:
         emulated.set_device(3, 99 * 2**10)
+
+
+DEVICES = {"H100, H200": (132, 227), "A100": (108, 163), "RTX 4090": (128, 99)}  # multiprocessors, KiB of a block
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("cells", [7 * 7, 14 * 14, 16 * 16, 28 * 28])
+@pytest.mark.parametrize("channels", [256, 512, 1024])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "tf32"])
+def test_plans(dtype, channels, cells, device, kernels):
+    """Of 1,024 images and audios. Shared memory by a count of what lies in it, blocks by trial of all numbers that
+    share a tile of cells."""
+    (processors, kib), size, images, audios = DEVICES[device], 4 if dtype == "tf32" else 2, 1024, 1024
+    columns = 224  # of a tile of cells: 4 warps side by side, each with 7 tiles of the tensor cores' 8 columns
+    rows = 2 * 64  # of audios: 4 tiles of 16 rows a warp; two groups of warps with 64 each, or one with all
+    side_by_side = max(1, columns // cells)
+    audio_stages = 3 * rows * 64  # stages of the pipeline, of 64 bytes a row
+    states = 4 * rows * 2 * 4  # two floats that each of the warps has pooled
+    norms = 2 * columns * 4  # of the cells of a tile and of the next one
+    of_image = channels * size * cells * side_by_side
+    beyond = 7 * 64  # of the last 8 columns
+    resident = cells <= columns and audio_stages + states + norms + of_image + beyond <= kib * 1024
+    shared = audio_stages + states + norms + (of_image + beyond if resident else 3 * columns * 64)
+    groups, tiles = -(-images // side_by_side), -(-audios // rows)
+    time = {splits: -(-groups * splits // processors) * (2 * -(-tiles // splits) + 1) for splits in range(1, tiles + 1)}
+    splits = min(time, key=lambda splits: (time[splits], splits))
+    assert kernels.plan(
+        dtype=kernels.DType.float32 if dtype == "tf32" else getattr(kernels.DType, dtype),
+        tf32=dtype == "tf32",
+        audios=audios,
+        images=images,
+        cells=cells,
+        k_blocks=channels * size // 64,
+        multiprocessors=processors,
+        shared=kib * 1024,
+    ) == {
+        "resident": resident,
+        "warp_groups": 2 if resident else 1,
+        "splits": splits,
+        "blocks": groups * splits,
+        "shared": shared,
+    }
+    if size == 2 and channels <= 512 and cells in (49, 196) and kib == 227:
+        assert resident
+
+
+def test_doctor_prints_plans(kernels, monkeypatch, capsys):
+    monkeypatch.setattr(checks, "extension", types.SimpleNamespace(cuda=kernels))
+    assert cli.main(["doctor", "--plan"]) == 0
+    hopper, ampere, _ = re.split(r"^(?=\S)", capsys.readouterr().out, flags=re.MULTILINE)[-3:]
+    assert hopper.startswith("H100, H200\n") and ampere.startswith("A100\n")
+    for text, where in ((hopper, "resident"), (ampere, "streamed")):
+        [line] = [line for line in text.splitlines() if "bfloat16 14x14" in line]
+        assert f"cells {where}, {1 + (where == 'resident')} warp group(s), " in line
+    monkeypatch.setattr(
+        checks, "extension", types.SimpleNamespace(cuda_architectures="", no_cuda="it was switched off")
+    )
+    assert cli.main(["doctor", "--plan"]) == 1
+    assert capsys.readouterr().out == "no plan: CUDA code was built for none (it was switched off)\n"
 
 
 @pytest.mark.grid
@@ -216,6 +282,193 @@ def test_emulation_of_features_that_are_rows_as_they_are(name, dtype, emulated, 
     shape = Shape(7, 21, 32, 5, 9)
     op, features = features_of(name, shape, dtype, "channels-last")
     assert_accurate(op, features, extra_for(shape))
+
+
+class Recorder:
+    """The kernels, with a record of the launches and of what they were given."""
+
+    PLAIN = ("plan", "good_chunk", "Shape", "Pack", "Pairs", "ProductChunk", "DType", "Pooling", "Reduce", "Instances")
+
+    def __init__(self, kernels, run=True):
+        self.kernels, self.run, self.launches = kernels, run, []
+
+    def __getattr__(self, name):
+        found = getattr(self.kernels, name)
+        if name in ("Pack", "Pairs", "ProductChunk") and not self.run:
+            return lambda *_, **given: given
+        if name in self.PLAIN:
+            return found
+
+        def launch(*args, **given):
+            self.launches.append((name, args, given))
+            if self.run:
+                found(*args, **given)
+
+        return launch
+
+
+@pytest.fixture
+def recorder(emulated, monkeypatch):
+    recorder = Recorder(emulated)
+    launch = launches.Launch(recorder, {"stream": STREAM})
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launch))
+    return recorder
+
+
+CACHING = [name for name in OPS if name.startswith(("soft", "log-mean-exp", "product"))]
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("name", CACHING)
+@dtypes(*DTYPES)
+@pytest.mark.parametrize("images", [0, 2, 5])
+def test_emulation_of_cached_alphas(name, dtype, images, recorder, monkeypatch):
+    """Alphas of all images are cached, of the first ones, or of none, and then computed again."""
+    shape = Shape(5, 21, 34, 5, 9)
+    op, features = features_of(name, shape, dtype)
+    per_number = 2 if dtype == torch.bfloat16 or (dtype == torch.float16 and op.spaces == 1) else max(4, dtype.itemsize)
+    budget = images * op.spaces * 45 * 24 * per_number  # rows of 21 audios are filled up to 24
+    monkeypatch.setattr(launches, "CUDA_CACHED_ALPHA_BYTES", budget)
+    assert_accurate(op, features, extra_for(shape))
+    recorder.launches.clear()
+    evaluate(op, features, extra_for(shape))
+    if op.spaces == 1:
+        [(_, _, forward)] = [one for one in recorder.launches if one[0] == "pool_forward"]
+        assert forward["cached_images"] == images
+        backward = [given["cached"] is not None for name, _, given in recorder.launches if name == "pool_slopes"]
+        assert backward == [True] * (images > 0) + [False] * (images < 5)
+    else:  # cosines of two spaces: those that are not cached once more in every later pass
+        again = 0 if images == 5 else 3 if name.endswith("image") else 1
+        first = 2 if 0 < images < 5 else 1
+        assert sum(name == "alphas" for name, *_ in recorder.launches) == 2 * (first + again)
+
+
+@dtypes(torch.bfloat16, torch.float16)
+@pytest.mark.parametrize("epsilon", [0.0, 0.45])
+@pytest.mark.parametrize("beta", [1e-20, 1e-6, 9e-4, 1e-3, 1e20])
+def test_emulation_of_steep_thresholds(epsilon, beta, dtype, recorder):
+    """Of steep ones no alphas are cached: steps of 16 bits would take those next to epsilon to the other side."""
+    shape = Shape(2, 21, 34, 5, 6)
+    op = soft_op(epsilon, beta)
+    features = op.features(shape, dtype)
+    assert_accurate(op, features, extra_for(shape))
+    used = {given["cached"] is not None for name, _, given in recorder.launches if name == "pool_slopes"}
+    assert used == {beta >= 1e-3}
+
+
+@dtypes(*DTYPES)
+def test_opcheck_of_cached_alphas(dtype, emulated):
+    """What a compiled graph expects of their dtype and shape is what the kernels return."""
+    visual, audio = (x.detach().to(dtype).requires_grad_() for x in planted(Shape(3, 10, 34, 2, 3), seed=2))
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    soft = visual, audio, "soft_threshold", [0.65, 0.03], True, None, True
+    torch.library.opcheck(torch.ops.ssl_fast.pooled_similarity.default, soft, test_utils=tests)
+    product = visual, visual, audio, audio, 0.1, "sum", "image", True
+    torch.library.opcheck(torch.ops.ssl_fast.product_log_scores.default, product, test_utils=tests)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_cached_alphas_are_cut_off_at_one(dtype, kernels):
+    """Rounding takes cosines beyond 1, which 16-bit fixed point has no room for; NaN stays NaN."""
+    stored = {"bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
+    cells, audios = torch.zeros(4, 32, dtype=stored), torch.zeros(8, 32, dtype=stored)
+    cells[:, 0], audios[:, 0] = torch.tensor([1.0, -1.0, 0.5, float("nan")]), 1
+    audio_norm, cell_norm = torch.full((8,), 1.001), torch.ones(4)
+    cached, scores, residual = torch.empty(4, 8, dtype=torch.int16), torch.empty(1, 8), torch.empty(1, 8)
+    pairs = kernels.Pairs(
+        dtype=getattr(kernels.DType, dtype),
+        tf32=False,
+        audios=8,
+        images=1,
+        cells=4,
+        k_blocks=1,
+        packed_audios=launches.buffer(audios),
+        packed_cells=launches.buffer(cells),
+        audio_norm=launches.buffer(audio_norm),
+        cell_norm=launches.buffer(cell_norm),
+    )
+    kernels.pool_forward(
+        pairs,
+        pooling=kernels.Pooling.soft_threshold,
+        parameters=[0.65, 0.03],
+        scores=launches.buffer(scores),
+        residual=launches.buffer(residual),
+        cached=launches.buffer(cached),
+        cached_images=1,
+    )
+    assert cached.T.tolist() == [[32767, -32767, round(0.5 * 1.001 * 32767), -32768]] * 8
+    assert scores.isnan().all()
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_emulation_packs_features_as_it_loads_them(resident, recorder):
+    """Where the cells of images stay in shared memory, no copy of them is made before."""
+    recorder.kernels.set_device(3, (227 if resident else 99) * 2**10)
+    try:
+        shape = Shape(5, 9, 270, 7, 7)
+        op, features = features_of("soft-threshold", shape, torch.bfloat16)
+        assert_accurate(op, features, extra_for(shape))
+        recorder.launches.clear()
+        ops.pooled_similarity(*features, ops.SoftThreshold())
+    finally:
+        recorder.kernels.set_device(3, 99 * 2**10)
+    [(_, _, packing), _] = recorder.launches
+    assert [name for name, *_ in recorder.launches] == ["pack", "pool_forward"]
+    assert ("audios" in packing) == (not resident)  # packed with the cells, or alone
+
+
+class TorchLaunches(TorchDispatchMode):
+    """Counts torch's operations on tensors; views and allocations launch nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if not func.is_view and name not in ("empty", "empty_like", "new_empty", "empty_strided", "detach"):
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "count, side, op, most",
+    [
+        (256, 7, "soft_threshold", 8),
+        (256, 7, "max", 8),
+        (256, 7, "log_mean_exp", 8),
+        (256, 14, "soft_threshold", 8),
+        (1024, 14, "soft_threshold", 27),
+        (1024, 14, "max", 12),
+        (256, 7, "product", 17),
+        (1024, 14, "product", 120),
+    ],
+)
+def test_launches_of_a_step(count, side, op, most, kernels, monkeypatch):
+    """Forward and backward, bfloat16 of 512 channels on an H200: each call of a kernel is one launch. Nothing is
+    computed: tensors are without storage."""
+    recorder = Recorder(kernels, run=False)
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launches.Launch(recorder, {})))
+    monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
+    visual = torch.empty(count, 512, side, side, dtype=torch.bfloat16, device="meta")
+    audio = torch.empty(count, 512, dtype=torch.bfloat16, device="meta")
+    kernels.set_device(132, 227 * 2**10)
+    try:
+        with TorchLaunches() as torch_launches:
+            if op == "product":
+                features, options = (visual, visual, audio, audio), (0.07, "sum", "audio")
+                saved = product._product.function(*features, *options, True)
+                grad = torch.empty_like(saved[0])
+                product._product_backward.function(grad, *features, *options, list(saved), True, True)
+            else:
+                options = op, [0.65, 0.03][: kernels.poolings[op][0]], True, None
+                saved = similarity._pooled_similarity.function(visual, audio, *options, op != "max")
+                grad = torch.empty_like(saved[0])
+                similarity._pooled_similarity_backward.function(grad, None, visual, audio, *options, *saved, True, True)
+    finally:
+        kernels.set_device(3, 99 * 2**10)
+    names = [name for name, *_ in recorder.launches] + torch_launches.names
+    assert len(names) <= most, names
 
 
 @pytest.fixture

@@ -260,13 +260,26 @@ def test_budget_of_cached_alphas(name, dtype, monkeypatch):
     image = -(-ODD.audios // lanes) * lanes * ODD.height * ODD.width * (8 if dtype == torch.float64 else 4)
     for images in (0, 1, 3, 4):
         monkeypatch.setattr(kernels, "CACHED_ALPHA_BYTES", images * image)
-        alphas = torch.empty(kernels.cache_shape(features[0], ODD.audios, True))
+        alphas = kernels.empty_cache(features[0], ODD.audios, True)
         assert kernels.cached_images(alphas, features[0], ODD.audios) == images
         result = evaluate(op, features, extra)
         assert all(torch.equal(a, b) for a, b in zip(result.outputs, default.outputs, strict=True))
         for got, want in zip(result.gradients, default.gradients, strict=True):
             error = (got - want).norm() / want.norm()
             assert error < 20 * torch.finfo(dtype).eps, f"{images} images kept: {error}"
+
+
+def test_budget_of_cached_alphas_on_cuda(monkeypatch):
+    name = "SSL_FAST_CUDA_CACHE_MIB"
+    monkeypatch.delenv(name, raising=False)
+    assert kernels._cuda_cache_bytes() == 256 * 2**20
+    for text, size in (("0", 0), ("12", 12 * 2**20)):
+        monkeypatch.setenv(name, text)
+        assert kernels._cuda_cache_bytes() == size
+    for text in ("", "-1", "1.5", "many"):
+        monkeypatch.setenv(name, text)
+        with pytest.raises(ValueError, match=f"{name}: expected a whole number of MiB >= 0, got {text!r}"):
+            kernels._cuda_cache_bytes()
 
 
 # ---- poison, zeros, nothing ----

@@ -30,11 +30,14 @@ inline void bind(py::module_ m) {
 
   py::class_<PairBuffers>(m, "Pairs", py::module_local())
       .def(py::init([](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t k_blocks,
-                       Buffer packed_audios, Buffer packed_cells, Buffer audio_norm, Buffer cell_norm) {
+                       Buffer packed_audios, Buffer packed_cells, Buffer audio_norm, Buffer cell_norm, Buffer features,
+                       int64_t channels, bool normalized) {
              check_sizes("pairs", {audios, kKBlockBytes, k_blocks});
              check_sizes("pairs", {images, cells, kKBlockBytes, k_blocks});
              check_sizes("pairs", {images, cells, audios});
              const int64_t real = real_bytes(dtype), rows = images * cells;
+             if (channels < 0 || channels * bytes_of(dtype) > k_blocks * kKBlockBytes)
+               throw std::invalid_argument("pairs: more channels than rows have room for");
              PairsParams p{dtype,
                            tf32,
                            audios,
@@ -42,14 +45,24 @@ inline void bind(py::module_ m) {
                            cells,
                            k_blocks,
                            need("packed_audios", packed_audios, audios * k_blocks * kKBlockBytes),
-                           need("packed_cells", packed_cells, rows * k_blocks * kKBlockBytes),
+                           need("packed_cells", packed_cells, rows * k_blocks * kKBlockBytes, true),
                            need("audio_norm", audio_norm, audios * real),
-                           need("cell_norm", cell_norm, rows * real)};
+                           need("cell_norm", cell_norm, rows * real),
+                           need("features", features, rows * channels * bytes_of(dtype), true),
+                           channels,
+                           normalized};
              return PairBuffers{p, images * audios, rows * matrix_columns(audios) * matrix_bytes(dtype)};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("images"), py::arg("cells"),
-           py::arg("k_blocks"), py::arg("packed_audios"), py::arg("packed_cells"), py::arg("audio_norm"),
-           py::arg("cell_norm"));
+           py::arg("k_blocks"), py::arg("packed_audios"), py::arg("packed_cells") = py::none(), py::arg("audio_norm"),
+           py::arg("cell_norm"), py::arg("features") = py::none(), py::arg("channels") = 0,
+           py::arg("normalized") = true);
+  // The cells of pairs that a kernel multiplies, which are packed or, where it can pack them, features.
+  auto need_cells = [](const PairBuffers& pairs, bool features) {
+    const PairsParams& p = pairs.params;
+    if (pairs.pairs && !p.packed_cells && !(features && p.features))
+      throw std::invalid_argument("packed_cells: expected a buffer, got null");
+  };
 
   m.def(
       "good_chunk",
@@ -61,6 +74,26 @@ inline void bind(py::module_ m) {
       py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("k_blocks"),
       py::arg("most"));
 
+  m.def(
+      "plan",
+      [](DType dtype, bool tf32, int64_t audios, int64_t images, int64_t cells, int64_t k_blocks, int multiprocessors,
+         int shared) {
+        PairsParams p{};
+        p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.images = images, p.cells = cells, p.k_blocks = k_blocks;
+        const Device device{multiprocessors, shared};
+        const Plan plan = plan_of(p, multiprocessors ? &device : nullptr);
+        py::dict found;
+        found["resident"] = plan.resident, found["warp_groups"] = plan.warp_groups();
+        found["splits"] = plan.splits, found["blocks"] = plan.blocks, found["shared"] = plan.shared;
+        return found;
+      },
+      py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("images"), py::arg("cells"),
+      py::arg("k_blocks"), py::arg("multiprocessors") = 0, py::arg("shared") = 0);
+
+  auto cached_bytes = [](const PairBuffers& pairs, int64_t images) {
+    const int64_t bytes = bytes_of(pairs.params.dtype);  // 16 bits for both kinds of half precision
+    return images * pairs.params.cells * matrix_columns(pairs.params.audios) * bytes;
+  };
   auto pool_params = [](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters,
                         const Buffer& scores, const Buffer& residual) {
     const int64_t real = real_bytes(pairs.params.dtype);
@@ -74,26 +107,36 @@ inline void bind(py::module_ m) {
   m.def(
       "pool_forward",
       [=](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters, Buffer scores,
-          Buffer residual, Stream stream) {
-        check("pool_forward",
-              pool_forward(pool_params(pairs, pooling, parameters, scores, residual), stream_of(stream)));
+          Buffer residual, Buffer cached, int64_t cached_images, Stream stream) {
+        PoolParams p = pool_params(pairs, pooling, parameters, scores, residual);
+        need_cells(pairs, true);
+        if (cached_images < 0 || cached_images > (is_sparse(pooling) ? 0 : pairs.params.images))
+          throw std::invalid_argument("cached_images: expected at most the images, got " +
+                                      std::to_string(cached_images));
+        p.cached_images = cached_images;
+        p.cached = need("cached", cached, cached_bytes(pairs, cached_images));
+        check("pool_forward", pool_forward(p, stream_of(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("parameters"), py::arg("scores"),
-      py::arg("residual"), py::arg("stream") = 0);
+      py::arg("residual"), py::arg("cached") = py::none(), py::arg("cached_images") = 0, py::arg("stream") = 0);
   m.def(
       "pool_slopes",
       [=](const PairBuffers& pairs, Pooling pooling, const std::vector<double>& parameters, Buffer scores,
-          Buffer residual, Buffer grad_scores, Buffer slopes, Stream stream) {
+          Buffer residual, Buffer grad_scores, Buffer slopes, Buffer cached, Stream stream) {
         PoolParams p = pool_params(pairs, pooling, parameters, scores, residual);
         p.grad_scores = need("grad_scores", grad_scores, pairs.pairs * real_bytes(pairs.params.dtype));
         p.slopes = need("slopes", slopes, pairs.matrix);
-        check("pool_slopes", pool_slopes(p, stream_of(stream)));
+        p.cached = need("cached", cached, cached_bytes(pairs, pairs.params.images), true);
+        if (!p.cached) need_cells(pairs, false);
+        check("pool_slopes", p.cached ? cached_slopes(p, stream_of(stream)) : pool_slopes(p, stream_of(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("pooling"), py::arg("parameters"), py::arg("scores"),
-      py::arg("residual"), py::arg("grad_scores"), py::arg("slopes"), py::arg("stream") = 0);
+      py::arg("residual"), py::arg("grad_scores"), py::arg("slopes"), py::arg("cached") = py::none(),
+      py::arg("stream") = 0);
   m.def(
       "alphas",
       [=](const PairBuffers& pairs, Buffer out, Stream stream) {
+        need_cells(pairs, true);
         check("alphas", alphas(pairs.params, need("out", out, pairs.matrix), stream_of(stream)));
       },
       py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
@@ -107,6 +150,7 @@ inline void bind(py::module_ m) {
       [=](const PairBuffers& pairs, Buffer grad_scores, Buffer argmax, Buffer gradient, bool real_gradient,
           Stream stream) {
         const PairsParams& p = pairs.params;
+        need_cells(pairs, false);
         const int64_t bytes = gradient_bytes(p.images * p.cells, p.dtype, p.k_blocks, real_gradient);
         check("max_backward_visual",
               max_backward_visual(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
@@ -119,6 +163,7 @@ inline void bind(py::module_ m) {
       "max_backward_audio",
       [=](const PairBuffers& pairs, Buffer grad_scores, Buffer argmax, Buffer sums, Stream stream) {
         const PairsParams& p = pairs.params;
+        need_cells(pairs, false);
         check("max_backward_audio",
               max_backward_audio(p, need("grad_scores", grad_scores, pairs.pairs * real_bytes(p.dtype)),
                                  need<int32_t>("argmax", argmax, pairs.pairs * 4),
@@ -138,15 +183,20 @@ inline void bind(py::module_ m) {
                       need("inverse_norm", inverse_norm, count * real_bytes(s.dtype), optional),
                       tf32};
   };
+  py::class_<PackParams>(m, "Pack", py::module_local())
+      .def(
+          py::init([=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm,
+                       bool tf32) { return pack_params(shape, k_blocks, features, packed, inverse_norm, tf32, true); }),
+          py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
+          py::arg("inverse_norm"), py::arg("tf32") = false);
   m.def(
       "pack",
-      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, bool tf32,
-          Stream stream) {
-        check("pack",
-              pack(pack_params(shape, k_blocks, features, packed, inverse_norm, tf32, true), stream_of(stream)));
+      [=](const PackParams& pack_params, const PackParams* audios, Stream stream) {
+        if (audios && (!audios->shape.channels_last || audios->shape.dtype != pack_params.shape.dtype))
+          throw std::invalid_argument("audios: expected channels last, of the dtype of the cells");
+        check("pack", pack(pack_params, audios, stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
-      py::arg("inverse_norm"), py::arg("tf32") = false, py::arg("stream") = 0);
+      py::arg("pack"), py::kw_only(), py::arg("audios") = py::none(), py::arg("stream") = 0);
   m.def(
       "unpack",
       [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, Buffer gradient,
@@ -166,7 +216,7 @@ inline void bind(py::module_ m) {
                        int64_t cells, Buffer loc, Buffer avc, Buffer instance_top, Buffer instance_log, Buffer loc_top,
                        Buffer loc_log, Buffer top, Buffer log, Buffer scores, Buffer argmax, Buffer grad_scores,
                        Buffer grad_sums, Buffer loc_audio_norm, Buffer loc_cell_norm, Buffer avc_audio_norm,
-                       Buffer avc_cell_norm) {
+                       Buffer avc_cell_norm, Buffer loc_slopes, Buffer avc_slopes) {
              check_sizes("product", {images, audios, cells});
              const int64_t real = real_bytes(dtype), pairs = images * audios * real, rows = images * cells;
              const int64_t matrix = rows * matrix_columns(audios) * matrix_bytes(dtype);
@@ -193,14 +243,17 @@ inline void bind(py::module_ m) {
                                  need("loc_audio_norm", loc_audio_norm, audios * real, true),
                                  need("loc_cell_norm", loc_cell_norm, rows * real, true),
                                  need("avc_audio_norm", avc_audio_norm, audios * real, true),
-                                 need("avc_cell_norm", avc_cell_norm, rows * real, true)};
+                                 need("avc_cell_norm", avc_cell_norm, rows * real, true),
+                                 need("loc_slopes", loc_slopes, matrix, true),
+                                 need("avc_slopes", avc_slopes, matrix, true)};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("reduce"), py::arg("instances"), py::arg("tau"), py::arg("images"),
            py::arg("audios"), py::arg("cells"), py::arg("loc"), py::arg("avc"), py::arg("instance_top"),
            py::arg("instance_log"), py::arg("loc_top"), py::arg("loc_log"), py::arg("top"), py::arg("log"),
            py::arg("scores"), py::arg("argmax"), py::arg("grad_scores") = py::none(), py::arg("grad_sums") = py::none(),
            py::arg("loc_audio_norm") = py::none(), py::arg("loc_cell_norm") = py::none(),
-           py::arg("avc_audio_norm") = py::none(), py::arg("avc_cell_norm") = py::none());
+           py::arg("avc_audio_norm") = py::none(), py::arg("avc_cell_norm") = py::none(),
+           py::arg("loc_slopes") = py::none(), py::arg("avc_slopes") = py::none());
   auto given = [](const char* name, const void* pointer) {
     if (!pointer) throw std::invalid_argument(std::string(name) + ": expected a buffer, got null");
   };
@@ -229,6 +282,7 @@ inline void bind(py::module_ m) {
         given("grad_scores", chunk.grad_scores), given("loc_audio_norm", chunk.loc_audio_norm);
         given("loc_cell_norm", chunk.loc_cell_norm), given("avc_audio_norm", chunk.avc_audio_norm);
         given("avc_cell_norm", chunk.avc_cell_norm);
+        given("loc_slopes", chunk.loc_slopes), given("avc_slopes", chunk.avc_slopes);
         if (chunk.instances == Instances::image) given("grad_sums", chunk.grad_sums);
         check("product_slopes", product_slopes(chunk, stream_of(stream)));
       },

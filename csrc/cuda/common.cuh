@@ -6,7 +6,7 @@
 
 #include <type_traits>
 
-#include "../params.h"
+#include "kernels.h"
 
 #define SSL_FAST_ISA cuda  // namespace of ../pooling.h
 
@@ -49,7 +49,13 @@ __device__ inline float value(float x) { return x; }
 __device__ inline double value(double x) { return x; }
 __device__ inline float value(__half x) { return __half2float(x); }
 __device__ inline float value(BFloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
-__device__ inline float value(Cosine16 x) { return x.steps == INT16_MIN ? NAN : x.steps * (1 / 32767.f); }
+// To and from an integer by adding 1.5 * 2^23, whose last bits then are the integer: conversions take the pipe of the
+// transcendental functions, which the epilogues are bound by.
+constexpr float kIntegerBias = 12582912;
+__device__ inline float value(Cosine16 x) {
+  const float steps = __uint_as_float(0x4b400000u + uint32_t(int32_t(x.steps))) - kIntegerBias;
+  return x.steps == INT16_MIN ? NAN : steps * (1 / 32767.f);
+}
 
 __device__ inline void put(float* to, float x) { *to = x; }
 __device__ inline void put(double* to, double x) { *to = x; }
@@ -62,7 +68,18 @@ __device__ inline void put(BFloat16* to, float x) {  // round to nearest even
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(to->bits) : "f"(x));
 #endif
 }
-__device__ inline void put(Cosine16* to, float x) { to->steps = x == x ? int16_t(rintf(x * 32767)) : INT16_MIN; }
+// put, and x becomes what was put
+template <class X>
+__device__ void put_rounded(X* to, X& x) {
+  *to = x;
+}
+__device__ inline void put_rounded(Cosine16* to, float& x) {
+  const float clamped = fminf(fmaxf(x, -1.f), 1.f);  // rounding takes cosines beyond 1
+  const float steps = fmaf(clamped, 32767.f, kIntegerBias);
+  to->steps = x == x ? int16_t(__float_as_uint(steps) & 0xffff) : INT16_MIN;
+  x = x == x ? (steps - kIntegerBias) * (1 / 32767.f) : x;
+}
+__device__ inline void put(Cosine16* to, float x) { put_rounded(to, x); }
 
 // For vectorized loads and stores, 16 bytes each.
 template <class T, int kCount>
@@ -118,10 +135,6 @@ const char* with_layout(const Shape& s, F f) {
   });
 }
 
-struct Device {
-  int multiprocessors;
-  int shared;  // bytes of shared memory that a block can opt in to
-};
 inline Device this_device() {
   int ordinal = 0;
   Device device{};
@@ -144,30 +157,59 @@ template <class X>
 __device__ X select(bool first, X a, X b) {
   return first ? a : b;
 }
+__device__ inline float larger(float a, float b) { return fmaxf(a, b); }
+__device__ inline double larger(double a, double b) { return fmax(a, b); }
 __device__ inline float exponential(float x) { return expf(x); }
 __device__ inline double exponential(double x) { return exp(x); }
 __device__ inline float logarithm(float x) { return logf(x); }
 __device__ inline double logarithm(double x) { return log(x); }
-// Sigmoid, 1 / (1 + exp(-x)), and 1 - sigmoid without cancellation. For float by ex2.approx and rcp.approx: relative
-// error about 2^-22, besides the rounding of the base-2 exponent, which is no larger than that of the x that comes
-// here.
+__device__ inline float exponential2(float x) {  // relative error about 2^-22
+#ifdef SSL_FAST_EMULATION
+  return std::exp2(x);
+#else
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+#endif
+}
+// Sigmoid, 1 / (1 + exp(-x)), and 1 - sigmoid without cancellation; `tail` is exp(x), the sigmoid where that is below
+// half a unit in the last place of 1. Of float, x is in units of log(2).
 template <class V>
 struct Logistic {
   V power, value;
   __device__ explicit Logistic(V x);
   __device__ V complement() const { return power * value; }
+  static __device__ V tail(V x);
 };
 template <>
-__device__ inline Logistic<float>::Logistic(float x) : power(x * -1.44269504f) {
+__device__ inline Logistic<float>::Logistic(float x) : power(exponential2(-x)) {
 #ifdef SSL_FAST_EMULATION
-  power = std::exp2(power), value = 1 / (1 + power);
+  value = 1 / (1 + power);
 #else
-  asm("ex2.approx.ftz.f32 %0, %0;" : "+f"(power));
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(1 + power));
 #endif
 }
 template <>
+__device__ inline float Logistic<float>::tail(float x) {
+  return exponential2(x);
+}
+template <>
 __device__ inline Logistic<double>::Logistic(double x) : power(exp(-x)), value(1 / (1 + power)) {}
+template <>
+__device__ inline double Logistic<double>::tail(double x) {
+  return exp(x);
+}
+// Logit in units of log(2) by one FMA. Both constants are rounded once, from double: for a small beta that is an error
+// no larger than the rounding of alpha.
+template <class V, class Scalar>
+struct Logit;
+template <>
+struct Logit<float, float> {
+  static constexpr double kUnit = 1.4426950408889634;
+  float gain, offset;
+  static Logit of(double epsilon, double beta) { return {float(kUnit / beta), float(-epsilon * kUnit / beta)}; }
+  __device__ float operator()(float alpha) const { return fmaf(alpha, gain, offset); }
+};
 
 // Not contracted to an FMA with a sum that follows.
 #ifdef SSL_FAST_EMULATION

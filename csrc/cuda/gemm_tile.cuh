@@ -1,11 +1,13 @@
 // GEMM main loop with a fused epilogue: dot[m, p] = sum_k audio[m, k] cell[p, k] for all audios m and cells p of all
 // images, handed to the epilogue while the tile is in registers. The products never reach global memory.
 //
-//   Operands   packed (kernels.h), K contiguous: audios (M, K), cells (N * P, K); a k-block is 64 bytes of each row
+//   Operands   packed (kernels.h), K contiguous: audios (M, K), cells (N * P, K); a k-block is 64 bytes of each row.
+//              Resident cells may come as features (N, C, P): they are packed on the way to shared memory, and their
+//              norms taken
 //   Grid       plan.blocks = tiles of cells * plan.splits CTAs, which take the audio tiles in turn; a tile of cells is
 //              as many whole images as fit kTileColumns, or one wider image, looped over in parts
 //   Block      kThreads = 256, 8 warps; one CTA per SM
-//   Shared     plan.shared bytes, dynamic: audio stages | epilogue scratch | cells
+//   Shared     plan.shared bytes, dynamic: audio stages | epilogue scratch | norms of the cells | cells
 //
 // One CTA owns a tile of cells; two 4-warp groups ping-pong over audio tiles in a 3-stage cp.async pipeline: one warp
 // group is in its epilogue while the other one multiplies. The cells are resident in shared memory; where they do not
@@ -78,17 +80,9 @@ struct Exact {
   }
 };
 
-// Launch configuration, chosen on the host.
-struct Plan {
-  bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
-  int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
-  int64_t blocks;  // CTAs of the grid
-  int64_t shared;  // bytes of dynamic shared memory
-  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
-};
-
 template <class Math>
 struct Engine {
+  using S = typename Math::Stored;
   using T = typename Math::T;
   static constexpr int kMTiles = Math::kMTiles, kNTiles = Math::kNTiles;
   // Audios (rows of accumulators) of a thread, a warp and the CTA; cells (columns) of a tile.
@@ -96,8 +90,14 @@ struct Engine {
   static constexpr int kWarpAudios = 16 * kMTiles, kBlockAudios = kMaxWarpGroups * kWarpAudios;
   static constexpr int kTileColumns = 8 * kNTiles * kGroupWarps;
   static constexpr int kAudioBytes = kStages * kBlockAudios * kKBlock;  // stages of all warp groups
-  static constexpr int kAudioCopies = kMTiles / 2;  // 16-byte cp.async of audios of a thread, for each k-block
-  static constexpr int kScratchBytes = 16;          // of the epilogue, for each audio of each warp
+  static constexpr int kAudioCopies = kMTiles / 2;     // 16-byte cp.async of audios of a thread, for each k-block
+  static constexpr int kScratchBytes = 2 * sizeof(T);  // of the epilogue: the pooling state of each audio of each warp
+
+  // Norms of a tile of cells; twice, as those of the next one are loaded while this one's are in use.
+  static constexpr int kNormBytes = 2 * kTileColumns * int(sizeof(T));
+  static constexpr int kCellsOffset = kAudioBytes + kGroupWarps * kBlockAudios * kScratchBytes + kNormBytes;
+  static_assert(kCellsOffset % 128 == 0 && kTileColumns <= kThreads);
+  static_assert(kWarps * kTileColumns * int(sizeof(T)) <= kAudioBytes);  // sums of pack_resident_cells
 
   // Whole images in a tile of cells, or 1 where an image is wider than a tile.
   static __host__ __device__ int64_t images_per_tile(int64_t cells) {
@@ -106,11 +106,10 @@ struct Engine {
 
   static Plan plan(const PairsParams& p, const Device& device) {
     const int64_t images = images_per_tile(p.cells), columns = (p.images < images ? p.images : images) * p.cells;
-    const int64_t audios_and_scratch = kAudioBytes + kGroupWarps * kBlockAudios * kScratchBytes;
     // ldmatrix reads 8 rows at a time: up to 7 beyond the last column
-    const int64_t resident = audios_and_scratch + (columns * p.k_blocks + 7) * kKBlock;
+    const int64_t resident = kCellsOffset + (columns * p.k_blocks + 7) * kKBlock;
     Plan plan{columns <= kTileColumns && resident <= device.shared, 1, 0, 0, INT64_MAX};
-    plan.shared = plan.resident ? resident : audios_and_scratch + kStages * kTileColumns * kKBlock;
+    plan.shared = plan.resident ? resident : kCellsOffset + kStages * kTileColumns * kKBlock;
     const int64_t audio_tiles = (p.audios + kBlockAudios - 1) / kBlockAudios;
     const int64_t cell_tiles = (p.images + images - 1) / images;
     for (int64_t splits = 1; splits <= audio_tiles; ++splits) {
@@ -127,6 +126,7 @@ struct Engine {
   // Shared memory: audio stages of this warp group; all k-blocks (resident) or the stages (streamed) of the cells;
   // epilogue scratch of this warp group.
   char *audios, *cells, *scratch;
+  T* norms;  // of the columns of the tile of cells
   bool resident;
   int64_t splits;
   int group_threads;          // threads of a warp group
@@ -146,13 +146,14 @@ struct Engine {
         warp_group(threadIdx.x / group_threads),
         group_thread(threadIdx.x % group_threads),
         warp_row(group_thread / kWarpSize / kGroupWarps),
-        // + warp_group: the warps of both groups that have one n8 tile more lie on different SM sub-partitions
-        warp_column((threadIdx.x / kWarpSize + warp_group) % kGroupWarps),
+        // + 1 for the upper four warps: the two that have one n8 tile more lie on different SM sub-partitions
+        warp_column((threadIdx.x / kWarpSize + threadIdx.x / kWarpSize / kGroupWarps) % kGroupWarps),
         k_blocks(int(p.k_blocks)),
         audio_count(int(p.audios)) {
     audios = shared + warp_group * (kStages * kWarpAudios * kKBlock);
     scratch = shared + kAudioBytes + warp_group * (kGroupWarps * kWarpAudios * kScratchBytes);
-    cells = shared + kAudioBytes + kGroupWarps * kBlockAudios * kScratchBytes;
+    norms = reinterpret_cast<T*>(shared + kCellsOffset - kNormBytes);
+    cells = shared + kCellsOffset;
   }
 
   __device__ int tile_audios() const { return resident ? kWarpAudios : kBlockAudios; }  // of the warp group's tile
@@ -215,6 +216,47 @@ struct Engine {
             static_cast<const char*>(p.packed_cells) + ((first + row) * p.k_blocks + k_block) * kKBlock + chunk * 16,
             true);
     cp_async_commit();
+    load_norms(first, columns, threadIdx.x, kThreads);
+  }
+  __device__ void load_norms(int64_t first, int columns, int thread, int threads) const {
+    for (int i = thread; i < columns; i += threads) norms[i] = static_cast<const T*>(p.cell_norm)[first + i];
+  }
+  // Resident cells from features (N, C, P): a thread packs 16 bytes of a cell, lanes over cells, warps over channels.
+  // Sums of squares go through the audio stages, which are empty yet.
+  __device__ void pack_resident_cells(int64_t first_image, int columns, char* stages, bool write_norms) const {
+    constexpr int kCount = 16 / sizeof(S);
+    T* squares = reinterpret_cast<T*>(stages);  // [warp][column]
+    const int warp = threadIdx.x / kWarpSize, image_cells = int(p.cells), channels = int(p.channels);
+    for (int column = threadIdx.x % kWarpSize; column < columns; column += kWarpSize) {
+      const int image = column / image_cells;
+      const S* from = static_cast<const S*>(p.features) + (first_image + image) * channels * p.cells +
+                      (column - image * image_cells);
+      T square = 0;
+#pragma unroll 4  // loads in flight
+      for (int chunk = warp; chunk < 4 * k_blocks; chunk += kWarps) {
+        AlignedVector<S, kCount> packed{};
+        for (int i = 0; i < kCount; ++i) {
+          const int c = chunk * kCount + i;
+          if (c < channels) {
+            const S x = from[int64_t(c) * image_cells];
+            square += T(value(x)) * T(value(x));
+            packed.at[i] = mma_operand(x, p.tf32);
+          }
+        }
+        *reinterpret_cast<AlignedVector<S, kCount>*>(cells + chunk / 4 * columns * kKBlock +
+                                                     swizzled_offset(column, chunk % 4)) = packed;
+      }
+      squares[warp * kTileColumns + column] = square;
+    }
+    __syncthreads();
+    const int column = threadIdx.x;
+    if (column < columns) {
+      T square = 0;
+      for (int w = 0; w < kWarps; ++w) square += squares[w * kTileColumns + column];
+      const T norm = norms[column] = p.normalized ? safe_rsqrt<S>(square) : T(1);
+      if (write_norms) static_cast<T*>(p.cell_norm)[first_image * p.cells + column] = norm;
+    }
+    __syncthreads();  // before the stages are filled
   }
   // Dispatches the warp's number of n8 tiles to a constant.
   template <int kCount = kNTiles>
@@ -238,7 +280,12 @@ struct Engine {
     int stage = 0;
     first_audio = (int(blockIdx.x % splits) * warp_groups + warp_group) * tile_audios();
     Prefetch next{first_audio, 0, 0, 0};
-    if (resident) load_resident_cells(first_cell, cell_count);
+    if (resident && p.features)
+      pack_resident_cells(first_image, cell_count, audios - warp_group * (kStages * kWarpAudios * kKBlock),
+                          blockIdx.x % splits == 0);
+    else if (resident)
+      load_resident_cells(first_cell, cell_count);
+    T* const both_norms = norms;
     for (int i = 0; i < kStages - 1; ++i) prefetch(next, copy, first_cell, cell_count, audio_step);
     if (resident) {
       cp_async_wait<kStages - 1>();
@@ -247,6 +294,10 @@ struct Engine {
     for (; first_audio < audio_count; first_audio += audio_step)
       for (int tile_cell = 0; tile_cell < cell_count; tile_cell += kTileColumns) {
         const int columns = cell_count - tile_cell < kTileColumns ? cell_count - tile_cell : kTileColumns;
+        if (!resident) {  // each half in turn: the barriers of the k-blocks keep the epilogue of the tile before apart
+          norms = norms == both_norms ? both_norms + kTileColumns : both_norms;
+          load_norms(first_cell + tile_cell, columns, group_thread, group_threads);
+        }
         const int n_tiles = ((columns + 7) / 8 - warp_column + kGroupWarps - 1) / kGroupWarps;
         for (auto& m_tile : acc)
           for (auto& n_tile : m_tile)
@@ -267,7 +318,7 @@ struct Engine {
       }
     cp_async_wait<0>();
   }
-  // f(ni, j, column) for the columns of this thread in [low, high).
+  // f(ni, j, column, whether it is in [low, high)) by all threads of the warp, for the n8 tiles with columns in it.
   template <class F>
   __device__ void for_columns(int low, int high, F f) const {
 #pragma unroll
@@ -275,8 +326,7 @@ struct Engine {
       const int first = column(ni, 0) - threadIdx.x % 4 * 2;
       if (first >= high || first + 8 <= low) continue;  // warp-uniform
 #pragma unroll
-      for (int j = 0; j < 2; ++j)
-        if (column(ni, j) >= low && column(ni, j) < high) f(ni, j, column(ni, j));
+      for (int j = 0; j < 2; ++j) f(ni, j, column(ni, j), column(ni, j) >= low && column(ni, j) < high);
     }
   }
 };

@@ -4,7 +4,8 @@
 // "rows" are features with the channels of a cell or an audio side by side, filled up with zeros to `k_blocks` times 64
 // bytes, aligned to 16 bytes. "real" is float, or double for float64. A matrix of slopes or cosines has one row a cell,
 // one column an audio, and each row is filled up with zeros to a multiple of 8 columns. It is real, but of bfloat16
-// rows it has 16 bits a number: bfloat16 slopes, Cosine16 (common.cuh).
+// rows it has 16 bits a number: bfloat16 slopes, Cosine16 (common.cuh). A matrix of alphas that the pooling caches for
+// its backward pass is Cosine16 of float16 rows, too.
 #pragma once
 #include "../params.h"
 
@@ -21,8 +22,9 @@ struct PackParams {
   void *features, *packed, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
   bool tf32;                               // float32: rows are rounded to 11 bits
 };
-// Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last.
-const char* pack(const PackParams& p, void* stream);
+// Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last. `audios`: null, or
+// features of the same dtype, channels last, that are packed in the same launch.
+const char* pack(const PackParams& p, const PackParams* audios, void* stream);
 // features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real; it is multiplied by
 // `scale`, a real number on the device, null: 1.
 const char* unpack(const PackParams& p, const void* gradient, bool real_gradient, const void* scale, void* stream);
@@ -33,8 +35,30 @@ struct PairsParams {
   bool tf32;    // float32: products on tensor cores, of rows packed so
   int64_t audios, images, cells, k_blocks;
   const void *packed_audios, *packed_cells;
-  const void *audio_norm, *cell_norm;  // real (M), (N * cells): 1 / length
+  const void* audio_norm;  // real (M): 1 / length
+  void* cell_norm;         // real (N * cells); written where there are `features`
+  // Instead of packed_cells: (N, channels, cells), which a resident plan packs while it loads them. Else null.
+  const void* features;
+  int64_t channels;
+  bool normalized;  // else all lengths count as 1
 };
+
+// What a launch is planned for.
+struct Device {
+  int multiprocessors;
+  int shared;  // bytes of shared memory that a block can opt in to
+};
+// Launch configuration of gemm_tile.cuh, chosen on the host.
+struct Plan {
+  bool resident;   // the cells of a CTA stay in shared memory; else they are streamed
+  int64_t splits;  // CTAs that divide the audio tiles of one tile of cells among them
+  int64_t blocks;  // CTAs of the grid
+  int64_t shared;  // bytes of dynamic shared memory
+  int64_t time;    // cost model: in halves of the time of one audio tile with one tile of cells
+  int warp_groups() const { return resident ? 2 : 1; }  // that take turns at the tensor cores
+};
+// Of the addresses in p nothing is read. `device`: null for the current one.
+Plan plan_of(const PairsParams& p, const Device* device);
 
 // How many of at most `most` images at a time (more than half of it) keep the GPU busiest; p.images means nothing here.
 int64_t good_chunk(PairsParams p, int64_t most);
@@ -46,10 +70,15 @@ struct PoolParams {
   void *scores, *residual;  // real (N, M); real, or int32 where the pooling is sparse
   const void* grad_scores;
   void* slopes;  // matrix
+  void* cached;  // matrix of alphas, of the first cached_images; not of a sparse pooling
+  int64_t cached_images;
 };
+// Writes alphas of the first images into `cached`, and pools those as rounded.
 const char* pool_forward(const PoolParams& p, void* stream);
 // slopes[n p, m] = grad[n, m] dS/dalpha[n, m, p] / (|v| |a|). Not of a sparse pooling.
 const char* pool_slopes(const PoolParams& p, void* stream);
+// The same of alphas that were cached: p.pairs has their images alone, and neither rows nor features are read.
+const char* cached_slopes(const PoolParams& p, void* stream);
 // out[n p, m] = alpha[n, m, p], a matrix.
 const char* alphas(const PairsParams& p, void* out, void* stream);
 
@@ -67,7 +96,7 @@ struct ProductChunk {
   Instances instances;
   double tau;
   int64_t images, audios, cells;
-  void *loc, *avc;                    // matrices of cosines; product_slopes puts the slopes in their place
+  const void *loc, *avc;              // matrices of cosines
   void *instance_top, *instance_log;  // (N * cells), or of all images (cells, M): the largest avc, tau log of the sum
   void *loc_top, *loc_log;            // (N, M): the largest loc, the log of the sum
   void *top, *log;                    // (N, M): the same of a + loc - the largest loc
@@ -76,6 +105,7 @@ struct ProductChunk {
   const void* grad_scores;            // (N, M)
   void* grad_sums;                    // like instance_top, instances = image only
   const void *loc_audio_norm, *loc_cell_norm, *avc_audio_norm, *avc_cell_norm;
+  void *loc_slopes, *avc_slopes;  // matrices that product_slopes writes; may be loc and avc
 };
 // Whether it is the `first` or `last` chunk matters where instances are images.
 const char* product_instances(const ProductChunk& p, bool first, bool last, void* stream);

@@ -8,7 +8,8 @@
 //   Features      (N, C, P) or, channels last, (N, P, C), storage type
 //   Packed, y     (N * P, k_blocks * 64 bytes), K contiguous, aligned to 16 bytes; y in the storage type or real
 //   inverse_norm  real (N * P)
-//   Grid          a block for each 32 cells of an image, 256 threads; channels last, of all images as one
+//   Grid          a block for each 32 cells of an image, 256 threads; channels last, of all images as one. The blocks
+//                 of the audios follow those of the cells in one launch of pack
 //   Shared        static: where channels come first, 64 channels of 32 cells at a time are transposed, so that global
 //                 loads and stores are both coalesced
 #include "kernels.h"
@@ -35,30 +36,23 @@ __device__ void lanes_over_cells(int cells, int64_t first, int64_t end, F f) {
     for (int64_t c = first + threadIdx.x / kWarpSize; c < end; c += kWarps) f(cell, c);
 }
 
-template <class S>
-__device__ S mma_operand(S x, bool tf32) {
-  if constexpr (std::is_same_v<S, float>)
-    if (tf32) return round_to_tf32(x);
-  return x;
-}
-
 // The block's cells: `count` of them from `cell` of image n on, packed as rows from `row` on.
 struct CellTile {
   int64_t n, cell, row;
   int count;
-  __device__ CellTile(const Shape& s) {
+  __device__ CellTile(const Shape& s, unsigned block) {
     const int64_t per_image = (s.cells + kWarpSize - 1) / kWarpSize;
-    const int64_t left = s.cells - blockIdx.x % per_image * kWarpSize;
-    n = blockIdx.x / per_image, cell = s.cells - left, row = n * s.cells + cell;
+    const int64_t left = s.cells - block % per_image * kWarpSize;
+    n = block / per_image, cell = s.cells - left, row = n * s.cells + cell;
     count = left < kWarpSize ? int(left) : kWarpSize;
   }
 };
 
 template <bool kChannelsLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
+__device__ void pack_tile(const PackParams& p, unsigned block) {
   __shared__ S transposed[kChannelsLast ? 1 : kWarpSize][kTransposedChannels + kPad<S>];
   __shared__ T squares[kWarps][kWarpSize];
-  const CellTile tile(p.shape);
+  const CellTile tile(p.shape, block);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   const S* features = static_cast<const S*>(p.features) + tile.n * channels * p.shape.cells;
@@ -99,12 +93,21 @@ __global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p) {
   norms[lane] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
 }
 
+// The first `blocks` blocks pack p, those beyond the audios.
+template <bool kChannelsLast, class S, class T>
+__global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p, PackParams audios, unsigned blocks) {
+  if (blockIdx.x < blocks)
+    pack_tile<kChannelsLast, S, T>(p, blockIdx.x);
+  else
+    pack_tile<true, S, T>(audios, blockIdx.x - blocks);
+}
+
 // Y: of the gradient y, S or T.
 template <bool kChannelsLast, class S, class Y, class T>
 __global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y* gradient, const T* scale) {
   [[maybe_unused]] __shared__ S transposed[kChannelsLast ? 1 : kWarpSize][kTransposedChannels + kPad<S>];
   __shared__ T projection[kWarpSize];  // (x . y) / |x|^2
-  const CellTile tile(p.shape);
+  const CellTile tile(p.shape, blockIdx.x);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   S* grad_features = static_cast<S*>(p.features) + tile.n * channels * p.shape.cells;
@@ -150,12 +153,14 @@ PackParams merge_images(PackParams p) {
 
 }  // namespace
 
-const char* pack(const PackParams& params, void* stream) {
-  const PackParams p = merge_images(params);
+const char* pack(const PackParams& params, const PackParams* more, void* stream) {
+  const PackParams p = merge_images(params), audios = more ? merge_images(*more) : PackParams{};
   return with_layout(p.shape, [&](auto channels_last, auto stored, auto computed) {
     using S = decltype(stored);
     constexpr bool kChannelsLast = decltype(channels_last)::value;
-    SSL_FAST_LAUNCH((pack_kernel<kChannelsLast, S, decltype(computed)>), blocks_of(p.shape), kThreads, stream, p);
+    const int64_t blocks = blocks_of(p.shape), all = blocks + (more ? blocks_of(audios.shape) : 0);
+    SSL_FAST_LAUNCH((pack_kernel<kChannelsLast, S, decltype(computed)>), all, kThreads, stream, p, audios,
+                    unsigned(blocks));
     return last_error();
   });
 }

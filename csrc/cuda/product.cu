@@ -11,7 +11,7 @@
 // What is divided by a small tau are differences of cosines from their maximum, rounded alike in both passes.
 //
 //   Matrices   loc, avc (N * P, M), row stride stride_of(M); float32, float64 or, of bfloat16 features, Cosine16.
-//              row_slopes overwrites them with the gradients (Cosine16 becomes bfloat16)
+//              row_slopes writes the gradients (for Cosine16 bfloat16), which may take their place
 //   Softmaxes  real: of the instances, (N * P) or (P, M), maximum and tau times the log of the sum; (N, M), of loc and
 //              of a + loc relative to its maximum, maximum and log of the sum
 //   Scores     S, grad S real (N, M)
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) image_sums(Product<T, In> chunk, boo
   *grad_sum = sum;
 }
 
-// d avc and d loc, in place of the cosines.
+// d avc and d loc.
 template <class T, class In>
 __global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> chunk) {
   using Out = std::conditional_t<std::is_same_v<In, Cosine16>, BFloat16, In>;
@@ -176,14 +176,17 @@ __global__ void __launch_bounds__(kThreads, 1) row_slopes(Product<T, In> chunk) 
     put(static_cast<Out*>(matrix) + row * stride + m,
         slope * chunk.per_tau * (static_cast<const T*>(cell_norm)[row] * static_cast<const T*>(audio_norm)[m]));
   };
+  for (int64_t m = chunk.p.audios + threadIdx.x % kWarpSize; m < stride; m += kWarpSize)
+    for (void* matrix : {chunk.p.loc_slopes, chunk.p.avc_slopes})
+      put(static_cast<Out*>(matrix) + row * stride + m, T(0));
   for (int64_t m = threadIdx.x % kWarpSize; m < chunk.p.audios; m += kWarpSize) {
     const T u = chunk.grad_log_instance(r, m);
     const T sum = over_audios ? row_sum : static_cast<const T*>(chunk.p.grad_sums)[chunk.instance_index(r, m)];
     const T log = static_cast<const T*>(chunk.p.loc_log)[r.image * chunk.p.audios + m];
     const T loc = u - chunk.grad_score(r, m) * exponential(chunk.below_top(r, m) * chunk.per_tau - log);
     const T avc = u - exponential(chunk.log_instance(r, m) * chunk.per_tau) * sum;
-    put_slope(chunk.p.loc, m, loc, chunk.p.loc_cell_norm, chunk.p.loc_audio_norm);
-    put_slope(chunk.p.avc, m, avc, chunk.p.avc_cell_norm, chunk.p.avc_audio_norm);
+    put_slope(chunk.p.loc_slopes, m, loc, chunk.p.loc_cell_norm, chunk.p.loc_audio_norm);
+    put_slope(chunk.p.avc_slopes, m, avc, chunk.p.avc_cell_norm, chunk.p.avc_audio_norm);
   }
 }
 

@@ -52,6 +52,14 @@ __device__ inline float round_to_tf32(float x) {
 #endif
 }
 
+// What is stored of x as an operand of the products.
+template <class S>
+__device__ S mma_operand(S x, bool tf32) {
+  if constexpr (std::is_same_v<S, float>)
+    if (tf32) return round_to_tf32(x);
+  return x;
+}
+
 // mma.m16n8: acc (16 x 8) += a (16 x K) b (K x 8); K = 16, for tf32 8. With g = lane / 4, q = lane % 4: acc holds rows
 // g and g + 8 of columns 2 q and 2 q + 1; a and b are fragments of ldmatrix_x4, floats rounded by round_to_tf32.
 #ifdef SSL_FAST_EMULATION

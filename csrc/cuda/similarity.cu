@@ -33,9 +33,17 @@ __device__ X shuffle_xor(X x, int lane_mask) {
   return x;
 }
 
-template <class Math, class Pool>
-__global__ void __launch_bounds__(kThreads, 1)
-    pool_scores(PairsParams p, Plan plan, Pool pool, void* scores, void* residual) {
+// Writes f(r) of a thread's consecutive audios as they are stored in a matrix.
+template <class Out, int kCount, class F>
+__device__ void store_audios(Out* to, F f) {
+  AlignedVector<Out, kCount> values;
+  for (int r = 0; r < kCount; ++r) put(&values.at[r], f(r));
+  *reinterpret_cast<AlignedVector<Out, kCount>*>(to) = values;
+}
+
+template <class Math, class Cached, class Pool>
+__global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan plan, Pool pool, void* scores,
+                                                           void* residual, Cached* cached, int64_t cached_images) {
   using E = Engine<Math>;
   using T = typename E::T;
   using State = typename Pool::State;
@@ -44,16 +52,40 @@ __global__ void __launch_bounds__(kThreads, 1)
   E engine(p, plan, shared);
   State* partial = reinterpret_cast<State*>(engine.scratch);  // [warp of the group][audio of the tile]
   State total{};                                              // of an audio, over the tiles of an image
+  const int64_t stride = stride_of(p.audios);
   engine.run([&](int64_t n, int cell, int low, int high, bool last) {
+    const int64_t first = engine.first_audio + engine.audio(0);
+    const bool caches = n < cached_images && first < stride;
     T audio_norm[E::kThreadAudios];
     State states[E::kThreadAudios]{};  // of this tile: shorter sums, less rounding error
     for (int r = 0; r < E::kThreadAudios; ++r)
       audio_norm[r] = norm_at<T>(p.audio_norm, engine.first_audio + engine.audio(r), p.audios);
-    engine.for_columns(low, high, [&](int ni, int j, int column) {
+    engine.for_columns(low, high, [&](int ni, int j, int column, bool inside) {
       const int here = cell + column - low;
-      const T norm = static_cast<const T*>(p.cell_norm)[n * p.cells + here];
-      for (int r = 0; r < E::kThreadAudios; ++r)
-        pool.absorb(states[r], rounded_product(engine.at(r, ni, j), audio_norm[r] * norm), here);
+      const T norm = engine.norms[column];
+      T alpha[E::kThreadAudios];
+      for (int r = 0; r < E::kThreadAudios; ++r) alpha[r] = rounded_product(engine.at(r, ni, j), audio_norm[r] * norm);
+      if constexpr (!Pool::kSparse)
+        if (caches && inside) {
+          AlignedVector<Cached, E::kThreadAudios> values;
+          for (int r = 0; r < E::kThreadAudios; ++r) put_rounded(&values.at[r], alpha[r]);
+          *reinterpret_cast<AlignedVector<Cached, E::kThreadAudios>*>(cached + (n * p.cells + here) * stride + first) =
+              values;
+        }
+      bool tail = false;
+      if constexpr (Pool::kHasTail) {
+        T top = alpha[0];
+        for (T x : alpha) top = larger(x, top);
+        tail = __all_sync(0xffffffffu, !inside || pool.in_tail(top));
+      }
+      if (!inside) return;
+      if constexpr (Pool::kHasTail) {
+        if (tail) {
+          for (int r = 0; r < E::kThreadAudios; ++r) pool.absorb_tail(states[r], alpha[r], here);
+          return;
+        }
+      }
+      for (int r = 0; r < E::kThreadAudios; ++r) pool.absorb(states[r], alpha[r], here);
     });
     for (int r = 0; r < E::kThreadAudios; ++r) {
       for (int mask = 1; mask < 4; mask *= 2) pool.merge(states[r], shuffle_xor(states[r], mask));
@@ -96,15 +128,14 @@ __global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan pla
       audio_norm[r] = norm_at<T>(p.audio_norm, first + r, p.audios);
       pairs[r] = first + r < p.audios ? f.pair(n * p.audios + first + r) : typename F::Pair{};
     }
-    engine.for_columns(low, high, [&](int ni, int j, int column) {
+    engine.for_columns(low, high, [&](int ni, int j, int column, bool inside) {
+      if (!inside) return;
       const int64_t row = n * p.cells + cell + column - low;
-      const T cell_norm = static_cast<const T*>(p.cell_norm)[row];
-      AlignedVector<Out, E::kThreadAudios> values;
-      for (int r = 0; r < E::kThreadAudios; ++r) {
+      const T cell_norm = engine.norms[column];
+      store_audios<Out, E::kThreadAudios>(out + row * stride + first, [&](int r) {
         const T scale = audio_norm[r] * cell_norm;
-        put(&values.at[r], f(rounded_product(engine.at(r, ni, j), scale), pairs[r], scale));
-      }
-      *reinterpret_cast<AlignedVector<Out, E::kThreadAudios>*>(out + row * stride + first) = values;
+        return f(rounded_product(engine.at(r, ni, j), scale), pairs[r], scale);
+      });
     });
   });
 }
@@ -119,12 +150,37 @@ struct Slope {
   __device__ Pair pair(int64_t at) const { return {scores[at], residual[at] * grad[at]}; }
   __device__ T operator()(T alpha, Pair of, T scale) const { return pool.slope(alpha, of.score, of.scale) * scale; }
 };
+// The same slopes from cached alphas. Lanes over groups of kCount audios, warps over the cells of an image.
+template <class In, class Out, class T, class F>
+__global__ void __launch_bounds__(kThreads) slopes_of_cached(PairsParams p, F f, const In* cached, Out* out) {
+  constexpr int kCount = 8;
+  const int64_t stride = stride_of(p.audios), parts = (stride / kCount + kWarpSize - 1) / kWarpSize;
+  const int64_t n = blockIdx.x / parts, first = (blockIdx.x % parts * kWarpSize + threadIdx.x % kWarpSize) * kCount;
+  if (first >= stride) return;
+  T audio_norm[kCount];
+  typename F::Pair pairs[kCount];
+  for (int r = 0; r < kCount; ++r) {
+    audio_norm[r] = norm_at<T>(p.audio_norm, first + r, p.audios);
+    pairs[r] = first + r < p.audios ? f.pair(n * p.audios + first + r) : typename F::Pair{};
+  }
+  for (int64_t cell = threadIdx.x / kWarpSize; cell < p.cells; cell += kWarps) {
+    const int64_t row = n * p.cells + cell;
+    const T cell_norm = static_cast<const T*>(p.cell_norm)[row];
+    const auto alphas = *reinterpret_cast<const AlignedVector<In, kCount>*>(cached + row * stride + first);
+    store_audios<Out, kCount>(out + row * stride + first,
+                              [&](int r) { return f(value(alphas.at[r]), pairs[r], audio_norm[r] * cell_norm); });
+  }
+}
+
 template <class T>
 struct Alpha {
   struct Pair {};
   __device__ Pair pair(int64_t) const { return {}; }
   __device__ T operator()(T alpha, Pair, T) const { return alpha; }
 };
+
+constexpr const char* kSparsePooling = "the pooling is sparse";
+constexpr const char* kNotResident = "features whose cells do not fit shared memory must be packed first";
 
 // Calls f(Math()) with the math policy of gemm_tile.cuh.
 template <class F>
@@ -147,10 +203,13 @@ const char* pool_forward(const PoolParams& p, void* stream) {
   return with_math(p.pairs, [&](auto math) {
     using Math = decltype(math);
     using T = typename Math::T;
+    using Cached = std::conditional_t<sizeof(typename Math::Stored) == 2, Cosine16, T>;
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
+    if (p.pairs.features && !plan.resident) return kNotResident;
     with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) {
-      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, decltype(pool)>), plan.blocks, kThreads, plan.shared, stream, p.pairs,
-                             plan, pool, p.scores, p.residual);
+      SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Cached, decltype(pool)>), plan.blocks, kThreads, plan.shared, stream,
+                             p.pairs, plan, pool, p.scores, p.residual, static_cast<Cached*>(p.cached),
+                             p.cached_images);
     });
     return last_error();
   });
@@ -164,13 +223,35 @@ const char* pool_slopes(const PoolParams& p, void* stream) {
     const Plan plan = Engine<Math>::plan(p.pairs, this_device());
     return with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) -> const char* {
       if constexpr (decltype(pool)::kSparse) {
-        return "the pooling is sparse";
+        return kSparsePooling;
       } else {
         using F = Slope<decltype(pool), T>;
-        F f{pool, static_cast<const T*>(p.scores), static_cast<const T*>(p.residual),
-            static_cast<const T*>(p.grad_scores)};
+        const F f{pool, static_cast<const T*>(p.scores), static_cast<const T*>(p.residual),
+                  static_cast<const T*>(p.grad_scores)};
         SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
                                static_cast<Out*>(p.slopes));
+        return last_error();
+      }
+    });
+  });
+}
+
+const char* cached_slopes(const PoolParams& p, void* stream) {
+  return with_math(p.pairs, [&](auto math) {
+    using Math = decltype(math);
+    using T = typename Math::T;
+    using In = std::conditional_t<sizeof(typename Math::Stored) == 2, Cosine16, T>;
+    using Out = InMatrix<Math, BFloat16>;
+    return with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) -> const char* {
+      if constexpr (decltype(pool)::kSparse) {
+        return kSparsePooling;
+      } else {
+        using F = Slope<decltype(pool), T>;
+        const F f{pool, static_cast<const T*>(p.scores), static_cast<const T*>(p.residual),
+                  static_cast<const T*>(p.grad_scores)};
+        const int64_t groups = stride_of(p.pairs.audios) / 8, parts = (groups + kWarpSize - 1) / kWarpSize;
+        SSL_FAST_LAUNCH((slopes_of_cached<In, Out, T, F>), p.pairs.images * parts, kThreads, stream, p.pairs, f,
+                        static_cast<const In*>(p.cached), static_cast<Out*>(p.slopes));
         return last_error();
       }
     });
@@ -183,10 +264,20 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
     using T = typename Math::T;
     using Out = InMatrix<Math, Cosine16>;
     const Plan plan = Engine<Math>::plan(p, this_device());
+    if (p.features && !plan.resident) return kNotResident;
     SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan,
                            Alpha<T>{}, static_cast<Out*>(out));
     return last_error();
   });
+}
+
+Plan plan_of(const PairsParams& p, const Device* device) {
+  Plan plan{};
+  with_math(p, [&](auto math) {
+    plan = Engine<decltype(math)>::plan(p, device ? *device : this_device());
+    return nullptr;
+  });
+  return plan;
 }
 
 int64_t good_chunk(PairsParams p, int64_t most) {

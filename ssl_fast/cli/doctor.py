@@ -144,16 +144,67 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
     return {"software": software, "processor": processor, "kernels": kernels, "cuda": cuda}, usable
 
 
+# Multiprocessors, and bytes of shared memory that a block may have.
+GPUS = {"H100, H200": (132, 227 * 2**10), "A100": (108, 163 * 2**10), "RTX 4090": (128, 99 * 2**10)}
+
+
+def plans(extension) -> dict[str, dict[str, str]]:
+    """{GPU: {features: how the CUDA kernels launch the product of all pairs}} of 1,024 images and audios of 512
+    channels; {} where no CUDA code was built."""
+    import torch
+
+    kernels = getattr(extension, "cuda", None)
+    if kernels is None:
+        return {}
+    found = {}
+    for gpu, device in GPUS.items() if not torch.cuda.is_available() else (("this GPU", (0, 0)), *GPUS.items()):
+        found[gpu] = {}
+        for dtype, tf32, size in (("bfloat16", False, 2), ("float16", False, 2), ("float32", True, 4)):
+            for side in (7, 14, 16, 28):
+                plan = kernels.plan(
+                    dtype=getattr(kernels.DType, dtype),
+                    tf32=tf32,
+                    audios=1024,
+                    images=1024,
+                    cells=side * side,
+                    k_blocks=512 * size // 64,
+                    multiprocessors=device[0],
+                    shared=device[1],
+                )
+                cells = "resident" if plan["resident"] else "streamed"
+                found[gpu][f"{'tf32' if tf32 else dtype} {side}x{side}"] = (
+                    f"cells {cells}, {plan['warp_groups']} warp group(s), {plan['blocks']} blocks, {plan['splits']} "
+                    f"for each tile of cells, {plan['shared']:,} bytes of shared memory"
+                )
+    return found
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    pass
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print how the CUDA kernels launch the product of all pairs, and nothing else",
+    )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the report; 0 where the package is usable, 1 where something that it needs is missing."""
-    sections, usable = report()
+def _print(sections: dict[str, dict[str, str]]) -> None:
     for section, items in sections.items():
         print(section)
         for name, text in items.items():
             print(f"  {name:<28} {text}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the report, or the plans; 0 where the package is usable, 1 where something that it needs is missing."""
+    if args.plan:
+        from ..ops import checks
+
+        sections = plans(checks.extension)
+        _print(sections)
+        if not sections:
+            print(f"no plan: CUDA code was built for {_cuda_built(checks.extension)[0]}")
+        return int(not sections)
+    sections, usable = report()
+    _print(sections)
     print("usable" if usable else "NOT usable: install what is missing above")
     return 0 if usable else 1

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import Launch, buffer, dtype_of, shape_of
+from .kernels import CUDA_CACHED_ALPHA_BYTES, Launch, buffer, dtype_of, matrix_columns, shape_of
 
-# Rows, slopes and their products of one chunk of images take at most this (one image at least).
-WORKSPACE_BYTES = 32 * 2**20
+# Rows, slopes and their products of one chunk of images take at most this (one image at least): as much as may be
+# cached, as without a cache a chunk still has to fill the GPU.
+WORKSPACE_BYTES = max(32 * 2**20, CUDA_CACHED_ALPHA_BYTES)
 K_BLOCK_BYTES = 64  # rows are filled up with zeros to a multiple of this
-COLUMNS = 8  # rows of matrices with a column for each audio are filled up with zeros to a multiple of this
 
 
 def _as_rows(features: Tensor) -> Tensor:
@@ -22,10 +22,10 @@ def _as_rows(features: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some images of a space, packed. In the workspace, which the next chunk takes over.
+    """Some images of a space. Rows are in the workspace, which the next chunk takes over.
 
-    first, images: number of the first image, and how many. rows: (images * cells, channels filled up). pairs: what
-    kernels are given of the pairs of all audios with these cells.
+    first, images: number of the first image, and how many. rows: (images * cells, channels filled up), or (0, ...)
+    where kernels pack for themselves. pairs: what kernels are given of the pairs of all audios with these cells.
     """
 
     first: int
@@ -35,7 +35,8 @@ class Chunk:
 
 
 class Space:
-    """One space of cosines: all audios, packed, and the images that are packed chunk by chunk.
+    """One space of cosines: all audios, and the images, chunk by chunk. The audios are packed in the launch that packs
+    the first chunk.
 
     visual: (N, C, h, w), dense; audio: (M, C) contiguous; cell_norm: (N, h * w), 1 / |v|, which the forward pass
     writes. Without `normalized`, dot products: all norms are 1.
@@ -54,7 +55,7 @@ class Space:
         self.row_bytes = 0 if self.in_place else self.k_blocks * K_BLOCK_BYTES
         # gradients of rows can be smaller or larger than float16 goes
         self.gradient_dtype = torch.float32 if visual.dtype == torch.float16 else visual.dtype
-        self.columns = self.audios + -self.audios % COLUMNS
+        self.columns = matrix_columns(self.audios)
         self.packed_audios = (audio.new_zeros if self.columns > self.audios else audio.new_empty)(
             self.columns, self.width
         )
@@ -67,6 +68,8 @@ class Space:
             "cells": self.cells,
             "k_blocks": self.k_blocks,
         }
+        plan = kernels.plan(**self.sizes, images=self.images)
+        self.packs_itself = plan["resident"] and not shape.channels_last  # a kernel can, as it loads an image
         self.audio_shape = kernels.Shape(  # one image, whose cells are the audios
             dtype=self.sizes["dtype"],
             channels_last=True,
@@ -76,41 +79,53 @@ class Space:
             cells=self.audios,
             normalized=normalized,
         )
-        kernels.pack(
+        self.audios_to_pack = kernels.Pack(
             self.audio_shape,
             k_blocks=self.k_blocks,
             features=buffer(audio),
             packed=buffer(self.packed_audios),
             inverse_norm=buffer(self.audio_norm),
             tf32=self.tf32,
-            **launch.args,
         )
 
-    def row_buffer(self, images: int) -> Tensor:
+    def row_buffer(self, images: int, first_pass: bool) -> Tensor:
         """The rows of all images where they are in place, else room for those of `images`."""
         if self.in_place:
             return _as_rows(self.visual)
+        if first_pass and self.packs_itself:
+            return self.visual.new_empty(0, self.width)
         return self.visual.new_empty(images * self.cells, self.width)
 
-    def pack(self, rows: Tensor, first: int, images: int, new_norms: bool) -> Chunk:
-        """Packs images into `rows`, a `row_buffer`; with `new_norms` their lengths are taken too."""
+    def pack(self, rows: Tensor, first: int, images: int, first_pass: bool, need_rows: bool = True) -> Chunk:
+        """Images as kernels read them, packed into `rows`, a `row_buffer`; in the `first_pass` with their lengths."""
+        kernels, to_pack, audios = self.launch.kernels, None, self.audios_to_pack
         begin = first * self.cells if self.in_place else 0
         rows = rows[begin : begin + images * self.cells]
-        if new_norms or not self.in_place:
-            self.launch.kernels.pack(
-                shape_of(self.launch.kernels, self.visual, 0, images, self.normalized),
+        by_kernel = first_pass and self.packs_itself
+        if not by_kernel and (first_pass or (need_rows and not self.in_place)):
+            to_pack = kernels.Pack(
+                shape_of(kernels, self.visual, 0, images, self.normalized),
                 k_blocks=self.k_blocks,
                 features=buffer(self.visual, first),
                 packed=None if self.in_place else buffer(rows),
-                inverse_norm=buffer(self.cell_norm, first) if new_norms else None,
+                inverse_norm=buffer(self.cell_norm, first) if first_pass else None,
                 tf32=self.tf32,
-                **self.launch.args,
             )
-        pairs = self.launch.kernels.Pairs(
+        if to_pack:
+            kernels.pack(to_pack, audios=audios, **self.launch.args)
+        elif audios:
+            kernels.pack(audios, **self.launch.args)
+        self.audios_to_pack = None
+        cells = (
+            {"features": buffer(self.visual, first), "channels": self.channels, "normalized": self.normalized}
+            if by_kernel
+            else {"packed_cells": buffer(rows)}
+        )
+        pairs = kernels.Pairs(
             **self.sizes,
+            **cells,
             images=images,
             packed_audios=buffer(self.packed_audios),
-            packed_cells=buffer(rows),
             audio_norm=buffer(self.audio_norm),
             cell_norm=buffer(self.cell_norm, first),
         )
@@ -156,19 +171,30 @@ class Space:
 
 
 def for_chunks(
-    spaces: Sequence[Space], body: Callable[..., None], *, row_bytes: int = 0, new_norms: bool = False
+    spaces: Sequence[Space],
+    body: Callable[..., None],
+    *,
+    row_bytes: int = 0,
+    first_pass: bool = False,
+    cached_images: int = 0,
+    pack_cached: bool = True,
 ) -> None:
     """Calls body(chunk of each space) for all images: as many at a time as fit the workspace with their rows, and with
-    `row_bytes` for each row besides. With `new_norms`, the lengths of their features are taken too."""
+    `row_bytes` for each row besides. No chunk has both some of the first `cached_images` and others; without
+    `pack_cached` those have no rows. In the first pass over features their lengths are taken, and kernels pack for
+    themselves where they can."""
     space = spaces[0]
-    row_bytes += sum(space.row_bytes for space in spaces)
-    step = max(1, min(space.images, WORKSPACE_BYTES // (max(1, row_bytes) * space.cells)))
-    if step < space.images:
-        step = space.launch.kernels.good_chunk(**space.sizes, most=step)
-    rows = [space.row_buffer(step) for space in spaces]
-    for first in range(0, space.images, step):
-        images = min(step, space.images - first)
-        body(*(space.pack(one, first, images, new_norms) for space, one in zip(spaces, rows)))
+    row_bytes += sum(0 if first_pass and space.packs_itself else space.row_bytes for space in spaces)
+    most = max(1, min(space.images, WORKSPACE_BYTES // (max(1, row_bytes) * space.cells)))
+    step = space.launch.kernels.good_chunk(**space.sizes, most=most) if most < space.images else most
+    rows = [space.row_buffer(most, first_pass) for space in spaces]
+    first = 0
+    while first < space.images:
+        cached = first < cached_images
+        images = min(most, cached_images - first) if cached else min(step, space.images - first)
+        need_rows = pack_cached or not cached
+        body(*(space.pack(one, first, images, first_pass, need_rows) for space, one in zip(spaces, rows)))
+        first += images
 
 
 class VisualGradient:
@@ -182,7 +208,7 @@ class VisualGradient:
 
     def rows(self, chunk: Chunk) -> Tensor:
         """(rows of the chunk, channels filled up), to be written."""
-        if self.workspace is None:  # the first chunk is the largest
+        if self.workspace is None or (not self.in_place and len(self.workspace) < len(chunk.rows)):
             self.workspace = torch.empty_like(chunk.rows, dtype=self.space.gradient_dtype)
         begin = chunk.first * self.space.cells if self.in_place else 0
         return self.workspace[begin : begin + len(chunk.rows)]

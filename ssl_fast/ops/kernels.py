@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -10,9 +11,24 @@ import torch
 from torch import Tensor
 
 from .checks import extension, without_autocast
+from .reference import accumulate_dtype
 
 # Alphas of a forward pass that are cached for its backward pass; those beyond are computed again.
 CACHED_ALPHA_BYTES = 32 * 2**20
+
+
+def _cuda_cache_bytes() -> int:
+    name = "SSL_FAST_CUDA_CACHE_MIB"
+    text = os.environ.get(name, "256")
+    if not text.isdecimal():
+        raise ValueError(f"{name}: expected a whole number of MiB >= 0, got {text!r}")
+    return int(text) * 2**20
+
+
+CUDA_CACHED_ALPHA_BYTES = _cuda_cache_bytes()  # the same of the CUDA kernels
+# 16 bits hold alphas in steps of 3e-5: of what is divided by less than this (beta, tau), they are computed again.
+CACHED_DIVISOR = 1e-3
+COLUMNS = 8  # rows of their matrices with a column for each audio are filled up to a multiple of this
 
 
 class Launch(NamedTuple):
@@ -116,7 +132,7 @@ def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio
     )
 
 
-# ---- alphas cached by the CPU kernels ----
+# ---- alphas cached for the backward pass ----
 
 
 def padded_audios(audios: int, float64: bool) -> int:
@@ -125,26 +141,39 @@ def padded_audios(audios: int, float64: bool) -> int:
     return (audios + lanes - 1) // lanes * lanes
 
 
-def cache_shape(visual: Tensor, audios: int, cached: bool, maps: int = 1) -> tuple[int, int]:
-    """(images * panels * cells, lanes): alphas of the first images, as many as the budget holds for all `maps`, in the
-    kernel's order.
+def matrix_columns(audios: int) -> int:
+    """Columns of a matrix of the CUDA kernels with one for each audio."""
+    return (audios + COLUMNS - 1) // COLUMNS * COLUMNS
+
+
+def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1) -> Tensor:
+    """Room for alphas of the first images, as many as the budget holds for all `maps`, in the kernel's order: on a CPU
+    (images * panels * cells, lanes) real, on CUDA (images * cells, M filled up), int16 fixed point where features have
+    16 bits. (Of two maps, those of float16 are float32.)
 
     The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
     """
-    float64 = visual.dtype == torch.float64
-    lanes = extension.panel(float64)
-    per_image = padded_audios(audios, float64) // lanes * visual.shape[2] * visual.shape[3]
-    bytes_per_image = maps * max(per_image * lanes, 1) * (8 if float64 else 4)
-    images = min(visual.shape[0], CACHED_ALPHA_BYTES // bytes_per_image) if cached else 0
-    return images * per_image, lanes
+    dtype, float64 = accumulate_dtype(visual), visual.dtype == torch.float64
+    if runs_on_cuda(visual):
+        rows, columns, budget = visual.shape[2] * visual.shape[3], matrix_columns(audios), CUDA_CACHED_ALPHA_BYTES
+        if visual.dtype == torch.bfloat16 or (visual.dtype == torch.float16 and maps == 1):
+            dtype = torch.int16
+    else:
+        columns, budget = extension.panel(float64), CACHED_ALPHA_BYTES
+        rows = padded_audios(audios, float64) // columns * visual.shape[2] * visual.shape[3]
+    bytes_per_image = maps * max(rows * columns, 1) * dtype.itemsize
+    images = min(visual.shape[0], budget // bytes_per_image) if cached else 0
+    return visual.new_empty(images * rows, columns, dtype=dtype)
 
 
 def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
     """Number of images that cached alphas belong to."""
-    per_image = padded_audios(audios, visual.dtype == torch.float64) * visual.shape[2] * visual.shape[3]
-    return alphas.numel() // max(per_image, 1)
+    cells = visual.shape[2] * visual.shape[3]
+    if runs_on_cuda(visual):
+        return alphas.shape[0] // cells
+    return alphas.numel() // max(padded_audios(audios, visual.dtype == torch.float64) * cells, 1)
 
 
-def check_cache(alphas: Tensor, float64: bool) -> None:
-    if alphas.shape[1] != extension.panel(float64):
+def check_cache(alphas: Tensor, visual: Tensor) -> None:
+    if not runs_on_cuda(visual) and alphas.shape[1] != extension.panel(visual.dtype == torch.float64):
         raise RuntimeError("the instruction set was changed between the forward and the backward pass")

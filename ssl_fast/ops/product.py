@@ -72,8 +72,7 @@ def product_log_scores(
     if not use_compiled(backend, visual_loc):
         return product_log_scores_reference(*features, tau, reduce, instances)
     backward = torch.is_grad_enabled() and any(f.requires_grad for f in features)
-    cached = backward and not kernels.runs_on_cuda(visual_loc)
-    return _product(*features, float(tau), reduce, instances, cached)[0]
+    return _product(*features, float(tau), reduce, instances, backward)[0]
 
 
 # ---- the torch.library op ----
@@ -84,7 +83,6 @@ def _outputs(visual, audio, reduce, instances, cached):
     alphas twice"""
     images, _, height, width = visual.shape
     audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
-    cache = kernels.cache_shape(visual, audios, cached, maps=2)
     softmaxes = images if instances == "audio" else kernels.padded_audios(audios, dtype == torch.float64)
     return (
         visual.new_empty(images, audios, dtype=dtype),
@@ -93,8 +91,8 @@ def _outputs(visual, audio, reduce, instances, cached):
         visual.new_empty(images if reduce == "max" else 0, audios, dtype=torch.int32),
         visual.new_empty(images, cells, dtype=dtype),
         visual.new_empty(images, cells, dtype=dtype),
-        visual.new_empty(cache, dtype=dtype),
-        visual.new_empty(cache, dtype=dtype),
+        kernels.empty_cache(visual, audios, cached, maps=2),
+        kernels.empty_cache(visual, audios, cached, maps=2),
     )
 
 
@@ -126,7 +124,7 @@ def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(N
 
 class _Cuda:
     """The kernels of CUDA: chunk of images by chunk, both maps of cosines are computed, and then used by several
-    stages."""
+    stages. Those of the first images are cached."""
 
     def __init__(self, launch, features, tau, reduce, instances, saved):
         visual_loc, visual_avc, audio_loc, audio_avc = features
@@ -135,18 +133,31 @@ class _Cuda:
         self.tau, self.reduce, self.instances = tau, reduce, instances
         self.scores, pair_norm, instance_norm, self.argmax = saved[:4]
         self.pair_norm, self.instance_norm = pair_norm.unbind(), instance_norm.unbind()
+        self.cached, self.cached_images = saved[6:], kernels.cached_images(saved[6], visual_loc, len(audio_loc))
 
-    def for_chunks(self, body, row_bytes=None, new_norms=False):
-        """body(chunks of both spaces, cosines of both)"""
+    def for_chunks(self, body, row_bytes=None, first_pass=False, pack_cached=False):
+        """body(chunks of both spaces, cosines of both). The first pass fills the cache."""
 
         def call(*chunks):
-            cosines = [space.matrix(chunk.images) for space, chunk in zip(self.spaces, chunks)]
-            for chunk, out in zip(chunks, cosines):
-                self.kernels.alphas(chunk.pairs, out=buffer(out), **self.launch.args)
+            first, images = chunks[0].first, chunks[0].images
+            if is_cached := first < self.cached_images:
+                cells = self.spaces[0].cells
+                cosines = [matrix[first * cells : (first + images) * cells] for matrix in self.cached]
+            else:
+                cosines = [space.matrix(images) for space in self.spaces]
+            if first_pass or not is_cached:
+                for chunk, out in zip(chunks, cosines):
+                    self.kernels.alphas(chunk.pairs, out=buffer(out), **self.launch.args)
             body(chunks, cosines)
 
-        row_bytes = row_bytes or sum(space.matrix_bytes for space in self.spaces)
-        for_chunks(self.spaces, call, row_bytes=row_bytes, new_norms=new_norms)
+        for_chunks(
+            self.spaces,
+            call,
+            row_bytes=row_bytes or sum(space.matrix_bytes for space in self.spaces),
+            first_pass=first_pass,
+            cached_images=self.cached_images,
+            pack_cached=pack_cached or first_pass,
+        )
 
     def chunk(self, chunk, cosines, **gradient):
         """ProductChunk of csrc/cuda/kernels.h"""
@@ -188,9 +199,9 @@ class _Cuda:
         if self.instances == "image":
             self.for_chunks(
                 lambda chunks, cosines: self.softmax_instances(chunks[0], self.chunk(chunks[0], cosines)),
-                new_norms=True,
+                first_pass=True,
             )
-        self.for_chunks(score, new_norms=self.instances == "audio")
+        self.for_chunks(score, first_pass=self.instances == "audio")
 
     def backward(self, grad_scores, grads):
         gradients = [DenseGradients(space, *of) for space, of in zip(self.spaces, (grads[::2], grads[1::2]))]
@@ -210,13 +221,16 @@ class _Cuda:
             for name, space, chunk in zip(("loc", "avc"), self.spaces, chunks):
                 norms[f"{name}_audio_norm"] = buffer(space.audio_norm)
                 norms[f"{name}_cell_norm"] = buffer(space.cell_norm, chunk.first)
-            self.kernels.product_slopes(chunk_of(chunks[0], cosines, **norms), **self.launch.args)
-            for of, chunk, slopes in zip(gradients, chunks, cosines):
-                of.add(chunk, slopes)
+            is_cached = chunks[0].first < self.cached_images  # a second backward pass needs them, too
+            slopes = [space.matrix(chunks[0].images) for space in self.spaces] if is_cached else cosines
+            out = {"loc_slopes": buffer(slopes[0]), "avc_slopes": buffer(slopes[1])}
+            self.kernels.product_slopes(chunk_of(chunks[0], cosines, **norms, **out), **self.launch.args)
+            for of, chunk, slope in zip(gradients, chunks, slopes):
+                of.add(chunk, slope)
 
         if self.instances == "image":
             self.for_chunks(sum_instances)
-        self.for_chunks(add, sum(of.row_bytes for of in gradients))
+        self.for_chunks(add, sum(of.row_bytes for of in gradients), pack_cached=True)
         for of in gradients:
             of.finish()
 
@@ -276,7 +290,7 @@ def _product_backward(
     need_visual: bool,
     need_audio: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    kernels.check_cache(saved[-1], visual_loc.dtype == torch.float64)
+    kernels.check_cache(saved[-1], visual_loc)
     features = _dense(visual_loc, visual_avc, audio_loc, audio_avc)
     grads = _gradients(visual_loc, audio_loc, need_visual, need_audio)
     if not grad_scores.numel():

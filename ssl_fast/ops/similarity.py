@@ -55,7 +55,8 @@ def pooled_similarity(
     Returns:
         S (N, M); float32, or float64 for float64 inputs. A zero vector has cosine 0 and gradient 0; NaN in a pair gives
         NaN for that pair. Same input, number of threads and machine: same bits, forward and backward. On a CPU, S has
-        the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's.
+        the same bits for every number of threads too, but for `Mean`, which ends in a product of torch's. On CUDA, of
+        16-bit features, a pass whose cosines are kept for a backward pass pools them in steps of 3e-5.
 
     Kernels pool one head's cells, so memory beyond inputs and gradients is heads x N x M x T. What they cannot pool
     computes the maps of a few images at a time with plain PyTorch, once more in the backward pass: element-wise maxima
@@ -169,7 +170,9 @@ def _mean_similarity(visual, audio, mask, normalized):
 def _options(visual, audio, pooling, positives, normalized=True):
     """Arguments of the op besides the features; alphas are cached where a backward pass will need them."""
     backward = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
-    cached = backward and not pooling.sparse and not kernels.runs_on_cuda(visual)
+    cached = backward and not pooling.sparse
+    if cached and kernels.runs_on_cuda(visual):  # dot products may be beyond the range of 16-bit fixed point
+        cached = normalized and (visual.dtype.itemsize > 2 or pooling.parameters[-1] >= kernels.CACHED_DIVISOR)
     return pooling.kind, pooling.parameters, normalized, positives, cached
 
 
@@ -182,7 +185,7 @@ def _outputs(visual, audio, kind, positives, cached):
         visual.new_empty(images if positives is not None else 0, cells, dtype=dtype),
         visual.new_empty(images, audios, dtype=torch.int32 if KERNEL_POOLINGS[kind].sparse else dtype),
         visual.new_empty(images, cells, dtype=dtype),
-        visual.new_empty(kernels.cache_shape(visual, audios, cached), dtype=dtype),
+        kernels.empty_cache(visual, audios, cached),
     )
 
 
@@ -240,7 +243,9 @@ def _forward_cpu(visual, audio, kind, parameters, normalized, positives, scores,
 
 def _forward_cuda(visual, audio, kind, parameters, normalized, positives, scores, maps, residual, inverse_norm, alphas):
     with kernels.launch_on(visual) as launch:
+        space = Space(launch, visual, audio, inverse_norm, normalized)
         pooling = getattr(launch.kernels.Pooling, kind)
+        cached = kernels.cached_images(alphas, visual, len(audio))
 
         def pool(chunk):
             launch.kernels.pool_forward(
@@ -249,10 +254,12 @@ def _forward_cuda(visual, audio, kind, parameters, normalized, positives, scores
                 parameters=parameters,
                 scores=buffer(scores, chunk.first),
                 residual=buffer(residual, chunk.first),
+                cached=buffer(alphas, chunk.first * space.cells) if chunk.first < cached else None,
+                cached_images=min(max(cached - chunk.first, 0), chunk.images),
                 **launch.args,
             )
 
-        for_chunks([Space(launch, visual, audio, inverse_norm, normalized)], pool, new_norms=True)
+        for_chunks([space], pool, first_pass=True)
     if positives is not None:
         maps.copy_(_cosine_map.function(visual, audio[positives])[0])
 
@@ -275,7 +282,7 @@ def _pooled_similarity_backward(
     need_visual: bool,
     need_audio: bool,
 ) -> tuple[Tensor, Tensor]:
-    kernels.check_cache(alphas, visual.dtype == torch.float64)
+    kernels.check_cache(alphas, visual)
     visual, audio, grad_scores = dense(visual), audio.contiguous(), grad_scores.contiguous()
     grad_map = None if grad_map is None else grad_map.contiguous()
     gradients = empty_gradients(visual, audio, need_visual, need_audio)
@@ -330,6 +337,7 @@ def _backward_cuda(
         else:
             pooling = getattr(launch.kernels.Pooling, kind)
             gradients = DenseGradients(space, grad_visual, grad_audio)
+            cached = kernels.cached_images(alphas, visual, len(audio))
 
             def add(chunk):
                 slopes = space.matrix(chunk.images)
@@ -341,11 +349,12 @@ def _backward_cuda(
                     residual=buffer(residual, chunk.first),
                     grad_scores=buffer(grad_scores, chunk.first),
                     slopes=buffer(slopes),
+                    cached=buffer(alphas, chunk.first * space.cells) if chunk.first < cached else None,
                     **launch.args,
                 )
                 gradients.add(chunk, slopes)
 
-            for_chunks([space], add, row_bytes=gradients.row_bytes)
+            for_chunks([space], add, row_bytes=gradients.row_bytes, cached_images=cached)
             gradients.finish()
     if grad_map is not None:
         _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, grad_visual, grad_audio)

@@ -102,6 +102,7 @@ inline unsigned __ballot_sync(unsigned mask, bool predicate) {
   for (int i = 0; i < 32; ++i) ballot |= unsigned((mask >> i & 1) && lanes[i]) << i;
   return ballot;
 }
+inline bool __all_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) == mask; }
 inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
 inline float __uint_as_float(uint32_t bits) {
   float x;
