@@ -47,7 +47,7 @@ def test_one_object_sounds_then_nothing_then_the_other(sequence):
         assert sequence.image_ids[i] == sequence.image_ids[i + 1]
         (start, stop), (other_start, other_stop) = sorted(sequence.heard[i : i + 2].tolist())
         assert min(start, other_start - stop, 4 - other_stop) >= 0.4 - 1e-4
-        assert 0.8 - 1e-4 <= min(stop - start, other_stop - other_start) <= 1.1 + 1e-4
+        assert all(0.8 - 1e-4 <= length <= 1.1 + 1e-4 for length in (stop - start, other_stop - other_start))
         first.append(sequence.heard[i, 0] == start)
         for k in (i, i + 1):
             wave = sequence.waveform(k)
@@ -78,7 +78,7 @@ def oracle(sequence, monkeypatch, value):
 
     monkeypatch.setattr(over_time, "maps_at", maps_at)
     rows = over_time.rows(None, sequence, 0.5, "tokens", None)
-    return over_time.figures(rows), rows
+    return over_time.figures(rows, 0.5), rows
 
 
 def box(sequence, k):
@@ -119,22 +119,34 @@ def test_figures_are_those_of_loops(sequence, monkeypatch):
     generator = np.random.default_rng(0)
     noisy = lambda k, samples: generator.random((16, 16)) * 0.8 + (0 if k is None else 0.4 * box(sequence, k))  # noqa: E731
     figures, rows = oracle(sequence, monkeypatch, noisy)
-    of_objects, hits, silent = {}, [], []
-    for image, category, iou, point, area in zip(
-        rows.image_id, rows.category, rows.iou_adaptive, rows.pointing, rows.area
-    ):
+    of_objects, hits, silent, far, every = {}, [], [], [], []
+    for image, time, category, iou, universal, point, _, area, _ in zip(*rows):
+        samples = [i for i, one in enumerate(sequence.image_ids) if one == image]
         if category == "":
             assert np.isnan(iou) and np.isnan(point)
-            silent.append(area > 0)
+            silent.append(area)
+            if all(abs(time - t) >= 0.5 for t in np.linspace(*sequence.heard[samples].T, 500).ravel()):
+                far.append(area > 0)
         else:
-            of_objects.setdefault(image, {}).setdefault(category, []).append((iou, point))
+            of_objects.setdefault(image, {}).setdefault(category, []).append((iou, point, universal))
             hits.append(iou >= 0.5)
-    lowest = [min(np.mean([iou for iou, _ in one]) for one in image.values()) for image in of_objects.values()]
-    pointed = [min(np.mean([p for _, p in one]) for one in image.values()) > 0.5 for image in of_objects.values()]
+            every.append(universal)
+
+    def worst(column):
+        """Of each image, of the object of the lowest mean over its times."""
+        return [min(np.mean([row[column] for row in one]) for one in image.values()) for image in of_objects.values()]
+
+    lowest, pointed = worst(0), [value > 0.5 for value in worst(1)]
     assert figures["ciou_adaptive"] == pytest.approx(np.mean(hits)) and 0 < np.mean(hits) < 1
     assert figures["iiou_adaptive"] == np.mean([value >= 0.5 for value in lowest])
     assert figures["interactive_pointing"] == np.mean(pointed)
-    assert figures["silence_localized"] == np.mean(silent)
+    assert figures["silence_localized"] == np.mean([area > 0 for area in silent])
+    assert figures["silence_area"] == pytest.approx(np.mean(silent)) and 0 < np.mean(far) <= 1
+    assert figures["far_silence_localized"] == pytest.approx(np.mean(far))
+    assert figures["mean_iou_universal"] == pytest.approx(np.mean(every))
+    for rule, values in (("adaptive", lowest), ("universal", worst(2))):
+        curve = [np.mean([value >= t for value in values]) for t in np.linspace(0, 1, 21)]
+        assert figures[f"iauc_{rule}"] == pytest.approx((sum(curve) - (curve[0] + curve[-1]) / 2) / 20)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

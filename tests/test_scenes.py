@@ -46,6 +46,7 @@ HASHES = {
     ("single", 3, DEFAULT): "b367c2f6367baf2ea4aca03b0f72b9bac339f7d522698eafa2f7881f7a44c95c",
     ("duo", 7, DEFAULT): "d377b1ef6ae824c1c574d43d7b405e6c04d3b5e25e20102850f7b3406dfaa407",
     ("trio", 1, DEFAULT): "3303ade61bffe6fec4ba81c3d186f70a78411772de2a7f47f1df6b53b780e69b",
+    ("sequence", 5, DEFAULT): "120d8868ffe168700444f95e45b302b1a6f47298db125dd17c5f51ccd9e1e6a8",
     ("duo", 11, OTHER): "3d1db855b6f71a7ceca3f2c360ffde7e429ce4c5559c2e10bba8d8589aa71e81",
 }
 

@@ -133,10 +133,11 @@ def _over_time(found: dict) -> list[str]:
         "pointing": "pointing",
         "sound_localized": "sound localized",
         "silence_localized": "silence localized",
+        "far_silence_localized": "far from sounds",
     }
     lines = [title + "".join(f"  {name}" for name in names.values())]
     for way, figures in found["figures"].items():
-        cells = (f"{figures[key]:>{len(name)}.3f}" for key, name in names.items())
+        cells = (f"{figures[key]:>{len(name)}.3f}" for key, name in names.items() if key in figures)
         lines.append(f"{way:<{len(title)}}  " + "  ".join(cells))
     return lines
 

@@ -46,6 +46,7 @@ class Rows(NamedTuple):
     iou_adaptive: np.ndarray  # as many pixels as the box of that object has
     iou_universal: np.ndarray  # of the pixels above the universal threshold
     pointing: np.ndarray  # 1 where the maximum of the map lies in the box
+    to_sound: np.ndarray  # seconds to the nearest time at which something sounds, 0 where it does
     area: np.ndarray  # share of the image above the universal threshold
     map_max: np.ndarray
 
@@ -163,11 +164,13 @@ def _rows(
     of_object = [np.where(which < 0, np.nan, found[name]) for name in ("iou_adaptive", "iou_universal", "pointing")]
     area = false_alarms.pia(metrics.upsample(maps, boxes.shape[1:]), threshold)
     image = np.full(len(times), sample_set.image_ids[samples[0]])
-    return Rows(image, times, category, *of_object, area, found["map_max"])
+    spans = sample_set.heard[samples]
+    to_sound = np.maximum(spans[:, 0] - times[:, None], times[:, None] - spans[:, 1]).min(1).clip(0)
+    return Rows(image, times, category, *of_object, to_sound, area, found["map_max"])
 
 
-def figures(rows: Rows) -> dict[str, float]:
-    """Figures of all rows.
+def figures(rows: Rows, reach: float) -> dict[str, float]:
+    """Figures of all rows. reach: seconds around a time of which a model of clips hears the sound, half a clip.
 
     ciou, mean_iou, pointing: share of the times with sound at which the IoU is .5 or more, mean IoU, and share at which
         the maximum lies in the box of what sounds; `_universal` by the universal threshold, else by the adaptive rule.
@@ -175,7 +178,9 @@ def figures(rows: Rows) -> dict[str, float]:
         (`metrics.interactive`): share of the images with .5 or more, and area under that share over all thresholds.
     interactive_pointing: share of the images of each of whose objects the maximum lies in its box at most of its times.
     sound_localized, silence_localized: share of the times with sound, and with silence, at which some of the image is
-        above the universal threshold; silence_area: the mean share of the image that is, in silence.
+        above the universal threshold; silence_area: the mean share of the image that is, in silence. far_silence_*: of
+        the times of silence without a sound within `reach` alone, as far as there are any: nearer ones are silent to a
+        model with short tokens, and not to one that hears a whole clip around them.
     """
     sounds = rows.category != SILENCE
     if not sounds.any() or sounds.all():
@@ -200,12 +205,12 @@ def figures(rows: Rows) -> dict[str, float]:
             f"iiou_{rule}": group.iiou,
             f"iauc_{rule}": group.iauc,
         }
-    silent = rows.area[~sounds]
-    return out | {
-        "sound_localized": float((heard.area > 0).mean()),
-        "silence_localized": float((silent > 0).mean()),
-        "silence_area": float(silent.mean()),
-    }
+    out["sound_localized"] = float((heard.area > 0).mean())
+    for name, chosen in (("silence", ~sounds), ("far_silence", ~sounds & (rows.to_sound >= reach))):
+        if chosen.any():
+            out[f"{name}_localized"] = float((rows.area[chosen] > 0).mean())
+            out[f"{name}_area"] = float(rows.area[chosen].mean())
+    return out
 
 
 def evaluate(
@@ -224,7 +229,9 @@ def evaluate(
         for way in ways_of(localizer)
     }
     about = {"n": len(set(sample_set.image_ids)), "threshold": value, "step": STEP, "margin": MARGIN}
-    return about | {"figures": {way: figures(one) for way, one in found.items()}}, found
+    return about | {
+        "figures": {way: figures(one, validation.front_end.seconds / 2) for way, one in found.items()}
+    }, found
 
 
 def write_csv(path: Path, found: Mapping[str, Rows]) -> None:

@@ -31,7 +31,20 @@ from typing import IO, cast
 import numpy as np
 
 from ...files import naming
-from .generator import CATEGORIES, SPLITS, VERSION, Scene, Settings, clip_samples, compose, scene
+from .generator import (
+    CATEGORIES,
+    FADE,
+    SEQUENCE_LENGTH,
+    SEQUENCE_SILENCE,
+    SEQUENCE_SOUND,
+    SPLITS,
+    VERSION,
+    Scene,
+    Settings,
+    clip_samples,
+    compose,
+    scene,
+)
 
 MANIFEST = "manifest.json"
 MOST_WORKERS, LEAST_SCENES = 8, 50  # workers by default: at most, and fewest scenes that are worth a process
@@ -89,10 +102,12 @@ def split_folder(split: str, settings: Settings, cache: str | Path | None = None
     return root / "scenes" / f"{split}-{_image_count(split, settings)}-{digest[:16]}"
 
 
-def _identity(split: str, settings: Settings) -> dict[str, int | float | str]:
+def _identity(split: str, settings: Settings) -> dict[str, object]:
     """All that the bytes of a split depend on. The sizes of the other splits are not among it."""
-    common = {name: value for name, value in asdict(settings).items() if name not in SPLITS}
+    common: dict[str, object] = {name: value for name, value in asdict(settings).items() if name not in SPLITS}
     common["seconds"] = float(settings.seconds)
+    if split == "sequence":  # also what `stretches`, which is not stored, depends on
+        common["times"] = [SEQUENCE_LENGTH, *SEQUENCE_SOUND, SEQUENCE_SILENCE, FADE]
     return {"version": VERSION, "split": split, "images": _image_count(split, settings), **common}
 
 
