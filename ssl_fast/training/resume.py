@@ -72,7 +72,8 @@ def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:
         if name == "recipe":  # compare as JSON does, where a tuple is a list
             # of fields that are younger than the run, the defaults
             before = _defaults(Recipe) | state[name]
-            before["model"] = _defaults(LocalizerConfig) | before["model"]
+            if isinstance(model := before.get("model"), dict):
+                before["model"] = _defaults(LocalizerConfig) | model
             changed = sorted(k for k in value if json.dumps(value[k]) != json.dumps(before.get(k)))
             if changed:
                 got = ", ".join(f"{k}={before.get(k)!r}" for k in changed)
