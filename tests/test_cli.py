@@ -264,7 +264,10 @@ def test_resume_names_options_that_contradict_the_run(quick, tmp_path, capsys):
     [
         (
             ["--method", "foo"],
-            ["method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, ", "hard_positives, sspl, got 'foo'"],
+            [
+                "method: expected one of ssl_align, margin_nce, lvs, ez_vsl, slavc, ",
+                "hard_positives, sspl, dense_av, got 'foo'",
+            ],
         ),
         (["--scenes", "16"], ["batch_size: expected at most the 16 samples of the set, got 32"]),
         (["--device", "tpu"], ["--device: expected cpu or cuda, got 'tpu'"]),

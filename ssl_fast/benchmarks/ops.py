@@ -361,7 +361,10 @@ def run(options: argparse.Namespace) -> int:
     result = {"header": header(options), "rows": [], "failures": []}
     titles = "" if options.markdown else "\n" + table.line()
     print(table.caption(result["header"], options.channels) + "\n" + titles, flush=True)
-    grid = [Shape(batch, *cells, options.channels) for batch, cells in itertools.product(options.batch, options.maps)]
+    grid = [
+        Shape(batch, height, width, options.channels)
+        for batch, (height, width) in itertools.product(options.batch, options.maps)
+    ]
     configurations = [
         (name, dtype, shape) for name in options.ops for dtype in options.dtype for shape in CASES[name].shapes or grid
     ]

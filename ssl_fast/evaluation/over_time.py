@@ -99,7 +99,7 @@ def threshold(localizer: Localizer, validation: Scenes, batch_size: int = 64) ->
             for start in range(0, len(validation), batch_size):
                 index = np.arange(start, min(start + batch_size, len(validation)))
                 images = torch.stack([validation[int(i)]["image"] for i in index])
-                audio = audio_features(localizer, negatives(validation, kind).spectrograms(index))
+                audio = audio_features(localizer, negatives(validation, kind).spectrograms(index.tolist()))
                 maps = localizer.token_maps if localizer.has_tokens else localizer.maps
                 found.append(_array(maps(visual_features(localizer, images), audio).flatten(0, -3)).max((1, 2)))
             maxima[kind] = np.concatenate(found)
@@ -161,12 +161,13 @@ def _rows(
     boxes = np.stack([sample_set.ground_truth(i) for i in samples])
     found = score(Protocol(), maps, boxes[np.maximum(which, 0)], threshold=threshold)["audio_visual"]
     category = np.array([SILENCE if k < 0 else sample_set.categories[samples[k]] for k in which])
-    of_object = [np.where(which < 0, np.nan, found[name]) for name in ("iou_adaptive", "iou_universal", "pointing")]
+    names = ("iou_adaptive", "iou_universal", "pointing")
+    adaptive, universal, pointing = (np.where(which < 0, np.nan, found[name]) for name in names)
     area = false_alarms.pia(metrics.upsample(maps, boxes.shape[1:]), threshold)
     image = np.full(len(times), sample_set.image_ids[samples[0]])
     spans = sample_set.heard[samples]
     to_sound = np.maximum(spans[:, 0] - times[:, None], times[:, None] - spans[:, 1]).min(1).clip(0)
-    return Rows(image, times, category, *of_object, to_sound, area, found["map_max"])
+    return Rows(image, times, category, adaptive, universal, pointing, to_sound, area, found["map_max"])
 
 
 def figures(rows: Rows, reach: float) -> dict[str, float]:

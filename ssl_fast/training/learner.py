@@ -258,8 +258,9 @@ class Learner:
             )
             return self.loss(visual, audio, similar_visual, similar_audio, **changes)
         if recipe.method == "sspl":
-            audio = features["audio"].float()  # as the loss has no map of all pairs, and nets of its own in float32
-            visuals = [self.localizer.aligned(visual, audio) for visual in features["visual"].float().chunk(views)]
+            # widened, as the loss has no map of all pairs, and nets of its own that are not under autocast
+            audio, visual = (x.to(accumulate_dtype(x)) for x in (features["audio"], features["visual"]))
+            visuals = [self.localizer.aligned(one, audio) for one in visual.chunk(views)]
             return self.loss(visuals, audio, self.localizer.predictor, **changes)
         if recipe.method == "dense_av":
             quiet = self.localizer.normalize_spectrograms(spectrograms.new_full((1, 1, 1, 1), self.front_end.quiet))
