@@ -144,6 +144,19 @@ def test_error_of_long_sums(name, instruction_set, shape, layout, use_set):
     assert_accurate(OPS[name], OPS[name].features(shape, torch.float32, layout), extra_for(shape))
 
 
+@pytest.mark.parametrize("name", ["soft-threshold", "max", "log-mean-exp", "similarity-and-map"])
+@pytest.mark.parametrize(
+    "dtype, layout",
+    [(torch.float32, "contiguous"), (torch.float32, "channels-last"), (torch.bfloat16, "contiguous")],
+    ids=["float32", "channels-last", "bfloat16"],
+)
+def test_more_audios_and_channels_than_the_cpu_kernels_take_at_once(name, dtype, layout):
+    """Forward: three blocks of packed audios or more. Backward of the maximum: two of panels; on two threads groups of
+    four, two and one image."""
+    op, shape = OPS[name], Shape(11, 800, 1030, 2, 2)
+    assert_accurate(op, op.features(shape, dtype, layout), extra_for(shape))
+
+
 # ---- layouts ----
 
 # With equal rows of cells it would be left to rounding which cell is the largest.
