@@ -8,6 +8,7 @@ pytest.importorskip("torchmetrics")
 
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
+from torchmetrics import MetricCollection
 
 from ssl_fast.evaluation import detection, false_alarms, protocols
 from ssl_fast.evaluation.metrics import upsample
@@ -106,3 +107,22 @@ def test_bad_arguments_are_named():
     maps[2, 0, 0] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         ConsensusIoU().update(maps, truth)
+
+
+def test_metrics_of_other_settings_are_kept_apart_in_a_collection():
+    maps, truth = torch.stack([torch.full((2, 7, 7), value) for value in (0.1, 0.5)]), torch.zeros(2, 14, 14)
+    alarms = MetricCollection({"low": FalseAlarms(0.2), "high": FalseAlarms(0.9)})
+    iou = MetricCollection({str(x): ConsensusIoU(rule="universal", threshold=x) for x in (0.2, 0.9)})
+    for one in maps:  # of the first batch all values are the same
+        alarms.update(one, (14, 14))
+        iou.update(one, truth)
+    assert alarms.compute()["low_pia"] == 0.5 and alarms.compute()["high_pia"] == 0
+    assert iou.compute()["0.2_mean_iou"] == 0.5 and iou.compute()["0.9_mean_iou"] == 1  # nothing where nothing is
+
+
+def test_arguments_without_effect_and_unclear_labels_are_refused():
+    with pytest.raises(ValueError, match="threshold: expected with a universal rule, got 0.3 with 'top50'"):
+        ConsensusIoU(rule="top50", threshold=0.3)
+    maps, truth, _, sounding = samples()
+    with pytest.raises(ValueError, match=r"sounding: expected \(23,\) bool, got \(23,\) torch.float64"):
+        AveragePrecision().update(maps, truth, sounding.astype(float))

@@ -9,6 +9,7 @@ State is one number of each sample, not a map, so that `compute` is exact over a
 metric of torchmetrics they count what a DistributedSampler repeats to fill its last batch.
 """
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,24 +22,27 @@ from .protocols import Protocol, protocol_of, score
 
 
 class _PerSample(Metric):
-    """Keeps lists of one value of each sample, float64, or int64 of labels."""
+    """Keeps lists of one value of each sample, float64, or int64 of labels. settings: whatever the values depend on."""
 
     full_state_update = False
     higher_is_better = True
 
-    def __init__(self, names: Sequence[str], **kwargs):
+    def __init__(self, names: Sequence[str], settings: tuple, **kwargs):
         super().__init__(**kwargs)
+        # MetricCollection goes on with only one of the metrics whose states have the same names and, after the first
+        # batch, the same values: names differ by the settings
+        self._suffix = f"_{zlib.crc32(repr(settings).encode()):08x}"
         for name in names:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
+            self.add_state(name + self._suffix, default=[], dist_reduce_fx="cat")
 
     def _keep(self, **values: np.ndarray | Tensor) -> None:
         for name, value in values.items():
             value = torch.as_tensor(value).detach().to(self.device)
-            getattr(self, name).append(value if name == "image_ids" else value.double())
+            getattr(self, name + self._suffix).append(value if name == "image_ids" else value.double())
 
     def _all(self, name: str) -> np.ndarray:
         """All values of a state, which is a list before processes are joined and a tensor after."""
-        state = getattr(self, name)
+        state = getattr(self, name + self._suffix)
         if isinstance(state, list) and not state:
             raise ValueError("compute: expected at least one sample, got none")
         return (torch.cat(state) if isinstance(state, list) else state).cpu().numpy()
@@ -58,11 +62,14 @@ class _OfRule(_PerSample):
         threshold: float | None = None,
         **kwargs,
     ):
-        super().__init__(names, **kwargs)
-        self.protocol, self.rule, self.threshold = protocol_of(protocol), rule, threshold
+        found = protocol_of(protocol)
+        super().__init__(names, (found, rule, threshold), **kwargs)
+        self.protocol, self.rule, self.threshold = found, rule, threshold
         rules = [one.name for one in self.protocol.rules if threshold is not None or not one.universal]
         if rule not in rules:
             raise ValueError(f"rule: expected one of {rules} (universal: with a threshold), got {rule!r}")
+        if threshold is not None and not any(one.name == rule and one.universal for one in found.rules):
+            raise ValueError(f"threshold: expected with a universal rule, got {threshold} with {rule!r}")
 
     def _columns(self, maps, ground_truth, negatives: Mapping = {}) -> dict[str, np.ndarray]:
         maps, truth, *others = map(_array, (maps, ground_truth, *negatives.values()))
@@ -125,7 +132,7 @@ class FalseAlarms(_PerSample):
     higher_is_better = False
 
     def __init__(self, threshold: float, **kwargs):
-        super().__init__(["area"], **kwargs)
+        super().__init__(["area"], (threshold,), **kwargs)
         self.threshold = threshold
 
     def update(self, maps, size: tuple[int, int]) -> None:
@@ -149,8 +156,8 @@ class AveragePrecision(_OfRule):
     def update(self, maps, ground_truth, sounding) -> None:
         full = metrics.upsample(_array(maps), tuple(_array(ground_truth).shape[1:]))
         sounding = torch.as_tensor(sounding)
-        if sounding.shape != (len(full),):
-            raise ValueError(f"sounding: expected ({len(full)},) bool, got {tuple(sounding.shape)}")
+        if sounding.shape != (len(full),) or sounding.dtype != torch.bool:
+            raise ValueError(f"sounding: expected ({len(full)},) bool, got {tuple(sounding.shape)} {sounding.dtype}")
         iou = self._columns(maps, ground_truth)[f"iou_{self.rule}"]
         self._keep(iou=iou, confidence=detection.confidence(full), sounding=sounding)
 
