@@ -1,4 +1,5 @@
 import os
+import signal
 
 import pytest
 
@@ -145,6 +146,14 @@ def set_extension(monkeypatch):
     forget()
     yield load
     forget()
+
+
+@pytest.fixture
+def heeded_hangup():
+    """SIGHUP acts, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session")

@@ -252,6 +252,7 @@ def test_force_replaces_a_file(here, capsys):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.usefixtures("heeded_hangup")
 def test_a_command_that_is_ended_removes_what_it_has_not_completed(number, code, tmp_path, monkeypatch, capsys):
     def write(found, path, half, overwrite):
         with files.replacing(path) as file:

@@ -590,6 +590,7 @@ def test_signal_after_the_last_step_is_not_lost(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.usefixtures("heeded_hangup")
 def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
     one = tiny("lvs")
     handler = signal.getsignal(number)
