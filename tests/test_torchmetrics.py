@@ -112,12 +112,13 @@ def test_bad_arguments_are_named():
 def test_metrics_of_other_settings_are_kept_apart_in_a_collection():
     maps, truth = torch.stack([torch.full((2, 7, 7), value) for value in (0.1, 0.5)]), torch.zeros(2, 14, 14)
     alarms = MetricCollection({"low": FalseAlarms(0.2), "high": FalseAlarms(0.9)})
-    iou = MetricCollection({str(x): ConsensusIoU(rule="universal", threshold=x) for x in (0.2, 0.9)})
+    thresholds = {"low": 0.2, "high": 0.9}
+    iou = MetricCollection({name: ConsensusIoU(rule="universal", threshold=x) for name, x in thresholds.items()})
     for one in maps:  # of the first batch all values are the same
         alarms.update(one, (14, 14))
         iou.update(one, truth)
     assert alarms.compute()["low_pia"] == 0.5 and alarms.compute()["high_pia"] == 0
-    assert iou.compute()["0.2_mean_iou"] == 0.5 and iou.compute()["0.9_mean_iou"] == 1  # nothing where nothing is
+    assert iou.compute()["low_mean_iou"] == 0.5 and iou.compute()["high_mean_iou"] == 1  # nothing where nothing is
 
 
 def test_arguments_without_effect_and_unclear_labels_are_refused():
