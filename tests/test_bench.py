@@ -250,6 +250,11 @@ def test_a_rival_is_timed_or_says_why_not(monkeypatch):
     package = types.SimpleNamespace(maxsim_scores=lambda query, documents: (documents @ query.T).max(1).sum(1))
     monkeypatch.setitem(sys.modules, "maxsim_cpu", package)
     torch.testing.assert_close(rivals.maxsim_cpu(visual, audio)(), case.call([visual], [audio], "reference"))
+    right = package.maxsim_scores
+    for wrong in (lambda *x: right(*x) * 1.01, lambda *x: right(*x) * float("inf")):
+        monkeypatch.setattr(package, "maxsim_scores", wrong)
+        assert rivals.maxsim_cpu(visual, audio) == "wrong scores at this size"
+    monkeypatch.setattr(package, "maxsim_scores", right)
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
     forward, both = bench.measure("tokens", shape, torch.float32, command.resolve(parse(*TINY)))
     assert forward["rivals"]["maxsim-cpu"]["speedup"] > 0 and both["rivals"] == {}
