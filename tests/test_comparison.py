@@ -129,6 +129,16 @@ def test_the_command_prints_and_writes_the_same_figures(tmp_path, capsys):
     assert (folders[0] / "per_sample.csv").read_bytes() == before
 
 
+def test_cells_that_are_empty_in_one_result_count_in_none(tmp_path):
+    nan = float("nan")
+    first, second = (
+        {"id": list("abc"), "image_id": list("abc"), "iou_adaptive": x} for x in ([1, 0, nan], [nan, 0.6, 1])
+    )
+    folders = [written(tmp_path / "a", duo=first), written(tmp_path / "b", duo=second)]
+    found = comparison.compare({str(path): comparison.read(path) for path in folders}, resamples=10)["duo"]
+    assert [one["mean_iou_adaptive"] for one in found["figures"].values()] == [0, 0.6]  # of b alone
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -145,6 +155,16 @@ def test_the_command_prints_and_writes_the_same_figures(tmp_path, capsys):
         ('set,id,image_id,pia\nduo,"a,a,1\n', "per_sample.csv: expected comma-separated values"),
         ("set,id,image_id,pia_x\ntrio,-1,image 0,1\n", "expected a set that all results have: .* has duo; .* has trio"),
         ("set,id,image_id,pia_noise\nduo,z,z,1\n", "set duo: expected samples that all results have, got none"),
+        ("set,id,image_id,iou_x\nduo,-1,image 0,.4\n", "set duo: expected a column in which all results have values"),
+        (
+            "set,id,image_id,pia_noise\nduo,-1,image 0,1.5\n",
+            "line 2: expected a number from 0 to 1 in column pia_noise",
+        ),
+        (
+            "set,id,image_id,iou_adaptive_mask\nduo,-0,image 0,.4\n",
+            "set duo: expected a column in which all results have",
+        ),
+        ("set,id,image_id,iou_test_threshold\nduo,-1,image 0,.4\n", "set duo: expected figures that do not depend on"),
         (
             "set,id,image_id,pia_noise\nduo,-1,image 9,1\n",
             "set duo: sample '-1': expected one image in all results, got 'image 0' and 'image 9'",

@@ -127,3 +127,10 @@ def test_arguments_without_effect_and_unclear_labels_are_refused():
     maps, truth, _, sounding = samples()
     with pytest.raises(ValueError, match=r"sounding: expected \(23,\) bool, got \(23,\) torch.float64"):
         AveragePrecision().update(maps, truth, sounding.astype(float))
+
+
+def test_an_empty_batch_changes_nothing():
+    made, every = metrics_(), samples()
+    update_all(made, *(part[:0] for part in every))
+    update_all(made, *every)
+    assert computed(made) == pytest.approx(expected(), abs=1e-6)

@@ -78,15 +78,17 @@ def _number(cell: str, column: str, where: str) -> float:
         value = float(cell) if cell else math.nan
     except ValueError:
         value = math.inf
-    if math.isinf(value):
-        raise ValueError(f"{where}: expected a number in column {column}, got {cell!r}")
+    if math.isinf(value) or (column.startswith(("iou_", "pia_", "pointing")) and not (0 <= value <= 1 or not cell)):
+        of = " from 0 to 1" if math.isfinite(value) else ""
+        raise ValueError(f"{where}: expected a number{of} in column {column}, got {cell!r}")
     return value
 
 
 def common(tables: Sequence[SampleTable]) -> list[SampleTable]:
-    """The samples that all tables have, in the order of the first, and of their columns those that all have.
+    """The samples that all tables have, in the order of the first, and of their columns those that all have; a cell
+    that is empty in one table is in all.
 
-    ValueError where there is no such sample, or where one belongs to another image in another table.
+    ValueError where there is no such sample, none with a value, or where one belongs to another image in another table.
     """
     shared = set.intersection(*(set(one.ids) for one in tables))
     if not shared:
@@ -102,7 +104,14 @@ def common(tables: Sequence[SampleTable]) -> list[SampleTable]:
         for identity, first, image in zip(ids, chosen[0].image_ids, images):
             if image != first:
                 raise ValueError(f"sample {identity!r}: expected one image in all results, got {first!r} and {image!r}")
-    return chosen
+    empty = {name: np.any([np.isnan(one.columns[name]) for one in chosen], 0) for name in columns}
+    kept = [name for name in columns if not empty[name].all()]
+    if not kept:
+        raise ValueError("expected a column in which all results have values of the same samples, got none")
+    return [
+        one._replace(columns={name: np.where(empty[name], np.nan, one.columns[name]) for name in kept})
+        for one in chosen
+    ]
 
 
 def figures(samples: SampleTable) -> dict[str, float]:
@@ -187,6 +196,8 @@ def compare(results: Mapping[str, Mapping[str, SampleTable]], *, resamples: int 
     for name in names:
         try:
             chosen = dict(zip(results, common([one[name] for one in results.values()])))
+            if not figures(next(iter(chosen.values()))):
+                raise ValueError("expected figures that do not depend on what samples there are, got none")
         except ValueError as error:
             raise ValueError(f"set {name}: {error}") from error
         first, *others = chosen

@@ -14,7 +14,7 @@ sounding: true positive if IoU >= .5, else false positive. What is *missed* is c
 
 import numpy as np
 
-from .metrics import array, auc, check_maps, check_values, success_rate
+from .metrics import array, auc, check_maps, check_values, rows, success_rate
 
 SIZES = {"small": 32**2, "medium": 96**2, "large": 144**2, "huge": float("inf")}  # pixels, first area outside
 
@@ -23,7 +23,7 @@ def confidence(maps, fraction: float = 0.25) -> np.ndarray:
     """(N, H, W) -> float64 (N,): mean of the int(fraction · H · W) highest pixels of the up-sampled map (12,544 of
     224 x 224). A constant map has its own value."""
     maps = check_maps(maps)
-    flat = maps.reshape(len(maps), -1)
+    flat = rows(maps)
     count = int(fraction * flat.shape[1])
     if not 0 < count <= flat.shape[1]:
         raise ValueError(f"fraction: expected a share of at least one of {flat.shape[1]} pixels, got {fraction}")

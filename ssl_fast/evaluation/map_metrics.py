@@ -126,7 +126,7 @@ def counts_of_pixels(
     hit, false = np.moveaxis(np.array(overlaps).reshape(len(rules), 2, len(truth)), 1, 0)
     shared = None
     if value is not None:
-        above = np.stack([metrics.above(maps, value).reshape(len(truth), -1) for maps in full], 1)
+        above = np.stack([metrics.rows(metrics.above(maps, value)) for maps in full], 1)
         shared = np.stack([(above[:, k, None] & above).sum(2, dtype=np.int64) for k in range(len(full))], 1)
     return Counts(hit.T, false.T, weight, objects, shared)
 

@@ -168,7 +168,7 @@ def _opencv(maps: np.ndarray, pixels: int) -> np.ndarray:
 def largest(maps, counts) -> np.ndarray:
     """The counts[i] largest pixels of map i, by selection, not sorting; ties and constant maps by the rules above."""
     maps = array(maps, "maps", 3)
-    flat = maps.reshape(len(maps), -1)
+    flat = rows(maps)
     n = flat.shape[1]
     out = np.zeros(flat.shape, bool)
     constant = flat.min(1) == flat.max(1) if len(flat) else []
@@ -209,7 +209,7 @@ def at_index(maps, index, *, strict: bool) -> np.ndarray:
     """(N, H, W) -> bool: pixels `>` (strict) or `>=` the value at an ascending index of the sorted map, the rule of the
     published programs; index: one number or (N,), within [0, H * W)."""
     maps = check_maps(maps)
-    flat = maps.reshape(len(maps), -1)
+    flat = rows(maps)
     index = np.broadcast_to(index, len(maps))
     if ((index < 0) | (index >= flat.shape[1])).any():
         raise ValueError(f"index: expected numbers within [0, {flat.shape[1]}), got {index.min()} .. {index.max()}")
@@ -225,6 +225,11 @@ def above(maps, threshold: float, *, strict: bool = True) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------ per-sample values
+
+
+def rows(maps: np.ndarray) -> np.ndarray:
+    """(N, h, w) -> (N, h w), also of no map, where numpy does not know what -1 stands for."""
+    return maps.reshape(len(maps), maps.shape[1] * maps.shape[2])
 
 
 def overlap(prediction, ground_truth) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -270,7 +275,7 @@ def pointing(maps, ground_truth) -> np.ndarray:
 
 def points_at(maps: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """`pointing` of checked arrays."""
-    flat = maps.reshape(len(maps), -1)
+    flat = rows(maps)
     best = flat.argmax(1)
     row, column = np.divmod(best, maps.shape[2])
     row = (2 * row + 1) * truth.shape[1] // (2 * maps.shape[1])
