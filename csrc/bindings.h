@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <initializer_list>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -68,7 +69,8 @@ inline void check_sizes(const char* name, std::initializer_list<int64_t> sizes) 
 
 inline int64_t bytes_of(DType dtype) { return dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2; }
 inline int64_t real_bytes(DType dtype) { return dtype == DType::float64 ? 8 : 4; }
-inline int64_t visual_bytes(const Shape& s) { return s.images * s.channels * s.cells * bytes_of(s.dtype); }
+inline int64_t visual_bytes(const Shape& s) { return s.images * s.all_channels * s.cells * bytes_of(s.dtype); }
+inline int64_t audio_bytes(const Shape& s) { return s.audios * s.all_channels * bytes_of(s.dtype); }
 
 #define SSL_FAST_TRAITS(name, Pool, parameters, sparse) {#name, parameters, sparse},
 struct PoolingTraits {
@@ -111,15 +113,21 @@ inline void bind_types(py::module_& m) {
       .value("image", Instances::image);
   py::class_<Shape>(m, "Shape", py::module_local())
       .def(py::init([](DType dtype, bool channels_last, int64_t images, int64_t audios, int64_t channels, int64_t cells,
-                       bool normalized) {
-             check_sizes("shape", {images, std::max(audios, channels), cells});
+                       bool normalized, std::optional<int64_t> all_channels, int64_t first_channel, int64_t tokens) {
+             const int64_t all = all_channels.value_or(channels);
+             check_sizes("shape", {images, std::max(audios, all), cells});
              check_sizes("shape", {images, audios, cells});
-             check_sizes("shape", {audios, channels});
+             check_sizes("shape", {audios, all});
              if (channels < 1 || cells < 1) throw std::invalid_argument("shape: expected channels and cells");
-             return Shape{dtype, channels_last, images, audios, channels, cells, normalized};
+             if (first_channel < 0 || first_channel > all - channels)
+               throw std::invalid_argument("shape: expected channels within all_channels");
+             if (tokens < 1 || audios % tokens) throw std::invalid_argument("shape: expected audios of whole clips");
+             return Shape{dtype, channels_last, images, audios,        channels,
+                          cells, normalized,    all,    first_channel, tokens};
            }),
            py::kw_only(), py::arg("dtype"), py::arg("channels_last"), py::arg("images"), py::arg("audios"),
-           py::arg("channels"), py::arg("cells"), py::arg("normalized") = true)
+           py::arg("channels"), py::arg("cells"), py::arg("normalized") = true, py::arg("all_channels") = py::none(),
+           py::arg("first_channel") = 0, py::arg("tokens") = 1)
       .def_readonly("channels_last", &Shape::channels_last);
 }
 

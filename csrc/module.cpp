@@ -31,13 +31,12 @@ Features features_of(const Shape& s, const FeatureBuffers& f, int64_t cached_ima
     throw std::invalid_argument("cached_images: expected at most " + std::to_string(s.images) + ", got " +
                                 std::to_string(cached_images));
   if (s.audios < 1) throw std::invalid_argument("shape: expected audios");
-  const int64_t audio_bytes = s.audios * s.channels * bytes_of(s.dtype);
   return {need("visual", f.visual, visual_bytes(s)),
-          need("audio", f.audio, audio_bytes),
+          need("audio", f.audio, audio_bytes(s)),
           need("inverse_norm", f.inverse_norm, s.images * s.cells * real_bytes(s.dtype)),
           need("cached_alphas", f.cached_alphas, cached_bytes(s, cached_images)),
           need("grad_visual", f.grad_visual, visual_bytes(s), true),
-          need("grad_audio", f.grad_audio, audio_bytes, true)};
+          need("grad_audio", f.grad_audio, audio_bytes(s), true)};
 }
 
 SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pooling pooling,
@@ -89,7 +88,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
-  m.attr("interface") = 3;  // raised when what ssl_fast/ops calls changes
+  m.attr("interface") = 4;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);

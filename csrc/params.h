@@ -13,14 +13,17 @@ enum class Instances : int { audio, image };
 // Vectors shorter than this are zero vectors (ssl_fast/ops/reference.py).
 constexpr double kShortest = 1e-12, kShortestFloat16 = 0x1p-14;
 
-// Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C). All of one dtype.
+// Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C), or of `tokens` a clip (M / tokens, C, tokens).
+// All of one dtype. Of all_channels = C, a kernel reads, and writes gradients of, `channels` from first_channel on: a
+// head. Only the kernels of the CPU take tokens and heads as they are, and of these only `similarity`.
 // "real" below is float, or double for float64 inputs.
 // Without `normalized`, all norms count as 1: what is called a cosine, or alpha, is then a dot product.
 struct Shape {
   DType dtype;
   bool channels_last;
   int64_t images, audios, channels, cells;
-  bool normalized = true;
+  bool normalized;
+  int64_t all_channels, first_channel, tokens;
 };
 
 // One space of cosines: alpha[n,m,p]. Gradients that nobody wants are null.

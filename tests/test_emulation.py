@@ -34,6 +34,7 @@ from ssl_fast import ops
 from ssl_fast.cli import main as cli
 from ssl_fast.ops import checks, cuda_chunks, product, similarity
 from ssl_fast.ops import kernels as launches
+from token_checks import check_layout
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
 
@@ -100,6 +101,16 @@ def test_emulation_of_layouts(name, dtype, layout, emulated):
     op, features = features_of(name, shape, dtype, layout)
     extra = extra_for(shape)
     assert_accurate(op, features, extra)
+
+
+@pytest.mark.grid
+@dtypes(torch.float64, torch.float32, torch.bfloat16, torch.float16)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "transposed"])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("pooling", [ops.Max(), ops.LogMeanExp(0.5)], ids=["max", "lme"])
+def test_emulation_of_heads_and_tokens(dtype, layout, heads, pooling, emulated):
+    visual, audio = (LAYOUTS[layout](torch.randn(size).to(dtype)) for size in ((3, 42, 3, 5), (4, 42, 7)))
+    check_layout(visual, audio, pooling, heads, normalize=heads == 1)
 
 
 @pytest.mark.grid
@@ -462,9 +473,11 @@ def test_launches_of_a_step(count, side, op, most, kernels, monkeypatch):
                 product._product_backward.function(grad, *features, *options, list(saved), True, True)
             else:
                 options = op, [0.65, 0.03][: kernels.poolings[op][0]], True, None
-                saved = similarity._pooled_similarity.function(visual, audio, *options, op != "max")
+                saved = similarity._pooled_similarity.function(visual, audio, *options, op != "max", 1)
                 grad = torch.empty_like(saved[0])
-                similarity._pooled_similarity_backward.function(grad, None, visual, audio, *options, *saved, True, True)
+                similarity._pooled_similarity_backward.function(
+                    grad, None, visual, audio, *options, *saved, True, True, 1
+                )
     finally:
         kernels.set_device(3, 99 * 2**10)
     names = [name for name, *_ in recorder.launches] + torch_launches.names

@@ -33,14 +33,19 @@ def arguments(dtype, layout):
         return torch.randn(rows, 6, dtype=dtype)
 
     similarity = [
-        ("soft_threshold", [0.4, 0.1], True, positives, cached)
+        ("soft_threshold", [0.4, 0.1], True, positives, cached, 1)
         for positives in (None, torch.tensor([1, 0, 4, 4]))
         for cached in (False, True)
     ]
-    maxima = [("max", [], normalized, None, False) for normalized in (True, False)]
+    maxima = [("max", [], normalized, None, False, 1) for normalized in (True, False)]
+    clips = [torch.randn(5, 6, 4, dtype=dtype), torch.randn(5, 4, 6, dtype=dtype).transpose(1, 2)]
+    by_head = [("max", [], False, None, False, 3), ("soft_threshold", [0.4, 0.1], False, None, True, 2)]
     weight = torch.rand(4, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     return {
-        "pooled_similarity": [(visual(), audio(), *rest) for rest in [*similarity, *maxima]],
+        "pooled_similarity": [
+            *((visual(), audio(), *rest) for rest in [*similarity, *maxima]),
+            *((visual(), clip, *rest) for clip in clips for rest in by_head),
+        ],
         "product_log_scores": [
             (visual(), visual(), audio(), audio(), 0.1, *rest)
             for rest in (("sum", "audio", True), ("max", "audio", False), ("sum", "image", True))
@@ -72,10 +77,10 @@ def backward_arguments(name, dtype):
         saved = getattr(torch.ops.ssl_fast, name)(*args)
         grad = torch.randn_like(saved[0])
         if name == "pooled_similarity":
-            visual, audio, kind, parameters, normalized, positives, _ = args
+            visual, audio, kind, parameters, normalized, positives, _, heads = args
             grad_map = None if positives is None else torch.randn_like(saved[1])
             for needs in ((True, True), (False, True)):
-                yield grad, grad_map, visual, audio, kind, parameters, normalized, positives, *saved, *needs
+                yield grad, grad_map, visual, audio, kind, parameters, normalized, positives, *saved, *needs, heads
         elif name == "product_log_scores":
             for needs in ((True, True), (True, False)):
                 yield grad, *args[:-1], list(saved), *needs

@@ -6,6 +6,8 @@ from torch import Tensor
 
 from op_checks import LAYOUTS, dtypes
 from ssl_fast import ops
+from ssl_fast.ops import checks
+from token_checks import check_layout, loop, pooled_cells
 
 IMAGES, CLIPS, CHANNELS, TOKENS, HEIGHT, WIDTH = 3, 4, 12, 5, 3, 4
 POOLINGS = {
@@ -33,51 +35,6 @@ def masks(seed: int = 1) -> tuple[Tensor, Tensor]:
     tokens = torch.rand(CLIPS, TOKENS, generator=generator) > 0.4
     cells[:, 1, 1] = tokens[:, 2] = True
     return cells, tokens
-
-
-def pooled_cells(alpha: Tensor, pooling) -> Tensor:
-    """alpha (..., cells) -> (...), by the formulas of the papers."""
-    if isinstance(pooling, ops.Max):
-        return alpha.amax(-1)
-    if isinstance(pooling, ops.Mean):
-        return alpha.mean(-1)
-    if isinstance(pooling, ops.LogMeanExp):
-        return pooling.tau * (alpha / pooling.tau).exp().mean(-1).log()
-    weight = 1 / (1 + ((pooling.epsilon - alpha) / pooling.beta).exp())
-    return (weight * alpha).sum(-1) / weight.sum(-1)
-
-
-def pair_score(
-    cells: Tensor, tokens: Tensor, pooling, mean: bool, heads: int, head_pooling: str, nonnegative: bool, bias: Tensor
-) -> Tensor:
-    """Of one image, its kept cells (C, P), with one clip, its kept tokens (C, T)."""
-    groups = zip(cells.chunk(heads), tokens.chunk(heads), bias, strict=True)
-    alpha = torch.stack([token.t() @ cell + offset for cell, token, offset in groups])  # (heads, T, P)
-    if nonnegative:
-        alpha = alpha.clamp_min(0)
-    if head_pooling == "elementwise_max":
-        alpha = alpha.amax(0, keepdim=True)
-    by_token = pooled_cells(alpha, pooling)
-    by_head = by_token.mean(-1) if mean else by_token.amax(-1)
-    return by_head.sum() if head_pooling == "sum" else by_head.amax()
-
-
-def loop(visual, audio, pooling, mean, cell_mask, token_mask, heads, head_pooling, normalize, nonnegative, bias):
-    visual, audio = visual.double(), audio.double()
-    if normalize:
-        visual, audio = (x / x.square().sum(1, keepdim=True).sqrt() for x in (visual, audio))
-    rows = []
-    for n, image in enumerate(visual):
-        cells = image.flatten(1)[:, cell_mask[n].flatten()]
-        rows.append(
-            torch.stack(
-                [
-                    pair_score(cells, clip[:, keep], pooling, mean, heads, head_pooling, nonnegative, offset.double())
-                    for clip, keep, offset in zip(audio, token_mask, bias[n], strict=True)
-                ]
-            )
-        )
-    return torch.stack(rows)
 
 
 @pytest.mark.grid
@@ -123,16 +80,29 @@ def test_scores_and_gradients(
 
 @dtypes(torch.float64, torch.float32, torch.bfloat16, torch.float16)
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_dtypes_and_layouts(dtype, layout):
-    visual, audio = (layout(x.detach()) for x in features(dtype=dtype))
-    _, tokens = masks()
-    got = ops.pooled_similarity(visual, audio, ops.Max(), tokens=ops.TokenMean(tokens), heads=2, normalize=False)
-    ones = torch.ones(IMAGES, HEIGHT, WIDTH, dtype=torch.bool)
-    bias = torch.zeros(IMAGES, CLIPS, 2)
-    want = loop(visual, audio, ops.Max(), True, ones, tokens, 2, "elementwise_max", False, False, bias)
-    assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    tolerance = 1e-13 if dtype == torch.float64 else 1e-6  # features are exact in 16 bits, sums are of 32
-    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+@pytest.mark.parametrize("heads", [1, 2])
+@pytest.mark.parametrize("pooling", [ops.Max(), ops.SoftThreshold(0.5, 0.5)], ids=["max", "soft"])
+def test_dtypes_and_layouts(dtype, layout, heads, pooling):
+    check_layout(*(layout(x.detach()) for x in features(dtype=dtype)), pooling, heads, normalize=False)
+
+
+SETS = checks.extension.instruction_sets() if checks.extension else []
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("instruction_set", SETS)
+@dtypes(torch.float64, torch.float32, torch.bfloat16, torch.float16)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "transposed"])
+@pytest.mark.parametrize("size", [(70, 23, 7, 5, 7), (96, 9, 31, 2, 2), (33, 40, 1, 3, 3), (12, 5, 6, 1, 1)], ids=str)
+@pytest.mark.parametrize("pooling", [ops.Max(), ops.LogMeanExp(0.5)], ids=["max", "lme"])
+def test_heads_and_tokens_in_place(instruction_set, dtype, layout, size, pooling, use_set):
+    """Of channels that fill no panel of a kernel, and more audios than one block of them."""
+    use_set(instruction_set)
+    channels, clips, length, height, width = size
+    visual, audio = torch.randn(3, channels, height, width), torch.randn(clips, channels, length)
+    visual, audio = (LAYOUTS[layout](x.div(channels**0.25).to(dtype)) for x in (visual, audio))
+    for heads in (1, 3 if channels % 3 == 0 else 2):
+        check_layout(visual, audio, pooling, heads, normalize=heads == 1)
 
 
 def test_dot_products_below_every_cosine():

@@ -43,15 +43,16 @@ SSL_FAST_ALWAYS_INLINE __m512i to_vnni_pairs(Vec<float> even, Vec<float> odd) {
   return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)odd)), 16));
 }
 
+// `stride`: between rows of `from`
 // to[r][k] = from[r][k], K = depth padded
-inline void copy_bf16_rows(const Bf16* from, int64_t rows, int64_t depth, Bf16* to) {
-  for (int64_t r = 0; r < rows; ++r, from += depth, to += bf16_depth(depth)) {
+inline void copy_bf16_rows(const Bf16* from, int64_t stride, int64_t rows, int64_t depth, Bf16* to) {
+  for (int64_t r = 0; r < rows; ++r, from += stride, to += bf16_depth(depth)) {
     __builtin_memcpy(to, from, depth * sizeof(Bf16));
     for (int64_t k = depth; k < bf16_depth(depth); ++k) to[k] = 0;
   }
 }
 // to[r][k] = from[k][r], K = depth padded; rows are padded to a multiple of 16
-inline void transpose_bf16_rows(const Bf16* from, int64_t rows, int64_t depth, Bf16* to) {
+inline void transpose_bf16_rows(const Bf16* from, int64_t stride, int64_t rows, int64_t depth, Bf16* to) {
   int64_t width = bf16_depth(depth);
   for (int64_t k = 0; k < width; k += 32)
     for (int64_t r = 0; r < rows; r += 16) {
@@ -59,8 +60,8 @@ inline void transpose_bf16_rows(const Bf16* from, int64_t rows, int64_t depth, B
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
         int64_t even = k + 2 * i;
-        const Bf16* row = from + even * rows + r;
-        block[i] = (Vec<float>)load_vnni_pairs(even < depth ? row : nullptr, even + 1 < depth ? row + rows : nullptr,
+        const Bf16* row = from + even * stride + r;
+        block[i] = (Vec<float>)load_vnni_pairs(even < depth ? row : nullptr, even + 1 < depth ? row + stride : nullptr,
                                                lane_mask(rows - r));
       }
       transpose<float>(block);
@@ -71,11 +72,11 @@ inline void transpose_bf16_rows(const Bf16* from, int64_t rows, int64_t depth, B
 
 // Packs one panel of audios in VNNI pairs. K = channels: similarity_panels [panel][channel / 2][lane of audio][2];
 // K = audios: gradient_panels [panel of channels][audio / 2][lane of channel][2], or null.
-inline void pack_bf16_panel(const Bf16* audio, int64_t count, int64_t channels, int64_t panel, int64_t padded,
-                            Bf16* similarity_panels, Bf16* gradient_panels) {
+inline void pack_bf16_panel(const Bf16* audio, int64_t stride, int64_t count, int64_t channels, int64_t panel,
+                            int64_t padded, Bf16* similarity_panels, Bf16* gradient_panels) {
   constexpr int W = kPanel<float>;
   int64_t depth = bf16_depth(channels);
-  auto row = [&](int64_t m) { return m < count ? audio + m * channels : nullptr; };
+  auto row = [&](int64_t m) { return m < count ? audio + m * stride : nullptr; };
   for (int v = 0; v < kVectors; ++v)
     for (int64_t c = 0; c < depth; c += 32) {
       Vec<float> block[16];
@@ -216,10 +217,10 @@ inline void bf16_gemm(const Bf16* rows, int64_t row_stride, int64_t count, const
 struct AmxTileScope {
   ~AmxTileScope() {}
 };
-inline void copy_bf16_rows(const Bf16*, int64_t, int64_t, Bf16*) {}
-inline void transpose_bf16_rows(const Bf16*, int64_t, int64_t, Bf16*) {}
+inline void copy_bf16_rows(const Bf16*, int64_t, int64_t, int64_t, Bf16*) {}
+inline void transpose_bf16_rows(const Bf16*, int64_t, int64_t, int64_t, Bf16*) {}
 inline void bf16_gemm(const Bf16*, int64_t, int64_t, const Bf16*, int64_t, float*, int64_t, bool) {}
-inline void pack_bf16_panel(const Bf16*, int64_t, int64_t, int64_t, int64_t, Bf16*, Bf16*) {}
+inline void pack_bf16_panel(const Bf16*, int64_t, int64_t, int64_t, int64_t, int64_t, Bf16*, Bf16*) {}
 inline void to_bf16_rows(const float*, int64_t, int64_t, int64_t, const float*, Bf16*) {}
 inline void to_bf16_panel(const float*, int64_t, Bf16*) {}
 #endif

@@ -64,14 +64,14 @@ struct BackwardScratch {
   // grad_visual of image n from its G and t; not_in_cache: the image was not read just before.
   void store_visual_gradient(const Shape& s, const Features& f, const Image<T>& values, const PackedAudios<T>& audios,
                              int64_t n, const T* G, const T* inverse_norm, bool not_in_cache) {
-    int64_t size = s.channels * s.cells;
     for (int64_t c = 0; c < s.cells; ++c) t[c] = s.normalized ? t[c] * inverse_norm[c] : T(0);
-    T* out = output_buffer<T>(f.grad_visual, s.dtype, n * size, grad_out);
-    const T *to_read = not_in_cache ? values.values : nullptr, *to_write = s.channels_last ? nullptr : out;
+    T* out = channels_output(s, f.grad_visual, n, 0, s.channels, grad_out);
+    const bool whole = !s.channels_last || s.channels == s.all_channels;
+    const T *to_read = not_in_cache && whole ? values.values : nullptr, *to_write = s.channels_last ? nullptr : out;
     visual_gradient(G, panel_stride, s.cells, audios, D, to_read, to_write, bf16_G, [&](int64_t channel) {
       store_gradient_panel(channel_panel(values, channel), D, t, out + channel * values.channel_stride);
     });
-    store_output(out, f.grad_visual, s.dtype, n * size, size);
+    store_channels(s, out, f.grad_visual, n, 0, s.channels);
   }
 };
 

@@ -80,6 +80,39 @@ inline void store_output(const T* values, void* tensor, DType dtype, int64_t fir
   }
 }
 
+// Memory of some channels of an image: `count` runs of `size` elements, `stride` apart, from element `first` on.
+struct Runs {
+  int64_t first, count, size, stride;
+};
+inline Runs runs_of(const Shape& s, int64_t n, int64_t channel, int64_t channels) {
+  channel += s.first_channel;
+  if (!s.channels_last) return {(n * s.all_channels + channel) * s.cells, 1, channels * s.cells, 0};
+  if (channels == s.all_channels) return {n * s.all_channels * s.cells, 1, channels * s.cells, 0};
+  return {n * s.all_channels * s.cells + channel, s.cells, channels, s.all_channels};
+}
+
+// `count` channels of image n from `channel` on, in the computing type. scratch: (count * cells)
+template <class T>
+Image<T> load_channels(const Shape& s, const void* visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
+  const Runs runs = runs_of(s, n, channel, count);
+  const T* values = nullptr;
+  for (int64_t i = runs.count - 1; i >= 0; --i)
+    values = to_compute_type<T>(visual, s.dtype, runs.first + i * runs.stride, runs.size, scratch + i * runs.size);
+  if (!s.channels_last) return {values, count, s.cells, s.cells, 1};
+  return {values, count, s.cells, 1, values == scratch ? count : s.all_channels};
+}
+// Where to compute a gradient laid out as the Image of load_channels. store_channels then converts it.
+template <class T>
+T* channels_output(const Shape& s, void* grad_visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
+  return output_buffer<T>(grad_visual, s.dtype, runs_of(s, n, channel, count).first, scratch);
+}
+template <class T>
+void store_channels(const Shape& s, const T* values, void* grad_visual, int64_t n, int64_t channel, int64_t count) {
+  const Runs runs = runs_of(s, n, channel, count);
+  for (int64_t i = 0; i < runs.count; ++i)
+    store_output(values + i * runs.size, grad_visual, s.dtype, runs.first + i * runs.stride, runs.size);
+}
+
 // Elements of scratch that load_image needs.
 template <class T>
 int64_t image_scratch_size(const Shape& s) {
@@ -92,21 +125,20 @@ int64_t image_scratch_size(const Shape& s) {
 template <class T>
 inline Image<T> load_image(const Shape& s, const void* visual, int64_t n, T* scratch, bool with_bf16_cells = false,
                            bool with_bf16_channels = false) {
-  int64_t size = s.channels * s.cells;
-  Image<T> image{to_compute_type<T>(visual, s.dtype, n * size, size, scratch), s.channels, s.cells,
-                 s.channels_last ? 1 : s.cells, s.channels_last ? s.channels : 1};
+  Image<T> image = load_channels(s, visual, n, 0, s.channels, scratch);
   if (uses_bf16_gemm<T>(s)) {
-    const Bf16* raw = static_cast<const Bf16*>(visual) + n * size;
-    Bf16 *cells = reinterpret_cast<Bf16*>(scratch + size),
+    const Bf16* raw = static_cast<const Bf16*>(visual) + runs_of(s, n, 0, s.channels).first;
+    Bf16 *cells = reinterpret_cast<Bf16*>(scratch + s.channels * s.cells),
          *channels = cells + round_up(s.cells, 16) * bf16_depth(s.channels);
+    const int64_t stride = s.channels_last ? s.all_channels : s.cells;
     if (with_bf16_cells) {
-      s.channels_last ? copy_bf16_rows(raw, s.cells, s.channels, cells)
-                      : transpose_bf16_rows(raw, s.cells, s.channels, cells);
+      s.channels_last ? copy_bf16_rows(raw, stride, s.cells, s.channels, cells)
+                      : transpose_bf16_rows(raw, stride, s.cells, s.channels, cells);
       image.bf16_cells = cells;
     }
     if (with_bf16_channels && s.channels % 16 == 0) {  // else in float32: rows of dA are not padded to 16
-      s.channels_last ? transpose_bf16_rows(raw, s.channels, s.cells, channels)
-                      : copy_bf16_rows(raw, s.channels, s.cells, channels);
+      s.channels_last ? transpose_bf16_rows(raw, stride, s.channels, s.cells, channels)
+                      : copy_bf16_rows(raw, stride, s.channels, s.cells, channels);
       image.bf16_channels = channels;
     }
   }
@@ -121,10 +153,11 @@ inline Image<T> channel_panel(const Image<T>& image, int64_t channel) {
           image.channel_stride, image.cell_stride};
 }
 
-// Prefetcher of image n, for `steps` steps of the work on the image before it.
+// Prefetcher of image n, for `steps` steps of the work on the image before it; none where it is not contiguous.
 inline L2Prefetcher prefetch_image(const Shape& s, const void* visual, int64_t n, int64_t steps) {
-  int64_t bytes = s.channels * s.cells * bytes_of(s.dtype);
-  return {n < s.images ? static_cast<const char*>(visual) + n * bytes : nullptr, bytes, steps};
+  const Runs runs = runs_of(s, n, 0, s.channels);
+  const char* memory = static_cast<const char*>(visual) + runs.first * bytes_of(s.dtype);
+  return {n < s.images && runs.count == 1 ? memory : nullptr, runs.size * bytes_of(s.dtype), steps};
 }
 
 // 1 / |v|, or 0 for a zero vector, which so has cosine 0 with everything, and gradient 0. NaN stays NaN.
@@ -148,16 +181,47 @@ inline T inverse_length(const Shape& s, const T* x, int64_t count) {
 }
 
 // ---- audios ---------------------------------------------------------------------------------------------------------
+// `count` channels of audio m from `channel` on, in the computing type: in place, or in `scratch`.
+template <class T>
+const T* load_audio(const Shape& s, const void* audio, int64_t m, int64_t channel, int64_t count, T* scratch) {
+  channel += s.first_channel;
+  if (s.tokens == 1) return to_compute_type<T>(audio, s.dtype, m * s.all_channels + channel, count, scratch);
+  const int64_t first = (m / s.tokens * s.all_channels + channel) * s.tokens + m % s.tokens;
+  auto gather = [&](auto* from, auto convert) {
+    for (int64_t i = 0; i < count; ++i) scratch[i] = convert(from[first + i * s.tokens]);
+  };
+  auto bits = static_cast<const uint16_t*>(audio);
+  if (s.dtype == DType::bfloat16)
+    gather(bits, [](uint16_t x) { return T(to_float(x, DType::bfloat16)); });
+  else if (s.dtype == DType::float16)
+    gather(bits, [](uint16_t x) { return T(to_float(x, DType::float16)); });
+  else
+    gather(static_cast<const T*>(audio), [](T x) { return x; });
+  return scratch;
+}
+// The reverse, for gradients.
+template <class T>
+void store_audio(const Shape& s, const T* values, void* grad_audio, int64_t m, int64_t channel, int64_t count) {
+  channel += s.first_channel;
+  const int64_t step = s.tokens, first = (m / step * s.all_channels + channel) * step + m % step;
+  if (sizeof(T) == 4 && s.dtype != DType::float32)
+    for (int64_t i = 0; i < count; ++i)
+      static_cast<uint16_t*>(grad_audio)[first + i * step] = from_float(float(values[i]), s.dtype);
+  else
+    for (int64_t i = 0; i < count; ++i) static_cast<T*>(grad_audio)[first + i * step] = values[i];
+}
+
 // The right operands: unit vectors in panels of kPanel lanes, padded with zeros.
 template <class T>
 struct PackedAudios {
-  int64_t count, channels, panels;
-  T* inverse_norm;       // (padded count)
-  T* rows;               // unit vectors (padded count, padded channels)
-  T* similarity_panels;  // K = channels: [panel][channel][lane of audio]
-  T* gradient_panels;    // K = audios: [panel of channels][audio][lane of channel], or null
+  int64_t first, count, channels, panels;  // first: number of the first audio
+  T* inverse_norm;                         // (padded count)
+  T* rows;                                 // unit vectors (padded count, padded channels)
+  T* similarity_panels;                    // K = channels: [panel][channel][lane of audio]
+  T* gradient_panels;                      // K = audios: [panel of channels][audio][lane of channel], or null
   // the same in VNNI pairs, of the vectors as they came; null without the bfloat16 GEMM
   Bf16 *bf16_similarity_panels, *bf16_gradient_panels;
+  Bf16* bf16_rows;  // (count, channels), the vectors as they came, where the channels of one are not contiguous
 
   int64_t padded() const { return panels * kPanel<T>; }
   int64_t padded_channels() const { return round_up(channels, kPanel<T>); }
@@ -166,7 +230,7 @@ struct PackedAudios {
     allocate(workspace, s, with_gradient_panels, s.audios);
   }
   void allocate(Workspace& workspace, const Shape& s, bool with_gradient_panels, int64_t audios) {
-    count = audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
+    first = 0, count = audios, channels = s.channels, panels = round_up(count, kPanel<T>) / kPanel<T>;
     inverse_norm = workspace.take<T>(padded());
     rows = workspace.take<T>(padded() * padded_channels());
     similarity_panels = workspace.take<T>(padded() * channels);
@@ -174,12 +238,13 @@ struct PackedAudios {
     bf16_similarity_panels = uses_bf16_gemm<T>(s) ? workspace.take<Bf16>(padded() * bf16_depth(channels)) : nullptr;
     bf16_gradient_panels =
         bf16_similarity_panels && with_gradient_panels ? workspace.take<Bf16>(padded() * padded_channels()) : nullptr;
+    bf16_rows = bf16_similarity_panels && s.tokens > 1 ? workspace.take<Bf16>(count * channels) : nullptr;
   }
 
-  // The same memory, for `audios` audios.
-  PackedAudios of(int64_t audios) const {
+  // The same memory, for `audios` audios from `first` on.
+  PackedAudios of(int64_t first, int64_t audios) const {
     PackedAudios part = *this;
-    part.count = audios, part.panels = round_up(audios, kPanel<T>) / kPanel<T>;
+    part.first = first, part.count = audios, part.panels = round_up(audios, kPanel<T>) / kPanel<T>;
     return part;
   }
 
@@ -187,9 +252,16 @@ struct PackedAudios {
   void pack(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) const {
     pack_real(s, audio, panel, with_gradient_panels);
     if constexpr (sizeof(T) == 4)
-      if (bf16_similarity_panels)
-        pack_bf16_panel(static_cast<const Bf16*>(audio), count, channels, panel, padded(), bf16_similarity_panels,
-                        bf16_gradient_panels);
+      if (bf16_similarity_panels) pack_bf16(s, static_cast<const Bf16*>(audio), panel);
+  }
+  void pack_bf16(const Shape& s, const Bf16* audio, int64_t panel) const {
+    const Bf16* raw = bf16_rows;
+    if (!bf16_rows) raw = audio + first * s.all_channels + s.first_channel;
+    for (int64_t m = panel * kPanel<T>; bf16_rows && m < (panel + 1) * kPanel<T> && m < count; ++m)
+      for (int64_t c = 0, clip = (first + m) / s.tokens, token = (first + m) % s.tokens; c < channels; ++c)
+        bf16_rows[m * channels + c] = audio[(clip * s.all_channels + s.first_channel + c) * s.tokens + token];
+    pack_bf16_panel(raw, bf16_rows ? channels : s.all_channels, count, channels, panel, padded(),
+                    bf16_similarity_panels, bf16_gradient_panels);
   }
   void pack_real(const Shape& s, const void* audio, int64_t panel, bool with_gradient_panels) const {
     constexpr int W = kPanel<T>;
@@ -199,7 +271,7 @@ struct PackedAudios {
       T scale = 0;
       for (int64_t c = channels; c < width; ++c) row[c] = 0;
       if (m < count) {
-        const T* raw = to_compute_type<T>(audio, s.dtype, m * channels, channels, row);
+        const T* raw = load_audio(s, audio, first + m, 0, channels, row);
         scale = inverse_length(s, raw, channels);
         for (int64_t c = 0; c < channels; ++c) row[c] = raw[c] * scale;
       } else {
@@ -232,9 +304,8 @@ struct PackedAudios {
     for (; c + kLanes<T> <= channels; c += kLanes<T>) dots += load(a + c) * load(unit_gradient + c);
     for (dot = sum_lanes<T>(dots); c < channels; ++c) dot += a[c] * unit_gradient[c];
     if (!s.normalized) dot = 0;
-    T* out = output_buffer<T>(grad, s.dtype, m * channels, scratch);
-    for (c = 0; c < channels; ++c) out[c] = inverse_norm[m] * (unit_gradient[c] - a[c] * dot);
-    store_output(out, grad, s.dtype, m * channels, channels);
+    for (c = 0; c < channels; ++c) scratch[c] = inverse_norm[m] * (unit_gradient[c] - a[c] * dot);
+    store_audio(s, scratch, grad, first + m, 0, channels);
   }
 };
 

@@ -49,19 +49,6 @@ struct MaxBackwardScratch {
   }
 };
 
-// `count` channels of image n from `channel` on, in the computing type.
-template <class T>
-Image<T> load_channels(const Shape& s, const void* visual, int64_t n, int64_t channel, int64_t count, T* scratch) {
-  int64_t first = n * s.channels * s.cells;
-  if (!s.channels_last)
-    return {to_compute_type<T>(visual, s.dtype, first + channel * s.cells, count * s.cells, scratch), count, s.cells,
-            s.cells, 1};
-  const T* values = nullptr;
-  for (int64_t cell = s.cells - 1; cell >= 0; --cell)
-    values = to_compute_type<T>(visual, s.dtype, first + cell * s.channels + channel, count, scratch + cell * count);
-  return {values, count, s.cells, 1, values == scratch ? count : s.channels};
-}
-
 // Prefetcher of a panel of channels of some images one after the other (channels last: so many bytes of each).
 struct PanelPrefetcher {
   L2Prefetcher image[kGroup];
@@ -78,7 +65,7 @@ template <class T>
 PanelPrefetcher prefetch_panel(const Shape& s, const void* tensor, int64_t first, int64_t last, int64_t channel) {
   int64_t width = s.channels - channel < kPanel<T> ? s.channels - channel : kPanel<T>;
   auto of = [&](int64_t n) -> L2Prefetcher {
-    int64_t at = (n * s.channels + channel) * s.cells * bytes_of(s.dtype);
+    int64_t at = (n * s.all_channels + s.first_channel + channel) * s.cells * bytes_of(s.dtype);
     return {tensor && n < last ? static_cast<const char*>(tensor) + at : nullptr, width * s.cells * bytes_of(s.dtype),
             s.audios / (last - first) + 1};
   };
@@ -116,21 +103,11 @@ void channels_to_lanes(const Image<T>& image, T* out) {
 
 // grad_visual of image n, for the panel of channels from `channel` on, from D and t.
 template <class T>
-void store_channels(const Shape& s, const Features& f, const Image<T>& image, const T* D, const T* t, int64_t n,
-                    int64_t channel, T* grad_out) {
-  int64_t first = n * s.channels * s.cells;
-  if (!s.channels_last) {
-    int64_t count = image.channels * s.cells;
-    T* out = output_buffer<T>(f.grad_visual, s.dtype, first + channel * s.cells, grad_out);
-    store_gradient_panel(image, D, t, out);
-    store_output(out, f.grad_visual, s.dtype, first + channel * s.cells, count);
-    return;
-  }
-  T* out = output_buffer<T>(f.grad_visual, s.dtype, first + channel, grad_out);
+void store_panel(const Shape& s, const Features& f, const Image<T>& image, const T* D, const T* t, int64_t n,
+                 int64_t channel, T* grad_out) {
+  T* out = channels_output(s, f.grad_visual, n, channel, image.channels, grad_out);
   store_gradient_panel(image, D, t, out);
-  for (int64_t cell = 0; cell < s.cells; ++cell)
-    store_output(out + cell * image.cell_stride, f.grad_visual, s.dtype, first + cell * s.channels + channel,
-                 image.channels);
+  store_channels(s, out, f.grad_visual, n, channel, image.channels);
 }
 
 // For all m and G images, with p = argmax[m] and g = grad[m] / |v|: scatter-add D[p] += g A[m], gather dA[m] += g V[p].
@@ -186,10 +163,7 @@ void reduce_panels(const Shape& s, const Features& f, const MaxBackwardScratch<T
         for (int i = 1; i < threads; ++i) sum += load(scratch[i].dA + at + c);
         store(row + c, inverse_norm[m] * (sum - u[m] * load(A + at + c)));
       }
-      int64_t width = s.channels - channel < W ? s.channels - channel : W, to = m * s.channels + channel;
-      if (T* out = output_buffer<T>(f.grad_audio, s.dtype, to, row); out != row)
-        for (int64_t c = 0; c < width; ++c) out[c] = row[c];
-      store_output(row, f.grad_audio, s.dtype, to, width);
+      store_audio(s, row, f.grad_audio, m, channel, s.channels - channel < W ? s.channels - channel : W);
     }
   });
 }
@@ -227,8 +201,7 @@ void max_backward(const SimilarityParams& p, Workspace& workspace) {
     int64_t first_audio = s.audios * thread / threads, last_audio = s.audios * (thread + 1) / threads;
     for (int64_t m = first_audio; m < last_audio; ++m) {
       u[m] = 0;
-      inverse_norm[m] =
-          inverse_length(s, to_compute_type<T>(f.audio, s.dtype, m * s.channels, s.channels, local.row), s.channels);
+      inverse_norm[m] = inverse_length(s, load_audio(s, f.audio, m, 0, s.channels, local.row), s.channels);
     }
     for (int64_t n = 0; n < s.images && s.normalized && f.grad_audio; ++n)
       for (int64_t m = first_audio; m < last_audio; ++m) u[m] += row_of(p.grad_scores, n)[m] * row_of(p.scores, n)[m];
@@ -256,14 +229,14 @@ void max_backward(const SimilarityParams& p, Workspace& workspace) {
         case 4: scatter_gather<4>(s, f, local.panels, A, dA, to_read, to_write); break;
       }
       for (int64_t n = first; n < last && f.grad_visual; ++n)
-        store_channels(s, f, local.images[n - first], local.panels[n - first].D, t + n * s.cells, n, channel,
-                       local.grad_out);
+        store_panel(s, f, local.images[n - first], local.panels[n - first].D, t + n * s.cells, n, channel,
+                    local.grad_out);
     };
     for (int64_t first = 0; first < panels; first += block) {
       const int64_t count = minimum(block, panels - first), channel = first * W;
       const int64_t width = minimum(count * W, s.channels - channel);
       parallel_for(s.audios, [&](int64_t m) {
-        const T* raw = to_compute_type<T>(f.audio, s.dtype, m * s.channels + channel, width, local.row);
+        const T* raw = load_audio(s, f.audio, m, channel, width, local.row);
         for (int64_t k = 0; k < count; ++k)
           for (int64_t c = 0; c < W; ++c)
             A[(k * s.audios + m) * W + c] = k * W + c < width ? raw[k * W + c] * inverse_norm[m] : T(0);

@@ -3,7 +3,8 @@
 //   forward    S[n, m] = pooling over p of alpha[n, m, p], alpha = v[n, p] . a[m] / (|v[n, p]| |a[m]|); residual (N, M)
 //   backward   G[p, m] = g[n, m] dS/dalpha[n, m, p] / |v[n, p]|, then dv = G A and da = G^T V, and what the norms take
 //
-//   Inputs    visual (N, C, P) or channels last, audio (M, C), float32, float64, or 16 bits that are converted
+//   Inputs    visual (N, C, P) or channels last, audio (M, C) or tokens of clips, float32, float64, or 16 bits that
+//             are converted; of C channels, those of one head
 //   Outputs   S, residual, 1 / |v| (N, P); alpha of the first images, cached for the backward pass
 //   Threads   share the images; the audio gradient is a sum per thread, added in the order of the threads
 //
@@ -65,20 +66,20 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   block.allocate(workspace, s, false, s.audios < block_size ? s.audios : block_size);
   T* scratch = workspace.take<T>(p.threads * round_up(scratch_size, 64));
 
-  // Scores of image n with the audios from `first_audio` on, which are packed in `audios`.
-  auto pool_image = [&](int64_t n, int64_t first_audio, const PackedAudios<T>& audios) {
+  // Scores of image n with the audios of a block.
+  auto pool_image = [&](int64_t n, const PackedAudios<T>& audios) {
     Image<T> image = load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(scratch_size, 64), true);
     T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
-    if (!first_audio) inverse_norms(s, image, inverse_norm);
+    if (!audios.first) inverse_norms(s, image, inverse_norm);
     T* cached = n < p.cached_images
-                    ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + first_audio) * s.cells
+                    ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + audios.first) * s.cells
                     : nullptr;
     L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
     for (int64_t panel = 0; panel < audios.panels; ++panel) {
       PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells};
       similarities(image, audios, panel, epilogue, ahead);
       epilogue.merge();
-      int64_t first = first_audio + panel * W, count = s.audios - first < W ? s.audios - first : W;
+      int64_t first = audios.first + panel * W, count = s.audios - first < W ? s.audios - first : W;
       Vec<T> scores[kVectors];
       typename Pool::Residual residual[kVectors];
       for (int v = 0; v < kVectors; ++v) {
@@ -92,7 +93,7 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       else
         store_lanes(residual, static_cast<T*>(p.residual) + at, count);
     }
-    const int64_t positive = p.positives ? p.positives[n] - first_audio : -1;
+    const int64_t positive = p.positives ? p.positives[n] - audios.first : -1;
     if (positive >= 0 && positive < audios.count) {
       T* map = static_cast<T*>(p.positive_map) + n * s.cells;
       channel_dots(image, audios.rows + positive * audios.padded_channels(), map);
@@ -102,10 +103,9 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   parallel(p.threads, [&] {
     AmxTileScope tiles;
     for (int64_t first = 0; first < s.audios; first += block_size) {
-      const PackedAudios<T> audios = block.of(s.audios - first < block_size ? s.audios - first : block_size);
-      const void* audio = static_cast<const char*>(f.audio) + first * s.channels * bytes_of(s.dtype);
-      parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, audio, panel, false); });
-      parallel_for(s.images, [&](int64_t n) { pool_image(n, first, audios); });
+      const PackedAudios<T> audios = block.of(first, s.audios - first < block_size ? s.audios - first : block_size);
+      parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
+      parallel_for(s.images, [&](int64_t n) { pool_image(n, audios); });
     }
   });
 }

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .reference import unit
 
-INTERFACE = 3  # of csrc/module.cpp
+INTERFACE = 4  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:

@@ -77,8 +77,35 @@ def dtype_of(kernels, dtype: torch.dtype):
     return getattr(kernels.DType, str(dtype).removeprefix("torch."))
 
 
-def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None, normalized: bool = True):
-    """The Shape of csrc/params.h; images: of the first ones (None: all); normalized: cosines, else dot products.
+def dense_audio(audio: Tensor) -> Tensor:
+    """(M, C), or (M, C, T) in either order of channels and tokens, in one of the layouts that kernels read."""
+    return audio if audio.dim() == 3 and audio.transpose(1, 2).is_contiguous() else audio.contiguous()
+
+
+def rows_of(audio: Tensor) -> int:
+    """M of (M, C); M * T of (M, C, T)."""
+    return audio.shape[0] * audio.shape[2:].numel()
+
+
+def _tokens(audio: Tensor | None) -> int:
+    """Those of a clip that lie side by side; 1 where channels do."""
+    rows = audio is None or audio.dim() == 2 or audio.transpose(1, 2).is_contiguous()
+    return 1 if rows else audio.shape[2]
+
+
+def shape_of(
+    kernels,
+    visual: Tensor,
+    audios: int,
+    images: int | None = None,
+    normalized: bool = True,
+    *,
+    audio: Tensor | None = None,
+    heads: int = 1,
+    head: int = 0,
+):
+    """The Shape of csrc/params.h; images: of the first ones (None: all); normalized: cosines, else dot products; audio:
+    needed where it may be (M, C, T); head: which of the groups of channels.
 
     A map of one cell counts as channels last: its channels are contiguous.
     """
@@ -89,9 +116,12 @@ def shape_of(kernels, visual: Tensor, audios: int, images: int | None = None, no
         channels_last=last,
         images=count if images is None else images,
         audios=audios,
-        channels=channels,
+        channels=channels // heads,
         cells=height * width,
         normalized=normalized,
+        all_channels=channels,
+        first_channel=head * (channels // heads),
+        tokens=_tokens(audio),
     )
 
 
@@ -125,10 +155,10 @@ def features_of(
 
 
 def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
-    """Room for the gradients of visual (N, C, h, w) and audio (M, C); (0,) for one that is not needed."""
+    """Room for the gradients of visual (N, C, h, w) and audio, both `dense`; (0,) for one that is not needed."""
     return (
         torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
-        torch.empty_like(audio, memory_format=torch.contiguous_format) if need_audio else audio.new_empty(0),
+        torch.empty_like(dense_audio(audio)) if need_audio else audio.new_empty(0),
     )
 
 
@@ -146,32 +176,35 @@ def matrix_columns(audios: int) -> int:
     return (audios + COLUMNS - 1) // COLUMNS * COLUMNS
 
 
-def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1) -> Tensor:
+def cache_rows(visual: Tensor, audios: int) -> int:
+    """Rows of the alphas of one image in a cache."""
+    cells, float64 = visual.shape[2] * visual.shape[3], visual.dtype == torch.float64
+    return cells if runs_on_cuda(visual) else padded_audios(audios, float64) // extension.panel(float64) * cells
+
+
+def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1, heads: int = 1) -> Tensor:
     """Room for alphas of the first images, as many as the budget holds for all `maps`, in the kernel's order: on a CPU
     (images * panels * cells, lanes) real, on CUDA (images * cells, M filled up), int16 fixed point where features have
-    16 bits. (Of two maps, those of float16 are float32.)
+    16 bits. (Of two maps, those of float16 are float32.) The images of a head follow those of the head before it.
 
     The images are no axis of their own: a compiled graph would be specialised to 0, 1 or all of them.
     """
     dtype, float64 = accumulate_dtype(visual), visual.dtype == torch.float64
+    rows = cache_rows(visual, audios)
     if runs_on_cuda(visual):
-        rows, columns, budget = visual.shape[2] * visual.shape[3], matrix_columns(audios), CUDA_CACHED_ALPHA_BYTES
+        columns, budget = matrix_columns(audios), CUDA_CACHED_ALPHA_BYTES
         if visual.dtype == torch.bfloat16 or (visual.dtype == torch.float16 and maps == 1):
             dtype = torch.int16
     else:
         columns, budget = extension.panel(float64), CACHED_ALPHA_BYTES
-        rows = padded_audios(audios, float64) // columns * visual.shape[2] * visual.shape[3]
     bytes_per_image = maps * max(rows * columns, 1) * dtype.itemsize
-    images = min(visual.shape[0], budget // bytes_per_image) if cached else 0
+    images = min(heads * visual.shape[0], budget // bytes_per_image) if cached else 0
     return visual.new_empty(images * rows, columns, dtype=dtype)
 
 
 def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
     """Number of images that cached alphas belong to."""
-    cells = visual.shape[2] * visual.shape[3]
-    if runs_on_cuda(visual):
-        return alphas.shape[0] // cells
-    return alphas.numel() // max(padded_audios(audios, visual.dtype == torch.float64) * cells, 1)
+    return alphas.shape[0] // max(cache_rows(visual, audios), 1)
 
 
 def check_cache(alphas: Tensor, visual: Tensor) -> None:

@@ -7,7 +7,7 @@ from . import cuda_chunks, kernels, library
 from .checks import autocast_inputs, check_pair, check_tensor, use_compiled, without_autocast
 from .cosine import _cosine_map, _cosine_map_backward, cosine_map_reference
 from .cuda_chunks import DenseGradients, Space, VisualGradient, for_chunks
-from .kernels import buffer, dense, empty_gradients
+from .kernels import buffer, dense, dense_audio, empty_gradients, rows_of
 from .mean import mean_vector
 from .poolings import KERNEL_POOLINGS, Max, Mean, Pooling, SoftThreshold
 from .reference import accumulate_dtype, similarity_maps, unit
@@ -96,19 +96,19 @@ def pooled_similarity(
         visual = fill_masked(visual, visual_mask)
     elif visual_mask is not None:
         pooling = Mean(visual_mask)
-    clips, channels, length = audio.shape
-    by_head = [
-        _cell_scores(cells, rows.transpose(1, 2).flatten(0, 1), pooling, normalize).unflatten(1, (clips, length))
-        for cells, rows in zip(visual.split(channels // heads, 1), audio.split(channels // heads, 1))
-    ]
-    return scoring.of_heads(by_head)
+    scores = _cell_scores(visual, audio, pooling, normalize, heads)
+    return scoring.of_heads(scores.view(heads, len(visual), len(audio), audio.shape[2]))
 
 
-def _cell_scores(visual: Tensor, audio: Tensor, pooling: Pooling, normalized: bool = True) -> Tensor:
-    """S (N, M) of visual (N, C, h, w) and audio (M, C), from the kernels."""
-    if isinstance(pooling, Mean):
-        return _mean_similarity(visual, audio, pooling.mask, normalized)
-    return _pooled_similarity(visual, audio, *_options(visual, audio, pooling, None, normalized))[0]
+def _cell_scores(visual: Tensor, audio: Tensor, pooling: Pooling, normalized: bool = True, heads: int = 1) -> Tensor:
+    """S (N, M) of visual (N, C, h, w) and audio (M, C), from the kernels; (heads * N, M * T) of audio (M, C, T)."""
+    if not isinstance(pooling, Mean):
+        return _pooled_similarity(visual, audio, *_options(visual, audio, pooling, None, normalized, heads))[0]
+    rows = audio if audio.dim() == 2 else audio.transpose(1, 2).flatten(0, 1)
+    if heads == 1:
+        return _mean_similarity(visual, rows, pooling.mask, normalized)
+    of_heads = zip(visual.chunk(heads, 1), rows.chunk(heads, 1))
+    return torch.cat([_mean_similarity(*features, pooling.mask, normalized) for features in of_heads])
 
 
 def similarity_and_map(
@@ -167,25 +167,26 @@ def _mean_similarity(visual, audio, mask, normalized):
 # ---- the torch.library op ----
 
 
-def _options(visual, audio, pooling, positives, normalized=True):
+def _options(visual, audio, pooling, positives, normalized=True, heads=1):
     """Arguments of the op besides the features; alphas are cached where a backward pass will need them."""
     backward = torch.is_grad_enabled() and (visual.requires_grad or audio.requires_grad)
     cached = backward and not pooling.sparse
     if cached and kernels.runs_on_cuda(visual):  # dot products may be beyond the range of 16-bit fixed point
         cached = normalized and (visual.dtype.itemsize > 2 or pooling.parameters[-1] >= kernels.CACHED_DIVISOR)
-    return pooling.kind, pooling.parameters, normalized, positives, cached
+    return pooling.kind, pooling.parameters, normalized, positives, cached, heads
 
 
-def _outputs(visual, audio, kind, positives, cached):
-    """scores, positive map, residual of the pooling, 1 / |visual|, cached alphas"""
-    images, _, height, width = visual.shape
-    audios, cells, dtype = audio.shape[0], height * width, accumulate_dtype(visual)
+def _outputs(visual, audio, kind, positives, cached, heads):
+    """scores, positive map, residual of the pooling, 1 / |visual|, cached alphas; the images of a head follow those of
+    the head before it"""
+    images, audios, cells = heads * visual.shape[0], rows_of(audio), visual.shape[2] * visual.shape[3]
+    dtype = accumulate_dtype(visual)
     return (
         visual.new_empty(images, audios, dtype=dtype),
         visual.new_empty(images if positives is not None else 0, cells, dtype=dtype),
         visual.new_empty(images, audios, dtype=torch.int32 if KERNEL_POOLINGS[kind].sparse else dtype),
         visual.new_empty(images, cells, dtype=dtype),
-        kernels.empty_cache(visual, audios, cached),
+        kernels.empty_cache(visual, audios, cached, heads=heads),
     )
 
 
@@ -198,6 +199,7 @@ def _pooled_similarity(
     normalized: bool,
     positives: Tensor | None,
     cached: bool,
+    heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     on_cuda = kernels.runs_on_cuda(visual)
     # on a GPU, torch's own check of an index: this one would wait for it
@@ -205,16 +207,28 @@ def _pooled_similarity(
         low, high = positives.min(), positives.max()
         if not (low >= 0 and high < len(audio)):
             raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {low}..{high}")
-    visual, audio = dense(visual), audio.contiguous()
-    outputs = _outputs(visual, audio, kind, positives, cached)
+    visual, audio = dense(visual), dense_audio(audio)
+    outputs = _outputs(visual, audio, kind, positives, cached, heads)
     if outputs[0].numel():
-        (_forward_cuda if on_cuda else _forward_cpu)(visual, audio, kind, parameters, normalized, positives, *outputs)
+        forward = _forward_cuda if on_cuda else _forward_cpu
+        for head in range(heads):
+            saved = _of_head(visual, audio, heads, head, *outputs)
+            forward(visual, audio, kind, parameters, normalized, positives, heads, head, *saved)
     return outputs
 
 
 @_pooled_similarity.register_fake
-def _(visual, audio, kind, parameters, normalized, positives, cached):
-    return _outputs(visual, audio, kind, positives, cached)
+def _(visual, audio, kind, parameters, normalized, positives, cached, heads):
+    return _outputs(visual, audio, kind, positives, cached, heads)
+
+
+def _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas):
+    """Of `_outputs`, the images of one head."""
+    if heads == 1:
+        return scores, maps, residual, inverse_norm, alphas
+    first, end = head * len(visual), (head + 1) * len(visual)
+    rows = kernels.cache_rows(visual, rows_of(audio))
+    return scores[first:end], maps, residual[first:end], inverse_norm[first:end], alphas[first * rows : end * rows]
 
 
 def _launch_args(launch, visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
@@ -222,7 +236,7 @@ def _launch_args(launch, visual, audio, kind, parameters, positives, scores, map
     return {
         "pooling": getattr(launch.kernels.Pooling, kind),
         "parameters": parameters,
-        "cached_images": kernels.cached_images(alphas, visual, len(audio)),
+        "cached_images": kernels.cached_images(alphas, visual, rows_of(audio)),
         "positives": buffer(positives),
         "positive_map": buffer(maps),
         "scores": buffer(scores),
@@ -231,17 +245,33 @@ def _launch_args(launch, visual, audio, kind, parameters, positives, scores, map
     }
 
 
-def _forward_cpu(visual, audio, kind, parameters, normalized, positives, scores, maps, residual, inverse_norm, alphas):
-    saved = scores, maps, residual, inverse_norm, alphas
+def _shape_cpu(launch, visual, audio, normalized, heads, head):
+    audios = rows_of(audio)
+    options = {"normalized": normalized, "audio": audio, "heads": heads, "head": head}
+    return kernels.shape_of(launch.kernels, visual, audios, **options)
+
+
+def _forward_cpu(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
+    *_, inverse_norm, alphas = saved
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_forward(
-            kernels.shape_of(launch.kernels, visual, len(audio), normalized=normalized),
+            _shape_cpu(launch, visual, audio, normalized, heads, head),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas),
             **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
         )
 
 
-def _forward_cuda(visual, audio, kind, parameters, normalized, positives, scores, maps, residual, inverse_norm, alphas):
+def _head_cuda(visual, audio, heads, head):
+    """Features of one head as the CUDA kernels read them: (N, C, h, w) and (M, C), or (M * T, C)."""
+    rows = audio if audio.dim() == 2 else audio.transpose(1, 2).flatten(0, 1)
+    if heads > 1:
+        visual = visual.chunk(heads, 1)[head].contiguous(memory_format=kernels.memory_format(visual))
+    return visual, rows.chunk(heads, 1)[head].contiguous()
+
+
+def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
+    scores, maps, residual, inverse_norm, alphas = saved
+    visual, audio = _head_cuda(visual, audio, heads, head)
     with kernels.launch_on(visual) as launch:
         space = Space(launch, visual, audio, inverse_norm, normalized)
         pooling = getattr(launch.kernels.Pooling, kind)
@@ -281,31 +311,36 @@ def _pooled_similarity_backward(
     alphas: Tensor,
     need_visual: bool,
     need_audio: bool,
+    heads: int,
 ) -> tuple[Tensor, Tensor]:
     kernels.check_cache(alphas, visual)
-    visual, audio, grad_scores = dense(visual), audio.contiguous(), grad_scores.contiguous()
+    visual, audio, grad_scores = dense(visual), dense_audio(audio), grad_scores.contiguous()
     grad_map = None if grad_map is None else grad_map.contiguous()
     gradients = empty_gradients(visual, audio, need_visual, need_audio)
     if not scores.numel():
         return gradients[0].zero_(), gradients[1].zero_()
     backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
     wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
-    saved = scores, maps, residual, inverse_norm, alphas
-    backward(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *saved, *wanted)
+    for head, upstream in enumerate(grad_scores.chunk(heads)):
+        saved = _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas)
+        pooling = kind, parameters, normalized, positives, heads, head
+        backward(upstream, grad_map, visual, audio, *pooling, *saved, *wanted)
     return gradients
 
 
 @_pooled_similarity_backward.register_fake
 def _(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *rest):
-    return empty_gradients(visual, audio, *rest[-2:])
+    return empty_gradients(visual, audio, *rest[-3:-1])
 
 
-def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, *saved_and_gradients):
+def _backward_cpu(
+    grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *saved_and_gradients
+):
     *saved, grad_visual, grad_audio = saved_and_gradients
     *_, inverse_norm, alphas = saved
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_backward(
-            kernels.shape_of(launch.kernels, visual, len(audio), normalized=normalized),
+            _shape_cpu(launch, visual, audio, normalized, heads, head),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
             grad_scores=buffer(grad_scores),
             grad_map=buffer(grad_map),
@@ -313,7 +348,25 @@ def _backward_cpu(grad_scores, grad_map, visual, audio, kind, parameters, normal
         )
 
 
-def _backward_cuda(
+def _backward_cuda(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *rest):
+    *saved, grad_visual, grad_audio = rest
+    features = _head_cuda(visual, audio, heads, head)
+    pooling = kind, parameters, normalized, positives
+    if heads == 1 and audio.dim() == 2:
+        return _gradients_cuda(grad_scores, grad_map, *features, *pooling, *saved, grad_visual, grad_audio)
+    wanted = grad_visual is not None, grad_audio is not None
+    gradients = empty_gradients(*features, *wanted)
+    outputs = (gradient if need else None for gradient, need in zip(gradients, wanted))
+    _gradients_cuda(grad_scores, grad_map, *features, *pooling, *saved, *outputs)
+    if grad_visual is not None:
+        grad_visual.chunk(heads, 1)[head].copy_(gradients[0])
+    if grad_audio is not None:
+        of_head = grad_audio.chunk(heads, 1)[head]
+        rows = of_head if audio.dim() == 2 else of_head.transpose(1, 2)
+        rows.copy_(gradients[1].view(rows.shape))
+
+
+def _gradients_cuda(
     grad_scores,
     grad_map,
     visual,
@@ -406,7 +459,7 @@ def _add_map_gradients(grad_map, visual, audio, positives, maps, inverse_norm, g
 
 
 def _setup_context(ctx, inputs, output):
-    visual, audio, ctx.kind, ctx.parameters, ctx.normalized, positives, _ = inputs
+    visual, audio, ctx.kind, ctx.parameters, ctx.normalized, positives, _, ctx.heads = inputs
     ctx.save_for_backward(visual, audio, positives, *output)
     ctx.mark_non_differentiable(*output[2:])
     if KERNEL_POOLINGS[ctx.kind].sparse:
@@ -415,7 +468,7 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_scores, grad_map, *_):
-    none = (None,) * 5
+    none = (None,) * 6
     if grad_scores is None and grad_map is None:
         return None, None, *none
     visual, audio, positives, scores, *rest = ctx.saved_tensors
@@ -423,7 +476,7 @@ def _backward(ctx, grad_scores, grad_map, *_):
     grad_scores = torch.zeros_like(scores) if grad_scores is None else grad_scores
     pooling = ctx.kind, ctx.parameters, ctx.normalized, positives
     grad_visual, grad_audio = _pooled_similarity_backward(
-        grad_scores, grad_map, visual, audio, *pooling, scores, *rest, need_visual, need_audio
+        grad_scores, grad_map, visual, audio, *pooling, scores, *rest, need_visual, need_audio, ctx.heads
     )
     return grad_visual if need_visual else None, grad_audio if need_audio else None, *none
 

@@ -5,7 +5,6 @@ group of channels of a cell and of a token. Tokens are rows of audio: the ops on
 the map.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,14 +32,14 @@ class TokenMean:
     empty: float | None = None
 
     def pool(self, x: Tensor) -> Tensor:
-        """(N, M, T) -> (N, M)."""
+        """(..., M, T) -> (..., M)."""
         if self.mask is None:
             return x.mean(-1)
         weight = self.mask.to(x.dtype)
         total = weight.sum(-1)
         kept = total > 0
-        # a product for each clip, (N, T) with (T): no temporary of the size of x
-        mean = torch.einsum("nmt,mt->nm", x, weight / torch.where(kept, total, 1)[:, None])
+        # a product for each clip, (..., T) with (T): no temporary of the size of x
+        mean = torch.einsum("...mt,mt->...m", x, weight / torch.where(kept, total, 1)[:, None])
         return mean if self.empty is None else torch.where(kept, mean, self.empty)
 
 
@@ -53,7 +52,7 @@ class TokenMax:
     empty: float | None = None
 
     def pool(self, x: Tensor) -> Tensor:
-        """(N, M, T) -> (N, M)."""
+        """(..., M, T) -> (..., M)."""
         if self.mask is None:
             return x.max(-1).values
         best = x.masked_fill(~self.mask, -torch.inf).max(-1).values
@@ -121,16 +120,18 @@ class Scoring:
         masked = self.visual_mask is not None and not isinstance(self.pooling, Mean)
         return not (elementwise or masked or self.nonnegative or self.bias is not None)
 
-    def of_heads(self, by_head: Sequence[Tensor]) -> Tensor:
-        """Pooled cells (N, M, T) of each head -> (N, M)."""
+    def of_heads(self, by_head: Tensor) -> Tensor:
+        """Pooled cells (heads, N, M, T) -> (N, M)."""
         if self.bias is not None:
-            by_head = [one + bias[..., None] for one, bias in zip(by_head, self.bias.unbind(2))]
+            by_head = by_head + self.bias.permute(2, 0, 1)[..., None]
         if self.nonnegative:
-            by_head = [one.clamp_min(0) for one in by_head]
-        if self.head_pooling == "elementwise_max":
-            by_head = [_largest(by_head)]
-        scores = [one[..., 0] if self.tokens is None else self.tokens.pool(one) for one in by_head]
-        return torch.stack(scores).sum(0) if self.head_pooling == "sum" else _largest(scores)
+            by_head = by_head.clamp_min(0)
+        if self.head_pooling == "elementwise_max" and len(by_head) > 1:
+            by_head = by_head.max(0, keepdim=True).values
+        scores = by_head[..., 0] if self.tokens is None else self.tokens.pool(by_head)
+        if len(scores) == 1:
+            return scores[0]
+        return scores.sum(0) if self.head_pooling == "sum" else scores.max(0).values
 
     def reference(self, visual: Tensor, audio: Tensor) -> Tensor:
         """Scores of visual (N, C, h, w) and audio (M, C, T) by the formula, with the maps of all pairs in memory."""
@@ -177,12 +178,7 @@ class Scoring:
             kept = mask.flatten(1).unbind()
             pooled = torch.stack([self.pooling.reference(one[..., keep]) for one, keep in zip(alpha, kept)])
         plain = replace(self, heads=pooled.shape[2], nonnegative=False, bias=None)
-        return plain.of_heads(pooled.unbind(2))
-
-
-def _largest(scores: Sequence[Tensor]) -> Tensor:
-    """Element-wise maximum, whose gradient goes to the first tensor that attains it."""
-    return scores[0] if len(scores) == 1 else torch.stack(tuple(scores)).max(0).values
+        return plain.of_heads(pooled.movedim(2, 0))
 
 
 def scoring_of(
