@@ -124,15 +124,26 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def(
       "similarity_forward",
       [](const Shape& s, const FeatureBuffers& features, Pooling pooling, const std::vector<double>& parameters,
-         int64_t cached_images, Buffer positives, Buffer positive_map, Buffer scores, Buffer residual, int threads) {
+         int64_t cached_images, Buffer positives, Buffer positive_map, Buffer scores, Buffer residual, int threads,
+         int64_t clip, Buffer clip_scores, Buffer clip_argmax, Buffer audio_inverse_norm) {
         SimilarityParams p = similarity_params(s, features, pooling, parameters, cached_images, positives, positive_map,
                                                scores, residual, threads);
+        if (clip) {
+          if (clip < 0 || s.audios % clip || pooling != Pooling::max)
+            throw std::invalid_argument("clip: expected a divisor of the audios, and the maximum");
+          const int64_t cells = s.audios / clip * s.images * s.cells;
+          p.clip = clip;
+          p.clip_scores = need("clip_scores", clip_scores, cells * real_bytes(s.dtype));
+          p.clip_argmax = need<int32_t>("clip_argmax", clip_argmax, cells * 4);
+          p.audio_inverse_norm = need("audio_inverse_norm", audio_inverse_norm, s.audios * real_bytes(s.dtype));
+        }
         py::gil_scoped_release release;
         run(*kernels().similarity, p, {{p.features.cached_alphas, cached_bytes(s, cached_images)}});
       },
       py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("parameters"),
       py::arg("cached_images"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"),
-      py::arg("threads"));
+      py::arg("threads"), py::arg("clip") = 0, py::arg("clip_scores") = py::none(), py::arg("clip_argmax") = py::none(),
+      py::arg("audio_inverse_norm") = py::none());
   m.def(
       "similarity_backward",
       [](const Shape& s, const FeatureBuffers& features, Pooling pooling, const std::vector<double>& parameters,

@@ -44,6 +44,12 @@ struct SimilarityParams {
   int64_t cached_images;     // the first ones, whose alpha is cached for the backward pass
   const int64_t* positives;  // (N) or null: the audio whose map is wanted
   void* positive_map;        // real (N, cells): alpha[n, positives[n], :]
+  // Forward pass of Pooling::max: the other direction of late interaction, the largest alpha of the `clip` audios of a
+  // clip for each cell, and the number of the first that attains it. clip = 0: not wanted.
+  int64_t clip;
+  void* clip_scores;         // real (M / clip, N, cells)
+  int32_t* clip_argmax;      // (M / clip, N, cells)
+  void* audio_inverse_norm;  // real (M): 1 / |audio|
   void* scores;              // real (N, M)
   void* residual;            // (N, M): of the pooling; real, or int32 where it is sparse
   const void* grad_scores;   // real (N, M)

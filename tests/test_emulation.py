@@ -34,7 +34,7 @@ from ssl_fast import ops
 from ssl_fast.cli import main as cli
 from ssl_fast.ops import checks, cuda_chunks, product, similarity
 from ssl_fast.ops import kernels as launches
-from token_checks import check_layout
+from token_checks import check_late_interaction, check_layout
 
 emulated_ops = pytest.mark.parametrize("name", OPS)
 
@@ -111,6 +111,8 @@ def test_emulation_of_layouts(name, dtype, layout, emulated):
 def test_emulation_of_heads_and_tokens(dtype, layout, heads, pooling, emulated):
     visual, audio = (LAYOUTS[layout](torch.randn(size).to(dtype)) for size in ((3, 42, 3, 5), (4, 42, 7)))
     check_layout(visual, audio, pooling, heads, normalize=heads == 1)
+    if isinstance(pooling, ops.Max):
+        check_late_interaction(visual, audio, heads, normalize=heads == 1)
 
 
 @pytest.mark.grid

@@ -52,6 +52,7 @@ def arguments(dtype, layout):
         ],
         "mean_direction": [(visual(), None), (visual(), weight)],
         "cosine_map": [(visual(), audio(4))],
+        "late_interaction": [(visual(), clip, *rest) for clip in clips for rest in ((True, 1), (False, 2))],
     }
 
 
@@ -59,7 +60,7 @@ NAMES = ["pooled_similarity", "product_log_scores", "mean_direction", "cosine_ma
 LIBRARY_OPS = pytest.mark.parametrize("name", NAMES)
 
 
-@LIBRARY_OPS
+@pytest.mark.parametrize("name", [*NAMES, "late_interaction"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16-channels-last"])
 def test_opcheck(name, kind):
     dtype = getattr(torch, kind.split("-")[0])

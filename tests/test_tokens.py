@@ -7,7 +7,7 @@ from torch import Tensor
 from op_checks import LAYOUTS, dtypes
 from ssl_fast import ops
 from ssl_fast.ops import checks
-from token_checks import check_layout, loop, pooled_cells
+from token_checks import check_late_interaction, check_layout, loop, pooled_cells
 
 IMAGES, CLIPS, CHANNELS, TOKENS, HEIGHT, WIDTH = 3, 4, 12, 5, 3, 4
 POOLINGS = {
@@ -151,6 +151,41 @@ def test_late_interaction_in_both_directions(backend, masked, heads):
             assert by_cell[n, m].item() == pytest.approx(alpha.amax(1).mean().item(), rel=2e-6, abs=2e-6)
 
 
+@pytest.mark.grid
+@pytest.mark.parametrize("instruction_set", SETS)
+@dtypes(torch.float64, torch.float32, torch.bfloat16, torch.float16)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "transposed"])
+@pytest.mark.parametrize(
+    "size", [(70, 23, 7, 5, 7), (24, 3, 100, 4, 4), (2200, 40, 2, 2, 2), (33, 40, 1, 3, 3), (12, 5, 6, 1, 1)], ids=str
+)
+def test_late_interaction_of_each_instruction_set(instruction_set, dtype, layout, size, use_set):
+    """Clips that end within a vector, in the next panel, and in the next block of audios."""
+    use_set(instruction_set)
+    channels, clips, length, height, width = size
+    visual, audio = torch.randn(3, channels, height, width), torch.randn(clips, channels, length)
+    visual, audio = (LAYOUTS[layout](x.div(channels**0.25).to(dtype)) for x in (visual, audio))
+    for heads in (1, 3 if channels % 3 == 0 else 2 if channels % 2 == 0 else 1):
+        check_late_interaction(visual, audio, heads, normalize=heads == 1)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True)])
+def test_one_direction_of_late_interaction(wanted):
+    check_late_interaction(*(x.detach() for x in features()), 2, False, wanted)
+
+
+def test_ties_and_nan_of_late_interaction():
+    """Of equal tokens the first has the gradient; a NaN is the maximum, as in torch.max."""
+    visual, audio = torch.ones(2, 4, 3, 3), torch.ones(3, 4, 40, requires_grad=True)
+    _, by_cell = ops.late_interaction(visual, audio, normalize=False)
+    (gradient,) = torch.autograd.grad(by_cell.sum(), audio)
+    torch.testing.assert_close(gradient[:, :, 0], torch.full((3, 4), 2.0))
+    assert not gradient[:, :, 1:].any()
+    with torch.no_grad():
+        audio[1, 0, 35] = torch.nan
+    _, by_cell = ops.late_interaction(visual, audio, normalize=False)
+    assert by_cell[:, 1].isnan().all() and by_cell[:, ::2].eq(4).all()
+
+
 @pytest.mark.parametrize("normalize", [True, False])
 def test_maps_of_tokens(normalize):
     visual, audio = features()
@@ -291,7 +326,9 @@ def test_compiled_graph():
     _, tokens = masks()
 
     def score(visual, audio):
-        return ops.pooled_similarity(visual, audio, ops.Max(), tokens=ops.TokenMean(tokens), heads=2, normalize=False)
+        scores = ops.pooled_similarity(visual, audio, ops.Max(), tokens=ops.TokenMean(tokens), heads=2, normalize=False)
+        by_token, by_cell = ops.late_interaction(visual, audio, audio_mask=tokens, heads=2)
+        return scores + by_token - 2 * by_cell
 
     compiled = torch.compile(score, backend="aot_eager", fullgraph=True)
     want, got = score(visual, audio), compiled(visual, audio)
@@ -307,6 +344,9 @@ def test_no_images_and_no_clips():
         assert scores.shape == (images, clips)
         scores.sum().backward()
         assert visual.grad.shape == visual.shape and not audio.grad.any()
+        both = ops.late_interaction(visual, audio)
+        assert [x.shape for x in both] == [(images, clips)] * 2
+        assert not any(x.any() for x in torch.autograd.grad(both[0].sum() + both[1].sum(), (visual, audio)))
 
 
 @pytest.mark.parametrize(

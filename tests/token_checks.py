@@ -72,3 +72,27 @@ def check_layout(visual, audio, pooling, heads, normalize):
         assert one.dtype == dtype
         error = (one.double() - other).norm() / other.norm()
         assert error < max(2 * torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 1e-5)
+
+
+def check_late_interaction(visual, audio, heads, normalize, wanted=(True, True)):
+    """Both directions, and the gradients of each alone and of both (`wanted`), against float64."""
+    dtype, sum_of = visual.dtype, [x for x, want in zip((0, 1), wanted) if want]
+    visual, audio = visual.detach().requires_grad_(), audio.detach().requires_grad_()
+    got = ops.late_interaction(visual, audio, heads=heads, head_pooling="sum", normalize=normalize)
+    cells, tokens = visual.double().flatten(2), audio.double()
+    if normalize:
+        cells, tokens = (x / x.norm(dim=1, keepdim=True) for x in (cells, tokens))
+    alpha = torch.einsum("nkcp,mkct->nmkpt", cells.unflatten(1, (heads, -1)), tokens.unflatten(1, (heads, -1)))
+    want = alpha.max(3).values.mean(-1).sum(2), alpha.max(4).values.mean(-1).sum(2)
+    tolerance = 1e-12 if dtype == torch.float64 else 3e-6
+    for one, other in zip(got, want, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance)
+    upstream = torch.randn(2, *want[0].shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    found, expected = (
+        torch.autograd.grad([x[i] for i in sum_of], (visual, audio), [upstream[i].to(x[i].dtype) for i in sum_of])
+        for x in (got, want)
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        error = (one.double() - other).norm() / other.norm()
+        assert error < max(2 * torch.finfo(dtype).eps, 1e-12 if dtype == torch.float64 else 1e-5)

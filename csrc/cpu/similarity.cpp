@@ -18,12 +18,53 @@
 namespace ssl_fast::SSL_FAST_ISA {
 namespace {
 
+// Maximum over the audios of each clip, for each cell of one image.
+template <class T>
+struct ClipMax {
+  using Pool = Max<Vec<T>, T>;
+  using State = typename Pool::State;
+  int64_t audios, clip;
+  T* scores;  // of the image: a row of cells for each clip, `stride` apart
+  int32_t* argmax;
+  int64_t stride;
+
+  // alpha of R cells with a panel of audios: [R][kPanel]
+  template <int R>
+  void tile(const T* alpha, int64_t first_audio, int64_t cell) const {
+    constexpr int L = kLanes<T>;
+    for (int r = 0; r < R; r += L)
+      for (int v = 0; v < kVectors; ++v) {
+        const int rows = R - r < L ? R - r : L;
+        Vec<T> block[L];
+#pragma GCC unroll 16
+        for (int i = 0; i < L; ++i) block[i] = i < rows ? load(alpha + (r + i) * kPanel<T> + v * L) : Vec<T>{};
+        transpose<T>(block);  // a lane for each cell
+        absorb(block, first_audio + v * L, cell + r, rows);
+      }
+  }
+  void absorb(const Vec<T>* block, int64_t first, int64_t cell, int rows) const {
+    const int64_t end = audios - first < kLanes<T> ? audios : first + kLanes<T>;
+    for (int64_t m = first; m < end;) {
+      const int64_t number = m / clip, begin = number * clip, last = begin + clip < end ? begin + clip : end;
+      T* best = scores + number * stride + cell;
+      int32_t* at = argmax + number * stride + cell;
+      State state{};
+      if (m > begin)
+        for (int i = 0; i < rows; ++i) state.best[i] = best[i], state.cell[i] = at[i];
+      for (; m < last; ++m) Pool{}.absorb(state, block[m - first], int(m - begin));
+      for (int i = 0; i < rows; ++i) best[i] = state.best[i], at[i] = int32_t(state.cell[i]);
+    }
+  }
+};
+
 template <class T, class Pool>
 struct PoolEpilogue {
   Pool pool;
   const T* inverse_norm;
   T* cached;  // alpha in [panel][cell][lane], or null
   int64_t cells;
+  ClipMax<T> clips;
+  int64_t first_audio;  // of the block
   // Adding up in levels of so many keeps the rounding error of long sums small.
   static constexpr int kTiles = 32;
   int tiles = 0;
@@ -38,6 +79,7 @@ struct PoolEpilogue {
   template <int R>
   __attribute__((noinline)) void tile(const T* products, int64_t panel, int64_t cell) {
     if (++tiles % kTiles == 0) merge();
+    alignas(64) T alphas[R * kPanel<T>];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       typename Pool::State s{};  // of this tile
@@ -45,10 +87,12 @@ struct PoolEpilogue {
       for (int r = 0; r < R; ++r) {
         Vec<T> alpha = rounded(load(products + r * kPanel<T> + v * kLanes<T>) * inverse_norm[cell + r]);
         if (cached) store(cached + (panel * cells + cell + r) * kPanel<T> + v * kLanes<T>, alpha);
+        if (Pool::kSparse && clips.clip) store(alphas + r * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
       pool.merge(state[v], s);
     }
+    if (Pool::kSparse && clips.clip) clips.template tile<R>(alphas, first_audio + panel * kPanel<T>, cell);
   }
 };
 
@@ -75,8 +119,12 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
                     ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + audios.first) * s.cells
                     : nullptr;
     L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
+    ClipMax<T> clips{};
+    if (p.clip)
+      clips = {s.audios, p.clip, static_cast<T*>(p.clip_scores) + n * s.cells, p.clip_argmax + n * s.cells,
+               s.images * s.cells};
     for (int64_t panel = 0; panel < audios.panels; ++panel) {
-      PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells};
+      PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells, clips, audios.first};
       similarities(image, audios, panel, epilogue, ahead);
       epilogue.merge();
       int64_t first = audios.first + panel * W, count = s.audios - first < W ? s.audios - first : W;
@@ -105,6 +153,8 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
     for (int64_t first = 0; first < s.audios; first += block_size) {
       const PackedAudios<T> audios = block.of(first, s.audios - first < block_size ? s.audios - first : block_size);
       parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
+      if (T* norms = static_cast<T*>(p.audio_inverse_norm))
+        parallel_for(audios.count, [&](int64_t m) { norms[first + m] = audios.inverse_norm[m]; });
       parallel_for(s.images, [&](int64_t n) { pool_image(n, audios); });
     }
   });

@@ -89,8 +89,9 @@ def rows_of(audio: Tensor) -> int:
 
 def _tokens(audio: Tensor | None) -> int:
     """Those of a clip that lie side by side; 1 where channels do."""
-    rows = audio is None or audio.dim() == 2 or audio.transpose(1, 2).is_contiguous()
-    return 1 if rows else audio.shape[2]
+    if audio is None or audio.dim() == 2 or audio.transpose(1, 2).is_contiguous():
+        return 1
+    return audio.shape[2]
 
 
 def shape_of(

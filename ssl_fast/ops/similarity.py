@@ -81,9 +81,7 @@ def pooled_similarity(
     if visual_mask is not None:
         if isinstance(pooling, Mean) and pooling.mask is not None:
             raise ValueError("visual_mask: expected none beside the mask of ops.Mean")
-        if isinstance(visual_mask, Tensor) and visual_mask.dtype != torch.bool:
-            raise TypeError(f"visual_mask: expected bool, got {visual_mask.dtype}")
-        _check_mask(visual_mask, visual, "visual_mask")
+        check_visual_mask(visual_mask, visual)
     scoring = scoring_of(visual, audio, pooling, tokens, visual_mask, heads, head_pooling, nonnegative, bias)
     audio = audio[..., None] if audio.dim() == 2 else audio
     if normalize and not (compiled and heads == 1 and scoring.by_head):  # else by the kernels
@@ -131,6 +129,13 @@ def similarity_and_map(
         return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
     scores, maps = _pooled_similarity(visual, audio, *_options(visual, audio, pooling, positives))[:2]
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
+
+
+def check_visual_mask(mask: Tensor, visual: Tensor) -> None:
+    """(N, h, w) bool, of the cells to pool; ValueError, TypeError."""
+    if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+        raise TypeError(f"visual_mask: expected bool, got {mask.dtype}")
+    _check_mask(mask, visual, "visual_mask")
 
 
 def _check_mask(mask, visual, name="mask"):
@@ -245,7 +250,8 @@ def _launch_args(launch, visual, audio, kind, parameters, positives, scores, map
     }
 
 
-def _shape_cpu(launch, visual, audio, normalized, heads, head):
+def cpu_shape(launch, visual, audio, normalized, heads, head):
+    """Of one head; features as they lie in memory."""
     audios = rows_of(audio)
     options = {"normalized": normalized, "audio": audio, "heads": heads, "head": head}
     return kernels.shape_of(launch.kernels, visual, audios, **options)
@@ -255,7 +261,7 @@ def _forward_cpu(visual, audio, kind, parameters, normalized, positives, heads, 
     *_, inverse_norm, alphas = saved
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_forward(
-            _shape_cpu(launch, visual, audio, normalized, heads, head),
+            cpu_shape(launch, visual, audio, normalized, heads, head),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas),
             **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
         )
@@ -340,7 +346,7 @@ def _backward_cpu(
     *_, inverse_norm, alphas = saved
     with kernels.launch_on(visual) as launch:
         launch.kernels.similarity_backward(
-            _shape_cpu(launch, visual, audio, normalized, heads, head),
+            cpu_shape(launch, visual, audio, normalized, heads, head),
             kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
             grad_scores=buffer(grad_scores),
             grad_map=buffer(grad_map),
@@ -350,20 +356,16 @@ def _backward_cpu(
 
 def _backward_cuda(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *rest):
     *saved, grad_visual, grad_audio = rest
-    features = _head_cuda(visual, audio, heads, head)
-    pooling = kind, parameters, normalized, positives
-    if heads == 1 and audio.dim() == 2:
-        return _gradients_cuda(grad_scores, grad_map, *features, *pooling, *saved, grad_visual, grad_audio)
-    wanted = grad_visual is not None, grad_audio is not None
-    gradients = empty_gradients(*features, *wanted)
-    outputs = (gradient if need else None for gradient, need in zip(gradients, wanted))
-    _gradients_cuda(grad_scores, grad_map, *features, *pooling, *saved, *outputs)
-    if grad_visual is not None:
-        grad_visual.chunk(heads, 1)[head].copy_(gradients[0])
-    if grad_audio is not None:
-        of_head = grad_audio.chunk(heads, 1)[head]
-        rows = of_head if audio.dim() == 2 else of_head.transpose(1, 2)
-        rows.copy_(gradients[1].view(rows.shape))
+    features, wanted = _head_cuda(visual, audio, heads, head), [grad_visual, grad_audio]
+    in_place = heads == 1 and audio.dim() == 2
+    of_head = wanted if in_place else empty_gradients(*features, True, True)
+    outputs = [mine if gradient is not None else None for mine, gradient in zip(of_head, wanted)]
+    _gradients_cuda(grad_scores, grad_map, *features, kind, parameters, normalized, positives, *saved, *outputs)
+    for mine, gradient in zip(outputs, wanted):
+        if not in_place and gradient is not None and mine is not None:
+            part = gradient.chunk(heads, 1)[head]
+            rows = part.transpose(1, 2) if part.dim() == 3 else part
+            rows.copy_(mine.view(rows.shape))
 
 
 def _gradients_cuda(
