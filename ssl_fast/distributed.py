@@ -173,8 +173,8 @@ class JoinedBatch:
             dist.all_gather_object(every, own, group=group)
             got = "; ".join(f"on process {rank} {one}" for rank, one in enumerate(every))
             raise ValueError(
-                "group: expected at least one image on every process, as many audios, of as many tokens everywhere, and "
-                f"the same channels and dtypes everywhere, got {got}"
+                "group: expected at least one image on every process, as many audios, of as many tokens, and the same "
+                f"channels and dtypes everywhere, got {got}"
             )
 
     @property

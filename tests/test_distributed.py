@@ -360,7 +360,7 @@ ERRORS = {
     "dtype": r"and dtypes everywhere, got on process 0 .*float64; .*process {last} images \(2, 5, 2, 3\) torch.float32",
     "gradient": r"process 0 .* audio \(2, 5\) torch.float64; .*process {last} .* torch.float64 with gradient",
     "positives": r"positives: expected none with a group, .* got \(2,\)",
-    "tokens": r"of as many tokens everywhere, .* on process 0 .* audio \(2, 5, 2\) .*on process 1 .* audio \(2, 5, 3\)",
+    "tokens": r"of as many tokens, .* on process 0 .* audio \(2, 5, 2\) .*on process 1 .* audio \(2, 5, 3\)",
     "columns": r"positives: expected \(2,\) int64 or \(2, {columns}\) bool, got \(2, 2\) torch.bool",
     "row without": r"positives: expected at least one in every row, none in row 1$",
     "matrix of one": r"on process {last} images \(2, 5, 2, 3\) .*, positives \(2, {columns}\) torch.bool",

@@ -160,7 +160,7 @@ def cross_entropy(
     """
     queries = None
     if several(positives):
-        lowest = torch.finfo(scores.dtype).min  # -inf has no gradient where a whole row is left out
+        lowest = torch.finfo(scores.dtype).min  # of -inf throughout a row or column, exp(x - max) is NaN
         chosen = F.pad(positives, (0, scores.shape[1] - positives.shape[1]))
         among = scores.masked_fill(~chosen, lowest)
         # the maximum is taken out before the division: of one positive, this is its score, bit for bit
