@@ -290,6 +290,9 @@ def test_modules_take_them():
         value = module(visual, audio, extra_negatives=extra)
         assert torch.equal(value, loss(visual, audio, tau=0.1, extra_negatives=extra))
         assert value > module(visual, audio)
+        assert torch.equal(
+            module(visual, audio, extra_negatives=losses.ExtraNegatives(audio[:0])), module(visual, audio)
+        )
     tie = losses.SSLTIE(tau=0.1)(visual, audio, flip(visual), flip, extra_negatives=extra)
     assert torch.equal(tie, losses.ssl_tie(visual, audio, flip(visual), flip, tau=0.1, extra_negatives=extra))
 
