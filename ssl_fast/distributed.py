@@ -60,14 +60,15 @@ def torchrun(device: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What fails inside on some processes fails on all of them, at the end: there a ValueError says what and where."""
+def together(group: dist.ProcessGroup | None = None) -> Iterator[None]:
+    """What fails inside on some processes of `group` (None: all there are) fails on all of them, at the end: there a
+    ValueError says what and where."""
     error = None
     try:
         yield
     except Exception as found:
         error = found
-    failed = [(rank, text) for rank, text in enumerate(_gathered(error and str(error))) if text is not None]
+    failed = [(rank, text) for rank, text in enumerate(_gathered(error and str(error), group)) if text is not None]
     if error is not None:
         raise error
     if failed:
@@ -87,11 +88,11 @@ def check_same(values: dict[str, typing.Any]) -> None:
         raise ValueError(f"expected the same run on all processes: {got}")
 
 
-def _gathered(value: typing.Any) -> list[typing.Any]:
-    """The values of all processes, anything that can be pickled."""
-    every = [value] * rank_and_world_size()[1]
+def _gathered(value: typing.Any, group: dist.ProcessGroup | None = None) -> list[typing.Any]:
+    """The values of all processes of `group` (None: all there are), anything that can be pickled."""
+    every = [value] * rank_and_world_size(group)[1]
     if dist.is_initialized():
-        dist.all_gather_object(every, value)
+        dist.all_gather_object(every, value, group=group)
     return every
 
 
@@ -127,26 +128,44 @@ class JoinedBatch:
     between processes: same inputs, same bits. Where `group` is None, nothing does, and methods are what they say of
     the rows alone.
 
-    images: (N, C, h, w), N >= 1 may differ from process to process; audios: (N, C) each, by argument name.
-    Raises ValueError, on every process and naming what each of them has, where a process has no image or another number
-    of audios, or where channels, dtypes or the need of gradients differ between processes.
+    images: (N, C, h, w), N >= 1 may differ from process to process; audios: (N, ...) each, by argument name.
+    extra: (K, ...) each, by name: further rows, which are none of the batch; K >= 0 may differ from process to process.
+    Raises ValueError, on every process and naming what each of them has, where a process has no image, another number
+    of audios, or extra rows of several numbers, or where channels, tokens, dtypes or the need of gradients differ
+    between processes.
     """
 
-    def __init__(self, group: dist.ProcessGroup | None, images: Tensor, **audios: Tensor):
+    def __init__(
+        self,
+        group: dist.ProcessGroup | None,
+        images: Tensor,
+        extra: dict[str, Tensor] | None = None,
+        /,
+        **audios: Tensor,
+    ):
         self.group, self.rows = group, images.shape[:1].numel()
         if group is None:
             return
         self.rank = dist.get_rank(group)
         if self.rank < 0:
             raise ValueError("group: expected one that this process belongs to, got one of others")
-        features = {"images": images} | audios
+        extra = extra or {}
+        features = {"images": images} | audios | extra
         rows = self.rows if all(len(x) == self.rows for x in audios.values()) else 0
-        alike = repr([(name, x.dtype, x.dim(), x.shape[1:2], x.requires_grad) for name, x in features.items()])
-        header = torch.tensor([rows, zlib.crc32(alike.encode())], device=images.device)
+        further = {len(x) for x in extra.values()} or {0}
+        alike = repr(
+            [
+                # of images, whose maps stay where they are, only channels
+                (name, x.dtype, x.dim(), x.shape[1:2] if x is images else x.shape[1:], x.requires_grad)
+                for name, x in features.items()
+            ]
+        )
+        numbers = [rows, further.pop() if len(further) == 1 else -1, zlib.crc32(alike.encode())]
+        header = torch.tensor(numbers, device=images.device)
         headers = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
         dist.all_gather(headers, header, group=group)
-        self.counts, kinds = zip(*(each.tolist() for each in headers))
-        if 0 in self.counts or len(set(kinds)) > 1:
+        self.counts, self.extra_counts, kinds = zip(*(each.tolist() for each in headers))
+        if 0 in self.counts or -1 in self.extra_counts or len(set(kinds)) > 1:
             own = ", ".join(
                 f"{name} {tuple(x.shape)} {x.dtype}{' with gradient' * x.requires_grad}" for name, x in features.items()
             )
@@ -154,7 +173,7 @@ class JoinedBatch:
             dist.all_gather_object(every, own, group=group)
             got = "; ".join(f"on process {rank} {one}" for rank, one in enumerate(every))
             raise ValueError(
-                "group: expected at least one image on every process, as many audios, and the same "
+                "group: expected at least one image on every process, as many audios, of as many tokens, and the same "
                 f"channels and dtypes everywhere, got {got}"
             )
 
@@ -172,11 +191,13 @@ class JoinedBatch:
         """The sum over processes of x, of one shape everywhere."""
         return x if self.group is None else _Sum.apply(x, self.group)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Own rows (N, ...) -> the rows of all processes (size, ...); small tensors only, never maps."""
+    def gather(self, x: Tensor, *, extra: bool = False) -> Tensor:
+        """Own rows (N, ...) -> the rows of all processes (size, ...); small tensors only, never maps. With `extra`, of
+        the extra rows."""
         if self.group is None:
             return x
-        around = (0, 0) * (x.dim() - 1) + (self.first, self.size - self.first - self.rows)
+        counts = self.extra_counts if extra else self.counts
+        around = (0, 0) * (x.dim() - 1) + (sum(counts[: self.rank]), sum(counts[self.rank + 1 :]))
         # as a sum with zeros: sizes may differ without a thought, and the gradient comes back in full precision
         return self.sum(F.pad(x.to(torch.promote_types(x.dtype, torch.float32)), around)).to(x.dtype)
 
@@ -184,12 +205,18 @@ class JoinedBatch:
         """The mean over rows (N,) of all processes, a scalar."""
         return x.mean() if self.group is None else self.sum(x.sum()) / self.size
 
+    def amax(self, x: Tensor) -> Tensor:
+        """The maximum over the rows of all processes, without gradient: (N, M) -> (M,)."""
+        highest = x.detach().amax(0)
+        if self.group is not None:
+            dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        return highest
+
     def logsumexp(self, x: Tensor) -> Tensor:
         """log of the sum of exp over the rows of all processes: (N, M) -> (M,). Each column has an entry above -inf."""
         if self.group is None:
             return x.logsumexp(0)
-        highest = x.detach().amax(0)
-        dist.all_reduce(highest, dist.ReduceOp.MAX, group=self.group)
+        highest = self.amax(x)
         return highest + self.sum((x - highest).exp().sum(0)).log()
 
 

@@ -86,6 +86,25 @@ def clips(loss, **options):
     return call
 
 
+def extra(call, mask=False, several=False):
+    """`call` with extra negatives: other numbers of some rows, weighted, of which one process has others than the next;
+    several: those of both features of a sound, online and slow."""
+
+    def with_extra(visual, audio, slow, **more):
+        chosen = slow[1][:, 0] > 0.3
+        first, second = audio.split(CHANNELS, 1)
+        parts = (second, first, *slow[1].flip(1).split(CHANNELS, 1)) if several else (second,)
+        if mask:
+            parts = (torch.stack([second, first], 2),)
+        sounds = [part[chosen] for part in parts]
+        kept = torch.stack([chosen, audio[:, 1] > 0], 1)[chosen] if mask else None
+        weight = slow[1][chosen, 1].exp()
+        negatives = losses.ExtraNegatives(sounds if several else sounds[0], kept, weight)
+        return call(visual, audio, slow, extra_negatives=negatives, **more)
+
+    return with_extra
+
+
 CASES = {
     "ssl_align": ssl_align(),
     "ssl_align-symmetric": ssl_align(by_callables=False, symmetric=True, mean_weight=0.3, pooling=ops.Max()),
@@ -113,9 +132,16 @@ CASES = {
     "dense_av-paired": clips(losses.dense_av, heads=1, paired=True, scale=2.0),
     "late_interaction": clips(losses.late_interaction),
     "ssl_tie-detached": ssl_tie(detach_map=True, hard_negative=False, margin=-0.1),
+    "ez_vsl-classes": case(losses.ez_vsl, margin=-0.1, tau=0.2),
+    "ez_vsl-classes-extra": extra(case(losses.ez_vsl, tau=0.2)),
+    "dense_av-classes-extra": extra(clips(losses.dense_av, heads=1), mask=True),
+    "ssl_align-extra": extra(ssl_align(symmetric=True)),
+    "slavc-extra": extra(slavc(negatives="both"), several=True),
+    "fnac-extra": extra(case(losses.fnac, tau=0.2)),
+    "lvs-extra": extra(case(losses.lvs, **MIXED)),
 }
 LAYOUTS = {2: {"even": (3, 3), "uneven": (4, 1)}, 3: {"even": (2, 2, 2), "uneven": (3, 1, 2)}}
-PRECISE = [(name, layout, "reference") for name in CASES for layout in ("even", "uneven")]
+PRECISE = [(name, layout, "reference") for name in CASES for layout in ("even", "uneven")[name.endswith("-extra") :]]
 FAST = [(name, "uneven", backend) for name in CASES for backend in ("reference", "compiled")]
 
 
@@ -130,6 +156,12 @@ class Net(nn.Module):
         return self.visual(images), self.audio(sounds)
 
 
+def positives_of_classes(count):
+    """(count, count) bool: rows with one or two positives, and a column with none."""
+    images, audios = torch.arange(count)[:, None], torch.arange(count)[None]
+    return ((images + 2 * audios) % 3 == 0) & (audios != 1)
+
+
 def evaluate(name, rows, count, dtype, wrap=lambda net: net, **more):
     """The case on these rows of a batch of `count`: value, gradients of the features, gradients of the parameters."""
     net = wrap(Net(dtype))
@@ -138,6 +170,8 @@ def evaluate(name, rows, count, dtype, wrap=lambda net: net, **more):
     outputs = net(images, sounds)
     for x in outputs:
         x.retain_grad()
+    if "-classes" in name:
+        more["positives"] = positives_of_classes(count)[rows]
     value = CASES[name](*outputs, slow, **more)
     value.backward()
     return {
@@ -160,6 +194,7 @@ def misuses(rank, alone):
     """Arguments of ez_vsl where the last process, or each of them, does something wrong."""
     visual, audio = features(2, 2)
     right = {"visual": visual, "audio": audio, "group": dist.group.WORLD}
+    matrix, silence = torch.ones(2, 2 * dist.get_world_size(), dtype=torch.bool), losses.ExtraNegatives(audio[:1])
 
     def last(**changes):
         return right | changes if rank == dist.get_world_size() - 1 else right
@@ -172,6 +207,13 @@ def misuses(rank, alone):
         "dtype": last(visual=visual.float(), audio=audio.float()),
         "gradient": last(audio=audio.clone().requires_grad_()),
         "positives": right | {"positives": torch.tensor([1, 0])},
+        "columns": right | {"positives": torch.ones(2, 2, dtype=torch.bool)},
+        "row without": {"positives": matrix} | last(positives=matrix & (torch.arange(2) < 1)[:, None]),
+        "matrix of one": last(positives=matrix),
+        "extra of one": last(extra_negatives=losses.ExtraNegatives(audio)),
+        "tokens": {"tokens": ops.TokenMean()} | right | {"audio": audio[..., None].expand(-1, -1, 2 + (rank == 1))},
+        "weight": {"extra_negatives": silence} | last(extra_negatives=losses.ExtraNegatives(audio, weight=-1.0)),
+        "number of extra": last(extra_negatives=losses.ExtraNegatives(audio, torch.ones(3, 2, dtype=torch.bool))),
         "not a member": right | {"group": alone},
     }
 
@@ -318,6 +360,13 @@ ERRORS = {
     "dtype": r"and dtypes everywhere, got on process 0 .*float64; .*process {last} images \(2, 5, 2, 3\) torch.float32",
     "gradient": r"process 0 .* audio \(2, 5\) torch.float64; .*process {last} .* torch.float64 with gradient",
     "positives": r"positives: expected none with a group, .* got \(2,\)",
+    "tokens": r"of as many tokens, .* on process 0 .* audio \(2, 5, 2\) .*on process 1 .* audio \(2, 5, 3\)",
+    "columns": r"positives: expected \(2,\) int64 or \(2, {columns}\) bool, got \(2, 2\) torch.bool",
+    "row without": r"positives: expected at least one in every row, none in row 1$",
+    "matrix of one": r"on process {last} images \(2, 5, 2, 3\) .*, positives \(2, {columns}\) torch.bool",
+    "extra of one": r"on process {last} images .*, extra_negatives.audio \(2, 5\) .*, extra_negatives.weight \(2,\)",
+    "number of extra": r"on process {last} images .*, extra_negatives.audio \(2, 5\) .*extra_negatives.mask \(3, 2\)",
+    "weight": r"extra_negatives.weight: expected > 0, got -1.0$",
 }
 
 
@@ -325,7 +374,9 @@ ERRORS = {
 def test_distributed_error_on_every_process(name, processes):
     _, found = processes
     for one in found:
-        assert re.search(ERRORS[name].format(last=len(found) - 1), one["errors"][name]), one["errors"][name]
+        assert re.search(ERRORS[name].format(last=len(found) - 1, columns=2 * len(found)), one["errors"][name]), one[
+            "errors"
+        ][name]
 
 
 def test_distributed_group_of_others(processes):

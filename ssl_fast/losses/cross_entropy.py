@@ -1,20 +1,35 @@
 """Cross-entropy of pooled scores against audio or images as negatives, in the batch of one process or of several."""
 
+import contextlib
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ..distributed import JoinedBatch
+from ..distributed import JoinedBatch, together
 from ..ops.checks import check_tensor
 from ..ops.tokens import TokenPooling
+from .extra import ExtraColumns, ExtraNegatives, check_extra
 
 
 def check_tau(tau: float) -> None:
     if not tau > 0:
         raise ValueError(f"tau: expected > 0, got {tau}")
+
+
+def several(positives: Tensor | None) -> TypeGuard[Tensor]:
+    """True of a matrix (N, M) bool, whose rows may have more than one positive."""
+    return isinstance(positives, Tensor) and positives.dtype == torch.bool
+
+
+def check_one_positive(positives: Tensor | None, why: str) -> None:
+    """ValueError for a matrix, in a loss whose terms are of *the* pair."""
+    if several(positives):
+        raise ValueError(f"positives: expected (N,) int64 {why}, got {tuple(positives.shape)} torch.bool")
 
 
 def check_positives(rows: int, columns: int, positives: Tensor | None, device: torch.device) -> None:
@@ -25,40 +40,87 @@ def check_positives(rows: int, columns: int, positives: Tensor | None, device: t
             raise ValueError(f"positives: required where there are {rows} images and {columns} audios, got None")
         return
     if not isinstance(positives, Tensor):
-        raise TypeError(f"positives: expected a tensor ({rows},) of int64, got {type(positives).__name__}")
-    if positives.dtype != torch.int64 or positives.shape != (rows,):
-        raise ValueError(f"positives: expected ({rows},) int64, got {tuple(positives.shape)} {positives.dtype}")
+        raise TypeError(
+            f"positives: expected a tensor ({rows},) of int64 or ({rows}, {columns}) of bool, "
+            f"got {type(positives).__name__}"
+        )
+    shapes = {torch.int64: (rows,), torch.bool: (rows, columns)}
+    if positives.shape != shapes.get(positives.dtype):
+        raise ValueError(
+            f"positives: expected ({rows},) int64 or ({rows}, {columns}) bool, "
+            f"got {tuple(positives.shape)} {positives.dtype}"
+        )
     if positives.device != device:
         raise ValueError(f"positives: expected device {device}, got {positives.device}")
-    if not torch.compiler.is_compiling():  # costs a synchronisation, and would break the graph
-        low, high = (int(x) for x in torch.aminmax(positives))
-        if low < 0 or high >= columns:
-            raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
+    if torch.compiler.is_compiling():  # costs a synchronisation, and would break the graph
+        return
+    if several(positives):
+        without = (~positives.any(1)).nonzero().flatten().tolist()
+        if without:
+            raise ValueError(f"positives: expected at least one in every row, none in row {without[0]}")
+        return
+    low, high = (int(x) for x in torch.aminmax(positives))
+    if low < 0 or high >= columns:
+        raise ValueError(f"positives: expected columns in [0, {columns}), got values in [{low}, {high}]")
 
 
-def join(group, positives: Tensor | None, images: Tensor, name: str = "visual", /, **audios: Tensor) -> tuple:
-    """The batch of all processes, the positives in it of the own images (N,), and each of the audios (M, C) of all.
+def join(
+    group,
+    positives: Tensor | None,
+    extra: ExtraNegatives | None,
+    images: Tensor,
+    name: str = "visual",
+    like: Mapping[str, Tensor] | None = None,
+    /,
+    **audios: Tensor,
+) -> tuple:
+    """The batch of all processes, the positives in it of the own images (N,) or (N, M), the extra negatives of all, and
+    each of the audios (M, C) of all.
 
-    TypeError, naming the argument, where one is no tensor. With a group: ValueError where positives are given.
+    like: the features that `extra` has the parts of (default: audios). TypeError, naming the argument, where one is no
+    tensor. ValueError with a group where positives are indices, and for extra negatives that do not fit.
     """
     for argument, x in ((name, images), *audios.items()):
         check_tensor(argument, x)
+    if not (extra is None or isinstance(extra, ExtraNegatives)):
+        raise TypeError(f"extra_negatives: expected losses.ExtraNegatives, got {type(extra).__name__}")
+    like = audios if like is None else like
+    further = {} if extra is None else extra.tensors(like)
+    rows = {}
     if group is not None and positives is not None:
-        raise ValueError(
-            "positives: expected none with a group, where audio n of a process is the positive of its "
-            f"image n, got {tuple(positives.shape)}"
-        )
-    batch = JoinedBatch(group, images, **audios)
-    if group is not None:
+        if not several(positives):
+            got = tuple(positives.shape) if isinstance(positives, Tensor) else type(positives).__name__
+            raise ValueError(
+                "positives: expected none with a group, where audio n of a process is the positive of its image n, or "
+                f"a bool matrix of the own images and the audios of all processes, got {got}"
+            )
+        rows["positives"] = positives
+    batch = JoinedBatch(group, images, further, **rows, **audios)
+    # what one process finds wrong in its values, all have to know of: they would wait for it
+    with together(group) if group is not None and (rows or further) else contextlib.nullcontext():
+        if rows:
+            check_positives(batch.rows, batch.size, positives, images.device)
+        if further:
+            check_extra(further, like)
+    if group is not None and positives is None:
         positives = torch.arange(batch.first, batch.first + batch.rows, device=images.device)
-    return batch, positives, *(batch.gather(audio) for audio in audios.values())
+    columns = ExtraColumns()
+    if further:
+        every = {argument: batch.gather(x, extra=True) for argument, x in further.items()}
+        parts = tuple(every.values())[: len(like)]
+        columns = ExtraColumns(parts, every.get("extra_negatives.mask"), every["extra_negatives.weight"])
+    return batch, positives, columns, *(batch.gather(audio) for audio in audios.values())
 
 
-def gather_tokens(batch: JoinedBatch, tokens: TokenPooling | None, copies: int = 1) -> TokenPooling | None:
-    """The pooling of the audio tokens of all processes, `copies` of the batch one after the other."""
-    if tokens is None or tokens.mask is None:
+def gather_tokens(
+    batch: JoinedBatch, tokens: TokenPooling | None, extra: ExtraColumns, audio: Tensor, copies: int = 1
+) -> TokenPooling | None:
+    """The pooling of the audio tokens of all processes, `copies` of the batch one after the other, and of the extra
+    negatives; audio (M, C, T) is that of all of them."""
+    if tokens is None or audio.dim() != 3:
         return tokens
-    return replace(tokens, mask=batch.gather(tokens.mask).repeat(copies, 1))
+    mask = None if tokens.mask is None else batch.gather(tokens.mask).repeat(copies, 1)
+    return replace(tokens, mask=extra.masks("tokens.mask", mask, audio))
 
 
 def own(x: Tensor, positives: Tensor | None, dim: int = 0) -> Tensor:
@@ -90,46 +152,63 @@ def cross_entropy(
     """CE((scores - margin at the positives) / tau, positives), scores (N, K) of this process against its columns.
 
     Negatives are the other columns of a row, or with `down` the other rows of the column of a positive, those of all
-    processes; there at least two. `repeat`: one more negative of each row, its positive times this. `positive`: (N, 1),
-    in place of the scores at the positives. As log(1 + sum over the others of exp(gap)): a well-separated
-    batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits that are left after
-    subtracting two large numbers.
+    processes; there at least two. positives (N, M <= K) bool: of a row, or with `down` of a column, the exponentials of
+    all its positives are summed; a column without any has no loss. `repeat`: one more negative of each row, its
+    positive times this. `positive`: (N, 1), in place of the scores at the positives. As log(1 + sum over the others of
+    exp(gap)): a well-separated batch has a loss near 0, of which the usual logsumexp(z) - z[y] keeps only the digits
+    that are left after subtracting two large numbers.
     """
-    targets = target_columns(positives, scores)
-    positive = scores.gather(1, targets) if positive is None else positive
-    if down:
-        positive = batch.gather(positive).t()
-    gaps = (scores - positive + margin) / tau
-    if repeat is None:
-        gaps = gaps.scatter(1, targets, float("-inf"))
+    queries = None
+    if several(positives):
+        lowest = torch.finfo(scores.dtype).min  # of -inf throughout a row or column, exp(x - max) is NaN
+        chosen = F.pad(positives, (0, scores.shape[1] - positives.shape[1]))
+        among = scores.masked_fill(~chosen, lowest)
+        # the maximum is taken out before the division: of one positive, this is its score, bit for bit
+        best = batch.amax(among) if down else among.detach().amax(1, keepdim=True)
+        below = (among - best) / tau
+        positive = best + tau * (batch.logsumexp(below) if down else below.logsumexp(1, keepdim=True))
+        gaps = ((scores - positive + margin) / tau).masked_fill(chosen, lowest)
+        if down:
+            queries = batch.amax(chosen.to(scores.dtype)) > 0
+            gaps = gaps.masked_fill(~queries, lowest)
     else:
-        gaps = gaps.scatter(1, targets, (repeat * positive - positive + margin) / tau)
-    others = own(batch.logsumexp(gaps), positives) if down else gaps.logsumexp(1)
-    return batch.mean(torch.logaddexp(others, torch.zeros_like(others)))
+        targets = target_columns(positives, scores)
+        positive = scores.gather(1, targets) if positive is None else positive
+        if down:
+            positive = batch.gather(positive).t()
+        gaps = (scores - positive + margin) / tau
+        again = float("-inf") if repeat is None else (repeat * positive - positive + margin) / tau
+        gaps = gaps.scatter(1, targets, again)
+    others = batch.logsumexp(gaps) if down else gaps.logsumexp(1)
+    if down and queries is None:
+        others = own(others, positives)
+    losses = torch.logaddexp(others, torch.zeros_like(others))
+    return batch.mean(losses) if queries is None else losses.sum() / queries.sum()
 
 
 def contrast(
     batch: JoinedBatch,
     scores: Tensor,
     positives: Tensor | None,
+    extra: ExtraColumns,
     negatives: str,
     tau: float = 1.0,
     margin: float = 0.0,
     **options,
 ) -> Tensor:
-    """Cross-entropy of scores (N, M) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    options: of `cross_entropy`."""
-    rows, columns = scores.shape
-    check_positives(rows, columns, positives, scores.device)
+    """Cross-entropy of scores (N, M + K) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
+    The last K columns, of the extra negatives, are those of rows only. options: of `cross_entropy`."""
+    pairs = extra.without(scores, 1)
+    check_positives(pairs.shape[0], pairs.shape[1], positives, scores.device)
     terms = []
     if negatives != "image":
-        if columns < 2:
+        if scores.shape[1] < 2:
             raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, **options))
+        terms.append(cross_entropy(batch, extra.weigh(scores, tau), positives, tau, margin, **options))
     if negatives != "audio":
         if batch.size < 2:
             raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
-        if batch.group is None:  # some columns may be nobody's positive
-            scores, positives = own(scores, positives, 1), None
-        terms.append(cross_entropy(batch, scores, positives, tau, margin, down=True, **options))
+        if batch.group is None and not several(positives):  # some columns may be nobody's positive
+            pairs, positives = own(pairs, positives, 1), None
+        terms.append(cross_entropy(batch, pairs, positives, tau, margin, down=True, **options))
     return total(terms)

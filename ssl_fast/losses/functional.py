@@ -1,6 +1,7 @@
 """The losses as functions; the package's docstring says what they share."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
 from ..ops.tokens import TokenPooling
 from .cross_entropy import (
+    check_one_positive,
     check_positives,
     check_tau,
     contrast,
@@ -26,6 +28,7 @@ from .cross_entropy import (
     target_columns,
     total,
 )
+from .extra import ExtraNegatives, check_extra
 from .options import check_choice, options_of
 from .scores import blend, clip_vectors, direction, pooled
 
@@ -78,6 +81,14 @@ def _projections(
     return list(projected_visuals), list(projected_audios)
 
 
+def _project_extra(extra: ExtraNegatives, audio: Tensor, project: Callable[[Tensor], Tensor]) -> ExtraNegatives:
+    """Extra negatives with their projections."""
+    tensors = extra.tensors({"audio": audio})
+    check_extra(tensors, {"audio": audio})  # before the projection meets another shape
+    sounds = tensors["extra_negatives.audio"]
+    return replace(extra, audio=(sounds, project(clip_vectors(sounds, ops.TokenMean(extra.mask)))))
+
+
 def _cosines(x: Tensor, y: Tensor) -> Tensor:
     """All cosines of x (N, D) and y (M, D) -> (N, M), never in reduced precision."""
     with without_autocast(x):
@@ -99,6 +110,7 @@ def ssl_align(
     projected_audios: Sequence[Tensor] | None = None,
     tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
     return_terms: bool = False,
@@ -116,6 +128,8 @@ def ssl_align(
     project_visual, project_audio: p_V (N, C) -> (N, D), p_A (M, C) -> (M, D); without them there is no s_A. p_A gets
         the mean over tokens. Where the projections are made elsewhere, `projected_visuals` and `projected_audios` take
         their results instead, one (N, D) and one (M, D) for each view.
+    extra_negatives: the same for all audio views; with `projected_audios` a pair, `audio` (K, C) and its projection
+        (K, D), which p_A otherwise makes.
     return_terms: also a dict of "localization" and "alignment" (0 without projections), both detached.
     """
     check_tau(tau)
@@ -124,24 +138,30 @@ def ssl_align(
     projected = _projections(visuals, clips, project_visual, project_audio, projected_visuals, projected_audios)
     projected = projected if alignment else None
     negatives, weight = direction(symmetric)
-    every = {f"audio view {number}": audio for number, audio in enumerate(audios)}
+    every, like = {f"audio view {number}": audio for number, audio in enumerate(audios)}, {"audio": audios[0]}
     if projected:
         every |= {f"projected audio view {number}": audio for number, audio in enumerate(projected[1])}
-    batch, positives, *every = join(group, positives, visuals[0], "visuals[0]", **every)
+        like["projected"] = projected[1][0]
+        if isinstance(extra_negatives, ExtraNegatives) and project_audio is not None:
+            extra_negatives = _project_extra(extra_negatives, audios[0], project_audio)
+    batch, positives, extra, *every = join(group, positives, extra_negatives, visuals[0], "visuals[0]", like, **every)
     # all audio views at once: one pass over each visual view
-    every_audio, every_projected = torch.cat(every[: len(audios)]), every[len(audios) :]
-    tokens = gather_tokens(batch, tokens, len(audios))
+    every_audio, every_projected = extra.behind(torch.cat(every[: len(audios)])), every[len(audios) :]
+    tokens = gather_tokens(batch, tokens, extra, every_audio, len(audios))
 
     def over_audio_views(scores: Tensor) -> Tensor:
-        blocks = scores.chunk(len(audios), 1)
-        return total(contrast(batch, block, positives, negatives, tau) for block in blocks) * weight
+        blocks = extra.without(scores, 1).chunk(len(audios), 1)
+        if extra.count:
+            blocks = [torch.cat([block, scores[:, -extra.count :]], 1) for block in blocks]
+        return total(contrast(batch, block, positives, extra, negatives, tau) for block in blocks) * weight
 
     localization = total(
         over_audio_views(pooled(v, every_audio, pooling, mean_weight, backend, tokens)) for v in visuals
     )
     aligned = torch.zeros_like(localization)
     if projected:
-        aligned = total(over_audio_views(_cosines(v, torch.cat(every_projected))) for v in projected[0])
+        every_projected = extra.behind(torch.cat(every_projected), 1)
+        aligned = total(over_audio_views(_cosines(v, every_projected)) for v in projected[0])
     loss = localization + aligned
     if return_terms:
         return loss, {"localization": localization.detach(), "alignment": aligned.detach()}
@@ -160,6 +180,7 @@ def margin_nce(
     mean_weight: float = 0.0,
     tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -170,11 +191,12 @@ def margin_nce(
     Negatives are audio as in the paper; `symmetric` averages both directions.
     """
     check_tau(tau)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    tokens = gather_tokens(batch, tokens)
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    audio = extra.behind(audio)
+    tokens = gather_tokens(batch, tokens, extra, audio)
     scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
     negatives, weight = direction(symmetric)
-    return contrast(batch, scores, positives, negatives, tau, margin) * weight
+    return contrast(batch, scores, positives, extra, negatives, tau, margin) * weight
 
 
 def lvs(
@@ -191,6 +213,7 @@ def lvs(
     margin: float = 0.0,
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -204,12 +227,18 @@ def lvs(
     diagonal: "excluded", positives are no negatives; "released", as the released program does, each is one of its own
         negatives, times -99: at S = .5 that is nothing, at .001 a quarter of a negative, at -.05 a logit of +71.
     That program divides 0 by 0 where a whole map exceeds .9; here the background weights are normalised as logarithms.
+    positives: a matrix without hard_negative only, which is the background of *the* pair, and not with "released".
     """
-    batch, positives, audio = join(group, positives, visual, audio=audio)
+    if hard_negative:
+        check_one_positive(positives, "with hard_negative, the background of the map of one pair")
+    if diagonal == "released":
+        check_one_positive(positives, "with diagonal='released'")
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
     return _lvs(
         batch,
         visual,
-        audio,
+        extra.behind(audio),
+        extra,
         epsilon=epsilon,
         epsilon_negative=epsilon_negative,
         beta=beta,
@@ -229,6 +258,7 @@ def _lvs(
     batch,
     visual,
     audio,
+    extra,
     *,
     epsilon,
     epsilon_negative,
@@ -250,18 +280,18 @@ def _lvs(
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
         scores = pooled(visual, audio, pooling, mean_weight, backend)
-        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
+        return contrast(batch, scores, positives, extra, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
     check_pair(visual, audio)
-    check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
+    check_positives(visual.shape[0], audio.shape[0] - extra.count, positives, visual.device)
     columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
     scores = blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
-        return contrast(batch, scores, positives, "audio", tau, margin, repeat=repeat), maps
+        return contrast(batch, scores, positives, extra, "audio", tau, margin, repeat=repeat), maps
     cells = maps.flatten(1)
     weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
     background = (weight * cells).sum(1, keepdim=True)
-    scores = torch.cat([scores, background], 1)
+    scores = torch.cat([extra.weigh(scores, tau), background], 1)
     return cross_entropy(batch, scores, positives, tau, margin, repeat=repeat), maps
 
 
@@ -274,6 +304,7 @@ def ez_vsl(
     mean_weight: float = 0.0,
     tokens: TokenPooling | None = None,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -284,10 +315,11 @@ def ez_vsl(
     The two directions are added, as released. The margin is subtracted from the positives of both.
     """
     check_tau(tau)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    tokens = gather_tokens(batch, tokens)
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    audio = extra.behind(audio)
+    tokens = gather_tokens(batch, tokens, extra, audio)
     scores = pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
-    return contrast(batch, scores, positives, "both", tau, margin)
+    return contrast(batch, scores, positives, extra, "both", tau, margin)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -321,6 +353,7 @@ def slavc(
     reduce: Literal["sum", "max"] = "sum",
     negatives: Literal["audio", "image", "both"] = "audio",
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -335,24 +368,35 @@ def slavc(
     reduce: "sum" as released, "max" as in the paper.
     negatives: the denominators run over "audio" for a fixed image as released, over "image" for a fixed audio as in the
         paper's eq. 4, or "both" (their mean). The softmax of avc runs over audio in all of them (eq. 2).
+    extra_negatives: `audio` is (loc, avc), with momentum (loc, avc, loc', avc'). They are among the j of the softmax,
+        whatever their weight is: that multiplies their q in the denominator over audio.
     """
     check_tau(tau)
     check_choice("reduce", reduce, slavc)
     check_choice("negatives", negatives, slavc)
     if momentum is not None:
         _check_momentum(momentum, (visual_loc, visual_avc, audio_loc, audio_avc))
-    batch, positives, *audios = join(
-        group, positives, visual_loc, "visual_loc", audio_loc=audio_loc, audio_avc=audio_avc
+    like = {"audio_loc": audio_loc, "audio_avc": audio_avc}
+    if momentum is not None:
+        like |= {"momentum audio_loc": momentum[2], "momentum audio_avc": momentum[3]}
+    batch, positives, extra, *audios = join(
+        group, positives, extra_negatives, visual_loc, "visual_loc", like, audio_loc=audio_loc, audio_avc=audio_avc
     )
+    for name, part in list(zip(like, extra.parts))[2:]:
+        if part.requires_grad:
+            raise ValueError(f"extra_negatives.audio of {name}: expected no gradient, got requires_grad=True")
+    audios += [] if momentum is None else map(batch.gather, momentum[2:])
+    audios = [extra.behind(audio, part) for part, audio in enumerate(audios)]
     terms = [(visual_loc, visual_avc, *audios)]
     if momentum is not None:
-        terms = [(visual_loc, visual_avc, *map(batch.gather, momentum[2:])), (*momentum[:2], *audios)]
+        terms = [(visual_loc, visual_avc, *audios[2:]), (*momentum[:2], *audios[:2])]
     weight = 0.5 if negatives == "both" else 1.0
     return total(
         contrast(
             batch,
             ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),
             positives,
+            extra,
             negatives,
         )
         * weight
@@ -378,6 +422,7 @@ def fnac(
     weights: tuple[float, float, float] = (100.0, 100.0, 100.0),
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
     return_terms: bool = False,
@@ -390,16 +435,20 @@ def fnac(
     a: unit audio; b: mean over cells of the unit visual vectors; f: the same over all cells after those at or below
     `threshold` of the min-max scaled positive map are set to 0. b and f are not normalised again. The released program
     trains its first epochs (3 to 5) without the L1 terms: weights=(0, 0, 0). The L1 terms compare images with images,
-    so with `positives` they see only the N pairs themselves, where ez_vsl sees all M audios; with `group`, all pairs.
+    so with `positives` they see only the N pairs themselves, where ez_vsl sees all M audios; with `group`, all pairs;
+    extra negatives are in ez_vsl alone, and a matrix of positives needs weights=(0, 0, 0).
     return_terms: also a dict of "nce", "fns1", "tns", "fns2", unweighted, with gradient.
     """
     check_tau(tau)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = pooled(visual, audio, ops.Max(), mean_weight, backend)
-    nce = contrast(batch, scores, positives, "both", tau)
-    if not any(weights) and not return_terms:
+    without_l1 = not any(weights) and not return_terms
+    if not without_l1:
+        check_one_positive(positives, "with L1 terms, whose matrices are of pairs")
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    scores = pooled(visual, extra.behind(audio), ops.Max(), mean_weight, backend)
+    nce = contrast(batch, scores, positives, extra, "both", tau)
+    if without_l1:
         return nce
-    audio = own(audio, positives)
+    audio, scores = own(audio, positives), extra.without(scores, 1)
     if group is None:
         scores, positives = own(scores, positives, 1), None
     with torch.no_grad():
@@ -431,6 +480,7 @@ def ssl_tie(
     detach_map: bool = False,
     distance: Literal["mse", "l1"] = "mse",
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
     return_terms: bool = False,
@@ -444,6 +494,7 @@ def ssl_tie(
     (N, 1, h, w) -> (N, 1, h', w'). detach_map: no gradient through T(A(x, s)) (the released option heatmap_no_grad).
     distance: "mse" as above, or "l1", the mean absolute difference (the released option equi_loss_type l1loss).
     lvs_options: keyword options of `lvs`.
+    extra_negatives: of both contrasts. positives: no matrix, as each image has one map to compare.
     return_terms: also a dict of "contrast", "contrast_transformed" and "equivariance" (unweighted), detached.
     """
     if unknown := sorted(lvs_options.keys() - _LVS_DEFAULTS.keys()):
@@ -451,9 +502,12 @@ def ssl_tie(
     check_choice("distance", distance, ssl_tie)
     options = _LVS_DEFAULTS | lvs_options
     check_tensor("transformed_visual", transformed_visual)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
+    check_one_positive(positives, "of which ssl_tie compares the maps")
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
     (plain, maps), (transformed, maps_transformed) = (
-        _lvs(batch, features, audio, **options, positives=positives, backend=backend, need_map=True)
+        _lvs(
+            batch, features, extra.behind(audio), extra, **options, positives=positives, backend=backend, need_map=True
+        )
         for features in (visual, transformed_visual)
     )
     target = transform((maps.detach() if detach_map else maps)[:, None])
@@ -472,5 +526,5 @@ def ssl_tie(
     return loss
 
 
-LVS_PER_CALL = ("positives", "group", "backend")  # what ssl_tie does not hand on to lvs as an option
+LVS_PER_CALL = ("positives", "extra_negatives", "group", "backend")  # what ssl_tie does not hand on to lvs as an option
 _LVS_DEFAULTS = options_of(lvs, {}, LVS_PER_CALL)

@@ -25,7 +25,13 @@ class Loss(nn.Module):
     """
 
     function: Callable
-    per_call = ("positives", "momentum", "group", "tokens")  # a group cannot be copied or pickled with a module
+    per_call = (
+        "positives",
+        "extra_negatives",
+        "momentum",
+        "group",
+        "tokens",
+    )  # a group cannot be copied or pickled with a module
 
     def __init_subclass__(cls, function: Callable, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -53,7 +59,7 @@ class Loss(nn.Module):
 class SSLAlign(Loss, function=ssl_align):
     """project_visual, project_audio: projection layers (modules become children), or None."""
 
-    per_call = ("positives", "group", "tokens", "projected_visuals", "projected_audios")
+    per_call = ("positives", "extra_negatives", "group", "tokens", "projected_visuals", "projected_audios")
 
     def __init__(self, project_visual: Callable | None = None, project_audio: Callable | None = None, **options):
         super().__init__(**options)
@@ -100,7 +106,7 @@ class DenseAV(Loss, function=dense_av):
         clip without another are 0) and the silence regulariser is of; generator: of `negative_pressure`.
     """
 
-    per_call = ("positives", "group", "tokens", "bias", "scale")
+    per_call = ("positives", "extra_negatives", "group", "tokens", "bias", "scale")
     regularisers = ("negative_pressure", "silence", "total_variation", "head_specialization")
 
     def __init__(self, scale: float = 1.0, **options):
@@ -144,7 +150,7 @@ class DenseAV(Loss, function=dense_av):
 
 
 class LateInteraction(Loss, function=late_interaction):
-    per_call = ("positives", "group", "visual_mask", "audio_mask")
+    per_call = ("positives", "extra_negatives", "group", "visual_mask", "audio_mask")
 
 
 class SSLTIE(Loss, function=ssl_tie):

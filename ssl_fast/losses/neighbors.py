@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import ops
 from ..ops.checks import check_tensor
-from .cross_entropy import check_positives, check_tau, contrast, join, own, target_columns
+from .cross_entropy import check_one_positive, check_positives, check_tau, contrast, join, own, target_columns
+from .extra import ExtraNegatives
 from .options import check_choice
 from .scores import direction, pooled
 
@@ -26,6 +27,7 @@ def hard_positives(
     symmetric: bool = False,
     mean_weight: float = 0.0,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -41,6 +43,7 @@ def hard_positives(
         for each negative as in LVS's program, four cosines of 1 against one make the sum's best net a collapsed one;
         "logsumexp", tau log sum exp(S / tau): the sum over positives in the numerator of MIL-NCE.
     symmetric: the mean with the same over S(v_j, a_i), against other images.
+    positives: no matrix, as the similar samples are those of one pair; extra negatives are among the j.
     """
     check_tau(tau)
     check_choice("combine", combine, hard_positives)
@@ -53,9 +56,10 @@ def hard_positives(
             shape = f"({rows}, C, h, w)" if dims == 4 else f"({rows}, C)"
             raise ValueError(f"{name}: expected {shape}, one of each image, got {tuple(similar.shape)}")
     pooling = ops.SoftThreshold(epsilon, beta)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    scores = pooled(visual, audio, pooling, mean_weight, backend)
-    check_positives(rows, scores.shape[1], positives, scores.device)
+    check_one_positive(positives, "beside the similar samples, which are those of one pair")
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    scores = pooled(visual, extra.behind(audio), pooling, mean_weight, backend)
+    check_positives(rows, len(audio), positives, scores.device)
     pairs = (visual, similar_audio), (similar_visual, own(audio, positives)), (similar_visual, similar_audio)
     maps = [ops.cosine_map(*pair, backend=backend).flatten(1) for pair in pairs]
     paired = [torch.lerp(pooling.reference(cells), cells.mean(1), mean_weight) for cells in maps]
@@ -65,4 +69,4 @@ def hard_positives(
     else:
         positive = four.sum(1, keepdim=True) / (4 if combine == "mean" else 1)
     negatives, weight = direction(symmetric)
-    return contrast(batch, scores, positives, negatives, tau, margin, positive=positive) * weight
+    return contrast(batch, scores, positives, extra, negatives, tau, margin, positive=positive) * weight

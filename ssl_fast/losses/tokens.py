@@ -11,6 +11,7 @@ from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.tokens import TokenPooling
 from .cross_entropy import check_tau, contrast, gather_tokens, join
+from .extra import ExtraNegatives
 from .options import check_choice
 
 
@@ -34,6 +35,7 @@ def dense_av(
     mean_weight: float = 0.0,
     bias: Tensor | None = None,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -49,13 +51,15 @@ def dense_av(
     paired: S is half of this and half of the mean over cells of the maximum over tokens, whatever `pooling` is; of
         `tokens` only the mask counts.
     mean_weight: that of scores of the mean over the cells, whose heads are pooled after it; DenseAV has none.
-    bias: (N, M) or (N, M, heads), products of class tokens. Others as in `ops.pooled_similarity`.
+    bias: (N, M) or (N, M, heads), products of class tokens; with K extra negatives of M + K clips. Others as in
+        `ops.pooled_similarity`.
     """
     _check_clips(audio)
     check_choice("head_pooling", head_pooling, dense_av)
     if bias is not None and group is not None:
         raise ValueError("bias: expected none with a group, whose other clips it knows nothing of")
-    batch, positives, audio = join(group, positives, visual, audio=audio)
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    audio = extra.behind(audio)
     options = {
         "heads": heads,
         "head_pooling": head_pooling,
@@ -64,7 +68,7 @@ def dense_av(
         "bias": bias,
         "backend": backend,
     }
-    gathered = gather_tokens(batch, tokens)
+    gathered = gather_tokens(batch, tokens, extra, audio)
     if paired:
         by_token, by_cell = ops.late_interaction(
             visual, audio, audio_mask=None if gathered is None else gathered.mask, **options
@@ -78,7 +82,7 @@ def dense_av(
         options["normalize"] = False
         of_mean = ops.pooled_similarity(cells.mean((2, 3), keepdim=True), sounds, ops.Max(), tokens=gathered, **options)
         scores = (1 - mean_weight) * scores + mean_weight * of_mean
-    return contrast(batch, scores * scale, positives, "both") / 2
+    return contrast(batch, scores * scale, positives, extra, "both") / 2
 
 
 def late_interaction(
@@ -89,6 +93,7 @@ def late_interaction(
     visual_mask: Tensor | None = None,
     audio_mask: Tensor | None = None,
     positives: Tensor | None = None,
+    extra_negatives: ExtraNegatives | None = None,
     group=None,
     backend: str = "auto",
 ) -> Tensor:
@@ -97,15 +102,16 @@ def late_interaction(
         L = (CE(by_cell / tau, positives) + CE(by_token^T / tau, positives)) / 2          of `ops.late_interaction`
 
     ICLR 2022, eq. 1-5, there of images and text. visual (N, C, h, w), audio (M, C, T). visual_mask (N, h, w),
-    audio_mask (M, T) bool: the cells and tokens that count.
+    audio_mask (M, T) bool: the cells and tokens that count. Extra negatives are in the first term.
     """
     _check_clips(audio)
     check_tau(tau)
-    batch, positives, audio = join(group, positives, visual, audio=audio)
-    mask = None if audio_mask is None else batch.gather(audio_mask)
+    batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
+    audio = extra.behind(audio)
+    mask = extra.masks("audio_mask", None if audio_mask is None else batch.gather(audio_mask), audio)
     by_token, by_cell = ops.late_interaction(visual, audio, visual_mask=visual_mask, audio_mask=mask, backend=backend)
-    down = contrast(batch, by_token, positives, "image", tau)
-    return (contrast(batch, by_cell, positives, "audio", tau) + down) / 2
+    down = contrast(batch, by_token, positives, extra, "image", tau)
+    return (contrast(batch, by_cell, positives, extra, "audio", tau) + down) / 2
 
 
 # ---------------------------------------------------------------------------------------------------------------------
