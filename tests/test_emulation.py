@@ -171,6 +171,25 @@ def test_emulation_of_cells_that_do_not_fit_shared_memory(name, dtype, emulated)
 
 
 @pytest.mark.grid
+@pytest.mark.parametrize("name", ["mean", "masked-mean"])
+@dtypes(*DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels-last", "offset"])
+def test_emulation_of_means_of_images_in_shared_memory(name, dtype, layout, emulated):
+    """Copied there, from whatever address, or read twice where they do not fit: the same sums in the same order."""
+    shape = Shape(3, 5, 135, 5, 9)
+    op, features = features_of(name, shape, dtype, layout)
+    extra = extra_for(shape)
+    assert_accurate(op, features, extra)
+    once = evaluate(op, features, extra)
+    emulated.set_device(3, 9 * 2**10)  # sums of float64 take 8.25 KiB
+    try:
+        twice = evaluate(op, features, extra)
+    finally:
+        emulated.set_device(3, 99 * 2**10)
+    assert all(map(torch.equal, once.tensors(), twice.tensors()))
+
+
+@pytest.mark.grid
 @pytest.mark.parametrize("name", ["soft-threshold", "max", "product-sum-audio"])
 @dtypes(torch.bfloat16, torch.float32)
 @pytest.mark.parametrize("shape", [Shape(2, 150, 512, 14, 14), Shape(9, 70, 512, 7, 7), Shape(2, 200, 256, 14, 15)])
