@@ -66,13 +66,13 @@ inline void bind(py::module_ m) {
 
   m.def(
       "good_chunk",
-      [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t k_blocks, int64_t most) {
+      [](DType dtype, bool tf32, int64_t audios, int64_t cells, int64_t k_blocks, int64_t most, int spaces) {
         PairsParams p{};
         p.dtype = dtype, p.tf32 = tf32, p.audios = audios, p.cells = cells, p.k_blocks = k_blocks;
-        return good_chunk(p, most);
+        return good_chunk(p, most, spaces);
       },
       py::kw_only(), py::arg("dtype"), py::arg("tf32"), py::arg("audios"), py::arg("cells"), py::arg("k_blocks"),
-      py::arg("most"));
+      py::arg("most"), py::arg("spaces"));
 
   m.def(
       "plan",
@@ -135,11 +135,24 @@ inline void bind(py::module_ m) {
       py::arg("stream") = 0);
   m.def(
       "alphas",
-      [=](const PairBuffers& pairs, Buffer out, Stream stream) {
-        need_cells(pairs, true);
-        check("alphas", alphas(pairs.params, need("out", out, pairs.matrix), stream_of(stream)));
+      [=](const std::vector<PairBuffers>& spaces, const std::vector<Buffer>& out, Stream stream) {
+        if (spaces.empty() || spaces.size() > kMostSpaces || out.size() != spaces.size())
+          throw std::invalid_argument("alphas: expected 1 or 2 spaces and as many matrices, got " +
+                                      std::to_string(spaces.size()) + " and " + std::to_string(out.size()));
+        auto sizes = [](const PairsParams& p) {
+          return std::make_tuple(p.dtype, p.tf32, p.audios, p.images, p.cells, p.k_blocks);
+        };
+        PairsParams pairs[kMostSpaces];
+        void* matrices[kMostSpaces];
+        for (size_t i = 0; i < spaces.size(); ++i) {
+          need_cells(spaces[i], true);
+          if (sizes(spaces[i].params) != sizes(spaces[0].params))
+            throw std::invalid_argument("alphas: expected spaces of the same sizes");
+          pairs[i] = spaces[i].params, matrices[i] = need("out", out[i], spaces[i].matrix);
+        }
+        check("alphas", alphas(pairs, matrices, int(spaces.size()), stream_of(stream)));
       },
-      py::arg("pairs"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
+      py::arg("spaces"), py::kw_only(), py::arg("out"), py::arg("stream") = 0);
 
   // bytes of gradients of `count` packed rows
   auto gradient_bytes = [](int64_t count, DType dtype, int64_t k_blocks, bool real) {
@@ -189,26 +202,38 @@ inline void bind(py::module_ m) {
                        bool tf32) { return pack_params(shape, k_blocks, features, packed, inverse_norm, tf32, true); }),
           py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
           py::arg("inverse_norm"), py::arg("tf32") = false);
+  py::class_<UnpackParams>(m, "Unpack", py::module_local())
+      .def(py::init([=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm,
+                        Buffer gradient, bool real_gradient, Buffer scale) {
+             const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, k_blocks, real_gradient);
+             return UnpackParams{pack_params(shape, k_blocks, features, packed, inverse_norm, false, false),
+                                 need("gradient", gradient, bytes), real_gradient,
+                                 need("scale", scale, real_bytes(shape.dtype), true)};
+           }),
+           py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
+           py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("scale") = py::none());
+  auto check_packed = [](const char* name, const auto& items, auto shape_of) {
+    if (items.empty() || items.size() > kMostPacked)
+      throw std::invalid_argument(std::string(name) + ": expected 1 to " + std::to_string(kMostPacked) +
+                                  " tensors, got " + std::to_string(items.size()));
+    for (const auto& item : items)
+      if (shape_of(item).dtype != shape_of(items[0]).dtype)
+        throw std::invalid_argument(std::string(name) + ": expected tensors of one dtype");
+  };
   m.def(
       "pack",
-      [=](const PackParams& pack_params, const PackParams* audios, Stream stream) {
-        if (audios && (!audios->shape.channels_last || audios->shape.dtype != pack_params.shape.dtype))
-          throw std::invalid_argument("audios: expected channels last, of the dtype of the cells");
-        check("pack", pack(pack_params, audios, stream_of(stream)));
+      [=](const std::vector<PackParams>& features, Stream stream) {
+        check_packed("pack", features, [](const PackParams& p) { return p.shape; });
+        check("pack", pack(features.data(), int(features.size()), stream_of(stream)));
       },
-      py::arg("pack"), py::kw_only(), py::arg("audios") = py::none(), py::arg("stream") = 0);
+      py::arg("features"), py::kw_only(), py::arg("stream") = 0);
   m.def(
       "unpack",
-      [=](const Shape& shape, int64_t k_blocks, Buffer features, Buffer packed, Buffer inverse_norm, Buffer gradient,
-          bool real_gradient, Buffer scale, Stream stream) {
-        const int64_t bytes = gradient_bytes(shape.images * shape.cells, shape.dtype, k_blocks, real_gradient);
-        check("unpack", unpack(pack_params(shape, k_blocks, features, packed, inverse_norm, false, false),
-                               need("gradient", gradient, bytes), real_gradient,
-                               need("scale", scale, real_bytes(shape.dtype), true), stream_of(stream)));
+      [=](const std::vector<UnpackParams>& gradients, Stream stream) {
+        check_packed("unpack", gradients, [](const UnpackParams& p) { return p.rows.shape; });
+        check("unpack", unpack(gradients.data(), int(gradients.size()), stream_of(stream)));
       },
-      py::arg("shape"), py::kw_only(), py::arg("k_blocks"), py::arg("features"), py::arg("packed"),
-      py::arg("inverse_norm"), py::arg("gradient"), py::arg("real_gradient"), py::arg("scale") = py::none(),
-      py::arg("stream") = 0);
+      py::arg("gradients"), py::kw_only(), py::arg("stream") = 0);
 
   // A chunk of images of SLAVC's product: ProductChunk of kernels.h.
   py::class_<ProductChunk>(m, "ProductChunk", py::module_local())

@@ -9,14 +9,14 @@
 //
 //   Inputs   v (N, C, P) or, channels last, (N, P, C) and a (N, C), storage type; w, g real like out
 //   Outputs  out real: map (N, P), mean (N, C); 1 / |v| real (N, P); dv like v; da real (N, C)
-//   Block    512 threads; static shared memory for reductions. Few and large blocks, so that the second read of v
-//            hits a cache
+//   Block    512 threads; shared memory for reductions. Few and large blocks, so that the second read of v hits a cache
 //   Grid     cosine_map_kernel, visual_grad_kernel: a block for each 32 cells of an image, all channels
-//            mean_kernel, audio_grad_kernel: a block for each image
+//            mean_kernel, audio_grad_kernel: a block for each image. mean_kernel copies the image to shared memory
+//            where it fits, and so reads it once
 //
 // Loads and stores are coalesced: lanes run over cells and warps over channels, or channels last the other way round.
-#include "common.cuh"
 #include "kernels.h"
+#include "ptx.cuh"
 
 #include "../pooling.h"  // after the math functions it calls
 
@@ -31,11 +31,10 @@ struct CellTile {
   const S* values;  // of the image
   int64_t channels, cells, first;
 
+  __device__ CellTile(const Shape& s, const S* values, int64_t first)
+      : values(values), channels(s.channels), cells(s.cells), first(first) {}
   __device__ CellTile(const Shape& s, const void* visual, int64_t n, int64_t first)
-      : values(static_cast<const S*>(visual) + n * s.channels * s.cells),
-        channels(s.channels),
-        cells(s.cells),
-        first(first) {}
+      : CellTile(s, static_cast<const S*>(visual) + n * s.channels * s.cells, first) {}
   __device__ int count() const { return cells - first < kWarpSize ? int(cells - first) : kWarpSize; }
 };
 
@@ -51,11 +50,13 @@ __device__ void for_elements(const CellTile<S>& tile, F f) {
   }
 }
 
+template <class T>
+using PartialSums = T[2][kWarps][kWarpSize];  // of channel_sums
+
 // Reductions over channels for each cell of the tile: squares = sum_c v^2, products = sum_c v x[c]. Null pointers are
 // skipped.
 template <bool kChannelsLast, class T, class S, class X>
-__device__ void channel_sums(const CellTile<S>& tile, const X* x, T* squares, T* products) {
-  __shared__ T partial[2][kWarps][kWarpSize];
+__device__ void channel_sums(const CellTile<S>& tile, const X* x, T* squares, T* products, PartialSums<T>& partial) {
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   if (kChannelsLast) {
     for (int cell = warp; cell < tile.count(); cell += kWarps) {
@@ -100,10 +101,11 @@ __device__ T audio_inverse_norm(const S* audio, int64_t channels) {
 template <bool kChannelsLast, class S, class T>
 __global__ void __launch_bounds__(kThreads, 2) cosine_map_kernel(CellsParams p, unsigned blocks_per_image) {
   __shared__ T squares[kWarpSize], products[kWarpSize];
+  __shared__ PartialSums<T> partial;
   const int64_t n = blockIdx.x / blocks_per_image, first = blockIdx.x % blocks_per_image * kWarpSize;
   const CellTile<S> tile(p.shape, p.visual, n, first);
   const S* audio = static_cast<const S*>(p.audio) + n * p.shape.channels;
-  channel_sums<kChannelsLast, T>(tile, audio, squares, products);
+  channel_sums<kChannelsLast, T>(tile, audio, squares, products, partial);
   const T scale = audio_inverse_norm<T>(audio, p.shape.channels);
   const int cell = threadIdx.x;
   if (cell >= tile.count()) return;
@@ -138,22 +140,63 @@ __device__ void weighted_cell_sum(const Shape& s, const S* v, T* out, Gain gain)
   }
 }
 
+// Dynamic shared memory of mean_kernel; then, where the image is copied to it (`staged`), the gains of its cells, and
+// the image, as far from a multiple of 16 bytes as in global memory.
+template <class T>
+struct MeanScratch {
+  PartialSums<T> partial;
+  T squares[kWarpSize];
+};
+template <class T>
+__host__ __device__ int64_t image_offset(const Shape& s) {
+  return (int64_t(sizeof(MeanScratch<T>)) + s.cells * int64_t(sizeof(T)) + 15) / 16 * 16;
+}
+template <class S, class T>
+int64_t staged_bytes(const Shape& s) {
+  return image_offset<T>(s) + 16 + s.channels * s.cells * int64_t(sizeof(S));
+}
+
+// Copies `count` numbers to shared memory, from an address that may not be aligned to 16 bytes; returns where they are.
+template <class S>
+__device__ const S* stage(const S* from, int64_t count, char* shared) {
+  constexpr int kCount = 16 / sizeof(S);
+  const int skipped = int(reinterpret_cast<uintptr_t>(from) % 16 / sizeof(S));
+  S* to = reinterpret_cast<S*>(shared) + skipped;
+  const int64_t aligned = (kCount - skipped) % kCount, head = aligned < count ? aligned : count;
+  const int64_t end = head + (count - head) / kCount * kCount;
+  for (int64_t i = head + threadIdx.x * kCount; i < end; i += kThreads * kCount) cp_async_16(to + i, from + i, true);
+  cp_async_commit();
+  if (threadIdx.x < head) to[threadIdx.x] = from[threadIdx.x];
+  if (end + threadIdx.x < count) to[end + threadIdx.x] = from[end + threadIdx.x];
+  cp_async_wait<0>();
+  __syncthreads();
+  return to;
+}
+
 // First the norms of all cells of the image, then the mean.
-template <bool kChannelsLast, class S, class T>
+template <bool kChannelsLast, bool kStaged, class S, class T>
 __global__ void __launch_bounds__(kThreads, 2) mean_kernel(CellsParams p) {
-  __shared__ T squares[kWarpSize];
-  const int64_t n = blockIdx.x;
-  T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * p.shape.cells;
-  for (int64_t first = 0; first < p.shape.cells; first += kWarpSize) {
-    const CellTile<S> tile(p.shape, p.visual, n, first);
-    channel_sums<kChannelsLast, T>(tile, static_cast<const S*>(nullptr), squares, static_cast<T*>(nullptr));
+  SSL_FAST_SHARED_BYTES(shared);
+  auto& scratch = *reinterpret_cast<MeanScratch<T>*>(shared);
+  T* const gains = reinterpret_cast<T*>(&scratch + 1);
+  const int64_t n = blockIdx.x, cells = p.shape.cells;
+  const S* v = static_cast<const S*>(p.visual) + n * p.shape.channels * cells;
+  if (kStaged) v = stage(v, p.shape.channels * cells, shared + image_offset<T>(p.shape));
+  T* inverse_norm = static_cast<T*>(p.inverse_norm) + n * cells;
+  for (int64_t first = 0; first < cells; first += kWarpSize) {
+    const CellTile<S> tile(p.shape, v, first);
+    channel_sums<kChannelsLast, T>(tile, static_cast<const S*>(nullptr), scratch.squares, static_cast<T*>(nullptr),
+                                   scratch.partial);
     const int cell = threadIdx.x;
-    if (cell < tile.count()) inverse_norm[first + cell] = safe_rsqrt<S>(squares[cell]);
+    if (cell < tile.count()) {
+      const T inverse = inverse_norm[first + cell] = safe_rsqrt<S>(scratch.squares[cell]);
+      if (kStaged) gains[first + cell] = cell_weight<T>(p, n, first + cell) * inverse;
+    }
     __syncthreads();
   }
-  weighted_cell_sum<kChannelsLast>(p.shape, static_cast<const S*>(p.visual) + n * p.shape.channels * p.shape.cells,
-                                   static_cast<T*>(p.out) + n * p.shape.channels,
-                                   [&](int64_t cell) { return cell_weight<T>(p, n, cell) * inverse_norm[cell]; });
+  weighted_cell_sum<kChannelsLast>(p.shape, v, static_cast<T*>(p.out) + n * p.shape.channels, [&](int64_t cell) {
+    return kStaged ? gains[cell] : cell_weight<T>(p, n, cell) * inverse_norm[cell];
+  });
 }
 
 // da of the map.
@@ -179,13 +222,14 @@ __global__ void __launch_bounds__(kThreads, 2) audio_grad_kernel(CellsParams p) 
 template <bool kChannelsLast, bool kMean, class S, class T>
 __global__ void __launch_bounds__(kThreads, 2) visual_grad_kernel(CellsParams p, unsigned blocks_per_image) {
   __shared__ T gain[kWarpSize], projection[kWarpSize], products[kWarpSize];
+  [[maybe_unused]] __shared__ PartialSums<T> partial;
   const int64_t n = blockIdx.x / blocks_per_image, first = blockIdx.x % blocks_per_image * kWarpSize;
   const CellTile<S> tile(p.shape, p.visual, n, first);
   const T* grad = static_cast<const T*>(p.grad_out) + n * (kMean ? p.shape.channels : p.shape.cells);
   const S* audio = kMean ? nullptr : static_cast<const S*>(p.audio) + n * p.shape.channels;
   T scale = 1;
   if (kMean)
-    channel_sums<kChannelsLast, T>(tile, grad, static_cast<T*>(nullptr), products);
+    channel_sums<kChannelsLast, T>(tile, grad, static_cast<T*>(nullptr), products, partial);
   else
     scale = audio_inverse_norm<T>(audio, p.shape.channels);
   if (int(threadIdx.x) < tile.count()) {
@@ -215,7 +259,14 @@ const char* run(const CellsParams& p, void* stream) {
     using T = decltype(computed);
     constexpr bool kChannelsLast = decltype(channels_last)::value;
     const int64_t images = p.shape.images;
-    if (!p.grad_out && kMean) SSL_FAST_LAUNCH((mean_kernel<kChannelsLast, S, T>), images, kThreads, stream, p);
+    if (!p.grad_out && kMean) {
+      const int64_t staged = staged_bytes<S, T>(p.shape);
+      if (staged <= this_device().shared)
+        SSL_FAST_LAUNCH_SHARED((mean_kernel<kChannelsLast, true, S, T>), images, kThreads, staged, stream, p);
+      else
+        SSL_FAST_LAUNCH_SHARED((mean_kernel<kChannelsLast, false, S, T>), images, kThreads, sizeof(MeanScratch<T>),
+                               stream, p);
+    }
     if (!p.grad_out && !kMean)
       SSL_FAST_LAUNCH((cosine_map_kernel<kChannelsLast, S, T>), images * per_image, kThreads, stream, p, per_image);
     if (p.grad_out && p.grad_visual)
@@ -231,6 +282,6 @@ const char* run(const CellsParams& p, void* stream) {
 
 const char* cosine(const CellsParams& p, void* stream) { return run<false>(p, stream); }
 const char* mean(const CellsParams& p, void* stream) { return run<true>(p, stream); }
-const void* probe_kernel() { return reinterpret_cast<const void*>(&mean_kernel<false, float, float>); }
+const void* probe_kernel() { return reinterpret_cast<const void*>(&mean_kernel<false, false, float, float>); }
 
 }  // namespace ssl_fast::cuda

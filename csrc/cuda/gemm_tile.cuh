@@ -3,9 +3,9 @@
 //
 //   Operands   packed (kernels.h), K contiguous: audios (M, K), cells (N * P, K); a k-block is 64 bytes of each row.
 //              Resident cells may come as features (N, C, P): they are packed on the way to shared memory, and their
-//              norms taken
-//   Grid       plan.blocks = tiles of cells * plan.splits CTAs, which take the audio tiles in turn; a tile of cells is
-//              as many whole images as fit kTileColumns, or one wider image, looped over in parts
+//              norms taken; both are written
+//   Grid       plan.blocks = spaces * tiles of cells * plan.splits CTAs, which take the audio tiles in turn; a tile of
+//              cells is as many whole images as fit kTileColumns, or one wider image, looped over in parts
 //   Block      kThreads = 256, 8 warps; one CTA per SM
 //   Shared     plan.shared bytes, dynamic: audio stages | epilogue scratch | norms of the cells | cells
 //
@@ -104,14 +104,15 @@ struct Engine {
     return cells < kTileColumns ? kTileColumns / cells : 1;
   }
 
-  static Plan plan(const PairsParams& p, const Device& device) {
+  // Of `spaces` of the same sizes in one launch.
+  static Plan plan(const PairsParams& p, const Device& device, int spaces) {
     const int64_t images = images_per_tile(p.cells), columns = (p.images < images ? p.images : images) * p.cells;
     // ldmatrix reads 8 rows at a time: up to 7 beyond the last column
     const int64_t resident = kCellsOffset + (columns * p.k_blocks + 7) * kKBlock;
     Plan plan{columns <= kTileColumns && resident <= device.shared, 1, 0, 0, INT64_MAX};
     plan.shared = plan.resident ? resident : kCellsOffset + kStages * kTileColumns * kKBlock;
     const int64_t audio_tiles = (p.audios + kBlockAudios - 1) / kBlockAudios;
-    const int64_t cell_tiles = (p.images + images - 1) / images;
+    const int64_t cell_tiles = spaces * ((p.images + images - 1) / images);
     for (int64_t splits = 1; splits <= audio_tiles; ++splits) {
       const int64_t waves = (cell_tiles * splits + device.multiprocessors - 1) / device.multiprocessors;
       // + 1: loading the cells of a CTA takes as long as half an audio tile
@@ -129,6 +130,7 @@ struct Engine {
   T* norms;  // of the columns of the tile of cells
   bool resident;
   int64_t splits;
+  unsigned block;             // of the space's grid
   int group_threads;          // threads of a warp group
   int warp_group;             // of this thread
   int group_thread;           // thread index in the warp group
@@ -138,10 +140,11 @@ struct Engine {
   int first_audio;            // of the warp group's audio tile
   T acc[kMTiles][kNTiles][4];
 
-  __device__ Engine(const PairsParams& p, const Plan& plan, char* shared)
+  __device__ Engine(const PairsParams& p, const Plan& plan, unsigned block, char* shared)
       : p(p),
         resident(plan.resident),
         splits(plan.splits),
+        block(block),
         group_threads(plan.resident ? kThreads / kMaxWarpGroups : kThreads),
         warp_group(threadIdx.x / group_threads),
         group_thread(threadIdx.x % group_threads),
@@ -222,9 +225,11 @@ struct Engine {
     for (int i = thread; i < columns; i += threads) norms[i] = static_cast<const T*>(p.cell_norm)[first + i];
   }
   // Resident cells from features (N, C, P): a thread packs 16 bytes of a cell, lanes over cells, warps over channels.
-  // Sums of squares go through the audio stages, which are empty yet.
-  __device__ void pack_resident_cells(int64_t first_image, int columns, char* stages, bool write_norms) const {
+  // Sums of squares go through the audio stages, which are empty yet. One of the CTAs of a tile of cells `writes`
+  // norms and rows.
+  __device__ void pack_resident_cells(int64_t first_image, int columns, char* stages, bool writes) const {
     constexpr int kCount = 16 / sizeof(S);
+    using Chunk = AlignedVector<S, kCount>;
     T* squares = reinterpret_cast<T*>(stages);  // [warp][column]
     const int warp = threadIdx.x / kWarpSize, image_cells = int(p.cells), channels = int(p.channels);
     for (int column = threadIdx.x % kWarpSize; column < columns; column += kWarpSize) {
@@ -234,7 +239,7 @@ struct Engine {
       T square = 0;
 #pragma unroll 4  // loads in flight
       for (int chunk = warp; chunk < 4 * k_blocks; chunk += kWarps) {
-        AlignedVector<S, kCount> packed{};
+        Chunk packed{};
         for (int i = 0; i < kCount; ++i) {
           const int c = chunk * kCount + i;
           if (c < channels) {
@@ -243,8 +248,7 @@ struct Engine {
             packed.at[i] = mma_operand(x, p.tf32);
           }
         }
-        *reinterpret_cast<AlignedVector<S, kCount>*>(cells + chunk / 4 * columns * kKBlock +
-                                                     swizzled_offset(column, chunk % 4)) = packed;
+        *reinterpret_cast<Chunk*>(cells + chunk / 4 * columns * kKBlock + swizzled_offset(column, chunk % 4)) = packed;
       }
       squares[warp * kTileColumns + column] = square;
     }
@@ -254,8 +258,14 @@ struct Engine {
       T square = 0;
       for (int w = 0; w < kWarps; ++w) square += squares[w * kTileColumns + column];
       const T norm = norms[column] = p.normalized ? safe_rsqrt<S>(square) : T(1);
-      if (write_norms) static_cast<T*>(p.cell_norm)[first_image * p.cells + column] = norm;
+      if (writes) static_cast<T*>(p.cell_norm)[first_image * p.cells + column] = norm;
     }
+    if (writes && p.packed_cells)
+      for (int row = threadIdx.x / 4; row < columns; row += kThreads / 4)
+        for (int k_block = 0, chunk = threadIdx.x % 4; k_block < k_blocks; ++k_block)
+          *reinterpret_cast<Chunk*>(static_cast<char*>(p.packed_cells) +
+                                    ((first_image * p.cells + row) * p.k_blocks + k_block) * kKBlock + chunk * 16) =
+              *reinterpret_cast<const Chunk*>(cells + k_block * columns * kKBlock + swizzled_offset(row, chunk));
     __syncthreads();  // before the stages are filled
   }
   // Dispatches the warp's number of n8 tiles to a constant.
@@ -271,18 +281,18 @@ struct Engine {
   // are the image's cells from `cell` on; `last` unless more cells of the image follow in the next tile.
   template <class Epilogue>
   __device__ void run(Epilogue epilogue) {
-    const int64_t images = images_per_tile(p.cells), first_image = blockIdx.x / splits * images;
+    const int64_t images = images_per_tile(p.cells), first_image = block / splits * images;
     const int64_t end_image = first_image + images < p.images ? first_image + images : p.images;
     const int warp_groups = kThreads / group_threads, audio_step = int(splits) * warp_groups * tile_audios();
     const int64_t first_cell = first_image * p.cells;
     const int cell_count = int((end_image - first_image) * p.cells);  // of the CTA
     const ThreadCopy copy = thread_copy();
     int stage = 0;
-    first_audio = (int(blockIdx.x % splits) * warp_groups + warp_group) * tile_audios();
+    first_audio = (int(block % splits) * warp_groups + warp_group) * tile_audios();
     Prefetch next{first_audio, 0, 0, 0};
     if (resident && p.features)
       pack_resident_cells(first_image, cell_count, audios - warp_group * (kStages * kWarpAudios * kKBlock),
-                          blockIdx.x % splits == 0);
+                          block % splits == 0);
     else if (resident)
       load_resident_cells(first_cell, cell_count);
     T* const both_norms = norms;

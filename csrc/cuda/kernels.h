@@ -22,22 +22,30 @@ struct PackParams {
   void *features, *packed, *inverse_norm;  // inverse_norm: real (N, cells), 1 / length
   bool tf32;                               // float32: rows are rounded to 11 bits
 };
-// Writes rows and inverse_norm; null where it is not wanted, rows only where channels come last. `audios`: null, or
-// features of the same dtype, channels last, that are packed in the same launch.
-const char* pack(const PackParams& p, const PackParams* audios, void* stream);
-// features = gradients of rows - x (x . gradient) / |x|^2. `gradient` is like the rows x, or real; it is multiplied by
-// `scale`, a real number on the device, null: 1.
-const char* unpack(const PackParams& p, const void* gradient, bool real_gradient, const void* scale, void* stream);
+constexpr int kMostPacked = 4;  // tensors in one launch: the cells and the audios of two spaces
+// Writes rows and inverse_norm of `count` tensors of one dtype; null where one is not wanted, rows only where channels
+// come last.
+const char* pack(const PackParams* features, int count, void* stream);
+struct UnpackParams {
+  PackParams rows;
+  const void* gradient;  // like the rows, or real; multiplied by
+  bool real_gradient;
+  const void* scale;  // a real number on the device, null: 1
+};
+// features = gradients of rows - x (x . gradient) / |x|^2
+const char* unpack(const UnpackParams* gradients, int count, void* stream);
 
 // All pairs of audios with the cells of images.
 struct PairsParams {
   DType dtype;  // of rows
   bool tf32;    // float32: products on tensor cores, of rows packed so
   int64_t audios, images, cells, k_blocks;
-  const void *packed_audios, *packed_cells;
+  const void* packed_audios;
+  void* packed_cells;
   const void* audio_norm;  // real (M): 1 / length
-  void* cell_norm;         // real (N * cells); written where there are `features`
-  // Instead of packed_cells: (N, channels, cells), which a resident plan packs while it loads them. Else null.
+  void* cell_norm;         // real (N * cells)
+  // (N, channels, cells), which a resident plan packs while it loads them, or null. Then cell_norm and packed_cells
+  // (null: not wanted) are written.
   const void* features;
   int64_t channels;
   bool normalized;  // else all lengths count as 1
@@ -60,8 +68,9 @@ struct Plan {
 // Of the addresses in p nothing is read. `device`: null for the current one.
 Plan plan_of(const PairsParams& p, const Device* device);
 
-// How many of at most `most` images at a time (more than half of it) keep the GPU busiest; p.images means nothing here.
-int64_t good_chunk(PairsParams p, int64_t most);
+// How many of at most `most` images of each of `spaces` at a time (more than half of it) keep the GPU busiest; p.images
+// means nothing here.
+int64_t good_chunk(PairsParams p, int64_t most, int spaces);
 
 struct PoolParams {
   PairsParams pairs;
@@ -79,8 +88,9 @@ const char* pool_forward(const PoolParams& p, void* stream);
 const char* pool_slopes(const PoolParams& p, void* stream);
 // The same of alphas that were cached: p.pairs has their images alone, and neither rows nor features are read.
 const char* cached_slopes(const PoolParams& p, void* stream);
-// out[n p, m] = alpha[n, m, p], a matrix.
-const char* alphas(const PairsParams& p, void* out, void* stream);
+constexpr int kMostSpaces = 2;
+// out[n p, m] = alpha[n, m, p], a matrix, of each of `count` spaces of the same sizes.
+const char* alphas(const PairsParams* spaces, void* const* out, int count, void* stream);
 
 // The gradients of scores that depend on one cell a pair, argmax (N, M), with respect to unit vectors, over their
 // lengths. gradient, of the cells, is like packed_cells, or real; sums (M, channels of a row), real, are added to.

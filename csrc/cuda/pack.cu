@@ -9,7 +9,7 @@
 //   Packed, y     (N * P, k_blocks * 64 bytes), K contiguous, aligned to 16 bytes; y in the storage type or real
 //   inverse_norm  real (N * P)
 //   Grid          a block for each 32 cells of an image, 256 threads; channels last, of all images as one. The blocks
-//                 of the audios follow those of the cells in one launch of pack
+//                 of up to kMostPacked tensors follow each other in one launch
 //   Shared        static: where channels come first, 64 channels of 32 cells at a time are transposed, so that global
 //                 loads and stores are both coalesced
 #include "kernels.h"
@@ -48,10 +48,19 @@ struct CellTile {
   }
 };
 
+// Tensors of one launch, and how many blocks each has.
+template <class Params>
+struct Batch {
+  Params at[kMostPacked];
+  unsigned blocks[kMostPacked];
+};
+
+template <class S>
+using Transposed = S[kWarpSize][kTransposedChannels + kPad<S>];  // [cell][channel]
+
 template <bool kChannelsLast, class S, class T>
-__device__ void pack_tile(const PackParams& p, unsigned block) {
-  __shared__ S transposed[kChannelsLast ? 1 : kWarpSize][kTransposedChannels + kPad<S>];
-  __shared__ T squares[kWarps][kWarpSize];
+__device__ void pack_tile(const PackParams& p, unsigned block, Transposed<S>& transposed,
+                          T (&squares)[kWarps][kWarpSize]) {
   const CellTile tile(p.shape, block);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
@@ -93,28 +102,31 @@ __device__ void pack_tile(const PackParams& p, unsigned block) {
   norms[lane] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
 }
 
-// The first `blocks` blocks pack p, those beyond the audios.
-template <bool kChannelsLast, class S, class T>
-__global__ void __launch_bounds__(kThreads) pack_kernel(PackParams p, PackParams audios, unsigned blocks) {
-  if (blockIdx.x < blocks)
-    pack_tile<kChannelsLast, S, T>(p, blockIdx.x);
+template <class S, class T>
+__global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ Batch<PackParams> batch) {
+  __shared__ S transposed[kWarpSize][kTransposedChannels + kPad<S>];
+  __shared__ T squares[kWarps][kWarpSize];
+  unsigned block = blockIdx.x, i = 0;
+  while (block >= batch.blocks[i]) block -= batch.blocks[i++];
+  if (batch.at[i].shape.channels_last)
+    pack_tile<true>(batch.at[i], block, transposed, squares);
   else
-    pack_tile<true, S, T>(audios, blockIdx.x - blocks);
+    pack_tile<false>(batch.at[i], block, transposed, squares);
 }
 
 // Y: of the gradient y, S or T.
-template <bool kChannelsLast, class S, class Y, class T>
-__global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y* gradient, const T* scale) {
-  [[maybe_unused]] __shared__ S transposed[kChannelsLast ? 1 : kWarpSize][kTransposedChannels + kPad<S>];
-  __shared__ T projection[kWarpSize];  // (x . y) / |x|^2
-  const CellTile tile(p.shape, blockIdx.x);
+template <bool kChannelsLast, class Y, class S, class T>
+__device__ void unpack_tile(const UnpackParams& params, unsigned block, Transposed<S>& transposed,
+                            T (&projection)[kWarpSize]) {  // (x . y) / |x|^2
+  const PackParams& p = params.rows;
+  const CellTile tile(p.shape, block);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
   S* grad_features = static_cast<S*>(p.features) + tile.n * channels * p.shape.cells;
   const S* packed = static_cast<const S*>(p.packed) + tile.row * width;
-  const Y* grad_packed = gradient + tile.row * width;
+  const Y* grad_packed = static_cast<const Y*>(params.gradient) + tile.row * width;
   auto x = [&](int cell, int64_t c) { return T(value(packed[cell * width + c])); };
-  const T by = scale ? *scale : T(1);
+  const T by = params.scale ? *static_cast<const T*>(params.scale) : T(1);
   auto y = [&](int cell, int64_t c) { return rounded_product(T(value(grad_packed[cell * width + c])), by); };
   for (int cell = warp; cell < tile.count; cell += kWarps) {
     T dot = 0;
@@ -143,42 +155,57 @@ __global__ void __launch_bounds__(kThreads) unpack_kernel(PackParams p, const Y*
   }
 }
 
-int64_t blocks_of(const Shape& s) { return s.images * ((s.cells + kWarpSize - 1) / kWarpSize); }
-
-// Channels last, the cells of all images are contiguous, as those of one image.
-PackParams merge_images(PackParams p) {
-  if (p.shape.channels_last) p.shape.cells *= p.shape.images, p.shape.images = 1;
-  return p;
+template <class S, class T>
+__global__ void __launch_bounds__(kThreads) unpack_kernel(const __grid_constant__ Batch<UnpackParams> batch) {
+  __shared__ S transposed[kWarpSize][kTransposedChannels + kPad<S>];
+  __shared__ T projection[kWarpSize];
+  unsigned block = blockIdx.x, i = 0;
+  while (block >= batch.blocks[i]) block -= batch.blocks[i++];
+  const UnpackParams& p = batch.at[i];
+  auto unpack = [&](auto last) {
+    if (p.real_gradient)
+      unpack_tile<decltype(last)::value, T>(p, block, transposed, projection);
+    else
+      unpack_tile<decltype(last)::value, S>(p, block, transposed, projection);
+  };
+  if (p.rows.shape.channels_last)
+    unpack(std::true_type{});
+  else
+    unpack(std::false_type{});
 }
 
-}  // namespace
+Shape& shape_of(PackParams& p) { return p.shape; }
+Shape& shape_of(UnpackParams& p) { return p.rows.shape; }
 
-const char* pack(const PackParams& params, const PackParams* more, void* stream) {
-  const PackParams p = merge_images(params), audios = more ? merge_images(*more) : PackParams{};
-  return with_layout(p.shape, [&](auto channels_last, auto stored, auto computed) {
-    using S = decltype(stored);
-    constexpr bool kChannelsLast = decltype(channels_last)::value;
-    const int64_t blocks = blocks_of(p.shape), all = blocks + (more ? blocks_of(audios.shape) : 0);
-    SSL_FAST_LAUNCH((pack_kernel<kChannelsLast, S, decltype(computed)>), all, kThreads, stream, p, audios,
-                    unsigned(blocks));
+// Calls f(S(), T(), batch, blocks of all).
+template <class Params, class F>
+const char* with_batch(const Params* items, int count, F f) {
+  Batch<Params> batch{};
+  int64_t blocks = 0;
+  for (int i = 0; i < count; ++i) {
+    batch.at[i] = items[i];
+    Shape& s = shape_of(batch.at[i]);
+    if (s.channels_last) s.cells *= s.images, s.images = 1;  // the cells of all images are contiguous
+    const int64_t of_this = s.images * ((s.cells + kWarpSize - 1) / kWarpSize);
+    batch.blocks[i] = unsigned(of_this), blocks += of_this;
+  }
+  return with_types(shape_of(batch.at[0]).dtype, [&](auto stored, auto computed) {
+    f(stored, computed, batch, blocks);
     return last_error();
   });
 }
 
-const char* unpack(const PackParams& params, const void* gradient, bool real_gradient, const void* scale,
-                   void* stream) {
-  const PackParams p = merge_images(params);
-  return with_layout(p.shape, [&](auto channels_last, auto stored, auto computed) {
-    using S = decltype(stored);
-    using T = decltype(computed);
-    constexpr bool kChannelsLast = decltype(channels_last)::value;
-    if (real_gradient)
-      SSL_FAST_LAUNCH((unpack_kernel<kChannelsLast, S, T, T>), blocks_of(p.shape), kThreads, stream, p,
-                      static_cast<const T*>(gradient), static_cast<const T*>(scale));
-    else
-      SSL_FAST_LAUNCH((unpack_kernel<kChannelsLast, S, S, T>), blocks_of(p.shape), kThreads, stream, p,
-                      static_cast<const S*>(gradient), static_cast<const T*>(scale));
-    return last_error();
+}  // namespace
+
+const char* pack(const PackParams* features, int count, void* stream) {
+  return with_batch(features, count, [&](auto stored, auto computed, const auto& batch, int64_t blocks) {
+    SSL_FAST_LAUNCH((pack_kernel<decltype(stored), decltype(computed)>), blocks, kThreads, stream, batch);
+  });
+}
+
+const char* unpack(const UnpackParams* gradients, int count, void* stream) {
+  return with_batch(gradients, count, [&](auto stored, auto computed, const auto& batch, int64_t blocks) {
+    SSL_FAST_LAUNCH((unpack_kernel<decltype(stored), decltype(computed)>), blocks, kThreads, stream, batch);
   });
 }
 

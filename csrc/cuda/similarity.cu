@@ -7,7 +7,8 @@
 //
 //   Inputs   packed audios (M, K) and cells (N * P, K); inverse norms real (M), (N * P); g and S real (N, M)
 //   Output   S, residual (N, M), real or int32; matrices (N * P, M padded to 8), 16 bits of bfloat16 features, else
-//   real Launch   that of gemm_tile.cuh: 256 threads, plan.blocks CTAs, plan.shared bytes
+//            real
+//   Launch   that of gemm_tile.cuh: 256 threads, plan.blocks CTAs, plan.shared bytes
 //
 // A thread pools its cells of a pair in registers; the states of a pair are merged by shuffles within a quad of lanes,
 // then through shared memory over the 4 warps of a warp group. No atomics: the order of merges is fixed.
@@ -49,7 +50,7 @@ __global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan p
   using State = typename Pool::State;
   static_assert(sizeof(State) <= E::kScratchBytes);
   SSL_FAST_SHARED_BYTES(shared);
-  E engine(p, plan, shared);
+  E engine(p, plan, blockIdx.x, shared);
   State* partial = reinterpret_cast<State*>(engine.scratch);  // [warp of the group][audio of the tile]
   State total{};                                              // of an audio, over the tiles of an image
   const int64_t stride = stride_of(p.audios);
@@ -113,11 +114,11 @@ __global__ void __launch_bounds__(kThreads, 1) pool_scores(PairsParams p, Plan p
 
 // out[n p, m] = f(alpha, f.pair(n, m), 1 / (|v| |a|))
 template <class Math, class Out, class F>
-__global__ void __launch_bounds__(kThreads, 1) map_cells(PairsParams p, Plan plan, F f, Out* out) {
+__device__ void map_cells(const PairsParams& p, const Plan& plan, unsigned block, F f, Out* out) {
   using E = Engine<Math>;
   using T = typename E::T;
   SSL_FAST_SHARED_BYTES(shared);
-  E engine(p, plan, shared);
+  E engine(p, plan, block, shared);
   const int64_t stride = stride_of(p.audios);
   engine.run([&](int64_t n, int cell, int low, int high, bool) {
     const int64_t first = engine.first_audio + engine.audio(0);
@@ -172,12 +173,30 @@ __global__ void __launch_bounds__(kThreads) slopes_of_cached(PairsParams p, F f,
   }
 }
 
+template <class Math, class Out, class F>
+__global__ void __launch_bounds__(kThreads, 1) map_slopes(PairsParams p, Plan plan, F f, Out* out) {
+  map_cells<Math>(p, plan, blockIdx.x, f, out);
+}
+
 template <class T>
 struct Alpha {
   struct Pair {};
   __device__ Pair pair(int64_t) const { return {}; }
   __device__ T operator()(T alpha, Pair, T) const { return alpha; }
 };
+
+template <class Out>
+struct Spaces {
+  PairsParams pairs[kMostSpaces];
+  Out* out[kMostSpaces];
+};
+// `blocks` of the first space, then those of the second.
+template <class Math, class Out>
+__global__ void __launch_bounds__(kThreads, 1)
+    map_alphas(const __grid_constant__ Spaces<Out> spaces, Plan plan, unsigned blocks) {
+  const unsigned space = blockIdx.x / blocks;
+  map_cells<Math>(spaces.pairs[space], plan, blockIdx.x % blocks, Alpha<typename Math::T>{}, spaces.out[space]);
+}
 
 constexpr const char* kSparsePooling = "the pooling is sparse";
 constexpr const char* kNotResident = "features whose cells do not fit shared memory must be packed first";
@@ -204,7 +223,7 @@ const char* pool_forward(const PoolParams& p, void* stream) {
     using Math = decltype(math);
     using T = typename Math::T;
     using Cached = std::conditional_t<sizeof(typename Math::Stored) == 2, Cosine16, T>;
-    const Plan plan = Engine<Math>::plan(p.pairs, this_device());
+    const Plan plan = Engine<Math>::plan(p.pairs, this_device(), 1);
     if (p.pairs.features && !plan.resident) return kNotResident;
     with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) {
       SSL_FAST_LAUNCH_SHARED((pool_scores<Math, Cached, decltype(pool)>), plan.blocks, kThreads, plan.shared, stream,
@@ -220,7 +239,7 @@ const char* pool_slopes(const PoolParams& p, void* stream) {
     using Math = decltype(math);
     using T = typename Math::T;
     using Out = InMatrix<Math, BFloat16>;
-    const Plan plan = Engine<Math>::plan(p.pairs, this_device());
+    const Plan plan = Engine<Math>::plan(p.pairs, this_device(), 1);
     return with_pooling<T, T>(p.pooling, p.parameters, p.pairs.cells, [&](auto pool) -> const char* {
       if constexpr (decltype(pool)::kSparse) {
         return kSparsePooling;
@@ -228,7 +247,7 @@ const char* pool_slopes(const PoolParams& p, void* stream) {
         using F = Slope<decltype(pool), T>;
         const F f{pool, static_cast<const T*>(p.scores), static_cast<const T*>(p.residual),
                   static_cast<const T*>(p.grad_scores)};
-        SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
+        SSL_FAST_LAUNCH_SHARED((map_slopes<Math, Out, F>), plan.blocks, kThreads, plan.shared, stream, p.pairs, plan, f,
                                static_cast<Out*>(p.slopes));
         return last_error();
       }
@@ -258,15 +277,18 @@ const char* cached_slopes(const PoolParams& p, void* stream) {
   });
 }
 
-const char* alphas(const PairsParams& p, void* out, void* stream) {
-  return with_math(p, [&](auto math) {
+const char* alphas(const PairsParams* pairs, void* const* out, int count, void* stream) {
+  return with_math(pairs[0], [&](auto math) {
     using Math = decltype(math);
-    using T = typename Math::T;
     using Out = InMatrix<Math, Cosine16>;
-    const Plan plan = Engine<Math>::plan(p, this_device());
-    if (p.features && !plan.resident) return kNotResident;
-    SSL_FAST_LAUNCH_SHARED((map_cells<Math, Out, Alpha<T>>), plan.blocks, kThreads, plan.shared, stream, p, plan,
-                           Alpha<T>{}, static_cast<Out*>(out));
+    const Plan plan = Engine<Math>::plan(pairs[0], this_device(), count);
+    Spaces<Out> spaces{};
+    for (int i = 0; i < count; ++i) {
+      if (pairs[i].features && !plan.resident) return kNotResident;
+      spaces.pairs[i] = pairs[i], spaces.out[i] = static_cast<Out*>(out[i]);
+    }
+    SSL_FAST_LAUNCH_SHARED((map_alphas<Math, Out>), plan.blocks, kThreads, plan.shared, stream, spaces, plan,
+                           unsigned(plan.blocks / count));
     return last_error();
   });
 }
@@ -274,19 +296,19 @@ const char* alphas(const PairsParams& p, void* out, void* stream) {
 Plan plan_of(const PairsParams& p, const Device* device) {
   Plan plan{};
   with_math(p, [&](auto math) {
-    plan = Engine<decltype(math)>::plan(p, device ? *device : this_device());
+    plan = Engine<decltype(math)>::plan(p, device ? *device : this_device(), 1);
     return nullptr;
   });
   return plan;
 }
 
-int64_t good_chunk(PairsParams p, int64_t most) {
+int64_t good_chunk(PairsParams p, int64_t most, int spaces) {
   const Device device = this_device();
   int64_t good = most, time = INT64_MAX;  // of `good` images
   with_math(p, [&](auto math) {
     for (int64_t images = most; images > most / 2; images -= 1 + most / 1024) {
       p.images = images;
-      const int64_t of_these = Engine<decltype(math)>::plan(p, device).time;
+      const int64_t of_these = Engine<decltype(math)>::plan(p, device, spaces).time;
       if (time == INT64_MAX || of_these * good < time * images) good = images, time = of_these;
     }
     return nullptr;

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .kernels import CUDA_CACHED_ALPHA_BYTES, Launch, buffer, dtype_of, matrix_columns, shape_of
 
-# Rows, slopes and their products of one chunk of images take at most this (one image at least): as much as may be
-# cached, as without a cache a chunk still has to fill the GPU.
+# Rows, slopes and their products of one chunk of images take at most this in each space (one image at least): as much
+# as may be cached, as without a cache a chunk still has to fill the GPU.
 WORKSPACE_BYTES = max(32 * 2**20, CUDA_CACHED_ALPHA_BYTES)
 K_BLOCK_BYTES = 64  # rows are filled up with zeros to a multiple of this
 
@@ -25,7 +25,8 @@ class Chunk:
     """Some images of a space. Rows are in the workspace, which the next chunk takes over.
 
     first, images: number of the first image, and how many. rows: (images * cells, channels filled up), or (0, ...)
-    where kernels pack for themselves. pairs: what kernels are given of the pairs of all audios with these cells.
+    where kernels pack for themselves and nothing else needs them. pairs: what kernels are given of the pairs of all
+    audios with these cells.
     """
 
     first: int
@@ -79,66 +80,63 @@ class Space:
             cells=self.audios,
             normalized=normalized,
         )
-        self.audios_to_pack = kernels.Pack(
-            self.audio_shape,
-            k_blocks=self.k_blocks,
-            features=buffer(audio),
-            packed=buffer(self.packed_audios),
-            inverse_norm=buffer(self.audio_norm),
-            tf32=self.tf32,
-        )
+        self.packing_of_audios = [
+            kernels.Pack(
+                self.audio_shape,
+                k_blocks=self.k_blocks,
+                features=buffer(audio),
+                packed=buffer(self.packed_audios),
+                inverse_norm=buffer(self.audio_norm),
+                tf32=self.tf32,
+            )
+        ]
 
-    def row_buffer(self, images: int, first_pass: bool) -> Tensor:
+    def row_buffer(self, images: int) -> Tensor:
         """The rows of all images where they are in place, else room for those of `images`."""
-        if self.in_place:
-            return _as_rows(self.visual)
-        if first_pass and self.packs_itself:
-            return self.visual.new_empty(0, self.width)
-        return self.visual.new_empty(images * self.cells, self.width)
+        return _as_rows(self.visual) if self.in_place else self.visual.new_empty(images * self.cells, self.width)
 
-    def pack(self, rows: Tensor, first: int, images: int, first_pass: bool, need_rows: bool = True) -> Chunk:
-        """Images as kernels read them, packed into `rows`, a `row_buffer`; in the `first_pass` with their lengths."""
-        kernels, to_pack, audios = self.launch.kernels, None, self.audios_to_pack
+    def chunk(
+        self, rows: Tensor, first: int, images: int, *, read: bool, by_kernel: bool, take_lengths: bool
+    ) -> tuple[Chunk, list[Any]]:
+        """Images as kernels read them, and what is to be packed for that: if rows are `read`, these, into a
+        `row_buffer`, and once the audios; with `take_lengths` lengths. `by_kernel`: the kernel packs the images."""
+        kernels = self.launch.kernels
         begin = first * self.cells if self.in_place else 0
         rows = rows[begin : begin + images * self.cells]
-        by_kernel = first_pass and self.packs_itself
-        if not by_kernel and (first_pass or (need_rows and not self.in_place)):
-            to_pack = kernels.Pack(
+        packing = []
+        if read:
+            packing, self.packing_of_audios = self.packing_of_audios, []
+        pack_rows = read and not self.in_place
+        if not by_kernel and (pack_rows or take_lengths):
+            cells = kernels.Pack(
                 shape_of(kernels, self.visual, 0, images, self.normalized),
                 k_blocks=self.k_blocks,
                 features=buffer(self.visual, first),
-                packed=None if self.in_place else buffer(rows),
-                inverse_norm=buffer(self.cell_norm, first) if first_pass else None,
+                packed=buffer(rows) if pack_rows else None,
+                inverse_norm=buffer(self.cell_norm, first) if take_lengths else None,
                 tf32=self.tf32,
             )
-        if to_pack:
-            kernels.pack(to_pack, audios=audios, **self.launch.args)
-        elif audios:
-            kernels.pack(audios, **self.launch.args)
-        self.audios_to_pack = None
-        cells = (
-            {"features": buffer(self.visual, first), "channels": self.channels, "normalized": self.normalized}
-            if by_kernel
-            else {"packed_cells": buffer(rows)}
-        )
+            packing = [cells, *packing]
+        features = {"features": buffer(self.visual, first), "channels": self.channels, "normalized": self.normalized}
         pairs = kernels.Pairs(
             **self.sizes,
-            **cells,
+            **(features if by_kernel else {}),
             images=images,
             packed_audios=buffer(self.packed_audios),
+            packed_cells=buffer(rows) if len(rows) else None,
             audio_norm=buffer(self.audio_norm),
             cell_norm=buffer(self.cell_norm, first),
         )
-        return Chunk(first, images, rows, pairs)
+        return Chunk(first, images, rows, pairs), packing
 
     def matrix(self, images: int) -> Tensor:
         """Room for slopes, or for cosines of the same size: (images * cells, M filled up)"""
         return self.visual.new_empty(images * self.cells, self.columns, dtype=self.gradient_dtype)
 
-    def write_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor, scale: Tensor | None = None) -> None:
-        """Gradients of the features of a chunk, from those with respect to unit vectors, over their lengths; times
-        `scale`."""
-        self._unpack(
+    def unpacking_of_visual(self, chunk: Chunk, gradient: Tensor, grad_visual: Tensor, scale: Tensor | None = None):
+        """For `unpack`: gradients of the features of a chunk, from those with respect to unit vectors, over their
+        lengths; times `scale`."""
+        return self._unpacking(
             shape_of(self.launch.kernels, self.visual, 0, chunk.images, self.normalized),
             buffer(chunk.rows),
             buffer(self.cell_norm, chunk.first),
@@ -147,13 +145,13 @@ class Space:
             scale,
         )
 
-    def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
-        self._unpack(
+    def unpacking_of_audio(self, gradient: Tensor, grad_audio: Tensor):
+        return self._unpacking(
             self.audio_shape, buffer(self.packed_audios), buffer(self.audio_norm), gradient, buffer(grad_audio)
         )
 
-    def _unpack(self, shape, rows, norm, gradient, features, scale=None):
-        self.launch.kernels.unpack(
+    def _unpacking(self, shape, rows, norm, gradient, features, scale=None):
+        return self.launch.kernels.Unpack(
             shape,
             k_blocks=self.k_blocks,
             features=features,
@@ -162,12 +160,20 @@ class Space:
             gradient=buffer(gradient),
             real_gradient=self.is_real(gradient),
             scale=buffer(scale),
-            **self.launch.args,
         )
+
+    def write_audio(self, gradient: Tensor, grad_audio: Tensor) -> None:
+        unpack(self.launch, [self.unpacking_of_audio(gradient, grad_audio)])
 
     def is_real(self, x: Tensor) -> bool:
         """True for float32, or float64 where features are float64."""
         return x.dtype == self.cell_norm.dtype
+
+
+def unpack(launch: Launch, gradients: list[Any]) -> None:
+    """Gradients of features from those of rows, all in one launch."""
+    if gradients:
+        launch.kernels.unpack(gradients, **launch.args)
 
 
 def for_chunks(
@@ -177,23 +183,38 @@ def for_chunks(
     row_bytes: int = 0,
     first_pass: bool = False,
     cached_images: int = 0,
-    pack_cached: bool = True,
+    kernel_packs: bool = False,
+    need_rows: bool = True,
 ) -> None:
     """Calls body(chunk of each space) for all images: as many at a time as fit the workspace with their rows, and with
-    `row_bytes` for each row besides. No chunk has both some of the first `cached_images` and others; without
-    `pack_cached` those have no rows. In the first pass over features their lengths are taken, and kernels pack for
-    themselves where they can."""
+    `row_bytes` for each row besides. What is packed is packed in one launch for all spaces. No chunk has both some of
+    the first `cached_images` and others.
+
+    first_pass: the kernel that body launches packs for itself where it can, and lengths are taken; nothing else needs
+    rows. Later, kernel_packs: the same, of images that are not cached; need_rows: something else does need rows, of all
+    images.
+    """
     space = spaces[0]
-    row_bytes += sum(0 if first_pass and space.packs_itself else space.row_bytes for space in spaces)
-    most = max(1, min(space.images, WORKSPACE_BYTES // (max(1, row_bytes) * space.cells)))
-    step = space.launch.kernels.good_chunk(**space.sizes, most=most) if most < space.images else most
-    rows = [space.row_buffer(most, first_pass) for space in spaces]
+    need_rows = need_rows and not first_pass
+    by_kernel = space.packs_itself and (first_pass or kernel_packs)
+    with_rows = need_rows or not by_kernel
+    row_bytes += sum(space.row_bytes for space in spaces) if with_rows else 0
+    most = max(1, min(space.images, len(spaces) * WORKSPACE_BYTES // (max(1, row_bytes) * space.cells)))
+    step = most
+    if most < space.images:
+        step = space.launch.kernels.good_chunk(**space.sizes, most=most, spaces=len(spaces))
+    rows = [space.row_buffer(most if with_rows else 0) for space in spaces]
     first = 0
     while first < space.images:
         cached = first < cached_images
         images = min(most, cached_images - first) if cached else min(step, space.images - first)
-        need_rows = pack_cached or not cached
-        body(*(space.pack(one, first, images, first_pass, need_rows) for space, one in zip(spaces, rows)))
+        multiplied = first_pass or not cached  # by the kernel that body launches
+        how = {"read": multiplied or need_rows, "by_kernel": multiplied and by_kernel, "take_lengths": first_pass}
+        chunks, packing = zip(*(space.chunk(one, first, images, **how) for space, one in zip(spaces, rows)))
+        to_pack = [one for of_space in packing for one in of_space]
+        if to_pack:
+            space.launch.kernels.pack(to_pack, **space.launch.args)
+        body(*chunks)
         first += images
 
 
@@ -213,8 +234,11 @@ class VisualGradient:
         begin = chunk.first * self.space.cells if self.in_place else 0
         return self.workspace[begin : begin + len(chunk.rows)]
 
-    def write(self, chunk: Chunk, gradient: Tensor, scale: Tensor | None = None) -> None:
-        self.space.write_visual(chunk, gradient, self.grad_visual, scale)
+    def unpacking(self, chunk: Chunk, gradient: Tensor, scale: Tensor | None = None):
+        return self.space.unpacking_of_visual(chunk, gradient, self.grad_visual, scale)
+
+    def write(self, chunk: Chunk, gradient: Tensor) -> None:
+        unpack(self.space.launch, [self.unpacking(chunk, gradient)])
 
 
 def float16_of(slopes: Tensor) -> tuple[Tensor, Tensor]:
@@ -227,9 +251,12 @@ def float16_of(slopes: Tensor) -> tuple[Tensor, Tensor]:
     return torch.mul(slopes, scale, out=torch.empty_like(slopes, dtype=torch.float16)), reciprocal
 
 
-def float32_product(a: Tensor, b: Tensor, out: Tensor | None = None) -> Tensor:
-    """Product of float16 matrices on tensor cores, accumulated and returned in float32."""
-    return torch.mm(a, b, out_dtype=torch.float32, out=out)
+def add_product(sums: Tensor, a: Tensor, b: Tensor, beta: int) -> None:
+    """sums = beta * sums + a @ b; float32 sums of 16-bit matrices are accumulated in float32, on tensor cores."""
+    if sums.dtype == a.dtype:
+        torch.addmm(sums, a, b, beta=beta, out=sums)
+    else:
+        torch.addmm(sums, a, b, sums.dtype, beta=beta, out=sums)
 
 
 class DenseGradients:
@@ -239,21 +266,41 @@ class DenseGradients:
         self.space, self.grad_audio = space, grad_audio
         self.visual = None if grad_visual is None else VisualGradient(space, grad_visual)
         self.scaled = space.visual.dtype == torch.float16
-        self.product, self.sums = (float32_product if self.scaled else torch.mm), None
+        self.sums: Tensor | None = None
+        self.scale: Tensor | None = None  # of a chunk; lives until its products are unpacked
         self.row_bytes = space.matrix_bytes + (self.visual.row_bytes if self.visual else 0)
         if self.scaled:  # the slopes, converted
             self.row_bytes += space.columns * torch.float16.itemsize
 
-    def add(self, chunk: Chunk, slopes: Tensor) -> None:
-        slopes, scale = float16_of(slopes) if self.scaled else (slopes, None)
-        if self.visual:
-            rows = self.product(slopes, self.space.packed_audios, out=self.visual.rows(chunk))
-            self.visual.write(chunk, rows, scale)
+    def unpacking(self, chunk: Chunk, slopes: Tensor) -> list[Any]:
+        """Multiplies the slopes of a chunk, and returns what is to be unpacked of the products."""
+        if self.scaled:
+            slopes, self.scale = float16_of(slopes)
         if self.grad_audio is not None:
-            part = self.product(slopes.t(), chunk.rows)
-            part = part if scale is None else part.mul_(scale)
-            self.sums = part if self.sums is None else self.sums.to(self.space.cell_norm.dtype).add_(part)
+            self._add_to_sums(slopes.t(), chunk.rows)
+        if not self.visual:
+            return []
+        rows = self.visual.rows(chunk)
+        add_product(rows, slopes, self.space.packed_audios, beta=0)
+        return [self.visual.unpacking(chunk, rows, self.scale)]
+
+    def _add_to_sums(self, slopes, rows):
+        sums = self.sums
+        if sums is None or self.scale is not None:
+            sums = self.space.cell_norm.new_empty(slopes.shape[0], rows.shape[1])
+        add_product(sums, slopes, rows, beta=int(sums is self.sums))
+        if self.scale is not None:
+            sums = sums.mul_(self.scale) if self.sums is None else self.sums.addcmul_(sums, self.scale)
+        self.sums = sums
+
+    def unpacking_of_audio(self) -> list[Any]:
+        """The same of the audios' gradients, once all chunks were multiplied."""
+        if self.sums is None or self.grad_audio is None:
+            return []
+        return [self.space.unpacking_of_audio(self.sums, self.grad_audio)]
+
+    def add(self, chunk: Chunk, slopes: Tensor) -> None:
+        unpack(self.space.launch, self.unpacking(chunk, slopes))
 
     def finish(self) -> None:
-        if self.grad_audio is not None and self.sums is not None:
-            self.space.write_audio(self.sums, self.grad_audio)
+        unpack(self.space.launch, self.unpacking_of_audio())

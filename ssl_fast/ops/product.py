@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import kernels, library
 from .checks import autocast_inputs, check_pair, use_compiled
-from .cuda_chunks import DenseGradients, Space, for_chunks
+from .cuda_chunks import DenseGradients, Space, for_chunks, unpack
 from .kernels import buffer, dense
 from .poolings import check_divisor
 from .reference import accumulate_dtype, similarity_maps
@@ -135,7 +135,7 @@ class _Cuda:
         self.pair_norm, self.instance_norm = pair_norm.unbind(), instance_norm.unbind()
         self.cached, self.cached_images = saved[6:], kernels.cached_images(saved[6], visual_loc, len(audio_loc))
 
-    def for_chunks(self, body, row_bytes=None, first_pass=False, pack_cached=False):
+    def for_chunks(self, body, row_bytes=None, first_pass=False, need_rows=False):
         """body(chunks of both spaces, cosines of both). The first pass fills the cache."""
 
         def call(*chunks):
@@ -146,8 +146,8 @@ class _Cuda:
             else:
                 cosines = [space.matrix(images) for space in self.spaces]
             if first_pass or not is_cached:
-                for chunk, out in zip(chunks, cosines):
-                    self.kernels.alphas(chunk.pairs, out=buffer(out), **self.launch.args)
+                pairs, out = [chunk.pairs for chunk in chunks], [buffer(matrix) for matrix in cosines]
+                self.kernels.alphas(pairs, out=out, **self.launch.args)
             body(chunks, cosines)
 
         for_chunks(
@@ -156,7 +156,8 @@ class _Cuda:
             row_bytes=row_bytes or sum(space.matrix_bytes for space in self.spaces),
             first_pass=first_pass,
             cached_images=self.cached_images,
-            pack_cached=pack_cached or first_pass,
+            kernel_packs=True,
+            need_rows=need_rows,
         )
 
     def chunk(self, chunk, cosines, **gradient):
@@ -225,14 +226,15 @@ class _Cuda:
             slopes = [space.matrix(chunks[0].images) for space in self.spaces] if is_cached else cosines
             out = {"loc_slopes": buffer(slopes[0]), "avc_slopes": buffer(slopes[1])}
             self.kernels.product_slopes(chunk_of(chunks[0], cosines, **norms, **out), **self.launch.args)
-            for of, chunk, slope in zip(gradients, chunks, slopes):
-                of.add(chunk, slope)
+            of_spaces = zip(gradients, chunks, slopes)
+            products = [one for of, chunk, slope in of_spaces for one in of.unpacking(chunk, slope)]
+            if chunks[0].first + chunks[0].images == self.spaces[0].images:
+                products += [one for of in gradients for one in of.unpacking_of_audio()]
+            unpack(self.launch, products)
 
         if self.instances == "image":
             self.for_chunks(sum_instances)
-        self.for_chunks(add, sum(of.row_bytes for of in gradients), pack_cached=True)
-        for of in gradients:
-            of.finish()
+        self.for_chunks(add, sum(of.row_bytes for of in gradients), need_rows=True)
 
 
 def _dense(visual_loc, visual_avc, audio_loc, audio_avc):

@@ -15,6 +15,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static  // static_shared.ld finds them
 
 struct Dim3 {
@@ -114,7 +115,4 @@ inline uint32_t __float_as_uint(float x) {
   std::memcpy(&bits, &x, 4);
   return bits;
 }
-struct uint4 {
-  alignas(16) uint32_t x, y, z, w;
-};
 using std::sqrt;
