@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -399,6 +400,24 @@ def test_tokens_of_parts_are_those_of_the_whole_sound(token_pipeline, monkeypatc
         token_pipeline.tokens(sound[:100])
 
 
+def test_tokens_go_on_where_a_published_front_end_keeps_the_middle_of_a_clip():
+    """published/sslalign_ezvsl is published/ezvsl that keeps 200 frames of a longer clip."""
+    from ssl_fast.models import LocalizerConfig, build
+
+    torch.manual_seed(0)
+    net = build(LocalizerConfig.small("dense_av", width=2, dimension=8)).eval()
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 16000 * 7).astype(np.float32)
+    (got, times), (expected, same) = (
+        LocalizationPipeline(
+            checkpoints.Checkpoint(Path("x"), net, {"method": "dense_av", "front_end": name}, "ssl_fast")
+        ).tokens(sound)
+        for name in ("published/sslalign_ezvsl", "published/ezvsl")
+    )
+    assert got.shape == (8, len(times)) and len(times) > 100
+    np.testing.assert_array_equal(times, same)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+
+
 def test_a_video_has_a_map_for_each_token(token_pipeline, monkeypatch, tmp_path, capsys):
     """Frames are grey, and change at 1 s: each token sees the frame of its time."""
     from films import film
@@ -430,3 +449,6 @@ def test_a_video_has_a_map_for_each_token(token_pipeline, monkeypatch, tmp_path,
             assert float(highest) == pytest.approx(maps[k].max(), abs=2e-3)
     with_sound, _ = decode_audio(tmp_path / "out.mp4")
     assert len(with_sound) / 16000 == pytest.approx(len(maps) * float(token_pipeline.token_step), abs=0.1)
+    short = film(tmp_path / "short.mp4", [40], sound=sound[:640])
+    assert cli.main(["localize", str(short), "-o", str(tmp_path / "none.mp4"), "--quiet"]) == 2
+    assert re.search(r"short.mp4: its sound of \d+ samples is too short", capsys.readouterr().err)

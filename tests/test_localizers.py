@@ -430,6 +430,10 @@ def test_config_round_trips_through_json(method):
         ({"heads": 0, "method": "dense_av"}, "heads: expected >= 1, and 1 for .*, got 0 for dense_av"),
         ({"heads": 2, "method": "lvs"}, "heads: expected >= 1, and 1 for methods other than dense_av, got 2 for lvs"),
         ({"heads": 3, "method": "dense_av"}, "heads: expected a divisor of the dimension 128, got 3"),
+        (
+            {"heads": 3, "method": "dense_av", "dimension": None},
+            "heads: expected a divisor of the dimension 128, got 3",
+        ),
     ],
 )
 def test_bad_configurations_are_named(changes, message):

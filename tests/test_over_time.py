@@ -243,5 +243,7 @@ def test_the_command_writes_what_the_module_finds(cache, tmp_path, monkeypatch, 
     assert main(["evaluate", "--scenes", "--test-scenes", "12", "--over-time", *weights]) == 0
     again = json.loads((tmp_path / "again" / "metrics.json").read_text())["over_time"]
     assert again["figures"]["tokens"] == pytest.approx(found["figures"]["tokens"], abs=1e-6)
+    assert main(["evaluate", "--scenes", "--test-scenes", "12", *weights, "--force"]) == 0  # without --over-time
+    assert not (tmp_path / "again" / "per_time.csv").exists()
     assert main(["evaluate", "--data", str(tmp_path), "--over-time", *weights, "--force"]) == 2
     assert "--over-time: expected with --scenes" in capsys.readouterr().err

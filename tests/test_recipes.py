@@ -149,6 +149,15 @@ expected_pooling = f"expected a name (in Python a dict with it) among {', '.join
         ),
         ({"crop_area": 0.0}, "crop_area: expected in (0, 1], got 0.0"),
         ({"model": LocalizerConfig.small("lvs")}, "model: expected a localizer for ssl_align, got one for lvs"),
+        ({"method": "dense_av", "loss": {"scale": 1e3}}, "scale: expected within [0.01, 100], got 1000.0"),
+        (
+            {"method": "dense_av", "loss": {"paired": True, "pooling": {"name": "mean"}}},
+            "loss: pooling: no effect with paired=true",
+        ),
+        (
+            {"method": "ssl_tie", "loss": {"hard_negative": False, "epsilon_negative": 0.3}},
+            "loss: epsilon_negative: no effect with hard_negative=false",
+        ),
     ],
 )
 def test_bad_fields_are_named(changes, message):
@@ -194,11 +203,11 @@ def test_loss_options_are_read_from_text():
 # Every setting that the papers' ablations vary, by what `--loss` is given.
 SETTINGS = {
     "margin_nce": "margin=0.2,epsilon=.6,beta=.1,tau=.05,symmetric=true,mean_weight=.5",
-    "lvs": "tri_map=false,hard_negative=false,diagonal=released,epsilon_negative=.3,margin=-.3",
+    "lvs": "tri_map=false,hard_negative=false,diagonal=released,margin=-.3",
     "ez_vsl": "margin=-.2,tau=.05,mean_weight=.1",
     "slavc": "reduce=max,negatives=image,tau=.05",
     "fnac": "weights=100,100,0,threshold=.5",
-    "ssl_tie": "weight=2,detach_map=true,tri_map=false,diagonal=released",
+    "ssl_tie": "weight=2,detach_map=true,epsilon_negative=.3,diagonal=released",
     "ssl_align": "pooling=max,alignment=false,symmetric=false,tau=.1",
     "hard_positives": "combine=sum,epsilon=.6,margin=-.2",
 }

@@ -102,6 +102,11 @@ def test_bad_arguments_are_named():
     assert 0 <= ConsensusIoU(rule="universal", threshold=0.8)(maps, truth)["ciou"] <= 1
     with pytest.raises(ValueError, match="image_ids: expected .4,. integers, got"):
         InteractiveIoU().update(maps, truth, images[:3])
+    with pytest.raises(ValueError, match=r"image_ids: expected .4,. integers, got \(4,\) <U1"):
+        InteractiveIoU().update(maps, truth, list("aabb"))
+    for make in (FalseAlarms, lambda value: ConsensusIoU(rule="universal", threshold=value)):
+        with pytest.raises(ValueError, match="threshold: expected a finite number, got nan"):
+            make(float("nan"))
     with pytest.raises(ValueError, match="sounding: expected .4,. bool, got"):
         AveragePrecision().update(maps, truth, [True])
     maps[2, 0, 0] = np.nan

@@ -193,9 +193,15 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.scenes:
         names = "val threshold threshold_from split set_name on_missing"
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
+        refuse(args, "image_size fit resampler", "expected with --data, the scenes are squares of one size")
+        if args.weights is None:
+            refuse(args, "front_end", "expected with --data or --weights, --model and --maps get the scenes' own")
     else:
         refuse(args, "test_scenes over_time", "expected with --scenes")
     model, how, found = model_of(args)
+    settings = samples.scene_settings(None, args.test_scenes)
+    if args.scenes:
+        how |= {"size": settings.size} if found is not None else {"front_end": "scenes", "size": settings.size}
     about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
     if found is not None:
         about = results.about_weights(found.path, found.recipe["method"], found.state.get("seed"), found.recipe)
@@ -215,7 +221,6 @@ def _evaluate(args: argparse.Namespace) -> int:
         if found is not None and how["front_end"] != "scenes":
             heard = how["front_end"]
             raise ValueError(f"--scenes: expected weights that hear by the front end scenes, {found.path} by {heard}")
-        settings = samples.scene_settings(None, args.test_scenes)
         tests, validation, sequence = samples.scene_tests(settings, args.quiet, args.over_time)
         files = []
     else:

@@ -119,6 +119,7 @@ def _video(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
     import numpy as np
 
     from ..data.io.audio import to_mono
+    from ..data.io.media import MediaError
     from ..files import replacing, save_array
     from ..inference import film
     from ..inference.localize import scale_of
@@ -127,7 +128,10 @@ def _video(args: argparse.Namespace, pipeline: "LocalizationPipeline", out: Path
     if pipeline.found.localizer.has_tokens:
         front_end = pipeline.front_end
         mono = to_mono(args.image, sound, rate, front_end.sample_rate, front_end.channels, front_end.reader)
-        tokens, times = pipeline.tokens(mono)
+        try:
+            tokens, times = pipeline.tokens(mono)
+        except ValueError as error:
+            raise MediaError(f"{args.image}: its sound of {len(mono)} samples is too short ({error})") from error
         answers = partial(film.localize_tokens, pipeline, args.image, tokens, times)
         threshold, step, titles = pipeline.token_threshold, pipeline.token_step, [f"{time:7.2f} s" for time in times]
     else:

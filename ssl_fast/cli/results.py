@@ -51,7 +51,9 @@ def write_results(
                 }
                 for name, one in tests.items()
             }
-        if sequence is not None:
+        if sequence is None:
+            (out / "per_time.csv").unlink(missing_ok=True)  # of results that these replace
+        else:
             results["over_time"], rows = over_time.evaluate(model, sequence, validation, progress=not quiet)
             over_time.write_csv(out / "per_time.csv", rows)
     results["seconds"] = dict(stages.seconds)

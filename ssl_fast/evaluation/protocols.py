@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from . import detection, false_alarms, map_metrics, metrics, mixing, segmentation
+from . import detection, false_alarms, map_metrics, metrics, mixing, segmentation, thresholds
 from .map_metrics import Counts, Rule, Upsampling
 from .results import table
 from .thresholds import OWN, threshold_name
@@ -192,8 +192,11 @@ def score(
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
     neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
-    Raises ValueError for a map with a NaN (naming the sample) and shapes that do not match.
+    Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, and a threshold that is not
+    finite.
     """
+    if threshold is not None:
+        thresholds.given(threshold)  # nothing is above a NaN
     truth = metrics.weights(ground_truth)
     sounds = {"positive": metrics.check_maps(maps, ids)}
     sounds |= {kind: metrics.check_maps(values, ids, f"maps under {kind}") for kind, values in negatives.items()}

@@ -19,6 +19,7 @@ from torchmetrics import Metric
 
 from . import detection, false_alarms, metrics
 from .protocols import Protocol, protocol_of, score
+from .thresholds import given
 
 
 class _PerSample(Metric):
@@ -68,6 +69,8 @@ class _OfRule(_PerSample):
         rules = [one.name for one in self.protocol.rules if threshold is not None or not one.universal]
         if rule not in rules:
             raise ValueError(f"rule: expected one of {rules} (universal: with a threshold), got {rule!r}")
+        if threshold is not None:
+            given(threshold)
         if threshold is not None and not any(one.name == rule and one.universal for one in found.rules):
             raise ValueError(f"threshold: expected with a universal rule, got {threshold} with {rule!r}")
 
@@ -111,10 +114,10 @@ class InteractiveIoU(_OfRule):
 
     def update(self, maps, ground_truth, image_ids) -> None:
         iou = self._columns(maps, ground_truth)[f"iou_{self.rule}"]
-        ids = torch.as_tensor(image_ids)
-        if ids.shape != (len(iou),) or ids.is_floating_point():
-            raise ValueError(f"image_ids: expected ({len(iou)},) integers, got {tuple(ids.shape)} {ids.dtype}")
-        self._keep(iou=iou, image_ids=ids)
+        ids = np.asarray(image_ids.cpu() if isinstance(image_ids, Tensor) else image_ids)
+        if ids.shape != (len(iou),) or ids.dtype.kind not in "iu":
+            raise ValueError(f"image_ids: expected ({len(iou)},) integers, got {ids.shape} {ids.dtype}")
+        self._keep(iou=iou, image_ids=ids.astype(np.int64))
 
     def compute(self) -> dict[str, Tensor]:
         found = metrics.interactive(self._all("iou"), self._all("image_ids").tolist())
@@ -132,6 +135,7 @@ class FalseAlarms(_PerSample):
     higher_is_better = False
 
     def __init__(self, threshold: float, **kwargs):
+        given(threshold)
         super().__init__(["area"], (threshold,), **kwargs)
         self.threshold = threshold
 

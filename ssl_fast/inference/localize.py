@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..data.io.audio import cut
+from ..data.io.front_ends import FrontEnd
 from ..data.io.images import Geometry, decode_image
 from ..evaluation import baselines, detection, metrics, mixing, pictures
 from ..models.checkpoints import Checkpoint
@@ -186,7 +187,7 @@ class LocalizationPipeline:
         which they are centred. Heard in parts, whose values are those of the whole. ValueError for a localizer without
         tokens, and for a waveform that is too short for one."""
         front_end, sound = self.front_end, torch.from_numpy(waveform)
-        frames = front_end.frame_count(len(waveform))
+        frames = front_end.frame_count(len(waveform)) if len(waveform) >= front_end.window else 0
         times = front_end.seconds_of_frames(self.found.localizer.token_times(frames) * frames - 0.5)
         apart = self._token_samples
         return torch.cat([*self._parts(sound, apart, len(times))], 1), times
@@ -208,7 +209,8 @@ class LocalizationPipeline:
             begin, end = max(0, first - CONTEXT), first + PART + CONTEXT
             part = sound[begin * apart : None if end >= count else end * apart + front_end.window]
             with torch.inference_mode():
-                spectrogram = net.normalize_spectrograms(front_end.spectrogram(part)[None, None])
+                # of all frames, also where a published one keeps those in the middle of a clip
+                spectrogram = net.normalize_spectrograms(FrontEnd.spectrogram(front_end, part)[None, None])
                 yield net.audio_features(spectrogram)["audio"][0, :, first - begin :][:, : min(PART, count - first)]
 
     def localize_tokens(self, image: np.ndarray, tokens: Tensor) -> list[Answer]:

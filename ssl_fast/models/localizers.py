@@ -93,8 +93,9 @@ class LocalizerConfig:
         if self.heads < 1 or (self.heads > 1 and self.method != "dense_av"):
             got = f"{self.heads} for {self.method}"
             raise ValueError(f"heads: expected >= 1, and 1 for methods other than dense_av, got {got}")
-        if self.dimension is not None and self.dimension % self.heads:
-            raise ValueError(f"heads: expected a divisor of the dimension {self.dimension}, got {self.heads}")
+        compared = self.dimension or (8 * self.width if self.backbone == "small" else 512)
+        if compared % self.heads:
+            raise ValueError(f"heads: expected a divisor of the dimension {compared}, got {self.heads}")
         for name in ("visual_dropout", "audio_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected within [0, 1), got {getattr(self, name)}")

@@ -11,6 +11,12 @@ from ..ops.poolings import KERNEL_POOLINGS, Pooling
 
 POOLINGS = {"mean": ops.Mean, **KERNEL_POOLINGS}
 _POSITIVE = ("tau", "beta", "scale")
+# Values of options, and the options that then have no effect.
+_IDLE = (
+    ("paired", True, ("pooling",)),
+    ("hard_negative", False, ("epsilon_negative",)),
+    ("tri_map", False, ("epsilon_negative",)),
+)
 
 
 def loss_options(method: str) -> dict[str, typing.Any]:
@@ -53,7 +59,8 @@ def _literal(text: str) -> float | bool | str:
 
 
 def check(method: str, options: dict) -> None:
-    """ValueError for an option that the loss of `method` does not have, and for a value not of its type or range."""
+    """ValueError for an option that the loss of `method` does not have, for a value not of its type or range, and for
+    an option that has no effect beside another."""
     types = loss_options(method)
     for name, value in options.items():
         if name not in types:
@@ -63,6 +70,9 @@ def check(method: str, options: dict) -> None:
             pooling(value)
         elif not _fits(name, value, types[name]):
             raise ValueError(f"loss: {name}: expected {_described(name, types[name])}, got {value!r}")
+    for name, value, idle in _IDLE:
+        if options.get(name) is value and (found := [one for one in idle if one in options]):
+            raise ValueError(f"loss: {', '.join(found)}: no effect with {name}={str(value).lower()}")
 
 
 def _is_number(value) -> bool:

@@ -156,6 +156,7 @@ class Recipe:
         loss = {name: tuple(value) if isinstance(value, list) else value for name, value in self.loss.items()}
         object.__setattr__(self, "loss", loss)
         loss_options.check(self.method, loss)
+        self.build_loss()  # which checks what depends on values
         if not loss.get("alignment", True):  # parameters without gradient would stop DistributedDataParallel
             object.__setattr__(self, "model", dataclasses.replace(self.model, projection=None))
 
