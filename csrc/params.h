@@ -15,7 +15,8 @@ constexpr double kShortest = 1e-12, kShortestFloat16 = 0x1p-14;
 
 // Images (N, C, cells) or, channels last, (N, cells, C); audios (M, C), or of `tokens` a clip (M / tokens, C, tokens).
 // All of one dtype. Of all_channels = C, a kernel reads, and writes gradients of, `channels` from first_channel on: a
-// head. Only the kernels of the CPU take tokens and heads as they are, and of these only `similarity`.
+// head. Heads and tokens are taken by the CPU's `similarity`, heads by CUDA's `pack` and `unpack`; elsewhere there is
+// one of each.
 // "real" below is float, or double for float64 inputs.
 // Without `normalized`, all norms count as 1: what is called a cosine, or alpha, is then a dot product.
 struct Shape {

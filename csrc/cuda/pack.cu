@@ -5,7 +5,7 @@
 //   unpack   grad_x[p, k] = y[p, k] - x[p, k] (x[p] . y[p]) / |x[p]|^2, where y, times `scale`, is the gradient with
 //            respect to the unit vector, divided by |x[p]|
 //
-//   Features      (N, C, P) or, channels last, (N, P, C), storage type
+//   Features      (N, C, P) or, channels last, (N, P, C), storage type; of C channels, those of one head
 //   Packed, y     (N * P, k_blocks * 64 bytes), K contiguous, aligned to 16 bytes; y in the storage type or real
 //   inverse_norm  real (N * P)
 //   Grid          a block for each 32 cells of an image, 256 threads; channels last, of all images as one. The blocks
@@ -46,6 +46,10 @@ struct CellTile {
     n = block / per_image, cell = s.cells - left, row = n * s.cells + cell;
     count = left < kWarpSize ? int(left) : kWarpSize;
   }
+  // Of the features of image n.
+  __device__ int64_t first_element(const Shape& s) const {
+    return n * s.all_channels * s.cells + s.first_channel * (s.channels_last ? 1 : s.cells);
+  }
 };
 
 // Tensors of one launch, and how many blocks each has.
@@ -64,7 +68,7 @@ __device__ void pack_tile(const PackParams& p, unsigned block, Transposed<S>& tr
   const CellTile tile(p.shape, block);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  const S* features = static_cast<const S*>(p.features) + tile.n * channels * p.shape.cells;
+  const S* features = static_cast<const S*>(p.features) + tile.first_element(p.shape);
   S* packed = static_cast<S*>(p.packed) + tile.row * width;
   T* norms = static_cast<T*>(p.inverse_norm) + tile.row;
   if (kChannelsLast) {
@@ -72,7 +76,7 @@ __device__ void pack_tile(const PackParams& p, unsigned block, Transposed<S>& tr
       T square = 0;
       for (int64_t c = lane; c < width; c += kWarpSize) {
         S x{};
-        if (c < channels) x = features[(tile.cell + cell) * channels + c];
+        if (c < channels) x = features[(tile.cell + cell) * p.shape.all_channels + c];
         square += T(value(x)) * T(value(x));
         if (p.packed) packed[cell * width + c] = mma_operand(x, p.tf32);
       }
@@ -122,7 +126,7 @@ __device__ void unpack_tile(const UnpackParams& params, unsigned block, Transpos
   const CellTile tile(p.shape, block);
   const int64_t channels = p.shape.channels, width = p.k_blocks * 64 / int(sizeof(S));
   const int lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
-  S* grad_features = static_cast<S*>(p.features) + tile.n * channels * p.shape.cells;
+  S* grad_features = static_cast<S*>(p.features) + tile.first_element(p.shape);
   const S* packed = static_cast<const S*>(p.packed) + tile.row * width;
   const Y* grad_packed = static_cast<const Y*>(params.gradient) + tile.row * width;
   auto x = [&](int cell, int64_t c) { return T(value(packed[cell * width + c])); };
@@ -138,7 +142,7 @@ __device__ void unpack_tile(const UnpackParams& params, unsigned block, Transpos
   __syncthreads();
   if constexpr (kChannelsLast) {
     lanes_over_channels(tile.count, 0, channels, [&](int cell, int64_t c) {
-      put(grad_features + (tile.cell + cell) * channels + c, y(cell, c) - projection[cell] * x(cell, c));
+      put(grad_features + (tile.cell + cell) * p.shape.all_channels + c, y(cell, c) - projection[cell] * x(cell, c));
     });
   } else {
     for (int64_t first = 0; first < channels; first += kTransposedChannels) {

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .kernels import CUDA_CACHED_ALPHA_BYTES, Launch, buffer, dtype_of, matrix_columns, shape_of
+from .kernels import CUDA_CACHED_ALPHA_BYTES, Launch, buffer, dtype_of, matrix_columns, rows_of, shape_of, tokens_of
 
 # Rows, slopes and their products of one chunk of images take at most this in each space (one image at least): as much
 # as may be cached, as without a cache a chunk still has to fill the GPU.
@@ -39,19 +39,29 @@ class Space:
     """One space of cosines: all audios, and the images, chunk by chunk. The audios are packed in the launch that packs
     the first chunk.
 
-    visual: (N, C, h, w), dense; audio: (M, C) contiguous; cell_norm: (N, h * w), 1 / |v|, which the forward pass
-    writes. Without `normalized`, dot products: all norms are 1.
+    visual: (N, C, h, w); audio: (M, C) or (M, C, T), both dense; cell_norm: (N, h * w), 1 / |v|, which the forward pass
+    writes. Without `normalized`, dot products: all norms are 1. heads, head: of the channels, one group of `heads`.
     """
 
-    def __init__(self, launch: Launch, visual: Tensor, audio: Tensor, cell_norm: Tensor, normalized: bool = True):
-        self.launch, self.visual, self.cell_norm, self.normalized = launch, visual, cell_norm, normalized
+    def __init__(
+        self,
+        launch: Launch,
+        visual: Tensor,
+        audio: Tensor,
+        cell_norm: Tensor,
+        normalized: bool = True,
+        heads: int = 1,
+        head: int = 0,
+    ):
+        self.launch, self.visual, self.cell_norm = launch, visual, cell_norm
+        self.options = {"normalized": normalized, "heads": heads, "head": head}
         kernels, size = launch.kernels, visual.element_size()
         shape = shape_of(kernels, visual, 0)
-        self.images, self.channels, self.cells = visual.shape[0], visual.shape[1], visual.shape[2:].numel()
-        self.audios, self.k_blocks = audio.shape[0], -(-self.channels * size // K_BLOCK_BYTES)
+        self.images, self.channels, self.cells = visual.shape[0], visual.shape[1] // heads, visual.shape[2:].numel()
+        self.audios, self.k_blocks = rows_of(audio), -(-self.channels * size // K_BLOCK_BYTES)
         self.width = self.k_blocks * K_BLOCK_BYTES // size
         self.tf32 = visual.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
-        whole = shape.channels_last and self.width == self.channels and visual.data_ptr() % 16 == 0
+        whole = shape.channels_last and self.width == visual.shape[1] and visual.data_ptr() % 16 == 0
         self.in_place = bool(whole) and not self.tf32  # the features are rows as they are
         self.row_bytes = 0 if self.in_place else self.k_blocks * K_BLOCK_BYTES
         # gradients of rows can be smaller or larger than float16 goes
@@ -70,15 +80,19 @@ class Space:
             "k_blocks": self.k_blocks,
         }
         plan = kernels.plan(**self.sizes, images=self.images)
-        self.packs_itself = plan["resident"] and not shape.channels_last  # a kernel can, as it loads an image
-        self.audio_shape = kernels.Shape(  # one image, whose cells are the audios
+        # a kernel can, as it loads an image
+        self.packs_itself = plan["resident"] and not shape.channels_last and heads == 1
+        tokens = tokens_of(audio)
+        self.audio_shape = kernels.Shape(  # of clips as images, whose cells are the tokens; of rows as one image
             dtype=self.sizes["dtype"],
-            channels_last=True,
-            images=1,
+            channels_last=tokens == 1,
+            images=self.audios // tokens if tokens > 1 else 1,
             audios=0,
             channels=self.channels,
-            cells=self.audios,
+            cells=tokens if tokens > 1 else self.audios,
             normalized=normalized,
+            all_channels=audio.shape[1],
+            first_channel=head * self.channels,
         )
         self.packing_of_audios = [
             kernels.Pack(
@@ -109,7 +123,7 @@ class Space:
         pack_rows = read and not self.in_place
         if not by_kernel and (pack_rows or take_lengths):
             cells = kernels.Pack(
-                shape_of(kernels, self.visual, 0, images, self.normalized),
+                shape_of(kernels, self.visual, 0, images, **self.options),
                 k_blocks=self.k_blocks,
                 features=buffer(self.visual, first),
                 packed=buffer(rows) if pack_rows else None,
@@ -117,7 +131,8 @@ class Space:
                 tf32=self.tf32,
             )
             packing = [cells, *packing]
-        features = {"features": buffer(self.visual, first), "channels": self.channels, "normalized": self.normalized}
+        normalized = self.options["normalized"]
+        features = {"features": buffer(self.visual, first), "channels": self.channels, "normalized": normalized}
         pairs = kernels.Pairs(
             **self.sizes,
             **(features if by_kernel else {}),
@@ -137,7 +152,7 @@ class Space:
         """For `unpack`: gradients of the features of a chunk, from those with respect to unit vectors, over their
         lengths; times `scale`."""
         return self._unpacking(
-            shape_of(self.launch.kernels, self.visual, 0, chunk.images, self.normalized),
+            shape_of(self.launch.kernels, self.visual, 0, chunk.images, **self.options),
             buffer(chunk.rows),
             buffer(self.cell_norm, chunk.first),
             gradient,

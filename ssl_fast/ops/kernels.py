@@ -87,8 +87,8 @@ def rows_of(audio: Tensor) -> int:
     return audio.shape[0] * audio.shape[2:].numel()
 
 
-def _tokens(audio: Tensor | None) -> int:
-    """Those of a clip that lie side by side; 1 where channels do."""
+def tokens_of(audio: Tensor | None) -> int:
+    """Tokens of a clip that lie side by side in memory; 1 where channels do."""
     if audio is None or audio.dim() == 2 or audio.transpose(1, 2).is_contiguous():
         return 1
     return audio.shape[2]
@@ -122,7 +122,7 @@ def shape_of(
         normalized=normalized,
         all_channels=channels,
         first_channel=head * (channels // heads),
-        tokens=_tokens(audio),
+        tokens=tokens_of(audio),
     )
 
 

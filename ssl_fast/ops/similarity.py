@@ -267,21 +267,12 @@ def _forward_cpu(visual, audio, kind, parameters, normalized, positives, heads, 
         )
 
 
-def _head_cuda(visual, audio, heads, head):
-    """Features of one head as the CUDA kernels read them: (N, C, h, w) and (M, C), or (M * T, C)."""
-    rows = audio if audio.dim() == 2 else audio.transpose(1, 2).flatten(0, 1)
-    if heads > 1:
-        visual = visual.chunk(heads, 1)[head].contiguous(memory_format=kernels.memory_format(visual))
-    return visual, rows.chunk(heads, 1)[head].contiguous()
-
-
 def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
     scores, maps, residual, inverse_norm, alphas = saved
-    visual, audio = _head_cuda(visual, audio, heads, head)
     with kernels.launch_on(visual) as launch:
-        space = Space(launch, visual, audio, inverse_norm, normalized)
+        space = Space(launch, visual, audio, inverse_norm, normalized, heads, head)
         pooling = getattr(launch.kernels.Pooling, kind)
-        cached = kernels.cached_images(alphas, visual, len(audio))
+        cached = kernels.cached_images(alphas, visual, space.audios)
 
         def pool(chunk):
             launch.kernels.pool_forward(
@@ -354,21 +345,7 @@ def _backward_cpu(
         )
 
 
-def _backward_cuda(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *rest):
-    *saved, grad_visual, grad_audio = rest
-    features, wanted = _head_cuda(visual, audio, heads, head), [grad_visual, grad_audio]
-    in_place = heads == 1 and audio.dim() == 2
-    of_head = wanted if in_place else empty_gradients(*features, True, True)
-    outputs = [mine if gradient is not None else None for mine, gradient in zip(of_head, wanted)]
-    _gradients_cuda(grad_scores, grad_map, *features, kind, parameters, normalized, positives, *saved, *outputs)
-    for mine, gradient in zip(outputs, wanted):
-        if not in_place and gradient is not None and mine is not None:
-            part = gradient.chunk(heads, 1)[head]
-            rows = part.transpose(1, 2) if part.dim() == 3 else part
-            rows.copy_(mine.view(rows.shape))
-
-
-def _gradients_cuda(
+def _backward_cuda(
     grad_scores,
     grad_map,
     visual,
@@ -377,6 +354,8 @@ def _gradients_cuda(
     parameters,
     normalized,
     positives,
+    heads,
+    head,
     scores,
     maps,
     residual,
@@ -386,13 +365,13 @@ def _gradients_cuda(
     grad_audio,
 ):
     with kernels.launch_on(visual) as launch:
-        space = Space(launch, visual, audio, inverse_norm, normalized)
+        space = Space(launch, visual, audio, inverse_norm, normalized, heads, head)
         if KERNEL_POOLINGS[kind].sparse:
             _sparse_gradients(space, grad_scores, residual, grad_visual, grad_audio)
         else:
             pooling = getattr(launch.kernels.Pooling, kind)
             gradients = DenseGradients(space, grad_visual, grad_audio)
-            cached = kernels.cached_images(alphas, visual, len(audio))
+            cached = kernels.cached_images(alphas, visual, space.audios)
 
             def add(chunk):
                 slopes = space.matrix(chunk.images)
