@@ -516,6 +516,26 @@ def test_launches_of_a_step(count, side, op, most, kernels, monkeypatch):
     assert len(names) <= most, names
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1)], ids=["channels-first", "tokens-first"])
+@pytest.mark.parametrize("kind", ["max", "log_mean_exp"])
+def test_heads_and_tokens_are_not_copied(kind, order, kernels, monkeypatch):
+    """Packing reads them from the features, and gradients are written where they belong."""
+    recorder = Recorder(kernels, run=False)
+    monkeypatch.setattr(launches, "launch_on", lambda tensor: contextlib.nullcontext(launches.Launch(recorder, {})))
+    monkeypatch.setattr(launches, "runs_on_cuda", lambda tensor: True)
+    visual = torch.empty(8, 64, 7, 7, dtype=torch.bfloat16, device="meta")
+    audio = torch.empty([(8, 64, 50)[i] for i in order], dtype=torch.bfloat16, device="meta").permute(order)
+    options = kind, [0.1][: kernels.poolings[kind][0]], False, None
+    with TorchLaunches() as torch_launches:
+        saved = similarity._pooled_similarity.function(visual, audio, *options, False, 2)
+        similarity._pooled_similarity_backward.function(
+            torch.empty_like(saved[0]), None, visual, audio, *options, *saved, True, True, 2
+        )
+    names = [name for name, *_ in recorder.launches]
+    assert names.count("pack") == 4 and names.count("unpack") in (2, 4)  # forward and backward of each head
+    assert not {"copy_", "clone", "_to_copy", "cat"} & set(torch_launches.names)
+
+
 @pytest.fixture
 def tf32():
     torch.set_float32_matmul_precision("high")
