@@ -48,7 +48,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
 
 from ..files import replace_file
 from ..ops import checks
@@ -144,8 +143,8 @@ def _scripts(case: Case, dtype: torch.dtype, device: str) -> dict[str, Callable]
     return {"amp": amp, "low_precision": lambda visuals, audios: script(visuals, audios, dtype)}
 
 
-def _rivals(case: Case, inputs: Inputs, expected: list[Expected]) -> dict[str, Callable | str]:
-    """By name: job(which), which gives the function to be timed, or None without such a pass; or why there is none."""
+def _rivals(case: Case, inputs: Inputs, expected: list[Expected]) -> dict[str, dict[str, Callable | str]]:
+    """By name and pass: the function to be timed, or why there is none."""
     if not case.rivals:
         return {}
     visual, audio = inputs.visuals[0].detach(), inputs.audios[0].detach()
@@ -154,33 +153,36 @@ def _rivals(case: Case, inputs: Inputs, expected: list[Expected]) -> dict[str, C
     clips = (audio if audio.dim() == 3 else audio[..., None]).transpose(1, 2).contiguous().requires_grad_()
     found = {}
     for name, rival in case.rivals.items():
-        found[name] = scores = rival(images, clips, kept, case.normalized)
-        if callable(scores):
-            found[name] = partial(_rival_job, scores, (images, clips), inputs.upstream)
-            try:
-                job = found[name](PASSES[1]) or found[name](PASSES[0])
-                output, *gradients = job()
-                shaped = [x.mT.reshape(own.shape) for x, own in zip(gradients, (visual, audio))]
-                compare(case, [output, *shaped], expected[: 1 + len(shaped)], visual.dtype)
-            except Disagreement as error:
-                found[name] = f"wrong at this size: {error}"
-            except rivals.errors() as error:
-                found[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
+        scores = rival(images, clips, kept, case.normalized)
+        found[name] = dict.fromkeys(PASSES, scores)
+        if callable(scores):  # another kernel may run without gradients
+            found[name] = {which: _checked(case, scores, (images, clips), inputs, which, expected) for which in PASSES}
     return found
 
 
-def _rival_job(scores: Callable[[], Tensor], leaves: tuple[Tensor, ...], upstream: Tensor | None, which: str):
+def _checked(case, scores, leaves, inputs, which, expected) -> Callable | str:
+    """A pass of a rival, whose results agree; or why there is none."""
+
     def forward():
         with torch.no_grad():
             return (scores(),)
 
     def both():
         output = scores()
-        return output, *torch.autograd.grad(output, leaves, upstream)
+        return output, *torch.autograd.grad(output, leaves, inputs.upstream)
 
-    if which == PASSES[0]:
-        return forward
-    return both if scores().requires_grad else None
+    job = forward if which == PASSES[0] else both
+    try:
+        if job is both and not scores().requires_grad:
+            return "no backward pass"
+        output, *gradients = job()
+        shaped = [x.mT.reshape(own.shape) for x, own in zip(gradients, inputs.wanted)]
+        compare(case, [output, *shaped], expected[: 1 + len(shaped)], inputs.visuals[0].dtype)
+    except Disagreement as error:
+        return f"wrong at this size: {error}"
+    except rivals.errors() as error:
+        return f"failed: {type(error).__name__}: {error}".splitlines()[0][:200]
+    return job
 
 
 def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
@@ -197,13 +199,7 @@ def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
             jobs[key] = inputs.job(call, which)
         else:
             notes[key] = call
-    left_out = {name: other for name, other in others.items() if not callable(other)}
-    for name in others.keys() - left_out.keys():
-        job = others[name](which)
-        if job is None:
-            left_out[name] = "no backward pass"
-        else:
-            jobs[name] = job
+    jobs |= {name: passes[which] for name, passes in others.items() if callable(passes[which])}
     samples = time_rounds(jobs, Stopwatch(options.device, options.flush_l2), options.rounds, options.least_seconds)
     row: dict[str, typing.Any] = {"rounds": len(samples["fast"][0])}
     clock = 1 if options.clock == "cpu" else 0
@@ -222,10 +218,10 @@ def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
             f"{prefix}speedup_cpu": ratios[1],
         }
     row["rivals"] = {
-        name: {"note": left_out[name]}
-        if name in left_out
-        else {"ms": milliseconds(samples[name][0]), "speedup": ratio(samples[name][clock], samples["fast"][clock])}
-        for name in others
+        name: {"ms": milliseconds(samples[name][0]), "speedup": ratio(samples[name][clock], samples["fast"][clock])}
+        if name in jobs
+        else {"note": passes[which]}
+        for name, passes in others.items()
     }
     count = case.forward if which == "forward" else case.both
     flops, mm_flops = (shape.flops(one) for one in (count, FlopCount(1)))

@@ -20,6 +20,7 @@ largest batch whose step fits.
 
 import argparse
 import gc
+import itertools
 import json
 import sys
 import typing
@@ -271,22 +272,24 @@ def run(options: argparse.Namespace) -> int:
 
     Exit code: 0; 1 where a step does not fit into memory. ValueError for a method or recipe without such a step.
     """
-    if options.method not in METHODS:
-        raise ValueError(f"--method: expected one of {', '.join(METHODS)} with --step, got {options.method!r}")
-    recipe = recipes.recipe(options.method, options.recipe)
-    result = {"header": header(options) | {"recipe": recipe.to_dict()}, "rows": [], "left_out": [], "failures": []}
+    methods = options.method.split(",")
+    if unknown := [name for name in methods if name not in METHODS]:
+        raise ValueError(f"--method: expected some of {', '.join(METHODS)} with --step, got {', '.join(unknown)}")
+    wanted = [recipes.recipe(name, options.recipe) for name in methods]
+    head = header(options) | {"recipes": [recipe.to_dict() for recipe in wanted]}
+    result = {"header": head, "rows": [], "left_out": [], "failures": []}
     line = " | ".join if options.markdown else "  ".join
 
     def show(cells: list[str]) -> None:
         text = line(cells if options.markdown else [x.rjust(width) for x, (width, _) in zip(cells, COLUMNS.values())])
         bar.write(f"| {text} |" if options.markdown else text, file=sys.stdout)
 
-    cases = [(b, d, s) for d in options.dtype for b in options.batch for s in options.instruction_sets]
+    cases = list(itertools.product(wanted, options.dtype, options.batch, options.instruction_sets))
     with progress_bar(cases, disable=options.quiet, desc="steps") as bar:
         show(list(COLUMNS))
         if options.markdown:
             show(["---"] + ["---:"] * (len(COLUMNS) - 1))
-        for batch, dtype, instructions in bar:
+        for recipe, dtype, batch, instructions in bar:
             rows, left_out = [], []
             try:
                 with using(instructions):

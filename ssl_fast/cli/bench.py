@@ -91,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compile-modes",
         type=partial(_names, COMPILE_MODES),
         metavar="A,B",
-        help=f"of torch.compile, of {', '.join(COMPILE_MODES)} (default: both; each may compile for minutes per row)",
+        help=f"of torch.compile, of {', '.join(COMPILE_MODES)} (default: both; on a CPU, where "
+        "max-autotune compiles for minutes, default alone)",
     )
     add("--no-compile", action="store_true", help="leave torch.compile out")
     add(
@@ -119,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--data", type=Path, metavar="DIR", help="time its way into training instead of the ops")
     group.add_argument("--split", metavar="NAME", help="list of ids in --data")
     add_training_set(group)
-    group.add_argument("--method", metavar="NAME", help="default: ssl_align; with --step ez_vsl")
+    group.add_argument("--method", metavar="NAME", help="default: ssl_align; with --step A,B, ez_vsl")
     group.add_argument("--recipe", metavar="NAME", help="quickstart or published (default)")
     group.add_argument("--workers", type=int, metavar="N", help="processes that load samples (default: 2)")
 
@@ -169,7 +170,9 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     options.least_seconds = 0.1 if quick else 0.5
     if options.no_compile and options.compile_modes:
         raise ValueError("--compile-modes: expected without --no-compile")
-    options.compile_modes = [] if options.no_compile or quick else options.compile_modes or list(COMPILE_MODES)
+    options.compile_modes = options.compile_modes or list(COMPILE_MODES if cuda else COMPILE_MODES[:1])
+    if options.no_compile or quick:
+        options.compile_modes = []
     compiled = checks.use_compiled("auto", torch.empty(0, device=options.device))
     options.backend = "compiled" if compiled else "reference"
     options.instruction_sets = _instruction_sets(options.instruction_sets)
