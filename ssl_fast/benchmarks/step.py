@@ -1,8 +1,8 @@
 """The loss in a whole training step of the nets: `ssl-fast bench --step`.
 
 A step is the nets' forward pass on a batch of noise, the loss, both backward passes, and Adam. Candidates differ in the
-loss alone, so nets and losses are timed apart, in rounds, and a step is their sum: its share, and how many times as
-fast a step is, are not drowned in how the nets' time varies from round to round.
+loss alone, so nets and losses are timed apart, and a step is the sum of their medians: the loss's share, and how many
+times as fast a step is, are not drowned in how the nets' time varies from step to step.
 
     nets    forward, backward from fixed gradients of the features, optimizer
     loss    forward and backward from features as the nets gave them. "compiled kernels": 16-bit features as they are
@@ -22,6 +22,7 @@ import argparse
 import gc
 import itertools
 import json
+import statistics
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -205,13 +206,14 @@ def measure(
     jobs = {name: job for name, job in found.items() if callable(job)}
     left_out = [f"{name}: {why}" for name, why in found.items() if name not in jobs]
     losses = {name: float(job()[0]) for name, job in jobs.items()}
-    samples = time_rounds({"nets": partial(step.nets, gradients), **jobs}, Stopwatch(device), options.rounds, 0)
+    samples = time_rounds({"nets": partial(step.nets, gradients)}, Stopwatch(device), options.rounds, 0)
+    samples |= time_rounds(jobs, Stopwatch(device), options.rounds, options.least_seconds)
     del step, found, jobs, gradients
     torch.compiler.reset()  # graphs have memory, too
     clock, arithmetic = 1 if options.clock == "cpu" else 0, flops(recipe, batch)
 
-    def steps(name: str) -> tuple[float, ...]:
-        return tuple(map(sum, zip(samples["nets"][clock], samples[name][clock])))
+    def median(name: str) -> float:
+        return statistics.median(samples[name][clock])
 
     rows = []
     for name, value in losses.items():
@@ -224,12 +226,13 @@ def measure(
             "device": device,
             "loss": name,
             "value": value,
-            "rounds": len(samples[name][0]),
+            "rounds": len(samples["nets"][0]),
+            "loss_rounds": len(samples[name][0]),
             "net_flops": arithmetic["nets"],
             "loss_flops": arithmetic["loss"],
-            "share": ratio(samples[name][clock], steps(name)),
+            "share": median(name) / (median("nets") + median(name)),
             "loss_speedup": ratio(samples[EAGER][clock], samples[name][clock]),
-            "step_speedup": ratio(steps(EAGER), steps(name)),
+            "step_speedup": (median("nets") + median(EAGER)) / (median("nets") + median(name)),
             "peak_bytes": None,
             "largest_batch": None,
             **conditions(device, options.backend),
