@@ -1,8 +1,11 @@
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import re
+import signal
 import sys
+import time
 import types
 from functools import partial
 
@@ -533,6 +536,30 @@ def test_peak_grows_with_the_pairs_of_the_reference():
 def test_a_process_that_dies_gives_no_peak(capsys):
     assert measure.in_fresh_process(sys.exit, 3) is None
     assert "exit code 3" in capsys.readouterr().err
+
+
+def sleep_and_write(file):
+    time.sleep(10)
+    file.write_text("measured")
+
+
+def test_an_interrupted_measurement_ends_its_process(tmp_path, capfd):
+    """Ctrl-C while the process measures: it is gone before it has measured, without a word."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    measure.in_fresh_process(len, "")  # starts the server
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with pytest.raises(KeyboardInterrupt):
+            measure.in_fresh_process(sleep_and_write, tmp_path / "measured")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not multiprocessing.active_children() and list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
 
 
 # ---- Arguments ----

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import multiprocessing
+import signal
 import statistics
 import sys
 import threading
@@ -146,6 +147,7 @@ def peak_resident(job: Callable[[], object], reset: str = "/proc/self/clear_refs
 
 
 def _send(sender, function, arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first ends this one
     sender.send(function(*arguments))
 
 
@@ -166,5 +168,8 @@ def in_fresh_process(function: Callable, *arguments):
         process.join()
         print(f"peak memory unknown: its process ended with exit code {process.exitcode}", file=sys.stderr)
         return None
+    except BaseException:  # as by Ctrl-C
+        process.terminate()
+        raise
     finally:
         process.join()
