@@ -204,7 +204,8 @@ def test_rows_of_the_command(tmp_path, capsys, monkeypatch):
         assert 0.5 * math.log(row["batch"]) < row["value"] < 20  # two cross-entropies of nets that know nothing
     captured = capsys.readouterr()
     assert captured.err == ""
-    titles, *lines = captured.out.splitlines()
+    caption, _, titles, *lines = captured.out.splitlines()
+    assert "1 threads of" in caption and "wall time" in caption
     assert len(lines) == len(rows) and len({len(line) for line in [titles, *lines]}) == 1
 
 

@@ -42,6 +42,7 @@ from ..progress import progress_bar
 from ..training import recipes
 from ..training.learner import multiplied_as_they_are
 from ..training.recipes import Recipe
+from . import table
 from .environment import conditions, header, instruction_set, using
 from .measure import Stopwatch, in_fresh_process, milliseconds, peak_resident, ratio, time_rounds, try_compiled
 
@@ -228,6 +229,7 @@ def measure(
             "value": value,
             "rounds": len(samples["nets"][0]),
             "loss_rounds": len(samples[name][0]),
+            "clock": options.clock,
             "net_flops": arithmetic["nets"],
             "loss_flops": arithmetic["loss"],
             "share": median(name) / (median("nets") + median(name)),
@@ -259,8 +261,8 @@ COLUMNS = {  # title: width, text of a row
     "dtype": (8, lambda r: r["dtype"]),
     "set": (12, lambda r: r["instruction_set"] or "-"),
     "loss": (26, lambda r: r["loss"]),
-    "nets ms": (9, lambda r: _number(r["nets_ms"], 1)),
-    "loss ms": (9, lambda r: _number(r["loss_ms"], 2)),
+    "nets ms": (9, lambda r: _number(r["nets_cpu_ms" if r["clock"] == "cpu" else "nets_ms"], 1)),
+    "loss ms": (9, lambda r: _number(r["loss_cpu_ms" if r["clock"] == "cpu" else "loss_ms"], 2)),
     "% of step": (9, lambda r: _number(100 * r["share"], 3)),
     "% by arithmetic": (15, lambda r: _number(100 * r["loss_flops"] / (r["net_flops"] + r["loss_flops"]), 3)),
     "x loss": (6, lambda r: _number(r["loss_speedup"], 2)),
@@ -281,6 +283,10 @@ def run(options: argparse.Namespace) -> int:
     wanted = [recipes.recipe(name, options.recipe) for name in methods]
     head = header(options) | {"recipes": [recipe.to_dict() for recipe in wanted]}
     result = {"header": head, "rows": [], "left_out": [], "failures": []}
+    print(
+        f"{table.machine(head)}. ms: medians of {table.CLOCKS[options.clock]}; x loss, x step: against plain PyTorch; "
+        "peak MiB: of the whole step, beyond inputs, weights and the optimizer's state.\n"
+    )
     line = " | ".join if options.markdown else "  ".join
 
     def show(cells: list[str]) -> None:

@@ -60,18 +60,24 @@ def left_out(rows: list[dict]) -> list[str]:
     return [f"not timed: {name} ({', '.join(ops)}): {note}" for (name, note), ops in reasons.items()]
 
 
-def caption(head: dict, channels: int) -> str:
-    """Caption of the table: machine, versions, meaning of the columns. head: see `environment.header`."""
+CLOCKS = {"wall": "wall time", "cpu": "CPU time of all threads"}
+
+
+def machine(head: dict) -> str:
+    """Versions, kernels and machine in words. head: see `environment.header`."""
     machine, versions = head["machine"], head["versions"]
-    clock = {"wall": "wall time", "cpu": "CPU time"}[head["clock"]]
     where = machine["gpu"] or f"{head['threads']} threads of {machine['cpu']} ({machine['cores']} cores)"
     kernels = "NO COMPILED KERNELS: the reference against itself"
     if head["backend"] == "compiled":
         kernels = "compiled kernels" if machine["gpu"] else f"compiled kernels, {head['instruction_set']}"
+    return f"ssl_fast {versions['ssl_fast']} ({kernels}), torch {versions['torch']}, {where}"
+
+
+def caption(head: dict, channels: int) -> str:
+    """Caption of the table: machine, versions, meaning of the columns. head: see `environment.header`."""
     return (
-        f"ssl_fast {versions['ssl_fast']} ({kernels}), torch {versions['torch']}, {where}, C = {channels}. "
-        f"ms: median wall time ± half the interquartile range; CPU ms: of all threads. x, % of mm: medians of ratios "
-        f"of {clock} within interleaved rounds. GB/s: of memory-bound ops; a copy reaches "
-        f"{head['copy_gbytes_per_s']:.0f}. Peak MiB of the kernels and of the reference: beyond inputs, output and "
-        f"gradients."
+        f"{machine(head)}, C = {channels}. ms: median wall time ± half the interquartile range; CPU ms: of all "
+        f"threads. x, % of mm: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. GB/s: of "
+        f"memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. Peak MiB of the kernels and of the "
+        f"reference: beyond inputs, output and gradients."
     )
