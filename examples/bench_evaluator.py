@@ -24,11 +24,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ssl_fast.benchmarks.environment import conditions
 from ssl_fast.benchmarks.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.evaluation import PROTOCOLS, Rule, Upsampling, false_alarms
 from ssl_fast.evaluation.map_metrics import counts
 from ssl_fast.evaluation.protocols import Accumulator
-from ssl_fast.ops import checks
 from ssl_fast.reproducibility import versions
 
 SIDE, CELLS = 224, 7
@@ -163,7 +163,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         record = {
             "versions": versions(),
-            "instruction_set": checks.extension.instruction_set(),
+            **conditions("cpu", "compiled"),
             "threads": torch.get_num_threads(),
             "by_map": rows,
             "whole_protocol": whole,

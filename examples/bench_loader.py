@@ -30,6 +30,7 @@ import soundfile
 import torch
 from PIL import Image
 
+from ssl_fast.benchmarks.environment import conditions
 from ssl_fast.benchmarks.measure import Stopwatch, time_rounds
 from ssl_fast.data.datasets import FolderSet
 from ssl_fast.data.io.images import Geometry
@@ -199,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
         record = {
             "versions": versions(),
             "cores": os.cpu_count(),
-            "load": os.getloadavg()[0],
+            **conditions("cpu", "compiled"),
             "items": options.items,
             "batch": options.batch,
             "one_process": single,

@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 import torch
 
+from ssl_fast.benchmarks.environment import conditions
 from ssl_fast.benchmarks.measure import Stopwatch, peak_resident, time_rounds
 from ssl_fast.data import neighbors
 from ssl_fast.reproducibility import versions
@@ -131,6 +132,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.json:
         record = {
             "versions": versions() | {"faiss": faiss.__version__},
+            **conditions("cpu", "compiled"),
             "threads": torch.get_num_threads(),
             "samples": options.samples,
             "dimension": options.dimension,

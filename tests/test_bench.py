@@ -1,8 +1,11 @@
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import re
+import signal
 import sys
+import time
 import types
 from functools import partial
 
@@ -11,7 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_fast import ops
-from ssl_fast.benchmarks import environment, measure, rivals
+from ssl_fast.benchmarks import agreement, environment, measure, rivals, table
 from ssl_fast.benchmarks import ops as bench
 from ssl_fast.cli import bench as command
 from ssl_fast.cli import main as cli
@@ -72,14 +75,22 @@ def test_json_rows_and_header(tmp_path, capsys):
         for key, kind in SCHEMA.items():
             assert isinstance(row[key], kind), key
         assert (row["batch"], row["height"], row["width"], row["channels"], row["device"]) == (4, 3, 2, 16, "cpu")
-        assert row["compiled_ms"] is row["compiled_speedup"] is None and "--no-compile" in row["compiled_note"]
+        assert row["compiled_ms"] is row["max_autotune_ms"] is row["compiled_speedup"] is None
+        assert (row["amp_ms"] is None) == (row["low_precision_ms"] is None) == (row["dtype"] == "float32")
+        assert row["load"] >= 0 and row["cpu_ms"] > 0
+        if head["backend"] == "compiled":
+            assert row["instruction_set"] == head["instruction_set"] == bench.checks.extension.instruction_set()
         assert row["gflops"] * row["ms"] == pytest.approx(row["flops"] / 1e6)
         assert row["mm_gflops"] * row["mm_ms"] == pytest.approx(2 * 4 * 4 * 6 * 16 / 1e6)
         assert row["quartiles_ms"][0] <= row["ms"] <= row["quartiles_ms"][1]
         assert (row["mm_fraction"] is None) == (row["op"] == "cosine_map")
     lines = capsys.readouterr().out.splitlines()
-    table = lines[-1 - len(rows) :]
-    assert len({len(line) for line in table}) == 1 and table[0].split()[:3] == ["op", "batch", "map"]
+    first = next(i for i, line in enumerate(lines) if line.split()[:3] == ["op", "batch", "map"])
+    assert len({len(line) for line in lines[first : first + 1 + len(rows)]}) == 1
+    assert lines[first + 1 + len(rows) :] == [
+        "not timed: late-interaction-kernels (max): 16-bit features on CUDA only",
+        "not timed: flash-maxsim (max): 16-bit features on CUDA only",
+    ]
 
 
 @pytest.mark.slow
@@ -87,7 +98,7 @@ def test_markdown_table(capsys):
     assert cli.main(["bench", *TINY, "--ops", "mean", "--markdown"]) == 0
     table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     assert len(table) == 2 + 2 and len({line.count("|") for line in table}) == 1
-    assert table[2].startswith("| mean | 4 | 3x2 | float32 | fwd | ")
+    assert table[2].startswith("| mean | 4 | 3x2 | float32 | ") and " | fwd | " in table[2]
 
 
 def test_ratios_are_medians_of_rounds(monkeypatch):
@@ -108,19 +119,26 @@ def test_ratios_are_medians_of_rounds(monkeypatch):
 
 def test_torch_compile_is_timed_or_visibly_absent(monkeypatch):
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
-    options = command.resolve(parse(*TINY))
-    options.no_compile = False
-    monkeypatch.setattr(torch, "compile", lambda call, fullgraph, dynamic: call)
-    for row in bench.measure("max", bench.Shape(4, 3, 2, 16), torch.float32, options):
-        assert row["compiled_ms"] > 0 and row["compiled_speedup"] > 0 and row["compiled_note"] is None
+    options = command.resolve(parse(*TINY[:-1], "--compile-modes", "default,max-autotune"))
+    modes = []
+    monkeypatch.setattr(torch, "compile", lambda call, mode, **_: modes.append(mode) or call)
+    for row in bench.measure("mean", bench.Shape(4, 3, 2, 16), torch.float32, options):
+        for name in ("compiled", "max_autotune"):
+            assert row[f"{name}_ms"] > 0 and row[f"{name}_speedup"] > 0 and row[f"{name}_note"] is None
+    assert modes == ["default", "max-autotune"] * 2
 
     def fail(*_):
         raise RuntimeError("no C++ compiler\nand a long story")
 
-    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
-    for row in bench.measure("max", bench.Shape(4, 3, 2, 16), torch.float32, options):
-        assert row["compiled_ms"] is row["compiled_speedup"] is None and row["speedup"] > 0
-        assert row["compiled_note"] == "failed: no C++ compiler"
+    monkeypatch.setattr(torch, "compile", lambda call, mode, **_: call if mode == "default" else fail)
+    rows = bench.measure("mean", bench.Shape(4, 3, 2, 16), torch.float32, options)
+    for row in rows:
+        assert row["compiled_ms"] > 0 and row["compiled_note"] is None
+        assert row["max_autotune_ms"] is row["max_autotune_speedup"] is None and row["speedup"] > 0
+        assert row["max_autotune_note"] == "failed: no C++ compiler"
+    assert table.left_out(rows) == ["not timed: max-autotune (mean): failed: no C++ compiler"]
+    rows = bench.measure("mean", bench.Shape(4, 3, 2, 16), torch.float32, command.resolve(parse(*TINY)))
+    assert {row["compiled_note"] for row in rows} == {"not asked for"} and table.left_out(rows) == []
 
 
 def test_rounds_take_turns():
@@ -240,24 +258,190 @@ def test_flops_with_tokens_are_those_of_its_products(op):
     assert shape.flops(case.both) - shape.flops(case.forward) == 2 * 2 * 6 * columns * 8
 
 
-def test_a_rival_is_timed_or_says_why_not(monkeypatch):
-    """A stand-in for maxsim-cpu: sums over the tokens of a query of the largest product with a document."""
-    case, shape = bench.CASES["tokens"], bench.Shape(4, 3, 2, 16, 5)
-    inputs = bench.make_inputs(case, shape, torch.float32, "cpu")
-    visual, audio = inputs.visuals[0].detach(), inputs.audios[0].detach()
-    monkeypatch.setitem(sys.modules, "maxsim_cpu", None)
-    assert rivals.maxsim_cpu(visual, audio) == "not installed"
-    package = types.SimpleNamespace(maxsim_scores=lambda query, documents: (documents @ query.T).max(1).sum(1))
-    monkeypatch.setitem(sys.modules, "maxsim_cpu", package)
-    torch.testing.assert_close(rivals.maxsim_cpu(visual, audio)(), case.call([visual], [audio], "reference"))
-    right = package.maxsim_scores
-    for wrong in (lambda *x: right(*x) * 1.01, lambda *x: right(*x) * float("inf")):
-        monkeypatch.setattr(package, "maxsim_scores", wrong)
-        assert rivals.maxsim_cpu(visual, audio) == "wrong scores at this size"
-    monkeypatch.setattr(package, "maxsim_scores", right)
+# ---- Candidates ----
+
+
+@pytest.mark.parametrize("op", [name for name, case in bench.CASES.items() if case.script])
+def test_scripts_are_the_ops_that_they_stand_for(op):
+    """In float64, output and gradients."""
+    case, shape = bench.CASES[op], bench.Shape(5, 3, 2, 8, 4 if bench.CASES[op].shapes else None)
+    inputs = bench.make_inputs(case, shape, torch.float64, "cpu")
+    script = inputs.job(partial(case.script, pooled=torch.float64), "forward+backward")
+    expected = inputs.job(partial(case.call, backend="reference"), "forward+backward")
+    for result, own in zip(script(), expected(), strict=True):
+        torch.testing.assert_close(result, own)
+
+
+def test_scripts_run_in_the_dtypes_that_their_names_say(monkeypatch):
+    """What is pooled is float32 under autocast, and bfloat16 without; the products are bfloat16 in both."""
+    seen = []
+
+    def script(visuals, audios, pooled):
+        seen.append((torch.is_autocast_enabled("cpu"), (visuals[0].float() @ audios[0].t().float()).dtype, pooled))
+        return visuals[0].sum()
+
+    case = dataclasses.replace(bench.CASES["max"], script=script)
+    features = [torch.ones(2, 3, dtype=torch.bfloat16)], [torch.ones(2, 3, dtype=torch.bfloat16)]
+    for call in bench._scripts(case, torch.bfloat16, "cpu").values():
+        call(*features)
+    assert seen == [(True, torch.bfloat16, torch.float32), (False, torch.float32, torch.bfloat16)]
+    assert bench._scripts(case, torch.float32, "cpu") == {}
+
+
+def test_errors_of_the_candidates_are_those_of_their_dtypes():
+    """All but the kernels round cosines to 8 bits, which a sum of two of them shows."""
+    options = command.resolve(parse(*TINY))
+    for row in bench.measure("soft_threshold", bench.Shape(6, 3, 2, 64), torch.bfloat16, options):
+        errors = row["errors"]
+        assert list(errors) == ["fast", "reference", "amp", "low_precision"]
+        assert min(errors["reference"], errors["amp"]) > 1e-4 and errors["amp"] < errors["low_precision"] < 0.05
+        assert row["amp_ms"] > 0 and row["low_precision_ms"] > 0 and row["amp_speedup"] > 0
+        if options.backend == "compiled":
+            assert errors["fast"] < 1e-5
+
+
+def brute_maxsim(queries, documents, lengths, normalize):
+    """MaxSim of queries (Q, L, C), whose first `lengths` tokens count, with documents (D, P, C), product by product:
+    (Q, D)."""
+    rows = []
+    for query, length in zip(queries.float(), lengths):
+        row = []
+        for document in documents.float():
+            total = torch.zeros(())
+            for token in query[:length]:
+                products = [
+                    (token * cell).sum() / (token.norm() * cell.norm() if normalize else 1) for cell in document
+                ]
+                total = total + torch.stack(products).max()
+            row.append(total)
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def packages(change=lambda scores: scores):
+    """Stand-ins with the interfaces of the packages; change: what is wrong with them."""
+
+    def maxsim(Q, D, q_mask=None, d_mask=None, *, normalize=False, backward=None):
+        assert d_mask is None and (q_mask.long().diff(dim=1) <= 0).all()
+        return change(brute_maxsim(Q, D, q_mask.sum(1), normalize))
+
+    def flash(Q, D, shared_docs=True, doc_lengths=None, query_lengths=None):
+        assert shared_docs and doc_lengths is None
+        return change(brute_maxsim(Q, D, query_lengths, False))
+
+    def batched(Q, D, doc_lengths=None, shared_docs=True, query_lengths=None, pad_lq=True, query_chunk_size=128):
+        return flash(Q, D, shared_docs, doc_lengths, query_lengths)
+
+    def maxsim_scores(query, documents):
+        return change(torch.from_numpy((documents @ query.T).max(1).sum(1))).numpy()
+
+    return {
+        "late_interaction_kernels": types.SimpleNamespace(maxsim=maxsim),
+        "flash_maxsim": types.SimpleNamespace(flash_maxsim_batched=batched, flash_maxsim_batched_train=flash),
+        "maxsim_cpu": types.SimpleNamespace(maxsim_scores=maxsim_scores),
+    }
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """Puts packages in place, and lets the CPU stand for a GPU."""
+
+    def put(modules):
+        for name, module in modules.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+    monkeypatch.setattr(rivals, "_matched", lambda x: True)
     monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
-    forward, both = bench.measure("tokens", shape, torch.float32, command.resolve(parse(*TINY)))
-    assert forward["rivals"]["maxsim-cpu"]["speedup"] > 0 and both["rivals"] == {}
+    return put
+
+
+def gradient_off(scores):
+    return scores + 0.1 * (scores - scores.detach())
+
+
+@pytest.mark.parametrize("op", ["max", "tokens"])
+def test_rivals_are_timed_where_they_agree(install, op):
+    shape = bench.Shape(4, 3, 2, 16, 5 if op == "tokens" else None)
+    options = command.resolve(parse(*TINY))
+    install(packages())
+    forward, both = bench.measure(op, shape, torch.float32, options)
+    for name in ("late-interaction-kernels", "flash-maxsim"):
+        assert forward["rivals"][name]["speedup"] > 0 and both["rivals"][name]["ms"] > 0, name
+    if op == "tokens":
+        assert forward["rivals"]["maxsim-cpu"]["ms"] > 0
+        assert both["rivals"]["maxsim-cpu"] == {"note": "no backward pass"}
+    assert "late-interaction-kernels" in table.line(forward)
+
+
+@pytest.mark.parametrize(
+    "change, forward, both",
+    [
+        (lambda scores: scores * 1.01, *["wrong at this size: output: expected an error of at most "] * 2),
+        (lambda scores: scores * float("inf"), *["wrong at this size: output: .*got (inf|nan)"] * 2),
+        (lambda scores: scores.double(), *["wrong at this size: output: expected .*float32"] * 2),
+        (lambda scores: torch.mm(scores, scores[:0]), *["failed: RuntimeError: "] * 2),
+        (gradient_off, None, "wrong at this size: gradient of visual 0: expected an error of at most "),
+        (lambda x: x if torch.is_grad_enabled() else x + 1, "wrong at this size: output: ", None),
+    ],
+    ids=["off by a hundredth", "infinite", "dtype", "raises", "gradient", "forward alone"],
+)
+def test_rivals_that_are_wrong_are_named_and_not_timed(install, change, forward, both):
+    """In that pass: without gradients another kernel may run."""
+    install(packages(change))
+    rows = bench.measure("tokens", bench.Shape(4, 3, 2, 16, 5), torch.float32, command.resolve(parse(*TINY)))
+    for name in ("late-interaction-kernels", "flash-maxsim"):
+        for row, note in zip(rows, (forward, both)):
+            assert row["ms"] > 0
+            if note is None:
+                assert row["rivals"][name]["ms"] > 0
+            else:
+                assert re.match(note, row["rivals"][name]["note"]) and "ms" not in row["rivals"][name]
+                assert any(re.match(f"not timed: {name} .tokens.: {note}", line) for line in table.left_out(rows))
+
+
+def test_rivals_that_are_not_there_are_named(install, monkeypatch):
+    install(dict.fromkeys(packages()))
+    features = torch.ones(2, 3, 4), torch.ones(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
+    names = bench.CASES["tokens"].rivals
+    assert {name: rival(*features, False) for name, rival in names.items()} == dict.fromkeys(names, "not installed")
+    monkeypatch.undo()
+    for name, why in (("flash-maxsim", "16-bit features on CUDA only"), ("maxsim-cpu", "float32 dot products")):
+        assert names[name](*features, True).startswith(why)
+
+
+# ---- Instruction sets ----
+
+
+def test_each_case_runs_under_each_instruction_set(use_set, tmp_path, monkeypatch):
+    extension, ran = bench.checks.extension, []
+    before, there = extension.instruction_set(), extension.instruction_sets()
+    real = bench._timings
+
+    def timings(*arguments):
+        extension.take_last_instruction_set()
+        arguments[4]["fast"]([torch.ones(2, 4, 1, 1)], [torch.ones(2, 4)])
+        ran.append(extension.take_last_instruction_set())
+        return real(*arguments)
+
+    monkeypatch.setattr(bench, "_timings", timings)
+    monkeypatch.setattr(bench, "_peaks", lambda *_: [None, None])
+    monkeypatch.setattr(environment, "copy_gbytes_per_s", lambda *_: 1.0)
+    file = tmp_path / "bench.json"
+    assert cli.main(["bench", *TINY, "--ops", "max", "--instruction-sets", "all", "--json", str(file)]) == 0
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["instruction_set"] for row in rows] == [name for name in there for _ in range(2)]
+    assert set(ran) <= set(there) and ran[0] == there[0]  # a kernel of float32 may be another set's
+    assert extension.instruction_set() == before
+
+
+@LINUX
+def test_peaks_are_of_the_instruction_set_in_use(use_set, monkeypatch):
+    asked = []
+    monkeypatch.setattr(bench, "in_fresh_process", lambda _, *arguments: asked.append(arguments[-1]) or [1, 1])
+    use_set("baseline")
+    inputs = bench.make_inputs(bench.CASES["max"], bench.Shape(2, 1, 1, 4), torch.float32, "cpu")
+    bench._peaks("max", "compiled", bench.Shape(2, 1, 1, 4), inputs, "cpu")
+    assert asked == ["baseline"]
 
 
 # ---- Agreement ----
@@ -310,7 +494,7 @@ def test_every_case_agrees(op, dtype):
     shape = bench.Shape(6, 3, 4, 24, 5 if bench.CASES[op].shapes else None)
     inputs = bench.make_inputs(bench.CASES[op], shape, dtype, "cpu")
     assert len(inputs.wanted) == 2 * (bench.CASES[op].spaces - bench.CASES[op].frozen)
-    bench.verify(bench.CASES[op], partial(bench.CASES[op].call, backend=options.backend), inputs)
+    agreement.verify(bench.CASES[op], partial(bench.CASES[op].call, backend=options.backend), inputs)
 
 
 # ---- Memory ----
@@ -354,6 +538,30 @@ def test_a_process_that_dies_gives_no_peak(capsys):
     assert "exit code 3" in capsys.readouterr().err
 
 
+def sleep_and_write(file):
+    time.sleep(10)
+    file.write_text("measured")
+
+
+def test_an_interrupted_measurement_ends_its_process(tmp_path, capfd):
+    """Ctrl-C while the process measures: it is gone before it has measured, without a word."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    measure.in_fresh_process(len, "")  # starts the server
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1)
+        with pytest.raises(KeyboardInterrupt):
+            measure.in_fresh_process(sleep_and_write, tmp_path / "measured")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not multiprocessing.active_children() and list(tmp_path.iterdir()) == []
+    assert capfd.readouterr().err == ""
+
+
 # ---- Arguments ----
 
 
@@ -371,6 +579,7 @@ def test_names_of_ops_and_dtypes_are_those_that_can_be_timed():
         (["--batch", "many"], "expected a whole number >= 1, got 'many'"),
         (["--maps", "7x7x7"], "expected sizes as 7 or 7x9"),
         (["--rounds", "0"], "expected a whole number >= 1, got '0'"),
+        (["--compile-modes", "fast"], "expected default, max-autotune; got 'fast'"),
     ],
 )
 def test_bad_arguments(arguments, message, capsys):
@@ -386,6 +595,14 @@ def test_bad_arguments(arguments, message, capsys):
         (["--device", "cuda"], "--device cuda: expected a usable CUDA device, got none"),
         (["--tf32"], "--flush-l2, --tf32: expected --device cuda"),
         (["--set", "vggsound", "--workers", "0"], "--set, --workers: expected with --data"),
+        (["--method", "lvs"], "--method: expected with --step or --data"),
+        (["--step", "--ops", "max", "--quick"], "--ops, --quick: expected without --step"),
+        (["--step", "--method", "sspl"], "--method: expected some of ssl_align, margin_nce"),
+        (["--step", "--dtype", "float64"], "--dtype: expected float32, bfloat16 or float16 with --step"),
+        (["--data", "there", "--step"], "--step: expected without --data"),
+        (["--data", "there", "--instruction-sets", "all"], "--instruction-sets: expected without --data"),
+        (["--instruction-sets", "all,sse2"], "--instruction-sets: expected "),
+        (["--no-compile", "--compile-modes", "default"], "--compile-modes: expected without --no-compile"),
         (
             ["--json", "there/is/no/such/folder.json"],
             "--json there/is/no/such/folder.json: expected an existing folder",
@@ -405,5 +622,6 @@ def test_defaults_by_device(monkeypatch):
     monkeypatch.setattr(bench.checks, "use_compiled", lambda *_: True)
     cpu, cuda, quick = (command.resolve(parse(*a)) for a in ([], ["--device", "cuda"], ["--quick", "--rounds", "5"]))
     assert cpu.batch == [32, 128, 256] and cpu.maps == [(7, 7), (14, 14)] and cpu.dtype == ["float32"]
-    assert max(cuda.batch) == 1024 and cuda.dtype == ["float32", "bfloat16"] and not cuda.no_compile
-    assert quick.no_compile and quick.rounds == 5 and cpu.ops == list(bench.CASES)
+    assert max(cuda.batch) == 1024 and cuda.dtype == ["float32", "bfloat16"]
+    assert cpu.compile_modes == ["default"] and cuda.compile_modes == ["default", "max-autotune"]
+    assert quick.compile_modes == [] and quick.rounds == 5 and cpu.ops == list(bench.CASES)

@@ -30,7 +30,7 @@ def test_rates_are_samples_over_the_median_round(tmp_path, monkeypatch, capsys):
     def rounds(jobs, stopwatch, count, least):
         for job in jobs.values():
             job()
-        return dict.fromkeys(jobs, ((1.0, 4.0, 2.0), (None,) * 3))
+        return dict.fromkeys(jobs, ((1.0, 4.0, 2.0), (2.0, 5.0, 3.0)))
 
     monkeypatch.setattr(bench_data, "Stopwatch", Watch)
     monkeypatch.setattr(bench_data, "time_rounds", rounds)
@@ -41,6 +41,10 @@ def test_rates_are_samples_over_the_median_round(tmp_path, monkeypatch, capsys):
     chunk = bench_data.CHUNK / 2
     assert list(rates) == STAGES
     assert rates == dict.fromkeys(STAGES[:3], chunk) | {"loader": 2 * 4 / 2} | dict.fromkeys(STAGES[4:], 4 / 2)
+    cpu = {row["stage"]: row["cpu_ms_per_sample"] for row in record["rows"]}
+    in_loader = {"loader": None}  # which is other processes
+    assert cpu == dict.fromkeys(STAGES[:3], 3000 / bench_data.CHUNK) | in_loader | dict.fromkeys(STAGES[4:], 3000 / 4)
+    assert all(row["load"] >= 0 and "instruction_set" in row for row in record["rows"])
     head = record["header"]
     assert (head["samples"], head["workers"], head["cache"], head["recipe"]["batch_size"]) == (6, 2, False, 4)
     lines = capsys.readouterr().out.splitlines()

@@ -30,6 +30,21 @@ def test_own_training_loop_learns_its_batch(capsys):
     assert numbers(last)[0] < 0.9 * numbers(steps[0])[0]
 
 
+def test_loss_share_by_hand(capsys):
+    """EZ-VSL's nets, counted by hand: an image's and a spectrogram's ResNet-18, and their heads."""
+    example("loss_share").main()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    nets = 22.308e9
+    by_case = {(name, batch): (float(share), float(maps)) for name, batch, _, share, maps in rows}
+    assert {gflop for name, _, gflop, *_ in rows if name == "ez_vsl"} == {"22.3"}
+    for batch in (128, 512):
+        expected = 100 * 6 * batch * 49 * 512 / nets
+        assert by_case["ez_vsl", str(batch)][0] == pytest.approx(expected, abs=0.01)
+    share, maps = next(found for (name, batch), found in by_case.items() if "250 tokens" in name and batch == "256")
+    assert share == pytest.approx(100 * 6 * 256 * 196 * 250 * 768 / nets, rel=1e-3)
+    assert maps == pytest.approx(256**2 * 196 * 250 * 4 / 2**30, abs=0.01)
+
+
 @pytest.mark.slow
 def test_train_on_folder_writes_a_checkpoint(tmp_path, monkeypatch, capsys):
     folder(tmp_path / "data", 8)

@@ -17,7 +17,7 @@ import argparse
 import itertools
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from ..training.learner import Learner
 from ..training.recipes import Recipe
 from ..training.sampler import StepSampler, collate
 from ..training.views import Themselves, Views
+from .environment import conditions
 from .measure import Stopwatch, time_rounds
 
 CHUNK = 8  # samples in a round of the stages that go sample by sample
@@ -58,8 +59,15 @@ def run(found: FileSet, recipe: Recipe, options: argparse.Namespace, header: dic
     return 0
 
 
-def _row(samples: int, seconds: Sequence[float]) -> dict:
-    return {"samples_per_s": samples / statistics.median(seconds), "rounds": len(seconds)}
+def _row(samples: int, seconds: tuple, device: str = "cpu") -> dict:
+    """seconds: of wall and CPU time, as `time_rounds` gives them."""
+    wall, cpu = seconds
+    return {
+        "samples_per_s": samples / statistics.median(wall),
+        "cpu_ms_per_sample": None if cpu[0] is None else 1000 * statistics.median(cpu) / samples,
+        "rounds": len(wall),
+        **conditions(device, "compiled"),
+    }
 
 
 def _order(found: FileSet, recipe: Recipe) -> StepSampler:
@@ -87,8 +95,8 @@ def _loader(found: FileSet, recipe: Recipe, options: argparse.Namespace) -> dict
     for _ in range(turns * (loader.prefetch_factor or 1)):  # without workers nothing is prefetched
         next(stream)
     stopwatch = Stopwatch("cpu")
-    seconds = [stopwatch(lambda: [next(stream) for _ in range(turns)])[0] for _ in range(options.rounds)]
-    return _row(turns * recipe.batch_size, seconds)
+    walls = [stopwatch(lambda: [next(stream) for _ in range(turns)])[0] for _ in range(options.rounds)]
+    return _row(turns * recipe.batch_size, (walls, [None]))  # the CPU time is that of other processes
 
 
 def _stages(found: FileSet, recipe: Recipe, options: argparse.Namespace, loader_rows: list[dict]) -> list[dict]:
@@ -117,7 +125,7 @@ def _stages(found: FileSet, recipe: Recipe, options: argparse.Namespace, loader_
     torch.set_num_threads(threads)
     last = time_rounds(batched, Stopwatch(options.device), options.rounds, 0)
     return (
-        [{"stage": name, **_row(CHUNK, wall)} for name, (wall, _) in first.items()]
+        [{"stage": name, **_row(CHUNK, seconds)} for name, seconds in first.items()]
         + loader_rows
-        + [{"stage": name, **_row(len(indices), wall)} for name, (wall, _) in last.items()]
+        + [{"stage": name, **_row(len(indices), seconds, options.device)} for name, seconds in last.items()]
     )

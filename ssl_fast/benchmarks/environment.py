@@ -1,6 +1,7 @@
 """Machine, versions and settings that a benchmark was run with, as its header records them."""
 
 import argparse
+import contextlib
 import datetime
 import os
 import platform
@@ -43,11 +44,37 @@ def copy_gbytes_per_s(device: str) -> float:
     return 2 * source.nbytes / statistics.median(samples["copy"][0]) / 1e9
 
 
+def instruction_set() -> str | None:
+    """The one that the CPU kernels use; None without them."""
+    return checks.extension.instruction_set() if checks.extension else None
+
+
+@contextlib.contextmanager
+def using(name: str | None):
+    """Inside, the CPU kernels use this instruction set (None: the one that they do)."""
+    before = instruction_set()
+    try:
+        if name:
+            checks.extension.use_instruction_set(name)
+        yield
+    finally:
+        if name:
+            checks.extension.use_instruction_set(before)
+
+
+def conditions(device: str, backend: str) -> dict:
+    """Of each record: the instruction set in use, None where no CPU kernel runs, and the mean number of processes that
+    ran or wanted to over the last minute."""
+    return {
+        "instruction_set": instruction_set() if (device, backend) == ("cpu", "compiled") else None,
+        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+    }
+
+
 def header(options: argparse.Namespace) -> dict:
     """Header of results as JSON, for options as `cli.bench.resolve` gives them."""
     cuda = options.device == "cuda"
     prefixes = ("MALLOC_", "THP_", "GLIBC_TUNABLES", "LD_PRELOAD", "PYTORCH_", "OMP_", "MKL_", "KMP_", "GOMP_")
-    instruction_set = getattr(checks.extension, "instruction_set", None)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
@@ -55,16 +82,15 @@ def header(options: argparse.Namespace) -> dict:
             "cores": os.cpu_count(),
             "system": platform.platform(),
             "gpu": torch.cuda.get_device_name() if cuda else None,
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         },
         "versions": versions() | {"cuda": torch.version.cuda if cuda else None},
         "commit": _git_commit(),
         "backend": options.backend,
         "extension_error": checks.extension_error,
-        "instruction_set": instruction_set() if instruction_set else None,
+        **conditions("cpu", "compiled"),
         "threads": torch.get_num_threads(),
         "clock": options.clock,
-        "compile": not options.no_compile,
+        "compile": options.compile_modes,
         "rounds": options.rounds,
         "flush_l2": options.flush_l2,
         "tf32": options.tf32,

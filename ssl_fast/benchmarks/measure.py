@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import multiprocessing
+import signal
+import statistics
 import sys
 import threading
 import time
@@ -57,6 +59,37 @@ def time_rounds(jobs: dict[str, Callable], stopwatch: Stopwatch, rounds: int, le
     finally:
         gc.enable()
     return {name: tuple(zip(*sample)) for name, sample in samples.items()}
+
+
+def ratio(numerator: tuple, denominator: tuple) -> float | None:
+    """Median of the ratios within rounds; None of what has no such time."""
+    if numerator[0] is None:
+        return None
+    return statistics.median(n / d for n, d in zip(numerator, denominator, strict=True))
+
+
+def milliseconds(seconds: tuple) -> float | None:
+    return None if seconds[0] is None else 1000 * statistics.median(seconds)
+
+
+def quartiles(seconds: tuple) -> list[float] | None:
+    """The first and the third, in milliseconds."""
+    if seconds[0] is None:
+        return None
+    first, third = seconds * 2 if len(seconds) == 1 else statistics.quantiles(seconds, n=4, method="inclusive")[::2]
+    return [1000 * first, 1000 * third]
+
+
+def try_compiled(call: Callable, mode: str, job: Callable[[Callable], object]) -> Callable | str:
+    """`call` through torch.compile, which job(the result) has compiled; or why it could not be."""
+    compiled = torch.compile(call, fullgraph=True, dynamic=False, mode=mode)
+    try:
+        job(compiled)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # dynamo's and inductor's errors, a missing C++ compiler among them
+        return f"failed: {error}".splitlines()[0][:200]
+    return compiled
 
 
 def _tensor_bytes(result: object) -> int:
@@ -114,6 +147,7 @@ def peak_resident(job: Callable[[], object], reset: str = "/proc/self/clear_refs
 
 
 def _send(sender, function, arguments):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the first ends this one
     sender.send(function(*arguments))
 
 
@@ -134,5 +168,8 @@ def in_fresh_process(function: Callable, *arguments):
         process.join()
         print(f"peak memory unknown: its process ended with exit code {process.exitcode}", file=sys.stderr)
         return None
+    except BaseException:  # as by Ctrl-C
+        process.terminate()
+        raise
     finally:
         process.join()
