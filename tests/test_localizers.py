@@ -427,6 +427,8 @@ def test_config_round_trips_through_json(method):
         ({"image_std": (0.2, 0.0, 0.2)}, "expected standard deviations > 0"),
         ({"image_mean": (0.5,)}, "image_mean: expected three values"),
         ({"dimension": 0}, "dimension: expected >= 1, got 0"),
+        ({"heads": 2.0, "method": "dense_av"}, "heads: expected an integer, got 2.0"),
+        ({"width": None}, "width: expected an integer, got None"),
         ({"heads": 0, "method": "dense_av"}, "heads: expected >= 1, and 1 for .*, got 0 for dense_av"),
         ({"heads": 2, "method": "lvs"}, "heads: expected >= 1, and 1 for methods other than dense_av, got 2 for lvs"),
         ({"heads": 3, "method": "dense_av"}, "heads: expected a divisor of the dimension 128, got 3"),

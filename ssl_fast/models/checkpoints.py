@@ -119,7 +119,7 @@ def _checked_recipe(recipe: dict) -> dict:
     """A recipe that was read, with all of _STORED. ValueError for values that no localizer has."""
     front_end_named(recipe["front_end"])
     size = recipe["image_size"]
-    if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 1 <= size <= SQUARE):
+    if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 2 <= size <= SQUARE):
         raise ValueError(f"expected one method and an image size, got {recipe['method']!r} and {size!r}")
     return recipe
 

@@ -77,6 +77,10 @@ class LocalizerConfig:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if self.backbone not in BACKBONES:
             raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {self.backbone!r}")
+        for name in ("width", "heads", "dimension", "projection", "cycles"):  # the last three may be None
+            value = getattr(self, name)
+            if type(value) is not int and (value is not None or name in ("width", "heads")):
+                raise ValueError(f"{name}: expected an integer, got {value!r}")
         for name in ("width", "dimension", "projection"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected >= 1, got {getattr(self, name)}")

@@ -101,9 +101,10 @@ class Recipe:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name, most in (("epochs", 10**6), ("image_size", SQUARE), ("accumulation", 10**6)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name}: expected 1 to {most}, got {getattr(self, name)}")
+        # of one pixel the first convolution of the narrow nets has no output
+        for name, least, most in (("epochs", 1, 10**6), ("image_size", 2, SQUARE), ("accumulation", 1, 10**6)):
+            if not least <= getattr(self, name) <= most:
+                raise ValueError(f"{name}: expected {least} to {most}, got {getattr(self, name)}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size: expected >= 2, a positive and a negative, got {self.batch_size}")
         if self.batch_size % self.accumulation or self.batch_size < 2 * self.accumulation:
