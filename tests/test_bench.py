@@ -597,6 +597,7 @@ def test_bad_arguments(arguments, message, capsys):
         (["--set", "vggsound", "--workers", "0"], "--set, --workers: expected with --data"),
         (["--method", "lvs"], "--method: expected with --step or --data"),
         (["--step", "--ops", "max", "--quick"], "--ops, --quick: expected without --step"),
+        (["--ops", "tokens", "--batch", "4"], "--batch: expected with other --ops than tokens and token_heads"),
         (["--step", "--method", "sspl"], "--method: expected some of ssl_align, margin_nce"),
         (["--step", "--dtype", "float64"], "--dtype: expected float32, bfloat16 or float16 with --step"),
         (["--data", "there", "--step"], "--step: expected without --data"),

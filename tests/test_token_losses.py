@@ -300,3 +300,53 @@ def test_tokens_have_to_be_said():
         losses.ez_vsl(visual, audio[:, :, 0], tokens=ops.TokenMean())
     with pytest.raises(ValueError, match="head_pooling: expected one of"):
         losses.dense_av(visual, audio, head_pooling="mean")
+
+
+@pytest.mark.parametrize("scale", [0.01, 100.0])
+def test_a_scale_at_its_bound_learns(scale):
+    """Inside the bounds and at them the gradient is that of the loss with respect to log scale, by differences."""
+    visual, audio, _ = features()
+    module = losses.DenseAV(scale=scale)
+    module.double()(visual.double(), audio.double() / 30).backward()
+
+    def value(log_scale):
+        return losses.dense_av(visual.double(), audio.double() / 30, scale=math.exp(log_scale)).item()
+
+    step, at = 1e-5, math.log(scale)
+    want = (value(at + step) - value(at - step)) / (2 * step)
+    assert want != 0 and module.log_scale.grad.item() == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda v, a: losses.silence(v, a, torch.ones(1, 3) > 0), ValueError, r"silent: expected \(\d, \d\) bool, got"),
+        (lambda v, a: losses.silence(v, a, torch.ones(a.shape[::2])), ValueError, r"silent: .* torch\.float32"),
+        (lambda v, a: losses.silence(v, a, None), TypeError, "silent: expected a tensor, got NoneType"),
+        (
+            lambda v, a: losses.DenseAV()(v, a, silent=torch.ones(a.shape[::2])),
+            ValueError,
+            r"silent: .* torch\.float32",
+        ),
+        (
+            lambda v, a: losses.total_variation(v, a, heads=5),
+            ValueError,
+            r"heads: expected a divisor of C = \d+, got 5",
+        ),
+        (
+            lambda v, a: losses.negative_pressure(v, a, heads=5),
+            ValueError,
+            r"heads: expected a divisor of C = \d+, got 5",
+        ),
+        (
+            lambda v, a: losses.head_specialization(v, a, heads=2.0),
+            TypeError,
+            r"heads: expected a whole number, got 2\.0",
+        ),
+        (lambda v, a: losses.negative_pressure(v[:0], a), ValueError, r"visual: expected at least one, got \(0, "),
+    ],
+)
+def test_bad_arguments_of_regularisers_are_named(call, error, message):
+    visual, audio, _ = features()
+    with pytest.raises(error, match=message):
+        call(visual, audio)

@@ -28,6 +28,7 @@ OPS = (
     "tokens",
     "token_heads",
 )
+OWN_SIZES = OPS[-2:]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 COMPILE_MODES = ("default", "max-autotune")  # of torch.compile
 
@@ -157,6 +158,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
             raise ValueError(f"--dtype: expected float32, bfloat16 or float16 with --step, got {options.dtype}")
     elif not options.data:
         refuse(options, "method recipe", "expected with --step or --data")
+    if options.ops and set(options.ops) <= set(OWN_SIZES):
+        refuse(options, "batch maps", f"expected with other --ops than {' and '.join(OWN_SIZES)}")
     options.method = options.method or ("ez_vsl" if options.step else "ssl_align")
     options.recipe, options.workers = options.recipe or "published", 2 if options.workers is None else options.workers
     if options.step:

@@ -15,7 +15,15 @@ from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_
 from .neighbors import hard_positives
 from .options import option_types, options_of
 from .predictive import sspl
-from .tokens import dense_av, head_specialization, late_interaction, negative_pressure, silence, total_variation
+from .tokens import (
+    check_silent,
+    dense_av,
+    head_specialization,
+    late_interaction,
+    negative_pressure,
+    silence,
+    total_variation,
+)
 
 
 class Loss(nn.Module):
@@ -130,8 +138,12 @@ class DenseAV(Loss, function=dense_av):
         generator: torch.Generator | None = None,
         **changes,
     ) -> Tensor:
-        options = self.options | {"scale": self.log_scale.exp().clamp(0.01, 100)} | changes
+        log_scale = self.log_scale
+        # with the gradient of exp at bounds and beyond, too: by that of clamp, 0, a scale would stay there for ever
+        scale = log_scale.detach().exp().clamp(0.01, 100) * (1 + log_scale - log_scale.detach())
+        options = self.options | {"scale": scale} | changes
         if silent is not None:
+            check_silent(silent, audio)
             options.setdefault("tokens", ops.TokenMean(~silent, empty=0.0))
         weights = {name: options.pop(name) for name in self.regularisers}
         loss = self.function(visual, audio, **options)

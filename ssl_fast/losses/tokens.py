@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from .. import ops
+from ..ops.checks import check_tensor
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
-from ..ops.tokens import TokenPooling
+from ..ops.tokens import TokenPooling, check_heads
 from .cross_entropy import check_tau, contrast, gather_tokens, join
 from .extra import ExtraNegatives
 from .options import check_choice
@@ -120,6 +121,7 @@ def late_interaction(
 
 def paired_products(visual: Tensor, audio: Tensor, heads: int) -> Tensor:
     """visual (N, C, h, w), audio (N, C, T) -> products by head (N, heads, T, h w), as in `ops.token_maps`."""
+    check_heads(visual.shape[1], heads)
     pairs = zip(visual.chunk(heads, 1), audio.chunk(heads, 1), strict=True)
     return torch.stack([ops.token_maps(v, a, normalize=False).flatten(2) for v, a in pairs], 1)
 
@@ -128,11 +130,22 @@ def negative_pressure(visual: Tensor, audio: Tensor, *, heads: int = 2, generato
     """Mean of min(sim, 0)^2 over 250 cells and 250 tokens, drawn from the batch, in all pairs: keeps products from
     being negative. visual (N, C, h, w), audio (M, C, T); generator: of the draw, on the CPU. Weight in DenseAV: .01."""
     rows = []
-    for x in (visual, audio):
+    for name, x in (("visual", visual), ("audio", audio)):
+        check_heads(x.shape[1], heads)
+        if not len(x):
+            raise ValueError(f"{name}: expected at least one, got {tuple(x.shape)}")
         vectors = x.flatten(2).transpose(1, 2).flatten(0, 1)
         drawn = torch.randint(len(vectors), (250,), generator=generator)
         rows.append(vectors[drawn.to(x.device)].unflatten(1, (heads, -1)).float())
     return torch.einsum("nkc,mkc->nmk", *rows).clamp_max(0).square().mean()
+
+
+def check_silent(silent: Tensor, audio: Tensor) -> None:
+    """(N, T) bool, of audio (N, C, T); ValueError, TypeError."""
+    check_tensor("silent", silent)
+    expected = (audio.shape[0], *audio.shape[2:])
+    if silent.dtype != torch.bool or tuple(silent.shape) != expected:
+        raise ValueError(f"silent: expected {expected} bool, got {tuple(silent.shape)} {silent.dtype}")
 
 
 def silence(visual: Tensor, audio: Tensor, silent: Tensor, *, heads: int = 2, power: int = 1) -> Tensor:
@@ -141,6 +154,7 @@ def silence(visual: Tensor, audio: Tensor, silent: Tensor, *, heads: int = 2, po
     visual (N, C, h, w), audio (N, C, T). The released program draws 250 silent tokens and compares them with all
     images; here they are compared with their own. Weight in DenseAV: .01 with power 1.
     """
+    check_silent(silent, audio)
     products = paired_products(visual, audio, heads).abs().pow(power).mean((1, 3))
     return (products * silent).sum() / silent.sum().clamp_min(1)
 

@@ -181,6 +181,13 @@ class Scoring:
         return plain.of_heads(pooled.movedim(2, 0))
 
 
+def check_heads(channels: int, heads: int) -> None:
+    if not isinstance(heads, int):
+        raise TypeError(f"heads: expected a whole number, got {heads!r}")
+    if heads < 1 or channels % heads:
+        raise ValueError(f"heads: expected a divisor of C = {channels}, got {heads}")
+
+
 def scoring_of(
     visual: Tensor,
     audio: Tensor,
@@ -194,8 +201,7 @@ def scoring_of(
 ) -> Scoring:
     """The arguments of `ops.pooled_similarity`, those checked that are not yet."""
     channels, pairs = visual.shape[1], (visual.shape[0], audio.shape[0])
-    if heads < 1 or channels % heads:
-        raise ValueError(f"heads: expected a divisor of C = {channels}, got {heads}")
+    check_heads(channels, heads)
     if head_pooling not in HEAD_POOLINGS:
         raise ValueError(f"head_pooling: expected one of {HEAD_POOLINGS}, got {head_pooling!r}")
     if bias is not None:
