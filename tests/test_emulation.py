@@ -571,6 +571,16 @@ def test_emulation_of_dot_products(pooling, dtype, emulated):
         torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
 
 
+def test_emulation_sums_float32_products_in_groups(emulated):
+    """Of 512 positive products, four at a time: the error is that of 128 additions of a sum that grows steadily,
+    each at most half a unit in the last place, not that of 512, twice as much."""
+    generator = torch.Generator().manual_seed(1)
+    visual, audio = (torch.rand(*shape, generator=generator) + 0.5 for shape in ((60, 512, 1, 1), (90, 512)))
+    scores = ops.pooled_similarity(visual, audio, ops.Max(), normalize=False).double()
+    error = scores / (visual[:, :, 0, 0].double() @ audio.double().t()) - 1
+    assert error.square().mean().sqrt() < 2**-23 * (128 / 3 / 12) ** 0.5
+
+
 @pytest.mark.parametrize("largest", [0.0, 2.0**-149, 3e-39, 2.0**-126, 1.5e-7, 1.0, 2.0, 65519.0, 2.0**127 * 1.99])
 def test_float16_slopes_are_scaled_by_a_power_of_two(largest):
     slopes = torch.linspace(-1, 1, 21).view(7, 3).double().mul(largest).float()

@@ -15,7 +15,9 @@
 // A warp computes kMTiles m16 tiles (audios) by up to kNTiles n8 tiles (every fourth one of the cells). Math policies:
 //
 //   TensorCore<S>   bfloat16, float16: mma.m16n8k16; float rounded to tf32: mma.m16n8k8. Accumulates in float.
-//   Exact<T>        float or double: FMAs of that type on CUDA cores.
+//   Exact<T>        float or double: FMAs of that type on CUDA cores. Sums of float are taken of four products at a
+//   time:
+//                   half the rounding error, for one addition more.
 //
 // Both leave their accumulators as fragments of mma.m16n8: at(r, ni, j) is the product of audio(r), consecutive in r,
 // with column(ni, j) of the tile of cells.
@@ -73,8 +75,12 @@ struct Exact {
       for (int ni = 0; ni < kCount; ++ni)
         for (int j = 0; j < 2; ++j) {
           Chunk b = *reinterpret_cast<const Chunk*>(cells + swizzled_offset(ni * kGroupWarps * 8 + 2 * q + j, c));
-          for (int r = 0; r < 2 * kMTiles; ++r)
-            for (int e = 0; e < int(16 / sizeof(T)); ++e) acc[r / 2][ni][r % 2 * 2 + j] += a[r].at[e] * b.at[e];
+          for (int r = 0; r < 2 * kMTiles; ++r) {
+            T& to = acc[r / 2][ni][r % 2 * 2 + j];
+            T sum = std::is_same_v<T, float> ? 0 : to;
+            for (int e = 0; e < int(16 / sizeof(T)); ++e) sum += a[r].at[e] * b.at[e];
+            to = std::is_same_v<T, float> ? to + sum : sum;
+          }
         }
     }
   }

@@ -106,8 +106,9 @@ __device__ void pack_tile(const PackParams& p, unsigned block, Transposed<S>& tr
   norms[lane] = p.shape.normalized ? safe_rsqrt<S>(square) : T(1);
 }
 
+// Launch bounds of four blocks an SM: for more occupancy it would spill registers on sm_120.
 template <class S, class T>
-__global__ void __launch_bounds__(kThreads) pack_kernel(const __grid_constant__ Batch<PackParams> batch) {
+__global__ void __launch_bounds__(kThreads, 4) pack_kernel(const __grid_constant__ Batch<PackParams> batch) {
   __shared__ S transposed[kWarpSize][kTransposedChannels + kPad<S>];
   __shared__ T squares[kWarps][kWarpSize];
   unsigned block = blockIdx.x, i = 0;

@@ -93,6 +93,21 @@ SSL_FAST_MMA("m16n8k8", "tf32", float)
 #undef SSL_FAST_MMA
 #endif
 
+// One store of 16 bytes, from registers. As an assignment the compiler splits it where it folds the address into a
+// loop's.
+__device__ inline void store_16(void* to, const void* from) {
+#ifdef SSL_FAST_EMULATION
+  if (reinterpret_cast<uintptr_t>(to) % 16) emulation::fail("a store that is not aligned to 16 bytes");
+  std::memcpy(to, from, 16);
+#else
+  uint4 words;
+  memcpy(&words, from, 16);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y), "r"(words.z),
+               "r"(words.w)
+               : "memory");
+#endif
+}
+
 // Predicated cp.async of 16 bytes from global to shared memory: zero-fills where `valid` is false. Complete once its
 // commit group has been waited for.
 __device__ inline void cp_async_16(void* to, const void* from, bool valid) {

@@ -39,7 +39,8 @@ template <class Out, int kCount, class F>
 __device__ void store_audios(Out* to, F f) {
   AlignedVector<Out, kCount> values;
   for (int r = 0; r < kCount; ++r) put(&values.at[r], f(r));
-  *reinterpret_cast<AlignedVector<Out, kCount>*>(to) = values;
+  constexpr int kPerStore = 16 / sizeof(Out);
+  for (int r = 0; r < kCount; r += kPerStore) store_16(to + r, values.at + r);
 }
 
 template <class Math, class Cached, class Pool>
@@ -151,9 +152,11 @@ struct Slope {
   __device__ Pair pair(int64_t at) const { return {scores[at], residual[at] * grad[at]}; }
   __device__ T operator()(T alpha, Pair of, T scale) const { return pool.slope(alpha, of.score, of.scale) * scale; }
 };
-// The same slopes from cached alphas. Lanes over groups of kCount audios, warps over the cells of an image.
+// The same slopes from cached alphas. Lanes over groups of kCount audios, warps over the cells of an image. Blocks an
+// SM: for more occupancy it would spill registers.
 template <class In, class Out, class T, class F>
-__global__ void __launch_bounds__(kThreads) slopes_of_cached(PairsParams p, F f, const In* cached, Out* out) {
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 4)
+    slopes_of_cached(PairsParams p, F f, const In* cached, Out* out) {
   constexpr int kCount = 8;
   const int64_t stride = stride_of(p.audios), parts = (stride / kCount + kWarpSize - 1) / kWarpSize;
   const int64_t n = blockIdx.x / parts, first = (blockIdx.x % parts * kWarpSize + threadIdx.x % kWarpSize) * kCount;
