@@ -15,9 +15,8 @@
 // A warp computes kMTiles m16 tiles (audios) by up to kNTiles n8 tiles (every fourth one of the cells). Math policies:
 //
 //   TensorCore<S>   bfloat16, float16: mma.m16n8k16; float rounded to tf32: mma.m16n8k8. Accumulates in float.
-//   Exact<T>        float or double: FMAs of that type on CUDA cores. Sums of float are taken of four products at a
-//   time:
-//                   half the rounding error, for one addition more.
+//   Exact<T>        float or double: FMAs of that type on CUDA cores. Float is summed by fours: half the rounding error
+//                   for one addition more
 //
 // Both leave their accumulators as fragments of mma.m16n8: at(r, ni, j) is the product of audio(r), consecutive in r,
 // with column(ni, j) of the tile of cells.
