@@ -116,6 +116,10 @@ def test_every_value_equals_the_slow_evaluation(localizer):
         assert model["interactive_pointing"] == pytest.approx(in_all(expected["pointing"], sample_set.image_ids))
         for kind in KINDS:
             assert model[f"pia_{kind}"] == pytest.approx(expected[f"pia_{kind}"].mean())
+            positive, negative = expected["map_max"], expected[f"{kind}_max"]
+            assert model[f"max_difference_{kind}"] == pytest.approx(np.mean(positive - negative), abs=1e-6)
+            pairs = np.sign(positive[:, None] - negative) / 2 + 0.5
+            assert model[f"auroc_{kind}"] == pytest.approx(pairs.mean(), abs=1e-3)
             five = np.percentile(expected[f"{kind}_max"], (0, 25, 50, 75, 100))
             np.testing.assert_allclose(results["sets"][name]["map_maxima"][kind], five, atol=1e-6)
 
@@ -139,6 +143,7 @@ def test_baselines_never_hear():
     for name, row in results["sets"]["duo"]["baselines"].items():
         assert row["interactive_pointing"] == 0, name
         assert row["pia_silence"] == row["pia_noise"] == row["pia_offscreen"], name
+        assert row["auroc_noise"] == 0.5 and row["max_difference_noise"] == 0, name
     assert set(results["sets"]["duo"]["baselines"]) == set(BASELINES)
     whole = results["sets"]["single"]["baselines"]["whole_image"]
     assert whole["mean_iou_adaptive"] == 0.25 and whole["pointing"] == 0 and whole["mean_iou_universal"] == 0
