@@ -64,8 +64,8 @@ def check_images(recipe: Recipe, image_ids: Sequence[typing.Hashable]) -> None:
     wanted, left = recipe.negatives.get("offscreen", 0), len(image_ids) - shown
     if left < wanted:
         raise ValueError(
-            f"negatives: expected {wanted} samples or more whose images are not in the batch, for off-screen sounds; of "
-            f"{len(image_ids)} samples a batch of {recipe.batch_size} may leave {left}"
+            f"negatives: expected {wanted} samples or more whose images are not in the batch, for off-screen sounds; "
+            f"of {len(image_ids)} samples a batch of {recipe.batch_size} may leave {left}"
         )
 
 
@@ -96,9 +96,8 @@ class NegativeSounds:
         for part in range(self.parts):
             every = self._of_one_loss(step, part if self.gather else part * self.processes + self.rank, batch)
             rank, processes = (self.rank, self.processes) if self.gather else (0, 1)
-            found += every[
-                len(every) * rank // processes : len(every) * (rank + 1) // processes
-            ]  # as distributed.shard
+            first, end = (len(every) * k // processes for k in (rank, rank + 1))  # as distributed.shard
+            found += every[first:end]
         return found
 
     def _of_one_loss(self, step: int, number: int, batch: Sequence[int]) -> list[Key]:
