@@ -443,3 +443,17 @@ def test_validation_samples_that_are_tested_are_refused():
         "'image0_a', 'image1_b', 'image2_c' ...",
     ):
         run(validation=FakeSet(VAL), test_sets={"single": FakeSet(VAL)})
+
+
+def test_separation_leaves_out_sounds_that_nothing_in_the_image_makes():
+    test_set = FakeSet(DUO)
+    test_set.sounding = [i % 3 > 0 for i in range(len(test_set))]
+    results = run(test_sets={"field": test_set}, baselines={})
+    columns, sounding = results.samples["field"], np.array(test_set.sounding)
+    positive, negative = (np.array(columns[name])[sounding] for name in ("map_max", "noise_max"))
+    model = results["sets"]["field"]["model"]
+    assert model["max_difference_noise"] == pytest.approx(np.mean(positive - negative), abs=1e-6)
+    pairs = np.sign(positive[:, None] - negative) / 2 + 0.5
+    assert model["auroc_noise"] == results["auroc_noise"] == pytest.approx(pairs.mean())
+    test_set.sounding = [False] * len(test_set)
+    assert "auroc_noise" not in run(test_sets={"field": test_set}, baselines={})
