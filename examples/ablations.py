@@ -16,7 +16,7 @@ import os
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -27,6 +27,15 @@ FIGURES = {
     "iiou": "duo: IIoU",
     "pointing": "duo: pointing",
 }
+KINDS = {"silence": "silence", "noise": "noise", "offscreen": "off-screen"}
+UNDER_NEGATIVES = {  # of duo, at the universal threshold of val
+    **{f"pia_{kind}": f"pIA, {title}" for kind, title in KINDS.items()},
+    "f_loc": "F_LOC",
+    "f_auc": "F_AUC",
+    **{f"auroc_{kind}": f"AUROC, {title}" for kind, title in KINDS.items()},
+    "iiou": "IIoU",
+}
+NEGATIVES = {"silence": 4, "noise": 4, "offscreen": 8}
 
 
 @dataclass(frozen=True)
@@ -42,6 +51,7 @@ class Row:
     neighbors: str | None = None
 
 
+METHODS = ("ssl_align", "margin_nce", "ez_vsl", "lvs", "fnac", "ssl_tie", "dense_av")
 ROWS = {
     "ssl_align": Row("ssl_align"),
     "margin_nce": Row("margin_nce"),
@@ -52,6 +62,7 @@ ROWS = {
     "fnac": Row("fnac", changes={"nce_epochs": 1.8}),
     "ssl_tie": Row("ssl_tie"),
     "sspl": Row("sspl"),
+    "dense_av": Row("dense_av"),
     "hard_positives, of the sample itself": Row("hard_positives"),
     "hard_positives by neighbours": Row(
         "hard_positives", changes={"views": ("augmented", "conceptual")}, neighbors="ssl_align"
@@ -67,6 +78,11 @@ ROWS = {
     f"margin_nce, margin {margin:+.1f}, {faulty:.0%} faulty": Row("margin_nce", loss={"margin": margin}, faulty=faulty)
     for faulty in (0.0, 0.25)
     for margin in (0.2, 0.0, -0.2, -0.4)
+}
+ROWS |= {
+    f"{name}, with negatives": replace(row, changes=row.changes | {"negatives": NEGATIVES})
+    for name, row in ROWS.items()
+    if name in (*METHODS, "slavc, sum over cells as released", "hard_positives, of the sample itself")
 }
 
 
@@ -128,14 +144,17 @@ def train(name: str, seed: int, epochs: int, out: Path) -> None:
         training_set, recipe, seed=seed, out=file.with_suffix(""), resume=True, neighbors=neighbors, progress=False
     )
     tests = {split: scenes.load(split, progress=False) for split in ("single", "duo")}
-    results = evaluate(run.localizer, tests, negatives=[], progress=False)
+    validation = scenes.load("val", progress=False)
+    results = evaluate(run.localizer, tests, validation=validation, published=["vssl_eval"], progress=False)
     single, duo = (results["sets"][split]["model"] for split in tests)
+    of_paper = results["protocols"]["duo"]["vssl_eval"]["model"]["figures"]["audio_visual"]["false_alarms"]
     figures = {
         "single": single["ciou_adaptive"],
         "duo": duo["ciou_adaptive"],
         "iiou": duo["iiou_adaptive"],
         "pointing": duo["interactive_pointing"],
     }
+    figures |= {key: (duo | of_paper)[key] for key in UNDER_NEGATIVES if key not in figures}
     record = {
         "name": name,
         "seed": seed,
@@ -154,16 +173,17 @@ def _file(out: Path, name: str, seed: int) -> Path:
     return out / f"{''.join(c if c.isalnum() or c in '+-.' else '_' for c in name)}-seed{seed}.json"
 
 
-def table(out: Path, names: list[str], seeds: list[int]) -> str:
-    """Markdown: of each row the mean over seeds, and from the lowest to the highest."""
-    lines = ["| | " + " | ".join(FIGURES.values()) + " | loss / chance |", "| --- |" + " ---: |" * (len(FIGURES) + 1)]
+def table(out: Path, names: list[str], seeds: list[int], titles: dict[str, str]) -> str:
+    """Markdown: of each row the mean over seeds of the figures in `titles`, and from the lowest to the highest."""
+    lines = ["| | " + " | ".join(titles.values()) + " | loss / chance |", "| --- |" + " ---: |" * (len(titles) + 1)]
     for name in names:
         files = [_file(out, name, seed) for seed in seeds]
         runs = [json.loads(file.read_text()) for file in files if file.exists()]
+        runs = [run for run in runs if run["figures"].keys() >= titles.keys()]
         if not runs:
             continue
         cells = []
-        for key in FIGURES:
+        for key in titles:
             values = [run["figures"][key] for run in runs]
             cells.append(f"{statistics.mean(values):.2f} ({min(values):.2f} to {max(values):.2f})")
         cells.append(f"{statistics.mean(run['loss'] / run['chance'] for run in runs):.2f}")
@@ -193,7 +213,7 @@ def main() -> int:
         from ssl_fast.data.scenes import dataset as scenes
         from ssl_fast.progress import progress_bar
 
-        for split in ("train", "single", "duo"):
+        for split in ("train", "val", "single", "duo"):
             scenes.load(split)  # made once, before several runs ask for them
         missing = [(name, seed) for seed in seeds for name in names if not _file(args.out, name, seed).exists()]
         command = [sys.executable, __file__, "--out", str(args.out), "--epochs", str(args.epochs), "--one"]
@@ -201,7 +221,7 @@ def main() -> int:
             runs = [pool.submit(subprocess.run, [*command, name, str(seed)], check=True) for name, seed in missing]
             for done in progress_bar(concurrent.futures.as_completed(runs), total=len(runs), desc="runs", unit="run"):
                 done.result()
-    print(table(args.out, names, seeds))
+    print(table(args.out, names, seeds, FIGURES), table(args.out, names, seeds, UNDER_NEGATIVES), sep="\n\n")
     return 0
 
 

@@ -68,11 +68,14 @@ def exact(config):
     return localizer.double()
 
 
+NEGATIVES = {"silence": 1, "noise": 2, "offscreen": 2}
 GATHERED = {method: {} for method in LOSSES} | {
-    "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}},
+    "margin_nce": {"negatives": NEGATIVES, "negatives_weight": 3.0},
+    "hard_positives": {"negatives": {"silence": 1}},  # none for the first process
+    "slavc": {"momentum_decay": 0.5, "loss": {"negatives": "both"}, "negatives": NEGATIVES},
     "fnac": {"loss": {"tau": 0.07, "weights": (6.0, 6.0, 6.0)}},
     "ssl_align": {"views": ("original", "augmented")},
-    "lvs": {"accumulation": 2},
+    "lvs": {"accumulation": 2, "negatives": {"noise": 3}},
     "dense_av": {"masks": "none", "loss": {"negative_pressure": 0.0}},
 }
 # what a step draws, statistics of batch norm, and what only the checkpoint can carry over
@@ -80,6 +83,7 @@ RESUMED = tiny(
     "slavc",
     momentum_decay=0.9,
     augmentation="shift",
+    negatives=NEGATIVES,
     model=LocalizerConfig.small("slavc", width=4, dimension=8, visual_dropout=0.5),
 )
 
@@ -136,7 +140,7 @@ def message(function, *arguments, **options):
 
 def outcomes(folder):
     found = {method: summary(run(tiny(method, **changes), exact, gather=True)) for method, changes in GATHERED.items()}
-    found["local"] = summary(run(tiny("ez_vsl"), exact))
+    found["local"] = summary(run(tiny("ez_vsl", negatives=NEGATIVES), exact))
     for samples in (8, 27):  # one batch: none for the first process; three, and samples that fill none
         found["validated", samples] = summary(run(tiny("ez_vsl"), exact, gather=True, validation=Others(samples)))
     found["normed"] = summary(run(tiny("ez_vsl"), validation=Others(16), out=folder / "normed"))
@@ -219,7 +223,7 @@ def test_distributed_training_with_gathered_negatives_is_that_of_one_process(met
 
 @pytest.mark.slow
 def test_distributed_training_with_local_negatives_is_that_of_a_batch_in_parts(processes):
-    expected = summary(run(tiny("ez_vsl", accumulation=PROCESSES), exact))
+    expected = summary(run(tiny("ez_vsl", negatives=NEGATIVES, accumulation=PROCESSES), exact))
     for one in processes[1]:
         assert_close(one["local"], expected)
 

@@ -116,6 +116,10 @@ def test_every_value_equals_the_slow_evaluation(localizer):
         assert model["interactive_pointing"] == pytest.approx(in_all(expected["pointing"], sample_set.image_ids))
         for kind in KINDS:
             assert model[f"pia_{kind}"] == pytest.approx(expected[f"pia_{kind}"].mean())
+            positive, negative = expected["map_max"], expected[f"{kind}_max"]
+            assert model[f"max_difference_{kind}"] == pytest.approx(np.mean(positive - negative), abs=1e-6)
+            pairs = np.sign(positive[:, None] - negative) / 2 + 0.5
+            assert model[f"auroc_{kind}"] == pytest.approx(pairs.mean(), abs=1e-3)
             five = np.percentile(expected[f"{kind}_max"], (0, 25, 50, 75, 100))
             np.testing.assert_allclose(results["sets"][name]["map_maxima"][kind], five, atol=1e-6)
 
@@ -139,6 +143,7 @@ def test_baselines_never_hear():
     for name, row in results["sets"]["duo"]["baselines"].items():
         assert row["interactive_pointing"] == 0, name
         assert row["pia_silence"] == row["pia_noise"] == row["pia_offscreen"], name
+        assert row["auroc_noise"] == 0.5 and row["max_difference_noise"] == 0, name
     assert set(results["sets"]["duo"]["baselines"]) == set(BASELINES)
     whole = results["sets"]["single"]["baselines"]["whole_image"]
     assert whole["mean_iou_adaptive"] == 0.25 and whole["pointing"] == 0 and whole["mean_iou_universal"] == 0
@@ -438,3 +443,17 @@ def test_validation_samples_that_are_tested_are_refused():
         "'image0_a', 'image1_b', 'image2_c' ...",
     ):
         run(validation=FakeSet(VAL), test_sets={"single": FakeSet(VAL)})
+
+
+def test_separation_leaves_out_sounds_that_nothing_in_the_image_makes():
+    test_set = FakeSet(DUO)
+    test_set.sounding = [i % 3 > 0 for i in range(len(test_set))]
+    results = run(test_sets={"field": test_set}, baselines={})
+    columns, sounding = results.samples["field"], np.array(test_set.sounding)
+    positive, negative = (np.array(columns[name])[sounding] for name in ("map_max", "noise_max"))
+    model = results["sets"]["field"]["model"]
+    assert model["max_difference_noise"] == pytest.approx(np.mean(positive - negative), abs=1e-6)
+    pairs = np.sign(positive[:, None] - negative) / 2 + 0.5
+    assert model["auroc_noise"] == results["auroc_noise"] == pytest.approx(pairs.mean())
+    test_set.sounding = [False] * len(test_set)
+    assert "auroc_noise" not in run(test_sets={"field": test_set}, baselines={})

@@ -61,3 +61,32 @@ def test_universal_threshold_is_the_highest_third_quartile():
         false_alarms.universal_threshold({"noise": [0, np.nan]})
     with pytest.raises(ValueError, match="at least one kind"):
         false_alarms.universal_threshold({})
+
+
+def test_auroc_counts_pairs_and_ties_by_half():
+    rng = np.random.default_rng(0)
+    for decimals in (1, 9):  # many ties, and none
+        positive, negative = rng.normal(0.3, 1, 70).round(decimals), rng.normal(0, 1, 40).round(decimals)
+        pairs = [(p > q) + (p == q) / 2 for p in positive for q in negative]
+        assert false_alarms.auroc(positive, negative) == pytest.approx(sum(pairs) / len(pairs), abs=1e-12)
+    ties = sum(p == q for p in positive.round(1) for q in negative.round(1))
+    assert ties > 30
+    assert false_alarms.auroc([2, 3], [0, 1, 1]) == 1 and false_alarms.auroc([0], [1, 2]) == 0
+    assert false_alarms.auroc([0.5] * 3, [0.5] * 4) == 0.5
+    with pytest.raises(ValueError, match="negative: expected at least one sample, got none"):
+        false_alarms.auroc([1.0], [])
+
+
+def test_separation_is_of_the_same_images():
+    positive, noise = np.array([0.9, 0.2, 0.6]), np.array([0.1, 0.2, 0.4])
+    got = false_alarms.separation(positive, {"silence": positive, "noise": noise})
+    assert got == pytest.approx(
+        {
+            "max_difference_silence": 0,
+            "max_difference_noise": (0.8 + 0 + 0.2) / 3,
+            "auroc_silence": 0.5,
+            "auroc_noise": (3 + 1.5 + 3) / 9,
+        }
+    )
+    with pytest.raises(ValueError, match=r"negatives\['noise'\]: expected 3 maxima to match positive, got 2"):
+        false_alarms.separation(positive, {"noise": noise[:2]})

@@ -306,3 +306,23 @@ def test_sets_without_boxes_cannot_be_evaluated(folder, tmp_path, capsys):
         str(bare),
         "expected boxes or masks",
     )
+
+
+def test_negatives_of_a_run_are_recorded_and_resumed(folder, tmp_path, capsys):
+    argv = ["train", "--data", folder, "--image-size", "32", "--batch-size", "4", "--threads", "1", "--quiet"]
+    argv += ["--method", "ez_vsl", "--epochs", "1"]
+    wanted = ["--negatives", "noise=2,silence,offscreen=3", "--negatives-weight", "0.5"]
+    assert cli.main([str(x) for x in [*argv, *wanted, "--out", tmp_path / "run"]]) == 0
+    assert "of a collapsed net 3.332" in capsys.readouterr().out  # log(4 + 6 / 2) + log 4
+    of_run = loaded(tmp_path / "run")[1]["recipe"]
+    assert of_run["negatives"] == {"silence": 1, "noise": 2, "offscreen": 3} and of_run["negatives_weight"] == 0.5
+    again = ["train", "--data", folder, "--out", tmp_path / "run", "--resume", "--quiet"]
+    assert cli.main([str(x) for x in again]) == 0
+    fails(capsys, [*again, "--negatives", "silence"], "--negatives silence: the run in", "leave it out")
+    for text, message in (
+        ("offscreen=9", "of 12 samples a batch of 4 may leave 8"),
+        ("noise=two", "each once, as silence,noise=4, got 'noise=two'"),
+        ("hum", "negatives: expected some of silence, noise, offscreen, got 'hum'"),
+    ):
+        fails(capsys, [*argv, "--negatives", text, "--out", tmp_path / "none"], message)
+    assert not (tmp_path / "none").exists()

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from ssl_fast.data.datasets import FolderSet, SampleSet
-from ssl_fast.data.io.front_ends import FRONT_ENDS, FrontEnd
+from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.models import checkpoints
 
 
@@ -16,11 +16,15 @@ def loaded(path):
     return found.localizer, found.state
 
 
+# floor and scale of the scenes' front end, so that digital silence is the same; the toys' 32 x 12 cells
+TOY = FrontEnd(name="toy", seconds=414 / 16000, window=62, hop=32)
+
+
 class ToySet(SampleSet):
     """`samples` pairs of `size` pixels; the category (of 4) tints the image and raises a band of the spectrogram."""
 
     has_ground_truth = False
-    front_end = FRONT_ENDS["scenes"]
+    front_end = TOY
 
     def __init__(self, samples: int = 40, size: int = 32):
         generator = torch.Generator().manual_seed(7)
@@ -38,6 +42,10 @@ class ToySet(SampleSet):
 
     def __getitem__(self, index):
         return {"image": self.images[index], "spectrogram": self.spectrograms[index], "index": index}
+
+    def waveform(self, index):
+        """Sounds of their own, not those of the spectrograms."""
+        return np.random.default_rng(index).uniform(-0.1, 0.1, TOY.samples).astype(np.float32)
 
 
 class Others(ToySet):

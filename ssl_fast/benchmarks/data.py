@@ -17,6 +17,7 @@ import argparse
 import itertools
 import json
 import statistics
+import typing
 from collections.abc import Callable
 
 import numpy as np
@@ -103,7 +104,7 @@ def _stages(found: FileSet, recipe: Recipe, options: argparse.Namespace, loader_
     """The rows of all stages in order, with those of the loader between them."""
     order = itertools.chain.from_iterable(_order(found, recipe))
 
-    def each(job: Callable[[tuple[int, int]], object]) -> Callable[[], object]:
+    def each(job: Callable[[typing.Any], object]) -> Callable[[], object]:
         return lambda: [job(next(order)) for _ in range(CHUNK)]
 
     single = {
@@ -111,7 +112,7 @@ def _stages(found: FileSet, recipe: Recipe, options: argparse.Namespace, loader_
         "sound": each(lambda key: found.waveform(key[0])),
         "sample": each(_views(found, recipe).__getitem__),
     }
-    indices, images, sounds = next(iter(_batches(found, recipe, 0, options.device)))
+    indices, images, sounds, _ = next(iter(_batches(found, recipe, 0, options.device)))
     waveforms = torch.from_numpy(np.stack([found.waveform(i) for i in indices]))
     learner, generator = Learner(recipe, 0, options.device, front_end=found.front_end), torch.Generator().manual_seed(0)
     batched = {

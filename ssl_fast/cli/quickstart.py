@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from ..training import recipes
+    from ..training import negatives, recipes
     from . import run_folder
     from .samples import scene_settings
 
@@ -43,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
         **train.loss_fields(args),
     )
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
+    negatives.check_images(recipe, range(settings.train))
     train.set_threads(args, recipe)
     with run_folder.held(args):
         return _run(args, settings, recipe)

@@ -122,6 +122,10 @@ def summary(results) -> str:
     if alarms:
         rates = ", ".join(f"{key} {rate:.3f}" for key, rate in alarms.items())
         lines.append(f"false alarms on {main}, share of the image above that threshold: {rates}")
+    separation = {key: results[key] for key in results if key.startswith(("auroc_", "max_difference_"))}
+    if separation:
+        rates = ", ".join(f"{key} {rate:.3f}" for key, rate in separation.items())
+        lines.append(f"maximum of the map on {main}, positive against negative sounds: {rates}")
     if "over_time" in results:
         lines += _over_time(results["over_time"])
     return "\n".join(lines)

@@ -59,6 +59,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="of fnac: first epochs without its L1 terms (default: the recipe's; published: 5 as in its scripts, where "
         "its program has 3)",
     )
+    add(
+        "--negatives",
+        metavar="KIND=N,...",
+        help="so many sounds of silence, noise and offscreen that are nobody's positive, beside each batch, as "
+        "silence,noise=4,offscreen=8 (default: none)",
+    )
+    add("--negatives-weight", type=positive(float), metavar="X", help="how often each of them counts (default: 1)")
     add("--batch-size", type=positive(int), metavar="N", help="default: the recipe's")
     add(
         "--precision",
@@ -176,9 +183,14 @@ def set_threads(args: argparse.Namespace, recipe: "Recipe") -> None:
 
 def loss_fields(args: argparse.Namespace) -> dict:
     """Fields of a recipe from the options of its loss."""
-    from ..training import loss_options
+    from ..training import loss_options, negatives
 
-    return {"loss": loss_options.read(args.loss) if args.loss else None, "nce_epochs": args.nce_epochs}
+    return {
+        "loss": loss_options.read(args.loss) if args.loss else None,
+        "nce_epochs": args.nce_epochs,
+        "negatives": negatives.read(args.negatives) if args.negatives is not None else None,
+        "negatives_weight": args.negatives_weight,
+    }
 
 
 def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe", **options) -> "Run":
@@ -216,7 +228,7 @@ def run(args: argparse.Namespace) -> int:
     from .. import distributed
     from ..models import build, storage
     from ..stages import Stages
-    from ..training import recipes, validation
+    from ..training import negatives, recipes, validation
     from ..training.loop import check_processes
     from . import run_folder, samples
 
@@ -247,6 +259,7 @@ def run(args: argparse.Namespace) -> int:
                 raise ValueError("--val-split: expected with --val")
             training_set = samples.training_set(args, **recipe.reading)
             recipe.steps(len(training_set))
+            negatives.check_images(recipe, training_set.image_ids)
             held_out = None
             if args.val is not None:
                 held_out = samples.folder(args.val, args.val_split, on_missing=args.on_missing, **recipe.reading)

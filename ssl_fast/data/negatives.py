@@ -28,11 +28,22 @@ from torch import Tensor
 
 from ..files import replace_file
 from .datasets import SampleSet
+from .io.front_ends import FrontEnd
 from .sample_lists import DataError, read_json, short
 
 KINDS = ("silence", "noise", "offscreen")
 SEEDS = (1234, 2345, 3456, 4567, 5678, 6789, 7890, 8901, 9012, 9999)  # of vssl_eval, whose figures pool all ten
 _BATCH = 256  # waveforms at a time: bounds the memory of the transform
+
+
+def silence(front_end: FrontEnd) -> np.ndarray:
+    """Digital silence: zeros (front_end.samples,) float32."""
+    return np.zeros(front_end.samples, np.float32)
+
+
+def noise(front_end: FrontEnd, *seed: int) -> np.ndarray:
+    """White noise: N(0, 1) clipped to [-1, 1], (front_end.samples,) float32, another one for each `seed`."""
+    return np.random.default_rng(seed).standard_normal(front_end.samples, np.float32).clip(-1, 1)
 
 
 class Negatives(Sequence):
@@ -87,10 +98,9 @@ class Negatives(Sequence):
         index = int(index) % len(self)
         if self.sources is not None:
             return self.set.waveform(int(self.sources[index]))
-        samples = self.set.front_end.samples
         if self.kind == "silence":
-            return np.zeros(samples, np.float32)
-        return np.random.default_rng([self.seed, index]).standard_normal(samples, np.float32).clip(-1, 1)
+            return silence(self.set.front_end)
+        return noise(self.set.front_end, self.seed, index)
 
     def spectrograms(self, indices: Sequence[int] | None = None) -> Tensor:
         """(len(indices), 1, F, T) float32 of the samples at `indices` (all unless given)."""

@@ -403,8 +403,20 @@ def evaluate(
     return results
 
 
-def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[int, int], kinds: Iterable[str]) -> dict:
-    rows = {name: table(values, sample_set.image_ids) for name, values in columns.items()}
+def _separation(columns: Mapping, kinds: Iterable[str], sounding: np.ndarray) -> dict[str, float]:
+    """Of the samples whose sound is one of something in the image."""
+    if not sounding.any():
+        return {}
+    negatives = {kind: columns[f"{kind}_max"][sounding] for kind in kinds}
+    return false_alarms.separation(columns["map_max"][sounding], negatives)
+
+
+def _set_table(sample_set: "SampleSet", columns: dict[str, dict], size: tuple[int, int], kinds: Sequence[str]) -> dict:
+    sounding = np.array(sample_set.sounding or [True] * len(sample_set))
+    rows = {
+        name: table(values, sample_set.image_ids) | _separation(values, kinds, sounding)
+        for name, values in columns.items()
+    }
     sounds, silent = Counter(sample_set.image_ids), (sample_set.sounding or []).count(False)
     maxima = {"positive": columns["model"]["map_max"]} | {kind: columns["model"][f"{kind}_max"] for kind in kinds}
     return {

@@ -40,6 +40,42 @@ def auc_n(areas) -> float:
     return area_under((check_values(areas, "pia")[None] <= THRESHOLDS[:, None]).mean(1))
 
 
+def auroc(positive, negative) -> float:
+    """(N,) and (M,) scores -> area under the ROC curve: P(positive > negative) + P(positive = negative) / 2.
+
+        AUROC = 1 / (N M) * sum over n, m of  [p_n > q_m] + [p_n = q_m] / 2
+
+    the probability that of a positive and a negative, drawn at random, the positive has the higher score, ties counted
+    by half (Hanley & McNeil, Radiology 1982; the statistic of Mann and Whitney). 1: a threshold parts them; .5: chance.
+    """
+    positive, negative = check_values(positive, "positive"), np.sort(check_values(negative, "negative"))
+    below = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
+    return float(below.sum()) / (2 * len(positive) * len(negative))
+
+
+def separation(positive, negatives: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """How well the maximum of a map tells whether anything in the image sounds, without any threshold.
+
+        max_difference_KIND = mean over n of  max A(x_n, s_n) - max A(x_n, s'_n)
+        auroc_KIND          = AUROC of the max A(x_n, s_n) against the max A(x_n, s'_n)
+
+    positive: (N,), maxima of the low-resolution maps A of images x under sounds s of something that they show;
+    negatives: {kind: (N,)}, those of the same images under sounds s' of nothing there. 0 and .5 for a predictor that
+    never hears.
+    """
+    positive = check_values(positive, "positive")
+    negatives = {kind: check_values(values, f"negatives[{kind!r}]") for kind, values in negatives.items()}
+    for kind, values in negatives.items():
+        if len(values) != len(positive):
+            raise ValueError(
+                f"negatives[{kind!r}]: expected {len(positive)} maxima to match positive, got {len(values)}"
+            )
+    return {
+        **{f"max_difference_{kind}": float(np.mean(positive - values)) for kind, values in negatives.items()},
+        **{f"auroc_{kind}": auroc(positive, values) for kind, values in negatives.items()},
+    }
+
+
 def map_iou(first, second) -> np.ndarray:
     """bool (N, H, W) twice -> float64 (N,): agreement of two predictions of the same image."""
     first, second = check_predictions(first, "first"), check_predictions(second, "second")

@@ -300,6 +300,21 @@ def _false_positives(results: Mapping) -> str:
                 rows,
             )
         )
+        measures = {key: key.split("_", 1) for key in one["model"] if key.startswith("auroc_")}
+        measures |= {key: key.rsplit("_", 1) for key in one["model"] if key.startswith("max_difference_")}
+        if measures:
+            titles = {"auroc": "AUROC", "max_difference": "difference"}
+            parts.append(
+                _table(
+                    f"{name}: does anything here sound? The maximum of the map, of sounds of something visible against "
+                    "each kind: AUROC, and mean difference",
+                    ["", *(f"{titles[measure]}, {name_of_sound(kind)}" for measure, kind in measures.values())],
+                    [
+                        (name_of(row), [number(values[key]) for key in measures])
+                        for row, values in {"model": one["model"], **one["baselines"]}.items()
+                    ],
+                )
+            )
         medians = "; ".join(f"{name_of_sound(kind)} median {five[2]:.3f}" for kind, five in one["map_maxima"].items())
         parts.append(
             _picture(

@@ -22,7 +22,8 @@ class Results(dict):
     `universal_threshold` = {chosen_on: "validation", "test", "results" or "given"; by_set: {that, or of "test" SET:
     {predictor: {value, third_quartiles}}}; origins: {the same: {set, n, negatives, seeds, fingerprint}}},
     `protocol`, `versions`, `notes` (what was left out and why).
-    Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND` ... of the interactive set;
+    Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND`, `auroc_KIND`,
+    `max_difference_KIND` ... of the interactive set;
     `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
     `samples[SET][column]` is the list of the model's N values.
     """
@@ -128,7 +129,7 @@ def flat_keys(results: Mapping) -> dict[str, float]:
         for name, one in results["sets"].items()
         for key, rate in rates(one["model"], "ciou_", "auc_", "mean_iou_", "pointing").items()
     }
-    flat |= rates(interactive["model"], "iiou_", "iauc_", "interactive_", "pia_")
+    flat |= rates(interactive["model"], "iiou_", "iauc_", "interactive_", "pia_", "max_difference_", "auroc_")
     flat |= {
         f"baseline_{name}_{key}": rate
         for name, row in interactive["baselines"].items()

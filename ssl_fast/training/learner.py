@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from .. import distributed
 from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
+from ..losses import ExtraNegatives
 from ..models import Localizer, Momentum, build
 from ..models.storage import fitted, load_torchvision
 from ..ops import checks
@@ -66,6 +67,12 @@ class _Features(nn.Module):
         if transformed is not None:
             features["transformed"] = self.localizer.visual_features(transformed)["visual"]
         return features
+
+
+def _parted(features: Mapping[str, Tensor], sounds: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Features with only the first `sounds` rows of those of sounds, and these features of all other rows."""
+    further = {name: x[sounds:] for name, x in features.items() if name.startswith("audio")}
+    return {**features, **{name: features[name][:sounds] for name in further}}, further
 
 
 class Learner:
@@ -210,12 +217,25 @@ class Learner:
             features = net(*inputs)
         return {name: x if multiplied_as_they_are(x) else x.to(accumulate_dtype(x)) for name, x in features.items()}
 
+    def _extra_negatives(self, *further: Mapping[str, Tensor]) -> ExtraNegatives:
+        """What the loss takes of the features of negative sounds, of slavc also of those by the momentum nets."""
+        names = ("audio", "audio_projected", "audio_loc", "audio_avc")
+        parts = [one[name] for one in further for name in names if name in one]
+        return ExtraNegatives(parts, weight=self.recipe.negatives_weight)
+
     def batch_loss(
-        self, images: Tensor, sounds: Tensor, progress: float, generator: torch.Generator, alone: bool = False
+        self,
+        images: Tensor,
+        sounds: Tensor,
+        progress: float,
+        generator: torch.Generator,
+        negatives: Tensor | None = None,
+        alone: bool = False,
     ) -> Tensor:
         """The recipe's loss at `progress` of the run, of a batch of what `views.Views` gives -> scalar.
 
         images: uint8 (B, V, 3, H, W) for V views. sounds: waveforms (B, V, n), or spectrograms (B, V, 1, F, T).
+        negatives: waveforms (K, n) of sounds that are nobody's positive; they go through the nets with the others.
         Augmentation draws from `generator`, dropout from torch's global generator. alone: without the other processes.
         """
         recipe, views = self.recipe, len(self.recipe.views)
@@ -229,13 +249,18 @@ class Learner:
             transform = augmentation.TRANSFORMS[recipe.transform](len(images), generator)
         if recipe.method == "sspl":  # one sound for both images
             spectrograms = spectrograms.chunk(views)[0]
+        heard = spectrograms
+        if negatives is not None and len(negatives):  # in one pass: batch norm has one set of statistics
+            with self.stages("data"):
+                further = self.front_end.spectrogram(negatives.to(self.device))[:, None]
+                heard = torch.cat([spectrograms, self.localizer.normalize_spectrograms(further)])
         with self.stages("nets"):
             features = self._features(
-                self.features if alone else self.net,
-                images,
-                spectrograms,
-                None if transform is None else transform(images),
+                self.features if alone else self.net, images, heard, None if transform is None else transform(images)
             )
+        features, further = _parted(features, len(spectrograms))
+        if negatives is not None:
+            changes["extra_negatives"] = self._extra_negatives(further)
         if recipe.method == "ssl_align":
             split = {name: value.chunk(views) for name, value in features.items()}
             if "visual_projected" in split:
@@ -247,8 +272,11 @@ class Learner:
             slow = None
             if self.momentum is not None:
                 with self.stages("nets"):
-                    slow = self._features(self.momentum, self.localizer, images, spectrograms)
+                    slow = self._features(self.momentum, self.localizer, images, heard)
+                slow, slow_further = _parted(slow, len(spectrograms))
                 slow = [slow[name] for name in names]
+                if negatives is not None:
+                    changes["extra_negatives"] = self._extra_negatives(further, slow_further)
             return self.loss(*(features[name] for name in names), momentum=slow, **changes)
         if recipe.method == "ssl_tie":
             return self.loss(features["visual"], features["audio"], features["transformed"], transform, **changes)
@@ -270,11 +298,22 @@ class Learner:
             changes["weights"] = (0.0, 0.0, 0.0)
         return self.loss(features["visual"], features["audio"], **changes)
 
-    def step(self, number: int, images: Tensor, sounds: Tensor, progress: float, ids: list[str]) -> dict[str, float]:
+    def step(
+        self,
+        number: int,
+        images: Tensor,
+        sounds: Tensor,
+        progress: float,
+        ids: list[str],
+        negatives: Tensor | None = None,
+    ) -> dict[str, float]:
         """Step `number` on one batch (see `batch_loss`); its figures.
 
-        TrainingError naming `ids` where loss or gradient is not finite; with float16 a gradient may be, of which there
-        is no norm then, as long as a smaller scale of the loss can be tried.
+        negatives: waveforms (K, n), those of `negatives.NegativeSounds.keys`, of each part of the batch as many.
+
+        ValueError for another number of these than the recipe's. TrainingError naming `ids` where loss or gradient is
+        not finite; with float16 a gradient may be, of which there is no norm then, as long as a smaller scale of the
+        loss can be tried.
         """
         draw = number * self.processes + self.rank
         torch.manual_seed(derived_seed(self.seed, 2, draw))
@@ -285,9 +324,12 @@ class Learner:
         self.localizer.train()
         self.optimizer.zero_grad(set_to_none=True)
         parts, value = self.recipe.accumulation, 0.0
-        for part in zip(images.chunk(parts), sounds.chunk(parts)):
+        further: Sequence[Tensor | None] = [None] * parts
+        if self.recipe.negatives:
+            further = self._own_negatives(negatives).tensor_split(parts)
+        for image, sound, negative in zip(images.chunk(parts), sounds.chunk(parts), further):
             with self.stages("loss"):
-                loss = self.batch_loss(*part, progress, generator) / parts
+                loss = self.batch_loss(image, sound, progress, generator, negative) / parts
             with self.stages("backward"):
                 self.scaler.scale(loss).backward()
             value += loss.item()
@@ -307,6 +349,17 @@ class Learner:
         if not skipped:
             figures["gradient_norm"] = norm
         return figures | ({"loss_scale": scale} if self.scaler.is_enabled() else {})
+
+    def _own_negatives(self, negatives: Tensor | None) -> Tensor:
+        """The negative sounds of a step of this process, perhaps none, where others have them."""
+        if negatives is None:
+            negatives = torch.empty(0, self.front_end.samples)
+        total = sum(self.recipe.negatives.values())
+        wanted = self.recipe.accumulation * (total if self.group is None else len(distributed.shard(total)))
+        if len(negatives) != wanted:
+            kinds = ", ".join(f"{kind}={count}" for kind, count in self.recipe.negatives.items())
+            raise ValueError(f"negatives: expected {wanted} waveforms for {kinds}, got {len(negatives)}")
+        return negatives
 
     def broadcast_buffers(self) -> None:
         """Give all processes the batch statistics of the first, which its checkpoints hold. Each step begins with that
@@ -331,30 +384,35 @@ class Learner:
         return losses
 
     def chance(self) -> float:
-        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms; -1
-        for sspl, which has no negatives."""
+        """The loss where all features are alike, as in a collapsed net: log(batch size), times the number of terms, in
+        which negative sounds count as so many samples more; -1 for sspl, which has no negatives."""
         together = self.recipe.batch_size // self.recipe.accumulation
         if self.group is None:
             together //= self.processes
         shapes = {"visual": (together, 2, 1, 1), "audio": (together, 2)}
         visual, audio = (torch.ones(shapes[name]) for name in ("visual", "audio"))
         method, projected = self.recipe.method, self.recipe.model.projection is not None
+        count, weight = sum(self.recipe.negatives.values()), self.recipe.negatives_weight
+        changes = {}
+        if count:
+            parts = {"ssl_align": 1 + projected, "slavc": 2 if self.momentum is None else 4}.get(method, 1)
+            changes["extra_negatives"] = ExtraNegatives([torch.ones(count, 2)] * parts, weight=weight)
         with torch.no_grad():
             if method == "ssl_align":
                 visuals, audios = ([x] * len(self.recipe.views) for x in (visual, audio))
                 extra = {"projected_visuals": audios, "projected_audios": audios} if projected else {}
-                loss = self.loss(visuals, audios, **extra)
+                loss = self.loss(visuals, audios, **extra, **changes)
             elif method == "slavc":
                 four = (visual, visual, audio, audio)
-                loss = self.loss(*four, momentum=None if self.momentum is None else four)
+                loss = self.loss(*four, momentum=None if self.momentum is None else four, **changes)
             elif method == "ssl_tie":
-                loss = self.loss(visual, audio, visual, lambda maps: maps)
+                loss = self.loss(visual, audio, visual, lambda maps: maps, **changes)
             elif method == "hard_positives":
-                loss = self.loss(visual, audio, visual, audio)
+                loss = self.loss(visual, audio, visual, audio, **changes)
             elif method == "dense_av":  # without regularisers
-                loss = math.log(together)
+                loss = (math.log(together + count * weight) + math.log(together)) / 2
             elif method == "sspl":
                 loss = self.loss([visual, visual], audio, lambda features: (audio, audio))
             else:
-                loss = self.loss(visual, audio)
+                loss = self.loss(visual, audio, **changes)
         return float(loss)

@@ -25,6 +25,7 @@ from ..reproducibility import versions
 from . import metrics_log
 from .budget import PACE_AFTER, PACE_SECONDS, PACE_STEPS, pace, progress_of
 from .learner import Learner
+from .negatives import NegativeSounds
 from .recipes import Recipe
 from .resume import resume_state, run_fingerprint
 from .sampler import StepSampler, collate
@@ -201,6 +202,7 @@ def train(
         if validation is not None:
             check_validation(sample_set, validation, recipe)
         check_processes(recipe, processes, device, gather, sync_batch_norm)
+        negatives = NegativeSounds(sample_set, recipe, seed, gather=gather, rank=rank, processes=processes)
         fingerprint = run_fingerprint(
             sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
         )
@@ -278,6 +280,7 @@ def train(
         parts=recipe.accumulation,
         rank=rank,
         processes=processes,
+        negatives=negatives,
     )
     loader = torch.utils.data.DataLoader(
         views,
@@ -296,13 +299,14 @@ def train(
     wanted_minutes = None if rank > 0 else minutes or usual_minutes  # None: the speed is not, or no longer, of interest
     try:
         with _signals() as stopped, contextlib.closing(log), contextlib.closing(bar):
-            for indices, images, sounds in learner.stages.waiting("data", loader):
+            for indices, images, sounds, negative in learner.stages.waiting("data", loader):
                 done = progress_of(run.steps, planned, run.seconds, budget)
                 if done >= 1:
                     bar.total = run.steps
                     break
                 record = {"step": run.steps, "epoch": run.steps / per_epoch}
-                record |= learner.step(run.steps, images, sounds, done, [sample_set.ids[i] for i in indices])
+                ids = [sample_set.ids[i] for i in indices]
+                record |= learner.step(run.steps, images, sounds, done, ids, negative)
                 run.steps += 1  # all go by the clock of the first, and stop together
                 run.seconds = distributed.total(time.monotonic() - began if rank == 0 else 0.0, learner.device)
                 record["seconds"] = round(run.seconds, 3)

@@ -5,10 +5,11 @@ import math
 from dataclasses import dataclass, field
 
 from ..data.io.images import FITS, RESAMPLERS, SQUARE
+from ..data.negatives import KINDS
 from ..data.transforms import MASKS, POLICIES, TRANSFORMS, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
-from . import loss_options
+from . import loss_options, negatives
 
 METHODS = tuple(LOSSES)
 _NO_POOLING = ("slavc", "sspl")
@@ -59,6 +60,8 @@ class Recipe:
         (as above, drawn anew each time) or "conceptual" (the image, and the sound, of a nearest neighbour, not
         augmented). ssl_align takes any number; hard_positives two, the sample's and the similar one's; sspl two images
         of one sound, the first view's; all other methods one.
+    negatives: {kind: number} of sounds that are nobody's positive, beside each batch that the loss sees: "silence",
+        "noise", "offscreen", see training.negatives; of all methods but sspl. negatives_weight: how often each counts.
     nce_epochs: epochs at the start of the run in which fnac's L1 terms are left out; fewer than `epochs`.
     momentum_decay: slavc's slow copy of the nets; None: both sides of the loss are the nets themselves.
     accumulation: the batch goes through the nets in so many equal parts, one after the other; each has its own
@@ -90,6 +93,8 @@ class Recipe:
     transform: str = "single_shrink"
     audio_mix: str = "none"
     views: tuple[str, ...] = ("augmented",)
+    negatives: dict = field(default_factory=dict)
+    negatives_weight: float = 1.0
     nce_epochs: float = 0.0
     momentum_decay: float | None = None
     accumulation: int = 1
@@ -120,6 +125,13 @@ class Recipe:
         compared = {"ssl_align": len(self.views), "hard_positives": 2, "sspl": 2}.get(self.method, 1)
         if len(self.views) != compared:
             raise ValueError(f"views: {self.method} compares {compared}, got {', '.join(self.views)}")
+        negatives.check(self.negatives, self.negatives_weight)
+        if self.negatives and self.method == "sspl":
+            raise ValueError(f"negatives: sspl has no negatives, got {', '.join(self.negatives)}")
+        if self.negatives_weight != 1 and not self.negatives:
+            raise ValueError(f"negatives_weight: expected with negatives, got {self.negatives_weight}")
+        ordered = {kind: self.negatives[kind] for kind in KINDS if kind in self.negatives}
+        object.__setattr__(self, "negatives", ordered)
         if self.pooling_warm_up is not None and self.method in _NO_POOLING:
             raise ValueError(f"pooling_warm_up: {self.method} has none, got {self.pooling_warm_up}")
         if self.momentum_decay is not None and self.method != "slavc":

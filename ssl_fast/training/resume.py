@@ -53,7 +53,8 @@ def run_fingerprint(
 
 
 def _defaults(kind: type) -> dict:
-    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    plain = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    return plain | {f.name: f.default_factory() for f in fields(kind) if f.default_factory is not MISSING}
 
 
 def resume_state(out: str | os.PathLike, expected: dict) -> dict | None:

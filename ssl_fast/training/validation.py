@@ -34,7 +34,7 @@ def validate(learner: Learner, sample_set: "SampleSet", workers: int) -> dict[st
         collate_fn=collate,
         generator=torch.Generator(),
     )
-    losses = learner.validation_losses((batch[1:] for batch in loader), own.start)
+    losses = learner.validation_losses((batch[1:3] for batch in loader), own.start)
     losses = distributed.collect(losses, len(sample_set) // size)
     return {"validation_loss": sum(losses) / len(losses)}
 

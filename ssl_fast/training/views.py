@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 from ..data.datasets import SampleSet
 from ..data.io.images import fit_frame
 from ..reproducibility import derived_seed
+from . import negatives
 from .recipes import Recipe
 
 
@@ -65,6 +66,8 @@ class Views(torch.utils.data.Dataset):
     `frame` of the set gives (or from the set's images, where it has no `frame`), and sounds are waveforms (V, n) of
     `clip`, if the set has that. Else images and sounds are the set's own, and sounds are spectrograms (V, 1, F, T).
 
+    views[negatives.Key] -> dict(negative (n,) float32), the waveform of a negative sound.
+
     neighbors: of images and of sounds, for conceptual views; for mixed sounds (`recipe.audio_mix`) those of images do
     not matter. ValueError for views that need them without them, for them without such views or of another set, and for
     a time shift or mixed sounds of a set without `clip`.
@@ -91,7 +94,9 @@ class Views(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.sample_set)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
+    def __getitem__(self, key: tuple[int, int] | negatives.Key) -> dict:
+        if isinstance(key, negatives.Key):
+            return {"negative": negatives.waveform(self.sample_set, key)}
         index, epoch = key
         if self.recipe.policy is None and not self.neighbors:
             # all views are the sample's own, and nothing is drawn
