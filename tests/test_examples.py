@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+import torchaudio
 from PIL import Image
 
 from programs import EXAMPLES, example
 from ssl_fast import losses
+from ssl_fast.data.io.front_ends import FRONT_ENDS
 from ssl_fast.inference.localize import LocalizationPipeline
 from ssl_fast.models import LocalizerConfig, build, checkpoints
 from training_toys import folder
@@ -111,6 +113,56 @@ def test_rcgrad_counts_pixels_above_three_quarters(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(module, "maps", lambda images, spectrograms: values)
     module.main(str(tmp_path))
     assert numbers(capsys.readouterr().out)[-1] == 0.75
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")  # Kaldi's lowest bands are as narrow
+def test_imagebind_hears_what_kaldi_computes():
+    """Of white noise within the spread of two estimates of its power, in each band."""
+    waveform = torch.randn(1, 48000, generator=torch.Generator().manual_seed(0)) / 10
+    got = example("imagebind_maps").log_mel(FRONT_ENDS["ssl_align"].spectrogram(waveform)[:, None])[0, 0]
+    how = {"htk_compat": True, "sample_frequency": 16000, "window_type": "hanning", "num_mel_bins": 128, "dither": 0.0}
+    expected = torchaudio.compliance.kaldi.fbank(waveform, frame_length=25, frame_shift=10, **how).T
+    assert got.shape == (128, 299) and expected.shape == (128, 298)
+    assert (got.mean(1) - expected.mean(1)).abs().max() < 0.25
+    assert (got.mean() - expected.mean()).abs() < 0.15
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filterbank")
+def test_imagebind_maps_are_cosines_of_patches(monkeypatch):
+    """A net with ImageBind's parts: image k is of one colour but for a patch with the colour of its sound."""
+    module, net = example("imagebind_maps"), ImageBindParts()
+    monkeypatch.setattr(module, "model", lambda: net)
+    images = torch.zeros(2, 3, 224, 224, dtype=torch.uint8)
+    images[0, 1], images[1, 1] = 255, 255
+    images[0, :, 14:28, 28:42] = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
+    images[1, :, 210:, :14] = torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None]
+    maps = module.maps(images, torch.rand(2, 1, 257, 299) / 10 - 1)
+    assert maps.shape == (2, 16, 16) and net.heard == [(2, 1, 128, 204)] * 2
+    assert [divmod(int(k), 16) for k in maps.flatten(1).argmax(1)] == [(1, 2), (15, 0)]
+    assert maps.amax((1, 2)).tolist() == pytest.approx([1, 1]) and maps[0, 0, 0] < 0.5
+
+
+class ImageBindParts(torch.nn.Module):
+    """Modules of imagebind.models.imagebind_model that a map needs: patches are their mean colour, all sounds red."""
+
+    def __init__(self):
+        super().__init__()
+        self.heard = []
+        norm = torch.nn.LayerNorm(3, eps=1e-6)
+        self.modality_heads = {"vision": torch.nn.Sequential(norm, torch.nn.Identity(), torch.nn.Identity())}
+        self.modality_preprocessors = {"vision": self.patches}
+        self.modality_trunks = {"vision": lambda tokens: torch.cat([tokens.mean(1, keepdim=True), tokens], 1)}
+
+    def patches(self, vision):
+        colours = torch.nn.functional.avg_pool2d(vision, 14).flatten(2).transpose(1, 2)
+        return {"trunk": {"tokens": colours}, "head": {}}
+
+    def forward(self, inputs):
+        self.heard.append(tuple(inputs["audio"].shape))
+        red = torch.tensor([255.0, 0, 0])[:, None, None] / 255
+        mean, std = torch.tensor([0.4815, 0.4578, 0.4082]), torch.tensor([0.2686, 0.2613, 0.2758])
+        vector = self.modality_heads["vision"][0]((red[:, 0, 0] - mean) / std)
+        return {"audio": 20 * vector.expand(len(inputs["audio"]), 3)}
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """`ssl-fast evaluate`: evaluate a checkpoint, a function or a folder of maps on samples with ground truth."""
 
 import argparse
-import importlib
-import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -199,7 +197,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     else:
         refuse(args, "test_scenes over_time", "expected with --scenes")
     model, how, found = model_of(args)
-    settings = samples.scene_settings(None, args.test_scenes)
+    settings = samples.scene_settings(None, args.test_scenes, None if found is None else how["size"])
     if args.scenes:
         how |= {"size": settings.size} if found is not None else {"front_end": "scenes", "size": settings.size}
     about, history, notes = {"model": args.model or str(args.maps), "reading": how}, [], []
@@ -271,6 +269,7 @@ def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | 
     """The model as `evaluation.evaluate` takes it, how sample sets are read for it (front_end, size, fit, resampler),
     and the checkpoint (None without)."""
     from ..models import checkpoints
+    from ..models.backbones import imported
 
     given = {name: getattr(args, name) for name in ("front_end", "fit", "resampler")}
     given = {name: value for name, value in given.items() if value is not None}
@@ -291,21 +290,7 @@ def model_of(args: argparse.Namespace) -> "tuple[typing.Any, dict, Checkpoint | 
                 f"--maps {args.maps}: expected a folder, got {'a file' if args.maps.exists() else 'nothing'}"
             )
         return args.maps, how, None
-    return _function(args.model), how, None
-
-
-def _function(name: str):
-    module, _, attribute = name.partition(":")
-    sys.path.insert(0, "")  # modules beside the user
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--model {name}: expected MODULE:NAME of a function, got: {error}") from error
-    finally:
-        sys.path.remove("")
-    if not callable(found):
-        raise ValueError(f"--model {name}: expected a function, got {type(found).__name__}")
-    return found
+    return imported("--model", args.model), how, None
 
 
 def published_set(args: argparse.Namespace, size: int, **reading) -> "PublishedSet":

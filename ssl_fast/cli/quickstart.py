@@ -32,7 +32,6 @@ def run(args: argparse.Namespace) -> int:
     recipes.check_method(method)
     seed = run_folder.DEFAULTS["seed"] if args.seed is None else args.seed
     args = run_folder.open_run(args, args.out or Path("runs") / f"quickstart-{method}-seed{seed}", add_arguments)
-    settings = scene_settings(args.scenes, args.test_scenes)
     recipe = recipes.recipe(
         args.method,
         epochs=args.epochs,
@@ -40,11 +39,14 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         accumulation=args.accumulation,
         vertical_flip=True,  # scenes look the same upside down
+        **train.backbone_fields(args),
         **train.loss_fields(args),
     )
+    settings = scene_settings(args.scenes, args.test_scenes, recipe.image_size)
     recipe.steps(settings.train)  # too few scenes are an error before anything is made
     negatives.check_images(recipe, range(settings.train))
     train.set_threads(args, recipe)
+    train.check_backbones(args, recipe)
     with run_folder.held(args):
         return _run(args, settings, recipe)
 

@@ -57,6 +57,8 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
     ValueError where `out` holds a run and --resume was not asked for, where it holds none and it was, where an option
     contradicts the run that is resumed, and for a run.json that no run has written.
     """
+    from ..models.backbones import check_allowed
+
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out}: expected a folder, got a file")
     if args.resume and args.force:
@@ -73,6 +75,12 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
             if value is not None and value != run["arguments"].get(key):
                 option, had = f"--{key.replace('_', '-')}", run["arguments"].get(key)
                 raise ValueError(f"{option} {value}: the run in {out} has {option} {had}; leave it out")
+        keys = ("backbone", "audio_backbone")
+        nets, named = ([one[key] for key in keys if one.get(key)] for one in (before, vars(args)))
+        try:
+            check_allowed(nets, named)
+        except ValueError as error:
+            raise ValueError(f"{out / RUN}: {error}, or name it by its option again") from error
         values |= before | {key: value for key, value in stored.items() if values[key] is None}
     else:
         _check_free(out, args.force)
@@ -161,9 +169,10 @@ def held(args: argparse.Namespace) -> Iterator[None]:
     with claimed("--out", folder=args.out):
         if not args.resume:
             _check_free(args.out, args.force)
-            init = getattr(args, "init", None)
-            if init is not None and any(file.exists() and file.samefile(init) for file in files):
-                raise ValueError(f"--init {init}: expected a file that is not replaced in --out")
+            for option, name in (("--init", "init"), ("--audio-init", "audio_init")):
+                init = getattr(args, name, None)
+                if init is not None and any(file.exists() and file.samefile(init) for file in files):
+                    raise ValueError(f"{option} {init}: expected a file that is not replaced in --out")
         for file in files:
             sweep(file)
             if args.force and file.is_dir():

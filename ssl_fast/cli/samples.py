@@ -56,13 +56,13 @@ def preload(found: "FileSet", quiet: bool) -> None:
         found.preload(progress=not quiet)
 
 
-def scene_settings(train: int | None, test: int | None) -> "Settings":
-    """Settings of the embedded scenes with so many images in the training split and in each of the others; None: the
-    usual number."""
+def scene_settings(train: int | None, test: int | None, size: int | None = None) -> "Settings":
+    """Settings of the embedded scenes with so many images in the training split and in each of the others, of so many
+    pixels a side; None: the usual number."""
     from ..data.scenes.dataset import Settings
 
-    sizes = {"train": train, **dict.fromkeys(("val", *SCENE_TESTS, "sequence"), test)}
-    return Settings(**{split: size for split, size in sizes.items() if size is not None})
+    sizes = {"size": size, "train": train, **dict.fromkeys(("val", *SCENE_TESTS, "sequence"), test)}
+    return Settings(**{name: value for name, value in sizes.items() if value is not None})
 
 
 def scene_tests(

@@ -44,6 +44,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="ssl_align (default), margin_nce, ez_vsl, lvs, slavc, fnac, ssl_tie, hard_positives, sspl, dense_av",
     )
+    for modality, prefix in (("images", ""), ("sounds", "audio-")):
+        add(
+            f"--{prefix}backbone",
+            metavar="NAME",
+            help=f"net of {modality}: timm:NAME, or MODULE:NAME of a function that gives a torch module; with its own "
+            "normalisation and image size (default: the recipe's)",
+        )
     add("--seed", type=natural, metavar="N", help="of weights, order, augmentation (default: 0)")
     add("--epochs", type=positive(int), metavar="N", help="default: the recipe's")
     add(
@@ -139,7 +146,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         type=Path,
         metavar="FILE",
-        help="ImageNet ResNet-18 of torchvision that the image net starts from (default: from scratch)",
+        help="weights that the image net starts from: torchvision's ImageNet ResNet-18, timm's file of a net of timm "
+        "(default: from scratch)",
+    )
+    add("--audio-init", type=Path, metavar="FILE", help="weights that the audio net starts from, as --init")
+    add(
+        "--freeze",
+        metavar="NAME,NAME",
+        help="nets that are not trained, visual or audio, and stay in evaluation mode (default: none)",
     )
     for modality, what in (("visual", "images"), ("audio", "sounds")):
         add(
@@ -177,7 +191,7 @@ def set_threads(args: argparse.Namespace, recipe: "Recipe") -> None:
 
     check_device(args.device)
     if args.threads is None:
-        args.threads = 1 if recipe.model.backbone == "small" else torch.get_num_threads()
+        args.threads = 1 if set(recipe.model.backbones) == {"small"} else torch.get_num_threads()
     torch.set_num_threads(args.threads)
 
 
@@ -191,6 +205,37 @@ def loss_fields(args: argparse.Namespace) -> dict:
         "negatives": negatives.read(args.negatives) if args.negatives is not None else None,
         "negatives_weight": args.negatives_weight,
     }
+
+
+def backbone_fields(args: argparse.Namespace) -> dict:
+    """Arguments of `recipes.recipe` about the nets."""
+    frozen = tuple(filter(None, (getattr(args, "freeze", None) or "").split(",")))
+    return {"backbone": args.backbone, "audio_backbone": args.audio_backbone, "frozen": frozen}
+
+
+def check_backbones(args: argparse.Namespace, recipe: "Recipe") -> None:
+    """ValueError where files of weights do not fit the nets, or external backbones not what they will be given, before
+    anything is written; and for frozen nets that would stay as they were drawn."""
+    from ..data.io.front_ends import front_end_named
+    from ..models import build
+    from ..models.backbones import is_module_path
+    from ..models.checkpoints import load_backbone
+    from ..models.localizers import probe
+
+    starts = [
+        (getattr(args, name, None), option) for name, option in (("init", "--init"), ("audio_init", "--audio-init"))
+    ]
+    for modality, backbone, (path, option) in zip(("visual", "audio"), recipe.model.backbones, starts):
+        if modality in recipe.model.frozen and path is None and not is_module_path(backbone):
+            raise ValueError(f"--freeze {modality}: expected with {option}, or {backbone} keeps its random weights")
+    if not recipe.model.is_external and not any(path for path, _ in starts):
+        return
+    localizer = build(recipe.model)
+    for net, (path, _) in zip((localizer.visual_net, localizer.audio_net), starts):
+        if path is not None:
+            load_backbone(net, path)
+    if recipe.model.is_external:
+        probe(localizer, recipe.image_size, front_end_named(recipe.front_end).shape)
 
 
 def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "Recipe", **options) -> "Run":
@@ -213,7 +258,8 @@ def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "R
         **options,
     )
     if run.unused:
-        print(f"{args.init}: not used are {', '.join(run.unused)}")
+        files = " and ".join(str(path) for path in (args.init, args.audio_init) if path is not None)
+        print(f"{files}: not used are {', '.join(run.unused)}")
     short = f", shortened from {run.planned_steps} by --minutes {args.minutes:g}" if run.shortened else ""
     print(
         f"trained {recipe.method} for {run.steps} steps{short} in {run.seconds:.0f} s; "
@@ -226,7 +272,6 @@ def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "R
 
 def run(args: argparse.Namespace) -> int:
     from .. import distributed
-    from ..models import build, storage
     from ..stages import Stages
     from ..training import negatives, recipes, validation
     from ..training.loop import check_processes
@@ -253,6 +298,7 @@ def run(args: argparse.Namespace) -> int:
                 transform=args.transform,
                 audio_mix=args.audio_mix,
                 views=None if args.views is None else tuple(args.views.split(",")),
+                **backbone_fields(args),
                 **loss_fields(args),
             )
             if args.val_split is not None and args.val is None:
@@ -267,8 +313,7 @@ def run(args: argparse.Namespace) -> int:
             several = {"gather": bool(args.gather), "sync_batch_norm": bool(args.sync_batch_norm)}
             check_processes(recipe, processes, args.device, **several)
             neighbors = _neighbors(args, training_set, recipe)
-            if args.init is not None:  # here only to see whether it fits
-                storage.load_torchvision(build(recipe.model).visual_net, args.init)
+            check_backbones(args, recipe)
             set_threads(args, recipe)
         if recipe.name == "published" and args.init is None:
             start = recipes.PUBLISHED_START[recipe.method]
@@ -291,6 +336,7 @@ def run(args: argparse.Namespace) -> int:
                 validation=held_out,
                 board=True,
                 init=args.init,
+                audio_init=args.audio_init,
                 neighbors=neighbors,
                 **several,
             )
@@ -315,7 +361,7 @@ def _finish(
         return 0
     about = results.about_weights(file, recipe.method, args.seed, recipe.to_dict()) | results.about_run(run)
     return results.write_results(
-        checkpoints.load(args.out).localizer,
+        checkpoints.load(args.out, allowed=recipe.model.backbones).localizer,
         {Path(str(args.val)).resolve().name: held_out},
         None,
         args.out,

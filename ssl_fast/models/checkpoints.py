@@ -12,16 +12,19 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..data.io.images import SQUARE
 from ..files import replacing
 from . import published, storage
+from .backbones import TimmBackbone, check_allowed
 from .localizers import Localizer, LocalizerConfig, blank, fill
+from .resnet import ResNet18, SmallResNet
 from .storage import CheckpointError
 
 SAFE = ".safetensors"
@@ -81,17 +84,19 @@ def file_of(path: str | os.PathLike) -> Path:
     return path / (storage.BEST if (path / storage.BEST).exists() else storage.LAST)
 
 
-def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
+def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection[str] = ()) -> Checkpoint:
     """The localizer in a file, or in the folder of a run.
 
     layout: a key of `published.LAYOUTS`, for files whose keys do not tell; "slavc_momentum": the momentum nets, also of
-    a run of ours, whose threshold is then not known. ValueError for an unknown one, CheckpointError, which names the
-    file, for one that is missing, damaged, holds code or something else, and for keys that do not fit: it lists them.
+    a run of ours, whose threshold is then not known. allowed: module paths of backbones that may be imported, beside
+    those of SSL_FAST_BACKBONES, see `backbones.check_allowed`. ValueError for an unknown layout, CheckpointError, which
+    names the file, for one that is missing, damaged, holds code or something else, and for keys that do not fit: it
+    lists them.
     """
     file = file_of(path)
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
-    state = _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
+    state = _read(file)
     found = storage.weights_of(state)
     if found is not None:
         return Checkpoint(file, *published.localizer_of(file, *found, layout))
@@ -105,7 +110,9 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
         weights = state["momentum"] if momentum else state["localizer"]
         weights = {key.removeprefix("localizer."): value for key, value in weights.items()} if momentum else weights
         recipe = _checked_recipe(state["recipe"])
-        localizer = fill(blank(LocalizerConfig(**recipe["model"])), weights)
+        config = LocalizerConfig(**recipe["model"])
+        check_allowed(config.backbones, allowed)
+        localizer = fill(blank(config), weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
         raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
     # of the online nets: in files of `write`; of a run
@@ -113,6 +120,32 @@ def load(path: str | os.PathLike, layout: str | None = None) -> Checkpoint:
     thresholds = {} if momentum else stored if "threshold" in state else _thresholds(file)
     layout = layout or state.get("layout", OURS)
     return Checkpoint(file, localizer, recipe, layout, [], **thresholds, state=state)
+
+
+def load_backbone(net: nn.Module, path: str | os.PathLike) -> list[str]:
+    """Load a file of weights into the image net or audio net of a localizer; the keys of the file that have no place
+    there, those of its classifier.
+
+    Strictly: of a ResNet-18 torchvision's file (see `storage.load_torchvision`), of nets of timm the files of timm, of
+    other modules their state dict; .safetensors or torch's format. CheckpointError, which names the file.
+    """
+    if isinstance(net, (ResNet18, SmallResNet)):
+        return storage.load_torchvision(net, path)
+    found = storage.weights_of(_read(Path(path)))
+    if found is None:
+        raise CheckpointError(f"{path}: expected weights alone or under {', '.join(storage.CONTAINERS)}")
+    weights, unused, expected = found[1], [], net.state_dict()
+    if isinstance(net, TimmBackbone):
+        weights, unused = net.adapted({storage.plain_name(key): value for key, value in weights.items()})
+    try:
+        net.load_state_dict(storage.fitted(weights, expected))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected the weights of the backbone: {error}") from error
+    return unused
+
+
+def _read(file: Path):
+    return _read_safetensors(file) if file.suffix == SAFE else storage.read_file(file)
 
 
 def _checked_recipe(recipe: dict) -> dict:

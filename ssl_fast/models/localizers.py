@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from .backbones import build_external, check_features, is_external
 from .predictive_coding import PredictiveCoding
 from .resnet import ResNet18, SmallResNet
 from .storage import fitted
@@ -34,7 +36,9 @@ class LocalizerConfig:
     """Everything that builds a localizer, and nothing that trains it. `published` and `small` fill it in for a method.
 
     method: one of METHODS.
-    backbone: "resnet18" (224 px: 7x7 cells), "resnet18_stride16" (224 px: 14x14) or "small" (112 px: 7x7).
+    backbone: "resnet18" (224 px: 7x7 cells), "resnet18_stride16" (224 px: 14x14), "small" (112 px: 7x7), "timm:NAME"
+        or "MODULE:NAME", see `models.backbones`. audio_backbone: of sounds, where it is another one.
+    frozen: "visual", "audio": nets that are not trained. They stay in evaluation mode, with their batch statistics.
     width: first width of the small nets.
     dimension: output of the heads (1x1 convolution for images, linear for audio; two of each for slavc); None: none.
     head_bias: whether heads and projections have a bias. Without a good start a bias lets all features drift to one
@@ -49,6 +53,8 @@ class LocalizerConfig:
 
     method: str = "ssl_align"
     backbone: str = "small"
+    audio_backbone: str | None = None
+    frozen: tuple[str, ...] = ()
     width: int = 16
     dimension: int | None = 128
     head_bias: bool = False
@@ -67,6 +73,16 @@ class LocalizerConfig:
         """Whether sounds are sequences of audio tokens."""
         return self.method == "dense_av"
 
+    @property
+    def backbones(self) -> tuple[str, str]:
+        """Names of the image net and of the audio net."""
+        return self.backbone, self.audio_backbone or self.backbone
+
+    @property
+    def is_external(self) -> bool:
+        """Whether one of the nets comes from outside the package."""
+        return any(map(is_external, self.backbones))
+
     def __post_init__(self):
         for name in ("image_mean", "image_std"):  # lists after a round trip through JSON
             value = tuple(float(x) for x in getattr(self, name))
@@ -75,8 +91,14 @@ class LocalizerConfig:
             object.__setattr__(self, name, value)
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.backbone not in BACKBONES:
-            raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {self.backbone!r}")
+        for name in self.backbones:
+            if not isinstance(name, str) or not (name in BACKBONES or re.fullmatch(r"[\w.]+:[\w.]+", name)):
+                expected = f"{', '.join(BACKBONES)}, timm:NAME or MODULE:NAME"
+                raise ValueError(f"backbone: expected one of {expected}, got {name!r}")
+        object.__setattr__(self, "frozen", tuple(self.frozen))
+        if not set(self.frozen) <= {"visual", "audio"} or (len(self.frozen) == 2 and self.dimension is None):
+            expected = "visual or audio, and with a dimension both"
+            raise ValueError(f"frozen: expected some of {expected}, got {', '.join(map(str, self.frozen))}")
         for name in ("width", "heads", "dimension", "projection", "cycles"):  # the last three may be None
             value = getattr(self, name)
             if type(value) is not int and (value is not None or name in ("width", "heads")):
@@ -145,7 +167,11 @@ def build(config: LocalizerConfig) -> "Localizer":
 
 
 def blank(config: LocalizerConfig) -> "Localizer":
-    """A localizer without weights (torch's meta device), for `fill`: to draw weights takes longer than to load them."""
+    """A localizer without weights (torch's meta device), for `fill`: to draw weights takes longer than to load them.
+    External backbones are made as ever, for not all that they hold need be in their weights."""
+    if config.is_external:
+        with torch.random.fork_rng(devices=[]):
+            return build(config)
     with torch.device("meta"):
         return build(config)
 
@@ -153,16 +179,45 @@ def blank(config: LocalizerConfig) -> "Localizer":
 def fill(localizer: "Localizer", weights: Mapping[str, Tensor]) -> "Localizer":
     """A `blank` localizer with all its weights, of any floating type, as float32 and in evaluation mode. ValueError
     lists what does not fit, see `storage.fitted`."""
-    localizer.load_state_dict(fitted(weights, localizer.state_dict()), assign=True)
+    localizer.load_state_dict(fitted(weights, localizer.state_dict()), assign=not localizer.config.is_external)
     return localizer.to(memory_format=torch.channels_last).eval()
 
 
+@torch.no_grad()
+def probe(localizer: "Localizer", image_size: int, spectrogram: tuple[int, int]) -> None:
+    """ValueError, which names it, for an external backbone that does not take what it is trained on, square images of
+    so many pixels a side or spectrograms (F, T), or gives anything but features, or images cells of unequal sizes."""
+    mode = localizer.training
+    inputs = torch.zeros(2, 3, image_size, image_size), torch.zeros(2, 1, *spectrogram)
+    nets = localizer.eval().visual_features, localizer.audio_features
+    for name, features, x in zip(localizer.config.backbones, nets, inputs):
+        try:
+            found = features(x)
+        except Exception as error:  # of code of others: anything
+            named = str(error) if str(error).startswith("backbone ") else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{named} (backbone {name}, of inputs {tuple(x.shape)})") from error
+        if features is nets[0]:
+            cells = next(iter(found.values())).shape[2:]
+            if any(image_size % n for n in cells):  # else what it saw of the last one is stretched over the image
+                raise ValueError(
+                    f"backbone {name}: expected an image size that its {cells[0]} x {cells[1]} cells divide, got "
+                    f"{image_size}"
+                )
+    localizer.train(mode)
+
+
 def _backbone(
-    config: LocalizerConfig, in_channels: int, strides: tuple[int, int, int, int], over_time: bool = False
-) -> ResNet18 | SmallResNet:
-    if config.backbone == "small":
-        return SmallResNet(in_channels, strides, config.width, over_time)
-    return ResNet18(in_channels, 16 if config.backbone == "resnet18_stride16" else 32)
+    name: str, width: int, in_channels: int, strides: tuple[int, int, int, int], over_time: bool = False
+) -> typing.Any:
+    """The net of this name, with `channels`; with `columns` where its features are over time."""
+    if name == "small":
+        return SmallResNet(in_channels, strides, width, over_time)
+    if not is_external(name):
+        return ResNet18(in_channels, 16 if name == "resnet18_stride16" else 32)
+    net = build_external(name, in_channels)
+    if over_time and not hasattr(net, "columns"):
+        raise ValueError(f"backbone {name}: expected a module with `columns`, the times of its features, for dense_av")
+    return net
 
 
 class Localizer(nn.Module):
@@ -185,28 +240,34 @@ class Localizer(nn.Module):
     def __init__(self, config: LocalizerConfig):
         super().__init__()
         self.config = config
-        self.visual_net = _backbone(config, 3, (1, 2, 2, 1))
+        visual_name, audio_name = config.backbones
+        self.visual_net = _backbone(visual_name, config.width, 3, (1, 2, 2, 1))
         self.has_tokens = config.has_tokens
-        self.audio_net = _backbone(config, 1, (1, 2, 2, 2), over_time=self.has_tokens)
-        channels, bias = self.visual_net.channels, config.head_bias
+        self.audio_net = _backbone(audio_name, config.width, 1, (1, 2, 2, 2), over_time=self.has_tokens)
+        for modality in config.frozen:
+            self._net(modality).requires_grad_(False)
+        channels, audio_channels, bias = self.visual_net.channels, self.audio_net.channels, config.head_bias
+        if config.dimension is None and channels != audio_channels:
+            got = f"{channels} of {visual_name} and {audio_channels} of {audio_name}"
+            raise ValueError(f"dimension: expected one for nets with different channels, {got}, got None")
         self.visual_dropout, self.audio_dropout = nn.Dropout(config.visual_dropout), nn.Dropout(config.audio_dropout)
         self.spaces = ("_loc", "_avc") if config.method == "slavc" else ("",)
         self.visual_heads, self.audio_heads = nn.ModuleDict(), nn.ModuleDict()
         for space in self.spaces:
             if config.dimension is not None:
                 self.visual_heads["visual" + space] = nn.Conv2d(channels, config.dimension, 1, bias=bias)
-                self.audio_heads["audio" + space] = nn.Linear(channels, config.dimension, bias=bias)
+                self.audio_heads["audio" + space] = nn.Linear(audio_channels, config.dimension, bias=bias)
         self.project_visual = self.project_audio = self.predictor = None
         if config.projection is not None and config.method == "sspl":
             self.predictor = SimSiamHead(config.dimension or channels, config.projection)
         elif config.projection is not None:
             self.project_visual = nn.Linear(channels, config.projection, bias=bias)
-            self.project_audio = nn.Linear(channels, config.projection, bias=bias)
+            self.project_audio = nn.Linear(audio_channels, config.projection, bias=bias)
         self.predictive_coding = None
         if config.cycles is not None:
             compared = config.dimension or channels
             self.predictive_coding = PredictiveCoding(compared, compared, config.cycles)
-        drawn = not self.visual_net.conv1.weight.is_meta
+        drawn = torch.get_default_device().type != "meta"
         if drawn and config.backbone != "small":  # the narrow recipe keeps torch's own start of the heads
             self._initialize_heads()
         for name in ("image_mean", "image_std"):
@@ -214,6 +275,15 @@ class Localizer(nn.Module):
         for name in ("spectrogram_mean", "spectrogram_std"):
             self.register_buffer(name, torch.tensor(float(getattr(config, name)), device="cpu"))
         self.to(memory_format=torch.channels_last)  # much faster on CPU, and no slower elsewhere
+
+    def _net(self, modality: str) -> nn.Module:
+        return self.visual_net if modality == "visual" else self.audio_net
+
+    def train(self, mode: bool = True) -> "Localizer":
+        super().train(mode)
+        for modality in self.config.frozen:
+            self._net(modality).eval()
+        return self
 
     def _initialize_heads(self) -> None:
         for head in (*self.visual_heads.values(), *self.audio_heads.values(), self.project_visual, self.project_audio):
@@ -238,7 +308,8 @@ class Localizer(nn.Module):
 
     def visual_features(self, images: Tensor) -> dict[str, Tensor]:
         _check_float("images", images, "normalize_images")
-        x = self.visual_dropout(self.visual_net(images.contiguous(memory_format=torch.channels_last)))
+        x = self.visual_net(images.contiguous(memory_format=torch.channels_last))
+        x = self.visual_dropout(check_features(self.config.backbones[0], x, self.visual_net.channels, (4,)))
         features = {name: head(x) for name, head in self.visual_heads.items()} or {"visual": x}
         if self.project_visual is not None:
             features["visual_projected"] = self.project_visual(x.mean((2, 3)))
@@ -247,11 +318,13 @@ class Localizer(nn.Module):
     def audio_features(self, spectrograms: Tensor) -> dict[str, Tensor]:
         _check_float("spectrograms", spectrograms, "normalize_spectrograms")
         x = self.audio_net(spectrograms.contiguous(memory_format=torch.channels_last))
+        dims = (3, 4) if self.has_tokens else (2, 3, 4)
+        x = check_features(self.config.backbones[1], x, self.audio_net.channels, dims)
         if self.has_tokens:
-            tokens = self.audio_dropout(x.amax(2)).transpose(1, 2)
+            tokens = self.audio_dropout(x.amax(2) if x.dim() == 4 else x).transpose(1, 2)
             heads = {name: head(tokens) for name, head in self.audio_heads.items()} or {"audio": tokens}
             return {name: x.transpose(1, 2).contiguous() for name, x in heads.items()}
-        x = self.audio_dropout(x.amax((2, 3)))
+        x = self.audio_dropout(x.amax(tuple(range(2, x.dim()))) if x.dim() > 2 else x)
         features = {name: head(x) for name, head in self.audio_heads.items()} or {"audio": x}
         if self.project_audio is not None:
             features["audio_projected"] = self.project_audio(x)
@@ -350,7 +423,7 @@ class Localizer(nn.Module):
         return self.maps(self.visual_features(images), self.audio_features(spectrograms))
 
     def extra_repr(self) -> str:
-        return f"{self.config.method}, {self.config.backbone}"
+        return f"{self.config.method}, {', '.join(dict.fromkeys(self.config.backbones))}"
 
 
 class SimSiamHead(nn.Module):

@@ -144,7 +144,8 @@ def _fault(value: object, like: Tensor, exact: bool) -> str | None:
     if value.shape != like.shape:
         return f"expected {tuple(like.shape)}, got {tuple(value.shape)}"
     same = value.is_floating_point() if like.is_floating_point() else not value.is_complex()
-    if not same or value.dtype == torch.bool or (exact and value.dtype != like.dtype):
+    same = same and (value.dtype == torch.bool) == (like.dtype == torch.bool)
+    if not same or (exact and value.dtype != like.dtype):
         return f"expected {like.dtype}, got {value.dtype}"
     if not value.to(torch.promote_types(like.dtype, torch.float32)).isfinite().all():
         return "not finite"

@@ -18,7 +18,8 @@ from ..data import transforms as augmentation
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..losses import ExtraNegatives
 from ..models import Localizer, Momentum, build
-from ..models.storage import fitted, load_torchvision
+from ..models.checkpoints import load_backbone
+from ..models.storage import fitted
 from ..ops import checks
 from ..ops.reference import accumulate_dtype
 from ..reproducibility import derived_seed
@@ -79,8 +80,8 @@ class Learner:
     """State of a run: localizer, momentum nets, optimizer. `step` is one optimisation step on one batch.
 
     front_end: of the waveforms or spectrograms of a batch; None: the recipe's. compile: the nets go through
-    torch.compile. init: torchvision's file of a ResNet-18, which the image net starts from; `unused` are its keys that
-    have no place there.
+    torch.compile. init, audio_init: files of weights that the image net and the audio net start from, see
+    `checkpoints.load_backbone`; `unused` are their keys that have no place there.
     In a torch.distributed process group all processes have one each, and step together; their weights are the same.
     gather: the loss is that of their batches joined, not the mean of the losses of each. sync_batch_norm: batch norm
     over the joined batch too, on CUDA only.
@@ -96,6 +97,7 @@ class Learner:
         *,
         front_end: FrontEnd | None = None,
         init: str | os.PathLike | None = None,
+        audio_init: str | os.PathLike | None = None,
         gather: bool = False,
         sync_batch_norm: bool = False,
     ):
@@ -105,7 +107,8 @@ class Learner:
         torch.manual_seed(derived_seed(seed, 0))
         self.front_end = front_end_named(recipe.front_end) if front_end is None else front_end
         self.localizer = build(recipe.model).to(self.device)
-        self.unused = [] if init is None else load_torchvision(self.localizer.visual_net, init)
+        starts = (self.localizer.visual_net, init), (self.localizer.audio_net, audio_init)
+        self.unused = [key for net, path in starts if path is not None for key in load_backbone(net, path)]
         if sync_batch_norm:  # in place: the localizer itself is no batch norm
             nn.SyncBatchNorm.convert_sync_batchnorm(self.localizer)
         self.momentum = None
@@ -117,7 +120,9 @@ class Learner:
         self.loss = recipe.build_loss().to(self.device)
         self.net = self.features = _Features(self.localizer, self.loss)
         if self.processes > 1:
-            self.net = nn.parallel.DistributedDataParallel(self.features)
+            self.net = nn.parallel.DistributedDataParallel(
+                self.features, find_unused_parameters=recipe.model.is_external
+            )
         self.group = dist.group.WORLD if gather else None
         make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
         self.parameters = [p for p in self.features.parameters() if p.requires_grad]

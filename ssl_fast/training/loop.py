@@ -51,9 +51,10 @@ class Interrupted(KeyboardInterrupt):
 class Run:
     """A training run, as `train` returns it.
 
-    history: one record a step. chance: see `Learner.chance`. precision: of the nets. unused: keys of the file of
-    weights `init` that have no place in the image net. stages: seconds by part of a step, of all steps since the last
-    resume; none on CUDA, where calls return before they are done. notes: what the figures of the run do not say.
+    history: one record a step. chance: see `Learner.chance`. precision: of the nets. unused: keys of the files of
+    weights `init` and `audio_init` that have no place in the nets. stages: seconds by part of a step, of all steps
+    since the last resume; none on CUDA, where calls return before they are done. notes: what the figures of the run do
+    not say.
     """
 
     localizer: Localizer
@@ -166,6 +167,7 @@ def train(
     compile: bool = False,
     board: bool = False,
     init: str | os.PathLike | None = None,
+    audio_init: str | os.PathLike | None = None,
     neighbors: tuple[Neighbors, Neighbors] | None = None,
     gather: bool = False,
     sync_batch_norm: bool = False,
@@ -182,8 +184,9 @@ def train(
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
         ground truth, else by the loss. The best epoch is kept as `best.pt`.
     compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
-    init: torchvision's file of an ImageNet ResNet-18, which the image net starts from. neighbors: of images and of
-        sounds, for conceptual views, see training.views.Neighbors.
+    init, audio_init: files of weights that the image net and the audio net start from, as torchvision's of an ImageNet
+        ResNet-18, see `models.checkpoints.load_backbone`. neighbors: of images and of sounds, for conceptual views, see
+        training.views.Neighbors.
     In a torch.distributed process group all its processes call this, and each takes an equal shard of every batch; the
         first alone writes files. gather: negatives are the samples of the whole batch, else of the shard.
         sync_batch_norm: batch norm over the whole batch, CUDA only.
@@ -204,7 +207,7 @@ def train(
         check_processes(recipe, processes, device, gather, sync_batch_norm)
         negatives = NegativeSounds(sample_set, recipe, seed, gather=gather, rank=rank, processes=processes)
         fingerprint = run_fingerprint(
-            sample_set, recipe, seed, validation, compile, init, neighbors, gather, sync_batch_norm
+            sample_set, recipe, seed, validation, compile, (init, audio_init), neighbors, gather, sync_batch_norm
         )
         contents = [one and one.content() for one in (sample_set, validation)] if processes > 1 else []
     software = {name: version for name, version in versions().items() if name != "python"}
@@ -219,6 +222,7 @@ def train(
         compile,
         front_end=sample_set.front_end,
         init=init,
+        audio_init=audio_init,
         gather=gather,
         sync_batch_norm=sync_batch_norm,
     )

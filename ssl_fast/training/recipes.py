@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass, field
 
 from ..data.io.images import FITS, RESAMPLERS, SQUARE
@@ -9,6 +10,7 @@ from ..data.negatives import KINDS
 from ..data.transforms import MASKS, POLICIES, TRANSFORMS, Policy
 from ..losses import LOSSES
 from ..models import LocalizerConfig
+from ..models.backbones import is_external, own_settings
 from . import loss_options, negatives
 
 METHODS = tuple(LOSSES)
@@ -354,13 +356,45 @@ PUBLISHED_START = {
 }
 
 
-def recipe(method: str, name: str = "quickstart", **changes) -> Recipe:
+def _with_backbones(
+    model: LocalizerConfig, visual: str | None, audio: str | None, frozen: tuple[str, ...]
+) -> tuple[LocalizerConfig, dict]:
+    """A localizer with other nets, None: its own, given what they want; fields of the recipe that they want. Without
+    heads of its own it gets those of the other methods, for nets need not have the same channels."""
+    names = {"visual": visual or model.backbones[0], "audio": audio or model.backbones[1]}
+    own = [own_settings(name, modality) for modality, name in names.items() if is_external(name)]
+    wanted = {key: value for settings in own for key, value in settings.items()}
+    size = {"image_size": wanted.pop("image_size")} if "image_size" in wanted else {}
+    if own and model.dimension is None:
+        wanted["dimension"] = 512
+    changed = dataclasses.replace(
+        model, backbone=names["visual"], audio_backbone=names["audio"], frozen=frozen, **wanted
+    )
+    return changed, size
+
+
+def recipe(
+    method: str,
+    name: str = "quickstart",
+    *,
+    backbone: str | None = None,
+    audio_backbone: str | None = None,
+    frozen: tuple[str, ...] = (),
+    **changes,
+) -> Recipe:
     """The recipe `name` ("quickstart" | "published") of a method. `changes` that are not None replace its fields; of
-    `loss`, a dict, those options that it has."""
+    `loss`, a dict, those options that it has.
+
+    backbone, audio_backbone: of images and of sounds, see `models.backbones`, with its own normalisation and, if no
+    other is given, image size; None: the recipe's. frozen: "visual", "audio": nets that are not trained.
+    """
     check_method(method)
     if name not in RECIPES:
         raise ValueError(f"recipe: expected one of {', '.join(RECIPES)}, got {name!r}")
-    own = RECIPES[name](method)
+    own: dict[str, typing.Any] = RECIPES[name](method)
+    if backbone or audio_backbone or frozen:
+        model, size = _with_backbones(own["model"], backbone, audio_backbone, frozen)
+        own = own | size | {"model": model}
     fields = own | {key: value for key, value in changes.items() if value is not None}
     fields["loss"] = own.get("loss", {}) | (changes.get("loss") or {})
     return Recipe(method=method, name=name, **fields)

@@ -26,14 +26,14 @@ def run_fingerprint(
     seed: int,
     validation: "SampleSet | None",
     compile: bool,
-    init: str | os.PathLike | None,
+    starts: tuple[str | os.PathLike | None, str | os.PathLike | None],
     neighbors: "tuple[Neighbors, Neighbors] | None",
     gather: bool,
     sync_batch_norm: bool,
 ) -> dict:
-    """Fingerprint of a run, compared on resume: all that decides its weights. Of the file `init` a hash, of `neighbors`
-    the hash of some."""
-    weights = None if init is None else storage.digest(Path(init))[:16]
+    """Fingerprint of a run, compared on resume: all that decides its weights. `starts`: files of weights
+    that the image net and the audio net start from, of which hashes are kept, as of some `neighbors`."""
+    visual, audio = (None if path is None else storage.digest(Path(path))[:16] for path in starts)
     drawn, generator = range(min(len(sample_set), 1000)), torch.Generator().manual_seed(0)
     near = None if neighbors is None else [one.draw(index, generator) for one in neighbors for index in drawn]
     processes = distributed.rank_and_world_size()[1]
@@ -46,7 +46,7 @@ def run_fingerprint(
         "data": fingerprint(sample_set),
         "validation": None if validation is None else fingerprint(validation),
         "compile": compile,
-        "init": weights,
+        "init": visual if audio is None else f"{visual}, audio {audio}",
         "processes": None if processes == 1 else several,
         "neighbors": None if near is None else hashlib.sha256(str(near).encode()).hexdigest()[:16],
     }
