@@ -341,6 +341,9 @@ def test_moments_of_other_strides_are_used_as_they_should_be(stopped, tmp_path):
         {"model": {"width": "4"}},
         {"model": None},
         {"model": {"image_mean": 3}},
+        {"model": {"backbone": 3}},
+        {"model": {"audio_backbone": "timm:"}},
+        {"model": {"frozen": 3}},
     ],
     ids=str,
 )

@@ -56,8 +56,9 @@ def imported(option: str, name: str) -> typing.Callable:
     sys.path.insert(0, "")  # modules beside the user
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{option} {name}: expected MODULE:NAME of a function, got: {error}") from error
+    except Exception as error:  # of a module that cannot be run: anything
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{option} {name}: expected MODULE:NAME of a function, got {got}") from error
     finally:
         sys.path.remove("")
     if not callable(found):
