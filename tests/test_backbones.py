@@ -180,6 +180,7 @@ def test_code_that_a_file_names_is_only_run_where_it_is_allowed(tmp_path, monkey
             {"backbone": "external_nets:without_channels"},
             "a torch module with `channels`.* got Conv2d with channels None",
         ),
+        ({"backbone": "external_nets:infinite"}, "weights that a checkpoint can hold: 1 weights do not fit: mask: not"),
         ({"backbone": "external_nets:failing"}, "backbone external_nets:failing: KeyError: 'no weights here'"),
         ({"backbone": "external_nets:absent"}, "backbone external_nets:absent: expected MODULE:NAME of a function"),
         ({"backbone": "no_such_package:net"}, "backbone no_such_package:net: expected MODULE:NAME of a function"),
