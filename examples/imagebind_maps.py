@@ -27,8 +27,7 @@ def log_mel(spectrograms: torch.Tensor) -> torch.Tensor:
     has a frame every 10 ms too, and Hann windows of 25 ms (sum of squares 150) and pre-emphasis: (B, 1, 128, T)."""
     emphasis = (1 - 0.97 * torch.exp(-1j * torch.linspace(0, math.pi, 257))).abs().square()
     power = ((12 * spectrograms).exp() - 1e-7).clamp_min(0) * 16000 / 2 * 150 * emphasis[:, None]
-    bank = melscale_fbanks(257, 20.0, 8000.0, 128, 16000)
-    return (bank.T @ power).clamp_min(1.2e-7).log()
+    return (melscale_fbanks(257, 20.0, 8000.0, 128, 16000).T @ power).clamp_min(1.2e-7).log()
 
 
 def maps(images: torch.Tensor, spectrograms: torch.Tensor) -> torch.Tensor:

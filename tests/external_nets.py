@@ -54,6 +54,12 @@ def failing():
     raise KeyError("no weights here")
 
 
+def infinite():
+    net = Eyes()
+    net.register_buffer("mask", torch.full((2,), -torch.inf))
+    return net
+
+
 def unequal_cells():
     net = Eyes()
     net.image_size = 50

@@ -90,6 +90,24 @@ def test_frozen_nets_stay_as_they_are(tmp_path):
     assert not any(p.requires_grad for p in loaded.visual_net.parameters())
 
 
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
+    one = external("slavc", image_size=32, audio_backbone="small", frozen=("visual",), batch_size=8, epochs=2)
+
+    def kill(learner, record):
+        if record["step"] == 2:
+            raise InterruptedError
+
+    train(ToySet(16), one, out=tmp_path / "whole", progress=False)
+    with pytest.raises(InterruptedError):
+        train(ToySet(16), one, out=tmp_path / "parts", progress=False, checkpoint_every=1e-9, on_step=kill)
+    assert storage.load(tmp_path / "parts" / storage.LAST)["step"] == 2
+    train(ToySet(16), one, out=tmp_path / "parts", progress=False, resume=True)
+    whole, parts = (storage.load(tmp_path / name / storage.LAST) for name in ("whole", "parts"))
+    assert whole["step"] == parts["step"] == 4 and "visual_net.conv.weight" in whole["localizer"]
+    for key, value in whole["localizer"].items():
+        assert torch.equal(value, parts["localizer"][key])
+
+
 def test_written_and_read(tmp_path):
     """Values that are not in the file come from the module, those of bool and of half precision from the file."""
     one = external()
@@ -162,6 +180,7 @@ def test_code_that_a_file_names_is_only_run_where_it_is_allowed(tmp_path, monkey
             {"backbone": "external_nets:without_channels"},
             "a torch module with `channels`.* got Conv2d with channels None",
         ),
+        ({"backbone": "external_nets:infinite"}, "weights that a checkpoint can hold: 1 weights do not fit: mask: not"),
         ({"backbone": "external_nets:failing"}, "backbone external_nets:failing: KeyError: 'no weights here'"),
         ({"backbone": "external_nets:absent"}, "backbone external_nets:absent: expected MODULE:NAME of a function"),
         ({"backbone": "no_such_package:net"}, "backbone no_such_package:net: expected MODULE:NAME of a function"),

@@ -208,7 +208,7 @@ def test_convert_refuses_what_are_no_weights(case, run, tmp_path, capsys):
     storage.save(first_weight(storage.load(run / "checkpoint.pt"), make), tmp_path / "odd.pt")
     assert cli.main(["convert", str(tmp_path / "odd.pt"), str(tmp_path / "out.pt")]) == 2
     *warnings, error = capsys.readouterr().err.splitlines()  # torch 2.11 warns of sparse tensors, in one line
-    assert "odd.pt: weights do not fit" in error and said in error and len(warnings) <= (case == "sparse")
+    assert "odd.pt: does not give the localizer" in error and said in error and len(warnings) <= (case == "sparse")
     assert not (tmp_path / "out.pt").exists()
 
 
@@ -341,6 +341,9 @@ def test_moments_of_other_strides_are_used_as_they_should_be(stopped, tmp_path):
         {"model": {"width": "4"}},
         {"model": None},
         {"model": {"image_mean": 3}},
+        {"model": {"backbone": 3}},
+        {"model": {"audio_backbone": "timm:"}},
+        {"model": {"frozen": 3}},
     ],
     ids=str,
 )
@@ -350,7 +353,7 @@ def test_recipes_that_no_localizer_has(change, run, tmp_path):
     if isinstance(change.get("model"), dict):
         change = {"model": recipe["model"] | change["model"]}
     storage.save(state | {"recipe": change.get("recipe", recipe | change)}, tmp_path / "odd.pt")
-    with pytest.raises(storage.CheckpointError, match="odd.pt: weights do not fit the localizer it describes"):
+    with pytest.raises(storage.CheckpointError, match="odd.pt: does not give the localizer it describes"):
         checkpoints.load(tmp_path / "odd.pt")
 
 

@@ -492,10 +492,10 @@ def test_foreign_checkpoints_are_named(tmp_path):
         storage.load(tmp_path / "absent.pt")
     state = {"recipe": tiny("lvs").to_dict(), "localizer": {"strange": torch.zeros(1)}}
     storage.save({}, tmp_path / "bare.pt")
-    with pytest.raises(storage.CheckpointError, match="bare.pt: weights do not fit the localizer it describes"):
+    with pytest.raises(storage.CheckpointError, match="bare.pt: does not give the localizer it describes"):
         loaded(tmp_path / "bare.pt")
     storage.save(state, tmp_path / "wrong.pt")
-    with pytest.raises(storage.CheckpointError, match="wrong.pt: weights do not fit the localizer it describes"):
+    with pytest.raises(storage.CheckpointError, match="wrong.pt: does not give the localizer it describes"):
         loaded(tmp_path / "wrong.pt")
 
 

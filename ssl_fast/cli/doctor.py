@@ -22,6 +22,7 @@ LIBRARIES = (
 OPTIONAL = (
     ("av", "av", "videos"),
     ("safetensors", "safetensors", "checkpoints of that format"),
+    ("timm", "timm", "backbones"),
     ("tensorboard", "tensorboard", "curves of training"),
     ("scipy", "scipy", "tests only"),
     ("pytest", "pytest", "tests only"),

@@ -218,7 +218,7 @@ def check_backbones(args: argparse.Namespace, recipe: "Recipe") -> None:
     anything is written; and for frozen nets that would stay as they were drawn."""
     from ..data.io.front_ends import front_end_named
     from ..models import build
-    from ..models.backbones import is_module_path
+    from ..models.backbones import TIMM, is_module_path
     from ..models.checkpoints import load_backbone
     from ..models.localizers import probe
 
@@ -228,6 +228,8 @@ def check_backbones(args: argparse.Namespace, recipe: "Recipe") -> None:
     for modality, backbone, (path, option) in zip(("visual", "audio"), recipe.model.backbones, starts):
         if modality in recipe.model.frozen and path is None and not is_module_path(backbone):
             raise ValueError(f"--freeze {modality}: expected with {option}, or {backbone} keeps its random weights")
+        if path is None and backbone.startswith(TIMM):
+            print(f"{modality} net: {backbone} with random weights, without {option}")
     if not recipe.model.is_external and not any(path for path, _ in starts):
         return
     localizer = build(recipe.model)

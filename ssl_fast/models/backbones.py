@@ -56,8 +56,9 @@ def imported(option: str, name: str) -> typing.Callable:
     sys.path.insert(0, "")  # modules beside the user
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{option} {name}: expected MODULE:NAME of a function, got: {error}") from error
+    except Exception as error:  # of a module that cannot be run: anything
+        got = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{option} {name}: expected MODULE:NAME of a function, got {got}") from error
     finally:
         sys.path.remove("")
     if not callable(found):
@@ -110,8 +111,9 @@ class TimmBackbone(nn.Module):
         self.net = _timm_net(name, in_channels, [resizable | padded, resizable, {}])
         self.channels: int = self.net.num_features
         self.in_channels = in_channels
-        classifier = about.classifier or ()
-        self.classifiers = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        classifiers = about.classifier or ()
+        classifiers = (classifiers,) if isinstance(classifiers, str) else classifiers
+        self.heads = {name.partition(".")[0] for name in classifiers}
         self.first_conv = f"net.{about.first_conv}.weight"
         self.prefix = getattr(self.net, "num_prefix_tokens", 0)
         self.channels_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
@@ -131,7 +133,8 @@ class TimmBackbone(nn.Module):
         which there is no place here. For spectrograms the first convolution gets the sum over R, G and B."""
         from timm.models import adapt_input_conv  # pyright: ignore[reportMissingImports]
 
-        unused = [key for key in weights if key.rpartition(".")[0] in self.classifiers]
+        own = self.state_dict()
+        unused = [key for key in weights if key.partition(".")[0] in self.heads and f"net.{key}" not in own]
         weights = {f"net.{key}": value for key, value in weights.items() if key not in unused}
         first = weights.get(self.first_conv)
         if self.in_channels == 1 and first is not None and first.dim() == 4 and first.shape[1] == 3:

@@ -114,7 +114,7 @@ def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection
         check_allowed(config.backbones, allowed)
         localizer = fill(blank(config), weights)
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, OverflowError, MemoryError) as error:
-        raise CheckpointError(f"{file}: weights do not fit the localizer it describes ({error})") from error
+        raise CheckpointError(f"{file}: does not give the localizer it describes ({error})") from error
     # of the online nets: in files of `write`; of a run
     stored = {name: state.get(name) for name in ("threshold", "token_threshold")}
     thresholds = {} if momentum else stored if "threshold" in state else _thresholds(file)

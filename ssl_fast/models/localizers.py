@@ -186,8 +186,14 @@ def fill(localizer: "Localizer", weights: Mapping[str, Tensor]) -> "Localizer":
 @torch.no_grad()
 def probe(localizer: "Localizer", image_size: int, spectrogram: tuple[int, int]) -> None:
     """ValueError, which names it, for an external backbone that does not take what it is trained on, square images of
-    so many pixels a side or spectrograms (F, T), or gives anything but features, or images cells of unequal sizes."""
+    so many pixels a side or spectrograms (F, T), or gives anything but features, or images cells of unequal sizes, or
+    whose weights could not be read again."""
     mode = localizer.training
+    for name, net in zip(localizer.config.backbones, (localizer.visual_net, localizer.audio_net)):
+        try:
+            fitted(net.state_dict(), net.state_dict(), exact=True)
+        except ValueError as error:
+            raise ValueError(f"backbone {name}: expected weights that a checkpoint can hold: {error}") from error
     inputs = torch.zeros(2, 3, image_size, image_size), torch.zeros(2, 1, *spectrogram)
     nets = localizer.eval().visual_features, localizer.audio_features
     for name, features, x in zip(localizer.config.backbones, nets, inputs):
