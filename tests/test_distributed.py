@@ -366,7 +366,7 @@ ERRORS = {
     "matrix of one": r"on process {last} images \(2, 5, 2, 3\) .*, positives \(2, {columns}\) torch.bool",
     "extra of one": r"on process {last} images .*, extra_negatives.audio \(2, 5\) .*, extra_negatives.weight \(2,\)",
     "number of extra": r"on process {last} images .*, extra_negatives.audio \(2, 5\) .*extra_negatives.mask \(3, 2\)",
-    "weight": r"extra_negatives.weight: expected > 0, got -1.0$",
+    "weight": r"extra_negatives.weight: expected finite numbers > 0, got -1.0$",
 }
 
 

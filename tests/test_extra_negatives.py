@@ -305,14 +305,17 @@ VALUE_ERRORS = {
     "channels": (Extra(A[:2, :3]), r"extra_negatives.audio: expected \(2, 5\) to match audio, got \(2, 3\)"),
     "tokens": (Extra(CLIPS), r"extra_negatives.audio: expected \(K, 5\), got \(4, 5, 3\)"),
     "parts": (Extra([A, A]), "extra_negatives.audio: expected that of audio, got 2 tensors"),
-    "weight": (Extra(A, weight=0.0), "extra_negatives.weight: expected > 0, got 0.0"),
+    "weight": (Extra(A, weight=0.0), "extra_negatives.weight: expected finite numbers > 0, got 0.0"),
     "weights": (Extra(A, weight=torch.ones(3)), r"extra_negatives.weight: expected \(4,\) .*, got \(3,\)"),
     "gradient": (Extra(A, weight=HALF[:, 0]), r"expected \(4,\) without gradient, got \(4,\) with gradient"),
     "mask": (Extra(A, MASK), r"extra_negatives.mask: expected none with audio \(K, C\), got \(4, 2\)"),
-    "nan": (Extra(A, weight=math.nan), "extra_negatives.weight: expected > 0, got nan"),
+    "infinity": (Extra(A, weight=math.inf), "extra_negatives.weight: expected finite numbers > 0, got inf"),
+    "nan": (Extra(A, weight=math.nan), "extra_negatives.weight: expected finite numbers > 0, got nan"),
 }
 TYPE_ERRORS = {
     "a tensor": (A, r"extra_negatives: expected losses.ExtraNegatives, got Tensor"),
+    "weights in a list": (Extra(A, weight=[1.0]), "extra_negatives.weight: expected a number or a tensor, got list"),
+    "nothing": (Extra(None), "extra_negatives.audio: expected a tensor, or a sequence of them, got NoneType"),
     "a list": (Extra([[1.0]]), r"extra_negatives.audio: expected a tensor, got list"),
     "dtype": (Extra(A.float()), "extra_negatives.audio: expected torch.float64 to match audio, got torch.float32"),
 }

@@ -132,14 +132,22 @@ def test_class_tokens_and_heads_that_are_pooled_last():
     assert got.item() == pytest.approx(both(scores).item() / 2, rel=2e-5)
 
 
-def test_a_clip_that_is_silent_throughout_has_score_zero():
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_clip_that_is_silent_throughout_has_score_zero(paired):
     visual, audio, mask = features()
     mask[2] = False
-    got = losses.dense_av(visual, audio, tokens=ops.TokenMean(mask, empty=0.0))
+    got = losses.dense_av(visual, audio, tokens=ops.TokenMean(mask, empty=0.0), paired=paired)
+    module = losses.DenseAV(paired=paired)(visual, audio, silent=~mask)
     mask[2] = True  # of the loop, whose scores of that clip are then replaced
-    scores = masked_mean(products(visual, audio, HEADS).amax((2, 4)), mask)
+    alpha = products(visual, audio, HEADS).amax(2)
+    scores = masked_mean(alpha.amax(3), mask)
+    if paired:
+        best_token = torch.stack([alpha[:, m, keep].amax(1) for m, keep in enumerate(mask)], 1).mean(-1)
+        scores = (scores + best_token) / 2
     scores[:, 2] = 0
     assert got.item() == pytest.approx(both(scores).item() / 2, rel=2e-5)
+    assert module.item() == pytest.approx(got.item(), rel=1e-6)
+    assert not torch.autograd.grad(got, audio)[0][2].any()
 
 
 def test_scores_of_the_mean_over_cells_warm_up_those_of_the_maximum():
@@ -300,6 +308,32 @@ def test_tokens_have_to_be_said():
         losses.ez_vsl(visual, audio[:, :, 0], tokens=ops.TokenMean())
     with pytest.raises(ValueError, match="head_pooling: expected one of"):
         losses.dense_av(visual, audio, head_pooling="mean")
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (
+            lambda v, a: losses.dense_av(v, a, mean_weight=2),
+            ValueError,
+            r"mean_weight: expected within \[0, 1\], got 2",
+        ),
+        (lambda v, a: losses.dense_av(v, a, mean_weight=-1), ValueError, r"mean_weight: expected .*, got -1"),
+        (lambda v, a: losses.dense_av(v, a, scale=torch.ones(4)), ValueError, r"scale: expected .*, got \(4,\)"),
+        (lambda v, a: losses.dense_av(v, a, tokens="mean"), TypeError, r"tokens: expected ops\.TokenMean .* 'mean'"),
+        (lambda v, a: losses.ez_vsl(v, a, tokens="mean"), TypeError, r"tokens: expected ops\.TokenMean .* 'mean'"),
+        (lambda v, a: losses.ssl_align([v], [a], tokens="mean"), TypeError, r"tokens: expected ops\.TokenMean"),
+        (
+            lambda v, a: losses.ssl_align([v], [a], tokens=ops.TokenMean(torch.ones(4, 9))),
+            ValueError,
+            r"tokens\.mask: expected \(M, T\) = \(4, 5\), got \(4, 9\)",
+        ),
+    ],
+)
+def test_bad_arguments_of_losses_are_named(call, error, message):
+    visual, audio, _ = features()
+    with pytest.raises(error, match=message):
+        call(visual, audio)
 
 
 @pytest.mark.parametrize("scale", [0.01, 100.0])

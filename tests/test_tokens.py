@@ -344,6 +344,12 @@ def test_no_images_and_no_clips():
         assert scores.shape == (images, clips)
         scores.sum().backward()
         assert visual.grad.shape == visual.shape and not audio.grad.any()
+        for backend, options in ((b, o) for b in ("auto", "reference") for o in ({"nonnegative": True}, {"heads": 2})):
+            mask = torch.ones(images, 2, 2, dtype=torch.bool)
+            options |= {"tokens": ops.TokenMean(), "visual_mask": mask, "backend": backend}
+            scores = ops.pooled_similarity(visual, audio, ops.SoftThreshold(), **options)
+            assert scores.shape == (images, clips)
+            assert not any(x.any() for x in torch.autograd.grad(scores.sum(), (visual, audio)))
         both = ops.late_interaction(visual, audio)
         assert [x.shape for x in both] == [(images, clips)] * 2
         assert not any(x.any() for x in torch.autograd.grad(both[0].sum() + both[1].sum(), (visual, audio)))
@@ -374,6 +380,42 @@ def test_bad_arguments_are_named(change, error, message):
     visual, audio = features()
     with pytest.raises(error, match=message):
         ops.pooled_similarity(visual, audio, ops.Max(), **({"tokens": ops.TokenMean()} | change))
+
+
+@pytest.mark.parametrize(
+    "change, error, message",
+    [
+        ({"audio_mask": torch.zeros(4, 5) > 0}, ValueError, r"audio_mask: expected at least one .* none in clip 0$"),
+        ({"audio_mask": torch.ones(4, 6) > 0}, ValueError, r"audio_mask: expected \(M, T\) = \(4, 5\), got \(4, 6\)"),
+        ({"audio_mask": torch.ones(4, 5)}, TypeError, r"audio_mask: expected bool, got torch\.float32"),
+        ({"audio_mask": [[True]]}, TypeError, r"audio_mask: expected a tensor, got list"),
+        ({"bias": torch.zeros(4)}, ValueError, r"bias: expected \(N, M, heads\) = \(3, 4, 1\) .* got \(4,\)"),
+        ({"bias": torch.zeros(4, 3)}, ValueError, r"bias: expected \(N, M, heads\) = \(3, 4, 1\) .* got \(4, 3\)"),
+        ({"bias": [0.0]}, TypeError, r"bias: expected a tensor, got list"),
+        ({"heads": True}, TypeError, r"heads: expected a whole number, got True"),
+    ],
+)
+def test_bad_arguments_of_late_interaction_are_named(change, error, message):
+    with pytest.raises(error, match=message):
+        ops.late_interaction(*features(), **change)
+
+
+@backends
+@poolings
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masked_mean_under_autocast(backend, pooling, dtype):
+    """Only features are rounded: scores, of float32, are those of the rounded features without autocast."""
+    visual, audio = (x.detach().to(dtype) for x in features())
+    mask, options = masks()[1], {"heads": 3, "head_pooling": "sum", "normalize": False, "backend": backend}
+    # not of the einsum of the reference, which autocast computes in the dtype; the pooling of the tokens alone
+    pooled = torch.randn(3, IMAGES, CLIPS, TOKENS, generator=torch.Generator().manual_seed(5))
+    want = (pooled.double() * mask).sum(-1) / mask.sum(-1)
+    with torch.autocast("cpu", dtype):
+        got = ops.TokenMean(mask).pool(pooled)
+        scores = ops.pooled_similarity(visual.float(), audio.float(), pooling, tokens=ops.TokenMean(mask), **options)
+    torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
+    without = ops.pooled_similarity(visual, audio, pooling, tokens=ops.TokenMean(mask), **options)
+    torch.testing.assert_close(scores, without, rtol=1e-6, atol=1e-6)
 
 
 def test_tokens_need_a_third_axis():

@@ -117,7 +117,7 @@ def gather_tokens(
 ) -> TokenPooling | None:
     """The pooling of the audio tokens of all processes, `copies` of the batch one after the other, and of the extra
     negatives; audio (M, C, T) is that of all of them."""
-    if tokens is None or audio.dim() != 3:
+    if not isinstance(tokens, TokenPooling) or audio.dim() != 3:  # the op says what is wrong
         return tokens
     mask = None if tokens.mask is None else batch.gather(tokens.mask).repeat(copies, 1)
     return replace(tokens, mask=extra.masks("tokens.mask", mask, audio))

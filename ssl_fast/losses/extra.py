@@ -23,7 +23,7 @@ class ExtraNegatives:
     audio: (K, C), or with tokens (K, C, T), of the dtype, device, channels and number of tokens of the loss's audio; of
         losses with several features of a sound a sequence of these, see there.
     mask: (K, T), the tokens that count, as the mask of the loss's audio (None: all).
-    weight: w_k > 0, a number or (K,) without gradient.
+    weight: w_k > 0, finite, a number or (K,) without gradient.
     """
 
     audio: Tensor | Sequence[Tensor]
@@ -33,6 +33,10 @@ class ExtraNegatives:
     def tensors(self, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All of them with K rows, by name, `audio` in as many parts as `like` has features of the loss.
         ValueError and TypeError, naming the argument, for another number of parts and for what is no tensor."""
+        if not isinstance(self.audio, Tensor | Sequence):
+            raise TypeError(
+                f"extra_negatives.audio: expected a tensor, or a sequence of them, got {type(self.audio).__name__}"
+            )
         parts = (self.audio,) if isinstance(self.audio, Tensor) else tuple(self.audio)
         if len(parts) != len(like):
             raise ValueError(f"extra_negatives.audio: expected that of {', '.join(like)}, got {len(parts)} tensors")
@@ -47,6 +51,8 @@ class ExtraNegatives:
             check_tensor("extra_negatives.mask", self.mask)
             found["extra_negatives.mask"] = self.mask
         weight, dtype = self.weight, accumulate_dtype(parts[0])
+        if not isinstance(weight, Tensor | int | float):
+            raise TypeError(f"extra_negatives.weight: expected a number or a tensor, got {type(weight).__name__}")
         if not isinstance(weight, Tensor):
             weight = parts[0].new_full((len(parts[0]),), weight, dtype=dtype)
         return found | {"extra_negatives.weight": weight.to(parts[0].device, dtype)}
@@ -70,8 +76,10 @@ def check_extra(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> No
         raise ValueError(
             f"extra_negatives.weight: expected ({count},) without gradient, got {tuple(weight.shape)}{gradient}"
         )
-    if not torch.compiler.is_compiling() and not (weight > 0).all():
-        raise ValueError(f"extra_negatives.weight: expected > 0, got {weight.min().item()}")
+    if not torch.compiler.is_compiling():
+        wrong = weight[~((weight > 0) & weight.isfinite())].tolist()
+        if wrong:
+            raise ValueError(f"extra_negatives.weight: expected finite numbers > 0, got {wrong[0]}")
     if mask is None:
         return
     if feature.dim() != 3:

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from .. import ops
-from ..ops.checks import check_tensor
+from ..ops.checks import check_tensor, without_autocast
 from ..ops.poolings import Pooling
 from ..ops.reference import accumulate_dtype, unit
-from ..ops.tokens import TokenPooling, check_heads
+from ..ops.tokens import TokenPooling, check_heads, check_tokens
 from .cross_entropy import check_tau, contrast, gather_tokens, join
 from .extra import ExtraNegatives
 from .options import check_choice
+from .scores import check_mean_weight
 
 
 def _check_clips(audio: Tensor) -> None:
@@ -50,13 +51,16 @@ def dense_av(
         scores, which changes no cross-entropy.
     tokens: pooling of tokens with their mask; the released program gives a clip without any the scores 0: `empty=0`.
     paired: S is half of this and half of the mean over cells of the maximum over tokens, whatever `pooling` is; of
-        `tokens` only the mask counts.
+        `tokens` only the mask, bool, and `empty` count.
     mean_weight: that of scores of the mean over the cells, whose heads are pooled after it; DenseAV has none.
     bias: (N, M) or (N, M, heads), products of class tokens; with K extra negatives of M + K clips. Others as in
         `ops.pooled_similarity`.
     """
     _check_clips(audio)
     check_choice("head_pooling", head_pooling, dense_av)
+    check_mean_weight(mean_weight)
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        raise ValueError(f"scale: expected a number or a scalar tensor, got {tuple(scale.shape)}")
     if bias is not None and group is not None:
         raise ValueError("bias: expected none with a group, whose other clips it knows nothing of")
     batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
@@ -71,10 +75,7 @@ def dense_av(
     }
     gathered = gather_tokens(batch, tokens, extra, audio)
     if paired:
-        by_token, by_cell = ops.late_interaction(
-            visual, audio, audio_mask=None if gathered is None else gathered.mask, **options
-        )
-        scores = (by_token + by_cell) / 2
+        scores = _paired_scores(visual, audio, gathered, options)
     else:
         scores = ops.pooled_similarity(visual, audio, pooling, tokens=gathered, **options)
     if mean_weight:
@@ -84,6 +85,18 @@ def dense_av(
         of_mean = ops.pooled_similarity(cells.mean((2, 3), keepdim=True), sounds, ops.Max(), tokens=gathered, **options)
         scores = (1 - mean_weight) * scores + mean_weight * of_mean
     return contrast(batch, scores * scale, positives, extra, "both") / 2
+
+
+def _paired_scores(visual: Tensor, audio: Tensor, tokens: TokenPooling, options: dict) -> Tensor:
+    """Half of both directions of late interaction; of a clip without a token, `empty` of `tokens`."""
+    check_tokens(tokens, audio)
+    mask, heard = tokens.mask, None
+    if mask is not None and mask.dtype == torch.bool and tokens.empty is not None:
+        heard = mask.any(1)
+        mask = mask | ~heard[:, None]  # such clips take part, as an op refuses them, and their scores are replaced
+    by_token, by_cell = ops.late_interaction(visual, audio, audio_mask=mask, **options)
+    scores = (by_token + by_cell) / 2
+    return scores if heard is None else torch.where(heard, scores, tokens.empty)
 
 
 def late_interaction(
@@ -137,7 +150,8 @@ def negative_pressure(visual: Tensor, audio: Tensor, *, heads: int = 2, generato
         vectors = x.flatten(2).transpose(1, 2).flatten(0, 1)
         drawn = torch.randint(len(vectors), (250,), generator=generator)
         rows.append(vectors[drawn.to(x.device)].unflatten(1, (heads, -1)).float())
-    return torch.einsum("nkc,mkc->nmk", *rows).clamp_max(0).square().mean()
+    with without_autocast(visual):
+        return torch.einsum("nkc,mkc->nmk", *rows).clamp_max(0).square().mean()
 
 
 def check_silent(silent: Tensor, audio: Tensor) -> None:

@@ -41,24 +41,25 @@ def late_interaction(
         raise ValueError(f"audio: expected (M, C, T), got {tuple(audio.shape)}")
     visual, audio = autocast_inputs(visual, audio, normalize=normalize)
     of_tokens = TokenMean(audio_mask)
-    check_tokens(of_tokens, audio)
+    check_tokens(of_tokens, audio, "audio_mask")
     if audio_mask is not None and audio_mask.dtype != torch.bool:
         raise TypeError(f"audio_mask: expected bool, got {audio_mask.dtype}")
     if visual_mask is not None:
         check_visual_mask(visual_mask, visual)
     of_cells = TokenMean(None if visual_mask is None else visual_mask.flatten(1))
-    exchanged_bias = None if bias is None else bias.transpose(0, 1)
-    if not use_compiled(backend, visual):
-        options = {"heads": heads, "head_pooling": head_pooling, "normalize": normalize, "nonnegative": nonnegative}
-        options["backend"] = backend
-        masks = visual_mask, None if audio_mask is None else audio_mask.unsqueeze(-1)
-        by_token = pooled_similarity(visual, audio, Max(), tokens=of_tokens, visual_mask=masks[0], bias=bias, **options)
-        by_cell = pooled_similarity(
-            *_exchanged(visual, audio), Max(), tokens=of_cells, visual_mask=masks[1], bias=exchanged_bias, **options
-        )
-        return by_token, by_cell.t()
     options = None, heads, head_pooling, nonnegative
     by_token = scoring_of(visual, audio, Max(), of_tokens, *options, bias)
+    exchanged_bias = None if bias is None else bias.transpose(0, 1)
+    if not use_compiled(backend, visual):
+        given = {"heads": heads, "head_pooling": head_pooling, "normalize": normalize, "nonnegative": nonnegative}
+        given["backend"] = backend
+        masks = visual_mask, None if audio_mask is None else audio_mask.unsqueeze(-1)
+        return (
+            pooled_similarity(visual, audio, Max(), tokens=of_tokens, visual_mask=masks[0], bias=bias, **given),
+            pooled_similarity(
+                *_exchanged(visual, audio), Max(), tokens=of_cells, visual_mask=masks[1], bias=exchanged_bias, **given
+            ).t(),
+        )
     by_cell = scoring_of(*_exchanged(visual, audio), Max(), of_cells, *options, exchanged_bias)
     if normalize and heads > 1:
         visual, audio, normalize = unit(visual), unit(audio), False

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from .checks import check_pair, without_autocast
+from .checks import check_pair, check_tensor, without_autocast
 from .poolings import Max, Mean, Pooling
 from .reference import accumulate_dtype, unit
 
@@ -38,8 +38,8 @@ class TokenMean:
         weight = self.mask.to(x.dtype)
         total = weight.sum(-1)
         kept = total > 0
-        # a product for each clip, (..., T) with (T): no temporary of the size of x
-        mean = torch.einsum("...mt,mt->...m", x, weight / torch.where(kept, total, 1)[:, None])
+        with without_autocast(x):  # a product for each clip, (..., T) with (T): no temporary of the size of x
+            mean = torch.einsum("...mt,mt->...m", x, weight / torch.where(kept, total, 1)[:, None])
         return mean if self.empty is None else torch.where(kept, mean, self.empty)
 
 
@@ -62,8 +62,8 @@ class TokenMax:
 TokenPooling = TokenMean | TokenMax
 
 
-def check_tokens(tokens: TokenPooling | None, audio: Tensor) -> None:
-    """tokens: of audio (M, C, T), or None with audio (M, C)."""
+def check_tokens(tokens: TokenPooling | None, audio: Tensor, name: str = "tokens.mask") -> None:
+    """tokens: of audio (M, C, T), or None with audio (M, C). name: that of the argument that its mask is."""
     if audio.dim() != 3:
         if tokens is not None:
             raise ValueError(f"tokens: expected with audio (M, C, T), got audio {tuple(audio.shape)}")
@@ -76,27 +76,25 @@ def check_tokens(tokens: TokenPooling | None, audio: Tensor) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor):
-        raise TypeError(f"tokens.mask: expected a tensor, got {type(mask).__name__}")
+        raise TypeError(f"{name}: expected a tensor, got {type(mask).__name__}")
     expected = (audio.shape[0], audio.shape[2])
     if tuple(mask.shape) != expected:
-        raise ValueError(f"tokens.mask: expected (M, T) = {expected}, got {tuple(mask.shape)}")
+        raise ValueError(f"{name}: expected (M, T) = {expected}, got {tuple(mask.shape)}")
     if mask.device != audio.device:
-        raise ValueError(f"tokens.mask: expected device {audio.device} to match audio, got {mask.device}")
+        raise ValueError(f"{name}: expected device {audio.device} to match audio, got {mask.device}")
     if mask.requires_grad:
-        raise ValueError("tokens.mask: expected a tensor without gradient; there is none with respect to the mask")
+        raise ValueError(f"{name}: expected a tensor without gradient; there is none with respect to the mask")
     if mask.dtype != torch.bool and not weighted:
-        raise TypeError(f"tokens.mask: expected bool for ops.TokenMax, got {mask.dtype}")
+        raise TypeError(f"{name}: expected bool for ops.TokenMax, got {mask.dtype}")
     if torch.compiler.is_compiling():  # a compiled graph cannot raise on values: NaN or -inf for such a clip there
         return
     if mask.dtype != torch.bool and not (mask.isfinite().all() and (mask >= 0).all()):
-        raise ValueError("tokens.mask: expected finite weights >= 0")
+        raise ValueError(f"{name}: expected finite weights >= 0")
     if tokens.empty is None:
         without = (mask.count_nonzero(1) == 0).nonzero().flatten().tolist()
         if without:
-            raise ValueError(
-                f"tokens.mask: expected at least one token in every clip, none in clip {without[0]}; with `empty` such "
-                "a clip has that score"
-            )
+            remedy = "; with `empty` such a clip has that score" if name == "tokens.mask" else ""
+            raise ValueError(f"{name}: expected at least one token in every clip, none in clip {without[0]}{remedy}")
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class Scoring:
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for first in range(0, images, step)
+            for first in range(0, max(images, 1), step)
         ]
         return torch.cat(scores)
 
@@ -174,6 +172,8 @@ class Scoring:
             pooled = self.pooling.reference(alpha)
         elif isinstance(self.pooling, Mean):
             pooled = Mean(mask).reference(alpha.flatten(1, 3)).view(alpha.shape[:-1])
+        elif not len(alpha):  # stack takes no empty list
+            pooled = alpha.sum(-1)
         else:
             kept = mask.flatten(1).unbind()
             pooled = torch.stack([self.pooling.reference(one[..., keep]) for one, keep in zip(alpha, kept)])
@@ -182,7 +182,7 @@ class Scoring:
 
 
 def check_heads(channels: int, heads: int) -> None:
-    if not isinstance(heads, int):
+    if not isinstance(heads, int) or isinstance(heads, bool):
         raise TypeError(f"heads: expected a whole number, got {heads!r}")
     if heads < 1 or channels % heads:
         raise ValueError(f"heads: expected a divisor of C = {channels}, got {heads}")
@@ -205,6 +205,7 @@ def scoring_of(
     if head_pooling not in HEAD_POOLINGS:
         raise ValueError(f"head_pooling: expected one of {HEAD_POOLINGS}, got {head_pooling!r}")
     if bias is not None:
+        check_tensor("bias", bias)
         if tuple(bias.shape) not in ((*pairs, heads), pairs if heads == 1 else (*pairs, heads)):
             expected = f"(N, M, heads) = {(*pairs, heads)}" + f" or (N, M) = {pairs}" * (heads == 1)
             raise ValueError(f"bias: expected {expected}, got {tuple(bias.shape)}")
