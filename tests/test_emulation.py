@@ -401,7 +401,7 @@ def test_opcheck_of_cached_alphas(dtype, emulated):
     """What a compiled graph expects of their dtype and shape is what the kernels return."""
     visual, audio = (x.detach().to(dtype).requires_grad_() for x in planted(Shape(3, 10, 34, 2, 3), seed=2))
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")
-    soft = visual, audio, "soft_threshold", [0.65, 0.03], True, None, True
+    soft = visual, audio, "soft_threshold", [0.65, 0.03], True, None, True, 1
     torch.library.opcheck(torch.ops.ssl_fast.pooled_similarity.default, soft, test_utils=tests)
     product = visual, visual, audio, audio, 0.1, "sum", "image", True
     torch.library.opcheck(torch.ops.ssl_fast.product_log_scores.default, product, test_utils=tests)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="RESULT",
-        help="two or more folders of evaluate, train or quickstart, or per_sample.csv of such",
+        help="two or more folders of evaluate or quickstart, or per_sample.csv of such",
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="write all figures and the ids that fell away, as JSON"
