@@ -630,3 +630,12 @@ def test_defaults_by_device(monkeypatch):
     assert max(cuda.batch) == 1024 and cuda.dtype == ["float32", "bfloat16"]
     assert cpu.compile_modes == ["default"] and cuda.compile_modes == ["default", "max-autotune"]
     assert quick.compile_modes == [] and quick.rounds == 5 and cpu.ops == list(bench.CASES)
+
+
+@pytest.mark.parametrize("allocate", [partial(torch.empty, 2**58), partial(bytearray, 2**60)])
+def test_what_does_not_fit_into_the_memory_of_a_cpu_is_a_failure(monkeypatch, capsys, allocate):
+    monkeypatch.setattr(bench, "measure", lambda *_: allocate())
+    monkeypatch.setattr(environment, "copy_gbytes_per_s", lambda *_: 1.0)
+    assert cli.main(["bench", *TINY, "--ops", "max"]) == 1
+    error = capsys.readouterr().err
+    assert "ssl-fast bench: max float32 batch 4 map 3x2: " in error and "Traceback" not in error
