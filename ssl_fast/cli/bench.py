@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .options import add_force, add_quiet, add_training_set, refuse
+from .options import add_force, add_quiet, add_threads, add_training_set, refuse
 
 HELP = (
     "time every op and loss against plain PyTorch, torch.compile and other packages, or (--step) the loss in a whole "
@@ -30,7 +30,6 @@ OPS = (
 )
 OWN_SIZES = OPS[-2:]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-MOST_THREADS = 1024  # OpenMP crashes where the system has no more of them
 COMPILE_MODES = ("default", "max-autotune")  # of torch.compile
 
 
@@ -87,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
     )
     add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
-    add("--threads", type=_positive, metavar="N", help="threads of torch (default: as torch chooses)")
+    add_threads(parser)
     add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")
     add(
         "--compile-modes",
@@ -141,8 +140,6 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         raise ValueError("--clock cpu: expected --device cpu, got --device cuda")
     if options.json and not options.json.parent.is_dir():
         raise ValueError(f"--json {options.json}: expected an existing folder, got {options.json.parent}")
-    if (options.threads or 0) > MOST_THREADS:
-        raise ValueError(f"--threads: expected at most {MOST_THREADS}, got {options.threads}")
     if options.instruction_sets and cuda:
         raise ValueError("--instruction-sets: expected --device cpu, got --device cuda")
     if options.data:
