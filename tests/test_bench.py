@@ -578,6 +578,7 @@ def test_names_of_ops_and_dtypes_are_those_that_can_be_timed():
         (["--batch", "32,1"], "expected batches >= 2"),
         (["--batch", "many"], "expected a whole number >= 1, got 'many'"),
         (["--maps", "7x7x7"], "expected sizes as 7 or 7x9"),
+        (["--threads", "1025"], "argument --threads: expected at most 1024, got 1025"),
         (["--rounds", "0"], "expected a whole number >= 1, got '0'"),
         (["--compile-modes", "fast"], "expected default, max-autotune; got 'fast'"),
     ],
@@ -598,11 +599,14 @@ def test_bad_arguments(arguments, message, capsys):
         (["--method", "lvs"], "--method: expected with --step or --data"),
         (["--step", "--ops", "max", "--quick"], "--ops, --quick: expected without --step"),
         (["--ops", "tokens", "--batch", "4"], "--batch: expected with other --ops than tokens and token_heads"),
+        (["--ops", "tokens", "--channels", "8"], "--channels: expected with other --ops than tokens and token_heads"),
+        (["--step", "--channels", "8"], "--channels: expected without --step"),
         (["--step", "--method", "sspl"], "--method: expected some of ssl_align, margin_nce"),
         (["--step", "--dtype", "float64"], "--dtype: expected float32, bfloat16 or float16 with --step"),
         (["--data", "there", "--step"], "--step: expected without --data"),
         (["--data", "there", "--instruction-sets", "all"], "--instruction-sets: expected without --data"),
         (["--instruction-sets", "all,sse2"], "--instruction-sets: expected "),
+        (["--instruction-sets", "all,baseline"], "--instruction-sets: expected all, or some of baseline"),
         (["--no-compile", "--compile-modes", "default"], "--compile-modes: expected without --no-compile"),
         (
             ["--json", "there/is/no/such/folder.json"],
@@ -626,3 +630,12 @@ def test_defaults_by_device(monkeypatch):
     assert max(cuda.batch) == 1024 and cuda.dtype == ["float32", "bfloat16"]
     assert cpu.compile_modes == ["default"] and cuda.compile_modes == ["default", "max-autotune"]
     assert quick.compile_modes == [] and quick.rounds == 5 and cpu.ops == list(bench.CASES)
+
+
+@pytest.mark.parametrize("allocate", [partial(torch.empty, 2**58), partial(bytearray, 2**60)])
+def test_what_does_not_fit_into_the_memory_of_a_cpu_is_a_failure(monkeypatch, capsys, allocate):
+    monkeypatch.setattr(bench, "measure", lambda *_: allocate())
+    monkeypatch.setattr(environment, "copy_gbytes_per_s", lambda *_: 1.0)
+    assert cli.main(["bench", *TINY, "--ops", "max"]) == 1
+    error = capsys.readouterr().err
+    assert "ssl-fast bench: max float32 batch 4 map 3x2: " in error and "Traceback" not in error

@@ -1,5 +1,6 @@
 """Time and peak memory of calls, for benchmarks."""
 
+import contextlib
 import ctypes
 import gc
 import multiprocessing
@@ -8,13 +9,26 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 LATE_IMPORTS = ["torch._dynamo"]  # by the first backward pass through a custom op
+
+
+@contextlib.contextmanager
+def out_of_memory() -> Iterator[None]:
+    """Inside, memory that a CPU does not have is a torch.OutOfMemoryError too: torch and the kernels raise others."""
+    try:
+        yield
+    except MemoryError as error:
+        raise torch.OutOfMemoryError("no memory for the workspace of a kernel") from error
+    except RuntimeError as error:
+        if "DefaultCPUAllocator: can't allocate memory" not in str(error):
+            raise
+        raise torch.OutOfMemoryError(str(error).splitlines()[0]) from error
 
 
 class Stopwatch:

@@ -60,6 +60,7 @@ from .measure import (
     Stopwatch,
     in_fresh_process,
     milliseconds,
+    out_of_memory,
     peak_cuda,
     peak_resident,
     quartiles,
@@ -262,7 +263,7 @@ def run(options: argparse.Namespace) -> int:
     for name, dtype, shape, instructions in bar:
         rows = []
         try:
-            with using(instructions):
+            with out_of_memory(), using(instructions):
                 rows = measure(name, shape, DTYPES[dtype], options)
         except (Disagreement, torch.OutOfMemoryError) as error:
             under = f" {instructions}" if instructions else ""

@@ -44,7 +44,16 @@ from ..training.learner import multiplied_as_they_are
 from ..training.recipes import Recipe
 from . import table
 from .environment import conditions, header, instruction_set, using
-from .measure import Stopwatch, in_fresh_process, milliseconds, peak_resident, ratio, time_rounds, try_compiled
+from .measure import (
+    Stopwatch,
+    in_fresh_process,
+    milliseconds,
+    out_of_memory,
+    peak_resident,
+    ratio,
+    time_rounds,
+    try_compiled,
+)
 
 # The losses of the others need more than features of these nets: momentum nets, transformed or similar images, a head.
 METHODS = ("ssl_align", "margin_nce", "lvs", "ez_vsl", "fnac", "dense_av")
@@ -301,7 +310,7 @@ def run(options: argparse.Namespace) -> int:
         for recipe, dtype, batch, instructions in bar:
             rows, left_out = [], []
             try:
-                with using(instructions):
+                with out_of_memory(), using(instructions):
                     rows, left_out = measure(recipe, batch, getattr(torch, dtype), options)
             except torch.OutOfMemoryError as error:
                 result["failures"].append(f"{recipe.method} {dtype} batch {batch}: {error}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .options import add_force, add_quiet, add_training_set, refuse
+from .options import add_force, add_quiet, add_threads, add_training_set, refuse
 
 HELP = (
     "time every op and loss against plain PyTorch, torch.compile and other packages, or (--step) the loss in a whole "
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: 32,128,256; on CUDA 256,1024; with --quick 64; with --step 32, on CUDA 128",
     )
     add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
-    add("--channels", type=_positive, default=512, metavar="C")
+    add("--channels", type=_positive, metavar="C", help="default: 512")
     add(
         "--dtype",
         type=partial(_names, DTYPES),
@@ -86,7 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
     )
     add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
-    add("--threads", type=_positive, metavar="N", help="threads of torch (default: as torch chooses)")
+    add_threads(parser)
     add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")
     add(
         "--compile-modes",
@@ -106,9 +106,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tf32", action="store_true", help="CUDA: allow TF32 in float32 products, for all candidates")
     add("--quick", action="store_true", help="one small size, few rounds, no torch.compile")
     add_quiet(parser)
-    group = parser.add_argument_group(
-        "a whole training step", "of --method and --recipe; --ops, --maps and --channels do not count"
-    )
+    group = parser.add_argument_group("a whole training step", "of --method and --recipe")
     group.add_argument(
         "--step",
         action="store_true",
@@ -147,19 +145,19 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     if options.data:
         refuse(
             options,
-            "step ops maps dtype flush_l2 tf32 quick compile_modes no_compile instruction_sets",
+            "step ops maps channels dtype flush_l2 tf32 quick compile_modes no_compile instruction_sets",
             "expected without --data",
         )
     else:
         refuse(options, "split set_name layout exclude on_missing cache workers", "expected with --data")
     if options.step:
-        refuse(options, "ops maps flush_l2 quick", "expected without --step")
+        refuse(options, "ops maps channels flush_l2 quick", "expected without --step")
         if "float64" in (options.dtype or ()):
             raise ValueError(f"--dtype: expected float32, bfloat16 or float16 with --step, got {options.dtype}")
     elif not options.data:
         refuse(options, "method recipe", "expected with --step or --data")
     if options.ops and set(options.ops) <= set(OWN_SIZES):
-        refuse(options, "batch maps", f"expected with other --ops than {' and '.join(OWN_SIZES)}")
+        refuse(options, "batch maps channels", f"expected with other --ops than {' and '.join(OWN_SIZES)}")
     options.method = options.method or ("ez_vsl" if options.step else "ssl_align")
     options.recipe, options.workers = options.recipe or "published", 2 if options.workers is None else options.workers
     if options.step:
@@ -167,6 +165,7 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
     options.ops = options.ops or list(OPS)
     if not options.data:
         options.batch = options.batch or ([64] if quick else [256, 1024] if cuda else [32, 128, 256])
+    options.channels = options.channels or 512
     options.maps = options.maps or ([(7, 7)] if quick else [(7, 7), (14, 14)])
     options.dtype = options.dtype or (["float32", "bfloat16"] if cuda and not quick else ["float32"])
     options.rounds = options.rounds or (3 if quick or options.step else 9)
@@ -192,7 +191,7 @@ def _instruction_sets(wanted: list[str] | None) -> Sequence[str | None]:
     if wanted == ["all"] and there:
         return there
     if unknown := [name for name in wanted if name not in there]:
-        expected = ", ".join(["all", *there]) if there else "the compiled kernels (see `ssl-fast doctor`)"
+        expected = f"all, or some of {', '.join(there)}" if there else "the compiled kernels (see `ssl-fast doctor`)"
         raise ValueError(f"--instruction-sets: expected {expected}; got {', '.join(unknown)}")
     return wanted
 

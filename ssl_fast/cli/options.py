@@ -16,6 +16,9 @@ FRONT_ENDS = (
 WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
 
 
+MOST_THREADS = 1024
+
+
 def positive(kind: type) -> Callable[[str], int | float]:
     """The type of an option that takes an int or a float above 0."""
 
@@ -123,8 +126,16 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def threads(text: str) -> int:
+    """The type of an option that takes a number of threads: OpenMP crashes where the system has no more of them."""
+    number = positive(int)(text)
+    if number > MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS}, got {number}")
+    return int(number)
+
+
 def add_threads(parser: argparse.ArgumentParser, default: str = "as torch chooses") -> None:
-    parser.add_argument("--threads", type=positive(int), metavar="N", help=f"threads of torch (default: {default})")
+    parser.add_argument("--threads", type=threads, metavar="N", help=f"threads of torch (default: {default})")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

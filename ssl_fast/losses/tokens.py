@@ -1,6 +1,7 @@
 """Losses of images with sequences of audio tokens: DenseAV with its regularisers, and FILIP's late interaction."""
 
 import itertools
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -74,7 +75,8 @@ def dense_av(
         "backend": backend,
     }
     gathered = gather_tokens(batch, tokens, extra, audio)
-    if paired:
+    check_tokens(gathered, audio)
+    if paired and gathered is not None:
         scores = _paired_scores(visual, audio, gathered, options)
     else:
         scores = ops.pooled_similarity(visual, audio, pooling, tokens=gathered, **options)
@@ -89,14 +91,13 @@ def dense_av(
 
 def _paired_scores(visual: Tensor, audio: Tensor, tokens: TokenPooling, options: dict) -> Tensor:
     """Half of both directions of late interaction; of a clip without a token, `empty` of `tokens`."""
-    check_tokens(tokens, audio)
-    mask, heard = tokens.mask, None
-    if mask is not None and mask.dtype == torch.bool and tokens.empty is not None:
-        heard = mask.any(1)
-        mask = mask | ~heard[:, None]  # such clips take part, as an op refuses them, and their scores are replaced
+    mask, empty = tokens.mask, tokens.empty
+    if mask is not None and mask.dtype == torch.bool and empty is not None:
+        heard = mask.any(1)  # the op refuses the other clips: they take part, and their scores are replaced
+        every = replace(tokens, mask=mask | ~heard[:, None], empty=None)
+        return torch.where(heard, _paired_scores(visual, audio, every, options), empty)
     by_token, by_cell = ops.late_interaction(visual, audio, audio_mask=mask, **options)
-    scores = (by_token + by_cell) / 2
-    return scores if heard is None else torch.where(heard, scores, tokens.empty)
+    return (by_token + by_cell) / 2
 
 
 def late_interaction(
