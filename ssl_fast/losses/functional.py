@@ -385,7 +385,8 @@ def slavc(
     for name, part in list(zip(like, extra.parts))[2:]:
         if part.requires_grad:
             raise ValueError(f"extra_negatives.audio of {name}: expected no gradient, got requires_grad=True")
-    audios += [] if momentum is None else map(batch.gather, momentum[2:])
+    if momentum is not None:
+        audios = [*audios, *map(batch.gather, momentum[2:])]
     audios = [extra.behind(audio, part) for part, audio in enumerate(audios)]
     terms = [(visual_loc, visual_avc, *audios)]
     if momentum is not None:
