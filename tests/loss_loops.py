@@ -125,19 +125,24 @@ def loop_ssl_align(
     return total
 
 
+def slavc_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce="sum"):
+    """Logarithms of the products of both softmaxes, summed or maximal over cells: a row for each image."""
+    loc, avc = cosine_maps(visual_loc, audio_loc), cosine_maps(visual_avc, audio_avc)
+    cells, columns = range(len(loc[0][0])), range(len(audio_loc))
+    q = []
+    for n in range(len(visual_loc)):
+        instance = [softmax([avc[n][m][p] / tau for m in columns]) for p in cells]
+        space = [softmax([c / tau for c in loc[n][m]]) for m in columns]
+        products = [[instance[p][m] * space[m][p] for p in cells] for m in columns]
+        q.append([math.log(sum(x) if reduce == "sum" else max(x)) for x in products])
+    return q
+
+
 def loop_slavc(
     visual_loc, visual_avc, audio_loc, audio_avc, positives, momentum, tau=0.03, reduce="sum", negatives="audio"
 ):
     def term(visual_loc, visual_avc, audio_loc, audio_avc):
-        loc, avc = cosine_maps(visual_loc, audio_loc), cosine_maps(visual_avc, audio_avc)
-        cells = range(len(loc[0][0]))
-        columns = range(len(audio_loc))
-        q = []
-        for n in range(len(visual_loc)):
-            instance = [softmax([avc[n][m][p] / tau for m in columns]) for p in cells]
-            space = [softmax([c / tau for c in loc[n][m]]) for m in columns]
-            products = [[instance[p][m] * space[m][p] for p in cells] for m in columns]
-            q.append([math.log(sum(x) if reduce == "sum" else max(x)) for x in products])
+        q = slavc_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce)
         rows, columns = row_loss(q, positives, 1.0), column_loss(q, positives, 1.0)
         return {"audio": rows, "image": columns, "both": (rows + columns) / 2}[negatives]
 

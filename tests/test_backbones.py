@@ -14,8 +14,7 @@ from ssl_fast.cli import main as cli
 from ssl_fast.data import scenes
 from ssl_fast.data.io.front_ends import FRONT_ENDS
 from ssl_fast.models import LocalizerConfig, build, checkpoints, storage
-from ssl_fast.models.backbones import build_external
-from ssl_fast.models.localizers import probe
+from ssl_fast.models.backbones import build_external, probe
 from ssl_fast.training import Learner, recipe, train
 from test_cli import fails
 from training_toys import ToySet, folder

@@ -9,7 +9,6 @@ import torch
 from loss_loops import (
     CHANNELS,
     column_loss,
-    cosine_maps,
     features,
     flip,
     loop_ez_vsl,
@@ -22,7 +21,7 @@ from loss_loops import (
     loop_ssl_tie,
     row_loss,
     slavc_features,
-    softmax,
+    slavc_log_scores,
 )
 from ssl_fast import losses, ops
 
@@ -103,12 +102,7 @@ def test_views_of_ssl_align_have_the_same(layout, backend):
 
 def loop_slavc_term(visual_loc, visual_avc, audio_loc, audio_avc, order, tau):
     """Both directions, the last two columns weighing WEIGHT in the cross-entropy and 1 in the softmax over audio."""
-    loc, avc = cosine_maps(visual_loc, audio_loc), cosine_maps(visual_avc, audio_avc)
-    logs = []
-    for n in range(len(loc)):
-        space = [softmax([c / tau for c in cells]) for cells in loc[n]]
-        instance = [softmax([c / tau for c in sounds]) for sounds in zip(*avc[n])]
-        logs.append([math.log(sum(s * i[m] for s, i in zip(space[m], instance))) for m in range(len(space))])
+    logs = slavc_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau)
     weighed = [[*row[:-1], row[-1] + math.log(3)] for row in logs]
     return (row_loss(weighed, order, 1.0) + column_loss(logs, order, 1.0)) / 2
 

@@ -6,18 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from loss_loops import (
-    CHANNELS,
-    cosine,
-    cosine_maps,
-    features,
-    flip,
-    loop_scores,
-    mean,
-    slavc_features,
-    soft_mean,
-    softmax,
-)
+from loss_loops import CHANNELS, cosine, features, flip, loop_scores, mean, slavc_features, slavc_log_scores, soft_mean
 from ssl_fast import losses, ops
 
 # column 0 has only positives, column 4 none
@@ -57,13 +46,7 @@ def of_align(visuals, audios, positives, tau):
 
 
 def of_slavc(visual_loc, visual_avc, audio_loc, audio_avc, positives, tau):
-    loc, avc = cosine_maps(visual_loc, audio_loc), cosine_maps(visual_avc, audio_avc)
-    logs = []
-    for n in range(len(loc)):
-        space = [softmax([c / tau for c in cells]) for cells in loc[n]]
-        instance = [softmax([c / tau for c in sounds]) for sounds in zip(*avc[n])]
-        logs.append([math.log(sum(s * i[m] for s, i in zip(space[m], instance))) for m in range(len(space))])
-    return both(logs, positives) / 2
+    return both(slavc_log_scores(visual_loc, visual_avc, audio_loc, audio_avc, tau), positives) / 2
 
 
 def token_scores(visual, audio, normalize):

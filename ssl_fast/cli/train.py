@@ -218,9 +218,8 @@ def check_backbones(args: argparse.Namespace, recipe: "Recipe") -> None:
     anything is written; and for frozen nets that would stay as they were drawn."""
     from ..data.io.front_ends import front_end_named
     from ..models import build
-    from ..models.backbones import TIMM, is_module_path
+    from ..models.backbones import TIMM, is_module_path, probe
     from ..models.checkpoints import load_backbone
-    from ..models.localizers import probe
 
     starts = [
         (getattr(args, name, None), option) for name, option in (("init", "--init"), ("audio_init", "--audio-init"))

@@ -22,6 +22,11 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from .storage import fitted
+
+if typing.TYPE_CHECKING:
+    from .localizers import Localizer
+
 TIMM = "timm:"
 ALLOWED = "SSL_FAST_BACKBONES"  # environment variable: module paths that files may name, with commas between
 # What a backbone can want to be given, by modality: fields of LocalizerConfig, and the side of square images.
@@ -182,3 +187,32 @@ def check_features(name: str, features: object, channels: int, dims: tuple[int, 
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise ValueError(f"backbone {name}: expected {' or '.join(shapes[n] for n in dims)}, got {got}")
     return features
+
+
+@torch.no_grad()
+def probe(localizer: "Localizer", image_size: int, spectrogram: tuple[int, int]) -> None:
+    """ValueError, which names it, for an external backbone that does not take what it is trained on, square images of
+    so many pixels a side or spectrograms (F, T), or gives anything but features, or images cells of unequal sizes, or
+    whose weights could not be read again."""
+    mode = localizer.training
+    for name, net in zip(localizer.config.backbones, (localizer.visual_net, localizer.audio_net)):
+        try:
+            fitted(net.state_dict(), net.state_dict(), exact=True)
+        except ValueError as error:
+            raise ValueError(f"backbone {name}: expected weights that a checkpoint can hold: {error}") from error
+    inputs = torch.zeros(2, 3, image_size, image_size), torch.zeros(2, 1, *spectrogram)
+    nets = localizer.eval().visual_features, localizer.audio_features
+    for name, features, x in zip(localizer.config.backbones, nets, inputs):
+        try:
+            found = features(x)
+        except Exception as error:  # of code of others: anything
+            named = str(error) if str(error).startswith("backbone ") else f"{type(error).__name__}: {error}"
+            raise ValueError(f"{named} (backbone {name}, of inputs {tuple(x.shape)})") from error
+        if features is nets[0]:
+            cells = next(iter(found.values())).shape[2:]
+            if any(image_size % n for n in cells):  # else what it saw of the last one is stretched over the image
+                raise ValueError(
+                    f"backbone {name}: expected an image size that its {cells[0]} x {cells[1]} cells divide, got "
+                    f"{image_size}"
+                )
+    localizer.train(mode)
