@@ -35,7 +35,7 @@ Shared conventions
 """
 
 from .extra import ExtraNegatives
-from .functional import ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .functional import ez_vsl, fnac, lvs, margin_nce, slavc, ssl_tie
 from .modules import (
     EZVSL,
     FNAC,
@@ -53,6 +53,7 @@ from .modules import (
 from .neighbors import hard_positives
 from .predictive import attention_pooled, sspl
 from .tokens import dense_av, head_specialization, late_interaction, negative_pressure, silence, total_variation
+from .views import ssl_align
 
 __all__ = [
     "EZVSL",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..ops.reference import accumulate_dtype, unit
 from .cross_entropy import check_tau
-from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_align, ssl_tie
+from .functional import LVS_PER_CALL, ez_vsl, fnac, lvs, margin_nce, slavc, ssl_tie
 from .neighbors import hard_positives
 from .options import option_types, options_of
 from .predictive import sspl
@@ -24,6 +24,7 @@ from .tokens import (
     silence,
     total_variation,
 )
+from .views import ssl_align
 
 
 class Loss(nn.Module):
