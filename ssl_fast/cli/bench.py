@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from .options import add_force, add_quiet, add_threads, add_training_set, refuse
+from .options import add_force, add_quiet, add_threads, add_training_set, positive, refuse, unique
 
 HELP = (
     "time every op and loss against plain PyTorch, torch.compile and other packages, or (--step) the loss in a whole "
@@ -33,21 +33,15 @@ DTYPES = ("float32", "bfloat16", "float16", "float64")
 COMPILE_MODES = ("default", "max-autotune")  # of torch.compile
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text!r}")
-    return int(text)
-
-
 def _batches(text: str) -> list[int]:
-    values = [_positive(part) for part in text.split(",")]
+    values = [int(positive(int)(part)) for part in text.split(",")]
     if min(values) < 2:
         raise argparse.ArgumentTypeError(f"expected batches >= 2 (a positive and a negative), got {text!r}")
     return values
 
 
 def _maps(text: str) -> list[tuple[int, int]]:
-    sides = [[_positive(side) for side in part.split("x")] for part in text.split(",")]
+    sides = [[int(positive(int)(side)) for side in part.split("x")] for part in text.split(",")]
     if any(len(side) > 2 for side in sides):
         raise argparse.ArgumentTypeError(f"expected sizes as 7 or 7x9, got {text!r}")
     return [(side[0], side[-1]) for side in sides]
@@ -78,14 +72,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="default: 32,128,256; on CUDA 256,1024; with --quick 64; with --step 32, on CUDA 128",
     )
     add("--maps", type=_maps, metavar="P,P", help="map sizes, 7 or 7x9; default: 7,14; with --quick 7")
-    add("--channels", type=_positive, metavar="C", help="default: 512")
+    add("--channels", type=positive(int), metavar="C", help="default: 512")
     add(
         "--dtype",
         type=partial(_names, DTYPES),
         metavar="A,B",
         help=f"of {', '.join(DTYPES)}; default: float32, on CUDA also bfloat16",
     )
-    add("--rounds", type=_positive, metavar="N", help="least number of rounds (default: 9; with --quick 3)")
+    add("--rounds", type=positive(int), metavar="N", help="least number of rounds (default: 9; with --quick 3)")
     add_threads(parser)
     add("--clock", choices=("wall", "cpu"), default="wall", help="clock of the ratios; cpu: on a shared machine")
     add(
@@ -158,6 +152,8 @@ def resolve(args: argparse.Namespace) -> argparse.Namespace:
         refuse(options, "method recipe", "expected with --step or --data")
     if options.ops and set(options.ops) <= set(OWN_SIZES):
         refuse(options, "batch maps channels", f"expected with other --ops than {' and '.join(OWN_SIZES)}")
+    for name in ("ops", "batch", "maps", "dtype"):
+        unique(f"--{name}", getattr(options, name) or [])
     options.method = options.method or ("ez_vsl" if options.step else "ssl_align")
     options.recipe, options.workers = options.recipe or "published", 2 if options.workers is None else options.workers
     if options.step:

@@ -17,6 +17,7 @@ WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
 
 
 MOST_THREADS = 1024
+MOST = 2**31 - 1  # of an integer option: torch, numpy and C take no larger sizes or counts
 
 
 def positive(kind: type) -> Callable[[str], int | float]:
@@ -30,6 +31,8 @@ def positive(kind: type) -> Callable[[str], int | float]:
         if not 0 < value < float("inf"):
             number = "integer" if kind is int else "number"
             raise argparse.ArgumentTypeError(f"expected a positive {number}, got {text!r}")
+        if kind is int and value > MOST:
+            raise argparse.ArgumentTypeError(f"expected an integer up to {MOST}, got {text!r}")
         return value
 
     return parse

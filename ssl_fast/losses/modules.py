@@ -147,17 +147,21 @@ class DenseAV(Loss, function=dense_av):
             check_silent(silent, audio)
             options.setdefault("tokens", ops.TokenMean(~silent, empty=0.0))
         weights = {name: options.pop(name) for name in self.regularisers}
+        if weights["silence"] and silent is None:
+            raise ValueError(
+                f"silent: expected the (N, T) silent tokens for the weight {weights['silence']} of silence, got None"
+            )
         loss = self.function(visual, audio, **options)
         if options["normalize"]:
             visual, audio = (unit(x, accumulate_dtype(x)) for x in (visual, audio))
         terms = {
             "negative_pressure": partial(negative_pressure, generator=generator),
-            "silence": None if silent is None else partial(silence, silent=silent),
+            "silence": partial(silence, silent=typing.cast(Tensor, silent)),
             "total_variation": total_variation,
             "head_specialization": head_specialization,
         }
         for name, term in terms.items():
-            if weights[name] and term is not None:
+            if weights[name]:
                 loss = loss + weights[name] * term(visual, audio, heads=options["heads"])
         return loss
 
