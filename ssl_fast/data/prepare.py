@@ -1,7 +1,8 @@
 """Downloaded clips to the frames and sounds that training and evaluation read.
 
     from ssl_fast.data.prepare import prepare
-    print(prepare("VGGSound downloads", "VGGSound", set_name="vggsound", listed="vggsound.csv", workers=16))
+    if __name__ == "__main__":  # as processes are started, which import the script
+        print(prepare("VGGSound downloads", "VGGSound", set_name="vggsound", listed="vggsound.csv", workers=16))
 
 A source is a video of any container in video.VIDEOS, or an image and a sound of the same name in the same folder, as in
 the annotated release of SoundNet-Flickr (Senocak et al., CVPR 2018):
@@ -219,6 +220,7 @@ def _find(root: Path, set_name: str | None, path: Path | None, ids: Sequence[str
     if not found:
         expected = "videos, or images and sounds of the same names" + (f", of ids in {path}" if path else "")
         raise DataError(f"{root}: expected {expected}, got none")
+    found.sort(key=lambda one: one.files)
     first: dict[str | None, _Source] = {}
     twice = []
     for one in found:
@@ -227,14 +229,14 @@ def _find(root: Path, set_name: str | None, path: Path | None, ids: Sequence[str
     if twice:
         more = f"; and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise DataError(f"{root}: expected one source of each id, but {'; '.join(twice[:5])}{more}")
-    return sorted(found, key=lambda one: one.files)
+    return found
 
 
 def _id(name: str, set_name: str | None) -> tuple[str | None, str]:
     """The id of files of a name (a path without suffix), and what is wrong with it."""
     last = name.rpartition("/")[2]
     if len(os.fsencode(last)) > LONGEST_NAME:
-        return None, f"its name is longer than {LONGEST_NAME} bytes"
+        return None, "its name is too long"
     if set_name is None:
         problem = wrong_id(name)
         return (None, f"its name is no id: {problem}") if problem else (name, "")
@@ -256,7 +258,8 @@ def _read_manifest(path: Path) -> dict[str, dict]:
             entry = json.loads(line)
             if "left_out" not in entry:
                 files = [*entry["sources"], entry["frame"], entry["audio"]]
-                if not all(isinstance(file["path"], str) and isinstance(file["bytes"], int) for file in files):
+                kinds = {"path": str, "bytes": int, "sha256": str}
+                if not all(isinstance(file[key], kind) for file in files for key, kind in kinds.items()):
                     raise TypeError
                 known[entry["id"]] = entry
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -322,7 +325,7 @@ def _make(
             bar.update()
     _write_manifest(manifest, entries)
     ids = {entry["id"] for entry in entries.values() if "left_out" not in entry}
-    for one in known.keys() - ids:  # its source has changed, and is left out now
+    for one in (known.keys() & usable) - ids:  # its source has changed, and is left out now
         for path in _outputs(one):
             (settings.out / path).unlink(missing_ok=True)
     if gone:
