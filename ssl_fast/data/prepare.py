@@ -155,7 +155,7 @@ def prepare(
     with claimed("OUT", folder=out):
         _claim_content(out, options)
         sources = _find(source, set_name, path, ids)
-        if any(Path(one.files[0]).suffix.lower() in VIDEOS for one in sources):
+        if any(one.files[0].lower().endswith(VIDEOS) for one in sources):
             pyav()
         for file in (out / MANIFEST, out / SUMMARY):
             sweep(file)
@@ -203,9 +203,8 @@ def _find(root: Path, set_name: str | None, path: Path | None, ids: Sequence[str
     found: list[_Source] = []
     for name, paths in files_by_id(root, (*VIDEOS, *IMAGES, *SOUNDS)).items():
         files = sorted(str(path.relative_to(root)) for path in paths)
-        videos, images, sounds = (
-            [file for file in files if Path(file).suffix.lower() in kind] for kind in (VIDEOS, IMAGES, SOUNDS)
-        )
+        kinds = (VIDEOS, IMAGES, SOUNDS)
+        videos, images, sounds = ([file for file in files if file.lower().endswith(kind)] for kind in kinds)
         one, why = _id(name, set_name)
         if videos:  # beside which an image is often its preview, and a sound its track
             found += [_Source(one, (file,), why) for file in videos]
