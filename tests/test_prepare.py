@@ -226,6 +226,9 @@ def test_a_list(films, tmp_path, capsys):
     argv[3] = str(tmp_path / "none")
     fails(capsys, [*argv, "--list", tmp_path / "other.txt"], f"of ids in {tmp_path}/other.txt, got none")
     assert not (tmp_path / "none").exists()
+    (tmp_path / "vggsound.csv").write_text(f"{rows[0]}\nabcdefghij1,x,dog,train\n")
+    wrong = "vggsound.csv: line 2: expected an id as YTID,SECONDS (two cells, as in vggsound.csv), the form of line 1"
+    fails(capsys, [*argv, "--list", tmp_path / "vggsound.csv"], wrong, "got 'abcdefghij1,x'")
 
 
 def test_a_process_that_is_killed(tmp_path):
@@ -337,7 +340,7 @@ def test_refused(source, made, tmp_path, capsys):
     assert not argv[3].exists() and contents(out) == before
 
 
-def test_a_full_disk_ends_the_run(films, tmp_path, monkeypatch):
+def test_what_cannot_be_written_ends_the_run(films, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out/prepare.json").write_text(
         '{"options": {"set": "vggsound", "list": null, "sample_rate": 16000, "min_seconds": null}}'

@@ -43,7 +43,7 @@ import os
 import re
 import signal
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -141,8 +141,6 @@ def prepare(
         raise ValueError(f"sample_rate: expected {RATES[0]} to {RATES[1]} Hz, got {sample_rate}")
     if workers < 1:
         raise ValueError(f"workers: expected 1 or more, got {workers}")
-    if not source.is_dir():
-        raise DataError(f"{source}: expected a folder, got {'a file' if source.exists() else 'nothing there'}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder to write to, got a file")
     if out.resolve().is_relative_to(source.resolve()):
@@ -314,8 +312,8 @@ def _make(
     _write_manifest(manifest, entries)
     again, total = [], len(sources)
     bar = progress_bar(total=total, initial=total - len(tasks), unit="source", desc="prepare", disable=not progress)
-    with bar, open(manifest, "ab") as file:
-        for task, entry in _in_processes(tasks, workers):
+    with bar, open(manifest, "ab") as file, contextlib.closing(_in_processes(tasks, workers)) as results:
+        for task, entry in results:
             if entry is not None:
                 entries[task.source.files] = entry
                 file.write(_line(entry))
@@ -331,15 +329,7 @@ def _make(
         notes.append(f"{len(gone):,} samples stay whose sources are not there any more: {some(sorted(gone))}")
     if again:
         notes.append(f"{len(again):,} samples made again, as their files or sources had changed: {some(sorted(again))}")
-    named = {path for one in ids for path in _outputs(one)}
-    there = {
-        str(Path(directory, name).relative_to(settings.out))
-        for folder in (FRAMES, AUDIO)
-        for directory, _, names in os.walk(settings.out / folder)
-        for name in names
-        if not name.startswith(".")
-    }
-    if extra := sorted(there - named):
+    if extra := _files_beside(settings.out, ids):
         notes.append(f"{len(extra):,} files that {MANIFEST} does not name: {some(extra)}")
     return [entry for _, entry in sorted(entries.items())], notes
 
@@ -351,6 +341,18 @@ def _paths(entry: dict) -> tuple[str, ...]:
 def _outputs(one: str) -> tuple[str, str]:
     """Paths of the frame and the sound of an id."""
     return f"{FRAMES}/{one}.jpg", f"{AUDIO}/{one}.wav"
+
+
+def _files_beside(out: Path, ids: set[str]) -> list[str]:
+    """Paths of all files where samples are, but those of these samples."""
+    there = {
+        str(Path(directory, name).relative_to(out))
+        for folder in (FRAMES, AUDIO)
+        for directory, _, names in os.walk(out / folder)
+        for name in names
+        if not name.startswith(".")
+    }
+    return sorted(there.difference(*map(_outputs, ids)))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -390,12 +392,14 @@ class _Task:
             file, path = next(pair for pair in zip(one.files, paths) if str(error).startswith(f"{pair[1]}: "))
             return self.left_out(str(error).removeprefix(f"{path}: "), file)
         height, width = frame.shape[:2]
-        about = {"seconds": round(seconds, 3), "sample_rate": rate, "width": width, "height": height}
         jpg, wav = _outputs(one.id)
         return {
             "id": one.id,
             "sources": sources,
-            **about,
+            "seconds": round(seconds, 3),
+            "sample_rate": rate,
+            "width": width,
+            "height": height,
             "frame": _write(settings.out, jpg, _jpg(paths[0], frame)),
             "audio": _write(settings.out, wav, _wav(mono, settings.sample_rate)),
         }
@@ -460,7 +464,7 @@ def _work(connection: Connection) -> None:
             connection.send(answer)
 
 
-def _in_processes(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[_Task, dict | None]]:
+def _in_processes(tasks: Sequence[_Task], workers: int) -> Generator[tuple[_Task, dict | None], None, None]:
     """(task, what its run gives), in the order in which so many processes come to an end of them.
 
     Where a process is killed, as by a decoder that crashes or by a system without memory, its source is left out, and
@@ -498,7 +502,7 @@ def _in_processes(tasks: Sequence[_Task], workers: int) -> Iterator[tuple[_Task,
                 except (EOFError, ConnectionError):
                     connection.close()
                     process.join()
-                    if process.exitcode is None or process.exitcode >= 0:
+                    if process.exitcode >= 0:
                         raise RuntimeError(f"{task.source.files[0]}: its process failed, as stderr tells") from None
                     ended = signal.Signals(-process.exitcode).name
                     answer = task.left_out(f"the process that read it was ended by {ended}", task.source.files[0])
