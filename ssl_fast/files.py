@@ -138,8 +138,18 @@ def _locked(path: Path, what: str) -> Iterator[None]:
 
 def sweep(path: Path) -> None:
     """Remove what processes that are gone have left of `replacing` path."""
-    for one in path.parent.iterdir():
-        number = re.fullmatch(re.escape(f".{path.name}.") + rf"(\d+)({re.escape(path.suffix)})?", one.name)
+    _sweep(path.parent, re.escape(f".{path.name}.") + rf"(\d+)({re.escape(path.suffix)})?")
+
+
+def sweep_folder(folder: Path) -> None:
+    """The same of all files in a folder and the folders in it, which are all written by `replacing`."""
+    for directory, _, _ in os.walk(folder):
+        _sweep(Path(directory), r"\..+\.(\d+)(\.[^.]*)?")
+
+
+def _sweep(folder: Path, pattern: str) -> None:
+    for one in folder.iterdir():
+        number = re.fullmatch(pattern, one.name)
         if number and not _alive(int(number[1])):
             one.unlink(missing_ok=True)
 

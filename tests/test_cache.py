@@ -116,7 +116,7 @@ def test_sources_that_change_are_decoded_anew(root, monkeypatch):
     found.frame(1)
     found.frame(1)
     assert read == ["c.png"]
-    monkeypatch.setattr(cache, "_versions", lambda: (("pillow", "another"),))
+    monkeypatch.setattr(cache, "decoder_versions", lambda: (("pillow", "another"),))
     found.frame(1)
     assert read == ["c.png"] * 2
 

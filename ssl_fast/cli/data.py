@@ -1,15 +1,23 @@
-"""`ssl-fast data check | ceilings`: check the files of a set; print the ceilings of its annotations."""
+"""`ssl-fast data prepare | check | ceilings`: make frames and sounds of downloads; check the files of a set; print the
+ceilings of its annotations."""
 
 import argparse
+import os
 from pathlib import Path
 
-from .options import add_layout, add_on_missing, add_quiet, refuse
+from .options import add_layout, add_on_missing, add_quiet, positive, refuse
 
 HELP = "look after folders of images and sounds, and published sets"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    downloads = actions.add_parser(
+        "prepare",
+        help="make the frames and sounds that train and evaluate read of downloaded videos, or of images and sounds; "
+        "after an interruption the same command goes on",
+    )
+    _add_prepare(downloads)
     files = actions.add_parser("check", help="read every file of a folder and name each that is missing or broken")
     files.add_argument("folder", type=Path, metavar="DIR")
     files.add_argument("--split", "--list", metavar="NAME", help="only the ids of this list")
@@ -26,6 +34,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _set(bounds, "vgg-ss, vgg-ss-xml, flickr, is3 or s4", required=True)
 
 
+def _add_prepare(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "source", type=Path, metavar="SOURCE", help="a folder of videos (mp4 and others), or of images and their sounds"
+    )
+    add("out", type=Path, metavar="OUT", help="the folder to write frames/, audio/ and the manifest to")
+    add(
+        "--set",
+        dest="name",
+        choices=("vggsound", "flickr"),
+        help="ids are those of this set, by the names of files (default: their paths in SOURCE)",
+    )
+    add("--list", metavar="FILE", help="only the ids of this list, as vggsound.csv; tells which of them are not there")
+    add(
+        "--sample-rate",
+        type=positive(int),
+        default=16000,
+        metavar="HZ",
+        help="of the sounds that are written (default: 16000, which the published programs take for granted)",
+    )
+    add("--min-seconds", type=positive(float), metavar="S", help="leave out what has less sound")
+    add("--workers", type=positive(int), metavar="N", help="processes (default: one a core)")
+    add("--verify", action="store_true", help="compare the hashes of all files that are there, not only their sizes")
+    add(
+        "--on-missing",
+        choices=("error", "list"),
+        help="where sources are left out, or listed ids are not there: exit code 1, or 0 if there is some sample "
+        "(default: error; all others are prepared, whichever it is)",
+    )
+    add_quiet(parser)
+
+
 def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:
     parser.add_argument("--set", dest="name", metavar="NAME", required=required, help=help)
     parser.add_argument(
@@ -34,7 +74,25 @@ def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> 
 
 
 def run(args: argparse.Namespace) -> int:
-    return {"check": check, "ceilings": ceilings}[args.action](args)
+    return {"prepare": prepare, "check": check, "ceilings": ceilings}[args.action](args)
+
+
+def prepare(args: argparse.Namespace) -> int:
+    from ..data.prepare import prepare
+
+    found = prepare(
+        args.source,
+        args.out,
+        set_name=args.name,
+        listed=args.list,
+        sample_rate=args.sample_rate,
+        min_seconds=args.min_seconds,
+        workers=args.workers or len(os.sched_getaffinity(0)),
+        verify=args.verify,
+        progress=not args.quiet,
+    )
+    print(found)
+    return 1 if not found.ids or ((found.left_out or found.missing) and args.on_missing != "list") else 0
 
 
 def check(args: argparse.Namespace) -> int:

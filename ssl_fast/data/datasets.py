@@ -519,7 +519,7 @@ class _Folder(Files):
     def __init__(self, root: Path, size: int):
         super().__init__()
         self.root, self.size = root, size
-        self.media = {"frames": _files(root / "frames", IMAGES), "audio": _files(root / "audio", SOUNDS)}
+        self.media = {"frames": files_by_id(root / "frames", IMAGES), "audio": files_by_id(root / "audio", SOUNDS)}
         self.dirt: dict[str, list[str]] = {kind: [] for kind in DIRT}
 
     def add(self, name: str, entry: dict) -> None:
@@ -558,7 +558,7 @@ def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
     return [item.visible or frozenset(together[item.image_id]) for item in items]
 
 
-def _files(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
+def files_by_id(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     """{id: files} of a folder and the folders in it, by name; hidden files aside."""
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")

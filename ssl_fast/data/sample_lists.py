@@ -40,6 +40,12 @@ def _of_milliseconds(text: str) -> str | None:
     return f"{found[1]}_{int(found[2]) // 1000:06}"
 
 
+def _of_cells(text: str) -> str | None:
+    """YTID,SECONDS, the first cells of vggsound.csv -> YTID_SECONDS."""
+    found = re.fullmatch(rf"({_CLIP}),([0-9]{{1,6}})", text)
+    return found and f"{found[1]}_{int(found[2]):06}"
+
+
 def film_paths(number: str) -> tuple[str, str]:
     """The two places of a clip of SoundNet-Flickr: folders of its last three digits, or of its last eight."""
     return f"videos/{'/'.join(number[-3:])}/{number}.mp4", f"videos2/{'/'.join(number[-8:])}/{number}.mp4"
@@ -65,6 +71,7 @@ ID_FORMS: dict[str, dict[str, Callable[[str], str | None]]] = {
         "YTID_SECONDS (11 and 6 characters)": _pattern(rf"({_CLIP}_[0-9]{{6}})"),
         "YTID_SECONDS.jpg": _pattern(rf"({_CLIP}_[0-9]{{6}}){_FILE}"),
         "YTID_START_END (ms, 10 s apart)": _of_milliseconds,
+        "YTID,SECONDS (two cells, as in vggsound.csv)": _of_cells,
     },
     "flickr": {
         "NUMBER": _pattern("([0-9]+)"),
@@ -74,10 +81,14 @@ ID_FORMS: dict[str, dict[str, Callable[[str], str | None]]] = {
 }
 
 
+def id_of_set(text: str, of: str) -> str | None:
+    """An id of a set in any of its ID_FORMS, in the first of them; None for other texts."""
+    return next((found for of_form in ID_FORMS[of].values() if (found := of_form(text)) is not None), None)
+
+
 def normal_id(text: str) -> str:
     """An id of VGGSound or Flickr in any published form as the sets here have it; other texts as they are."""
-    forms = (of_form(text) for known in ID_FORMS.values() for of_form in known.values())
-    return next((found for found in forms if found is not None), text)
+    return next((found for of in ID_FORMS if (found := id_of_set(text, of)) is not None), text)
 
 
 def wrong_id(text: str) -> str:
@@ -134,15 +145,17 @@ def read_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def read_ids(path: Path, of: str | None = None) -> list[str]:
-    """Ids of a list file in order: one a line, of .csv and .tsv the first cell.
+    """Ids of a list file in order: one a line, of .csv and .tsv the first cell, of vggsound.csv the first two.
 
     of: a key of ID_FORMS. All lines then are in one of the forms of this set, and the ids are returned in the first of
     them. DataError, that names the line, for another form or two of them, for what cannot be an id (see wrong_id), for
     ids that are listed twice, and where there is none.
     """
-    listed = [(number, cells[0]) for number, cells in read_rows(path)]
-    if not listed:
+    rows = read_rows(path)
+    if not rows:
         raise DataError(f"{path}: expected a list of ids, got none")
+    cells_of_id = 2 if of == "vggsound" and re.fullmatch(_CLIP, rows[0][1][0]) else 1
+    listed = [(number, ",".join(cells[:cells_of_id])) for number, cells in rows]
     if of is not None:
         listed = _in_one_form(path, listed, of)
     for number, one in listed:

@@ -42,7 +42,7 @@ class DecodedCache:
         """
         check_file(source)
         state = source.stat()
-        key = os.path.abspath(source), state.st_size, state.st_mtime_ns, *decoding, *_versions()
+        key = os.path.abspath(source), state.st_size, state.st_mtime_ns, *decoding, *decoder_versions()
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         path = self.folder / digest[:2] / f"{digest[2:34]}.npy"
         try:
@@ -70,7 +70,7 @@ class DecodedCache:
 
 
 @lru_cache(maxsize=1)
-def _versions() -> tuple:
+def decoder_versions() -> tuple:
     """Versions of what decodes and resamples: this package's part, and libraries; None for what is not installed."""
     found: list[tuple] = [("decoding", DECODING)]
     for name in ("pillow", "soundfile", "torchaudio", "av"):
