@@ -137,6 +137,54 @@ def put(root, file):
     return path
 
 
+# AVSBench as downloaded
+S4_CSV = """name,start,category,split
+v-1,3,dog_barking,test
+v-2,0,helicopter,test
+v-3,1,dog_barking,val
+v-6,0,helicopter,val
+v-4,1,dog_barking,train
+"""
+MS3_CSV = "video_id,split\nv-1_0,test\nv-2_0,test\nv-3_7,train\n"
+SEMANTIC_CSV = """vid,uid,s_min,s_sec,a_obj,split,label
+v-1_0,a,0,3,man_guitar,test,v1m
+v-2_0,b,0,3,dog,test,v1m
+v-3_7,c,0,3,cat,train,v1m
+v-4_1,d,0,3,dog,test,v1s
+v-5_0,e,0,3,guitar,test,v1m
+"""
+
+
+def s4(root: Path) -> Path:
+    """The folder of the download, with the csv beside that of the data; clips to train with have one mask."""
+    for split, clip, masks in (
+        ("test", "dog_barking/v-1", 5),
+        ("test", "helicopter/v-2", 5),
+        ("val", "dog_barking/v-3", 5),
+        ("val", "helicopter/v-6", 5),
+        ("train", "dog_barking/v-4", 1),
+    ):
+        put(root, f"s4_data/audio_wav/{split}/{clip}.wav")
+        for n in range(1, 6):
+            put(root, f"s4_data/visual_frames/{split}/{clip}/{clip.partition('/')[2]}_{n}.png")
+        for n in range(1, masks + 1):
+            put(root, f"s4_data/gt_masks/{split}/{clip}/{clip.partition('/')[2]}_{n}.png")
+    (root / "s4_meta_data.csv").write_text(S4_CSV)
+    return root
+
+
+def ms3(root: Path) -> Path:
+    """Alike; metadata.csv is AVSBench-semantic's, with a clip more."""
+    for split, name in (("test", "v-1_0"), ("test", "v-2_0"), ("train", "v-3_7"), ("test", "v-5_0")):
+        put(root, f"ms3_data/audio_wav/{split}/{name}.wav")
+        for n in range(1, 6):
+            put(root, f"ms3_data/visual_frames/{name}/{name}.mp4_{n}.png")
+            put(root, f"ms3_data/gt_masks/{split}/{name}/{name}_{n}.png")
+    (root / "ms3_meta_data.csv").write_text(MS3_CSV)
+    (root / "metadata.csv").write_text(SEMANTIC_CSV)
+    return root
+
+
 def make(root: Path, folder: Folder) -> Path:
     """Write the folder, with list.txt and, to test, its annotations; returns it."""
     for file in dict.fromkeys(file for files in folder.files for file in files):
@@ -161,7 +209,7 @@ def annotate(path: Path, folder: Folder) -> None:
         ]
         path.write_text(json.dumps(entries))
         masks = [entry | {"gt_box": f"/far/{mask}", "offset": 1} for entry, (*_, mask) in zip(entries, folder.files)]
-        path.with_name(f"{folder.of}_seg.json").write_text(json.dumps(masks))
+        path.with_name(f"{folder.of.replace('-', '_')}_seg.json").write_text(json.dumps(masks))
     else:
         path.mkdir()
         for one in folder.ids:

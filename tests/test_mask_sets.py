@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from published_folders import FOLDERS, make, put
+from published_folders import FOLDERS, S4_CSV, SEMANTIC_CSV, make, ms3, put, s4
 from ssl_fast.cli import main as cli
 from ssl_fast.data.annotations import read
 from ssl_fast.data.io.front_ends import FrontEnd
@@ -18,52 +18,13 @@ from test_annotations import write
 from test_robustness import twin
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
-S4_CSV = """name,start,category,split
-v-1,3,dog_barking,test
-v-2,0,helicopter,test
-v-3,1,dog_barking,val
-v-4,1,dog_barking,train
-"""
-MS3_CSV = "video_id,split\nv-1_0,test\nv-2_0,test\nv-3_7,train\n"
-SEMANTIC_CSV = """vid,uid,s_min,s_sec,a_obj,split,label
-v-1_0,a,0,3,man_guitar,test,v1m
-v-2_0,b,0,3,dog,test,v1m
-v-3_7,c,0,3,cat,train,v1m
-v-4_1,d,0,3,dog,test,v1s
-v-5_0,e,0,3,guitar,test,v1m
-"""
-
-
-def s4(root):
-    """The folder of the download, with the csv beside that of the data; clips to train with have one mask."""
-    for split, clip, masks in (
-        ("test", "dog_barking/v-1", 5),
-        ("test", "helicopter/v-2", 5),
-        ("val", "dog_barking/v-3", 5),
-        ("train", "dog_barking/v-4", 1),
-    ):
-        put(root, f"s4_data/audio_wav/{split}/{clip}.wav")
-        for n in range(1, 6):
-            put(root, f"s4_data/visual_frames/{split}/{clip}/{clip.partition('/')[2]}_{n}.png")
-        for n in range(1, masks + 1):
-            put(root, f"s4_data/gt_masks/{split}/{clip}/{clip.partition('/')[2]}_{n}.png")
-    write(root / "s4_meta_data.csv", S4_CSV)
-    return root
-
-
-def ms3(root):
-    for split, name in (("test", "v-1_0"), ("test", "v-2_0"), ("train", "v-3_7"), ("test", "v-5_0")):
-        put(root, f"ms3_data/audio_wav/{split}/{name}.wav")
-        for n in range(1, 6):
-            put(root, f"ms3_data/visual_frames/{name}/{name}.mp4_{n}.png")
-            put(root, f"ms3_data/gt_masks/{split}/{name}/{name}_{n}.png")
-    write(root / "ms3_meta_data.csv", MS3_CSV)
-    write(root / "metadata.csv", SEMANTIC_CSV)
-    return root
 
 
 def test_s4_as_released(tmp_path):
-    root, videos = s4(tmp_path), {"test": ["dog_barking/v-1", "helicopter/v-2"], "val": ["dog_barking/v-3"]}
+    root, videos = (
+        s4(tmp_path),
+        {"test": ["dog_barking/v-1", "helicopter/v-2"], "val": ["dog_barking/v-3", "helicopter/v-6"]},
+    )
     for split, clips in videos.items():
         found = annotations_of(root, "s4", split=None if split == "test" else split)
         test = PublishedSet(root, "s4", found, front_end=FRONT_END)
@@ -123,15 +84,15 @@ def test_what_sounds_in_ms3(tmp_path):
         ("s4", "", "a.csv: expected a column 'category', got an empty file"),
         ("ms3", "video_id,part\nv,test\n", "a.csv: expected a column 'split', got video_id, part"),
         ("ms3", "uid,split,label\nv,test,v1m\n", "a.csv: expected a column 'vid', got uid, split, label"),
-        ("s4", f"{S4_CSV}v-5,helicopter,test\n", "a.csv: line 6: expected 4 cells as in the header, got 3"),
-        ("s4", f"{S4_CSV}v-5,1,helicopter,tset\n", "a.csv: line 6: expected a split, train, val, test, got 'tset'"),
+        ("s4", f"{S4_CSV}v-5,helicopter,test\n", "a.csv: line 7: expected 4 cells as in the header, got 3"),
+        ("s4", f"{S4_CSV}v-5,1,helicopter,tset\n", "a.csv: line 7: expected a split, train, val, test, got 'tset'"),
         (
             "s4",
             f"{S4_CSV}v-5,1,../x,test\n",
-            r"a.csv: line 6: expected the name of a folder, got '../x': it is no path",
+            r"a.csv: line 7: expected the name of a folder, got '../x': it is no path",
         ),
-        ("s4", f"{S4_CSV},1,helicopter,test\n", "a.csv: line 6: expected the name of a folder, got '': it is empty"),
-        ("s4", f"{S4_CSV}v-1,3,dog_barking,test\n", "a.csv: 5 of 16 samples listed more than once: 'dog_barking/v-1/v"),
+        ("s4", f"{S4_CSV},1,helicopter,test\n", "a.csv: line 7: expected the name of a folder, got '': it is empty"),
+        ("s4", f"{S4_CSV}v-1,3,dog_barking,test\n", "a.csv: 5 of 21 samples listed more than once: 'dog_barking/v-1/v"),
         ("s4", "name,category,split\n", "a.csv: expected samples of split 'test', got those of none"),
         ("s4", "name,category,split\nv,dog,val\n", "a.csv: expected samples of split 'test', got those of val"),
         ("ms3", SEMANTIC_CSV.replace("v1m", "v1s"), "a.csv: expected samples of split 'test', got those of none"),
@@ -147,7 +108,7 @@ def test_files_that_do_not_fit(tmp_path, capsys):
     root = s4(tmp_path)
     argv = ["data", "check", str(root), "--set", "s4", "--quiet"]
     assert cli.main(argv) == 0 and "10 samples complete, 0 missing, 0 files broken" in capsys.readouterr().out
-    assert cli.main([*argv, "--split", "val"]) == 0 and "5 samples complete" in capsys.readouterr().out
+    assert cli.main([*argv, "--split", "val"]) == 0 and "10 samples complete" in capsys.readouterr().out
     assert cli.main([*argv, "--split", "tset"]) == 2
     error = capsys.readouterr().err
     assert "s4_meta_data.csv: expected samples of split 'tset', got those of train, val, test" in error
@@ -196,9 +157,9 @@ SETS = {  # by name: how the folder is made, its annotations (default: those in 
     "ms3": (ms3, None, ("silence", "noise")),
     "ms3, classes": (ms3, "metadata.csv", ("silence", "noise", "offscreen")),
     "ms3, ssl-align": (FOLDERS["avsbench: ms3"], "ms3_seg.json", ("silence", "noise")),
-    "vpo-ss": (FOLDERS["ssl-align: vpo-ss"], "vpo-ss_seg.json", ("silence", "noise")),
-    "vpo-ms": (FOLDERS["ssl-align: vpo-ms"], "vpo-ms_seg.json", ("silence", "noise")),
-    "is3-plus": (FOLDERS["is3: is3-plus"], "is3-plus_seg.json", ("silence", "noise")),
+    "vpo-ss": (FOLDERS["ssl-align: vpo-ss"], "vpo_ss_seg.json", ("silence", "noise")),
+    "vpo-ms": (FOLDERS["ssl-align: vpo-ms"], "vpo_ms_seg.json", ("silence", "noise")),
+    "is3-plus": (FOLDERS["is3: is3-plus"], "is3_plus_seg.json", ("silence", "noise")),
 }
 
 

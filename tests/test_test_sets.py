@@ -31,8 +31,12 @@ def annotations(folder, where):
     """Those of the folder, with the masks that it has."""
     where.mkdir(exist_ok=True)
     annotate(where / folder.annotations, folder)
-    found = read(folder.of, where / folder.annotations)
-    return found.with_masks(read(folder.of, where / f"{folder.of}_seg.json")) if len(folder.files[0]) > 2 else found
+    return with_masks(folder, where, read(folder.of, where / folder.annotations))
+
+
+def with_masks(folder, where, found):
+    masks = where / f"{folder.of.replace('-', '_')}_seg.json"
+    return found.with_masks(read(folder.of, masks)) if len(folder.files[0]) > 2 else found
 
 
 def test_every_layout_is_tested():
@@ -49,8 +53,7 @@ def test_layouts(tmp_path, name, named):
     root, layout = make(tmp_path, folder), folder.layout if named else None
     assert annotation_file(root, folder.of) == root / folder.annotations
     found = read(folder.of, annotation_file(root, folder.of), ids=root / "list.txt")
-    if len(folder.files[0]) > 2:
-        found = found.with_masks(read(folder.of, root / f"{folder.of}_seg.json"))
+    found = with_masks(folder, root, found)
     test = PublishedSet(root, folder.of, found, front_end=FRONT_END, layout=layout)
     assert isinstance(test, SampleSet) and len(test) == 6 and test.has_ground_truth and test.size == 224
     assert test.ids == folder.ids == [sample.id for sample in found.samples] and test.missing == []

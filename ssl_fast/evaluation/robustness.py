@@ -23,7 +23,8 @@ G-FPR; here it is the mean. `g_miou_fpr` = H(mIoU, 1 - G-FPR) is what vssl_eval'
 negatives, too, so that a right answer raises mIoU_k. (2) Its F is the best over 255 thresholds, the lowest of which
 predicts the whole image; of a binary prediction the better one of it and of the whole image. `g_miou_published` and
 `g_f_published` are counted so. (3) Its predictions are sigmoid(logit) > .5, here the map above the universal threshold:
-0 for maps of logits.
+0 for maps of logits. (4) Its sounds of elsewhere are of other ones of four categories; for those here see
+`data.negatives`.
 """
 
 from collections.abc import Mapping
