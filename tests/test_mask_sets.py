@@ -21,11 +21,9 @@ FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 
 
 def test_s4_as_released(tmp_path):
-    root, videos = (
-        s4(tmp_path),
-        {"test": ["dog_barking/v-1", "helicopter/v-2"], "val": ["dog_barking/v-3", "helicopter/v-6"]},
-    )
-    for split, clips in videos.items():
+    root = s4(tmp_path)
+    for split, names in (("test", ("v-1", "v-2")), ("val", ("v-3", "v-6"))):
+        clips = [f"{category}/{name}" for category, name in zip(("dog_barking", "helicopter"), names)]
         found = annotations_of(root, "s4", split=None if split == "test" else split)
         test = PublishedSet(root, "s4", found, front_end=FRONT_END)
         assert test.ids == [f"{clip}/{clip.partition('/')[2]}_{n}" for clip in clips for n in range(1, 6)]

@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set",
         dest="set_name",
         metavar="NAME",
-        help="vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms, in --data",
+        help="vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms, in --data; of AVSBench's csv "
+        "--split is test (default), val or train",
     )
     add(
         "--annotations",
