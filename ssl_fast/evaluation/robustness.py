@@ -52,20 +52,18 @@ def figures(
     own = segmentation.figures(positive)
     fpr = {kind: float(check_values(area, f"areas[{kind!r}]").mean()) for kind, area in areas.items()}
     out = {key: own[key] for key in ("n_object", "miou", "f_score") if key in own}
-    out |= {f"fpr_{kind}": value for kind, value in fpr.items()} | {"g_fpr": _mean(fpr)}
-    out["g_miou_fpr"] = harmonic(own["miou"], 1 - out["g_fpr"])
-    if not own["n_object"]:
-        return out
     objects = ~np.isnan(positive.f)
-    iou, f = (
-        {kind: float(getattr(one, name)[objects].mean()) for kind, one in negatives.items()} for name in ("iou", "f")
-    )
-    out |= {f"miou_{kind}": value for kind, value in iou.items()}
-    out |= {f"f_score_{kind}": value for kind, value in f.items()}
-    published = {kind: segmentation.figures(one) for kind, one in negatives.items()}
-    for name, key in (("g_miou_published", "miou"), ("g_f_published", "f_score_published")):
-        out[name] = harmonic(own[key], 1 - _mean({kind: one[key] for kind, one in published.items()}))
-    return out | {"g_miou": harmonic(own["miou"], 1 - _mean(iou)), "g_f": harmonic(own["f_score"], 1 - _mean(f))}
+    if objects.any():
+        iou = {kind: float(one.iou[objects].mean()) for kind, one in negatives.items()}
+        f = {kind: float(one.f[objects].mean()) for kind, one in negatives.items()}
+        out |= {f"miou_{kind}": value for kind, value in iou.items()}
+        out |= {f"f_score_{kind}": value for kind, value in f.items()}
+        out |= {"g_miou": harmonic(own["miou"], 1 - _mean(iou)), "g_f": harmonic(own["f_score"], 1 - _mean(f))}
+        published = {kind: segmentation.figures(one) for kind, one in negatives.items()}
+        for name, key in (("g_miou_published", "miou"), ("g_f_published", "f_score_published")):
+            out[name] = harmonic(own[key], 1 - _mean({kind: one[key] for kind, one in published.items()}))
+    out |= {f"fpr_{kind}": value for kind, value in fpr.items()} | {"g_fpr": _mean(fpr)}
+    return out | {"g_miou_fpr": harmonic(own["miou"], 1 - _mean(fpr))}
 
 
 def _mean(values: Mapping[str, float]) -> float:
