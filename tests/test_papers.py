@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from published_folders import CLIPS, FOLDERS, NUMBERS, make
+from published_folders import CLIPS, FOLDERS, NUMBERS, make, ms3, s4
 from ssl_fast.cli import main as cli
 from ssl_fast.models.resnet import ResNet18
 
@@ -45,6 +45,8 @@ def folders(root: Path) -> None:
     files = [(f"images/{name}.jpg", f"audio_wav/{name}.wav", f"gt_segmentation/{name}.png") for name in names]
     make(root / "IS3", replace(FOLDERS["is3"], ids=names, lines=names, files=files))  # each has off-screen sounds
     make(root / "AVSBench", FOLDERS["avsbench: s4"])
+    make(root / "VPO-SS", FOLDERS["ssl-align: vpo-ss"])
+    s4(root / "Single-source"), ms3(root / "Multi-sources")
     fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
     torch.save(ResNet18().state_dict() | fc, root / "resnet18.pth")
 
@@ -65,7 +67,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
                 more += ["--image-size", "64"]
         code = cli.main([command, *options, *more, "--quiet"])
         assert code == 0, f"{shlex.join([command, *options])}: {capsys.readouterr().err}"
-    for result in ("1-vggss", "2", "5", "7-flickr", "m1-flickr", "v-is3-anew"):
+    for result in ("1-vggss", "2", "5", "7-flickr", "m1-flickr", "v-is3-anew", "r-ms3", "vpo-masks"):
         assert (tmp_path / "results" / result / "metrics.json").exists()
 
 

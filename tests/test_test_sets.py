@@ -31,8 +31,12 @@ def annotations(folder, where):
     """Those of the folder, with the masks that it has."""
     where.mkdir(exist_ok=True)
     annotate(where / folder.annotations, folder)
-    found = read(folder.of, where / folder.annotations)
-    return found.with_masks(read(folder.of, where / f"{folder.of}_seg.json")) if len(folder.files[0]) > 2 else found
+    return with_masks(folder, where, read(folder.of, where / folder.annotations))
+
+
+def with_masks(folder, where, found):
+    masks = where / f"{folder.of.replace('-', '_')}_seg.json"
+    return found.with_masks(read(folder.of, masks)) if len(folder.files[0]) > 2 else found
 
 
 def test_every_layout_is_tested():
@@ -49,14 +53,15 @@ def test_layouts(tmp_path, name, named):
     root, layout = make(tmp_path, folder), folder.layout if named else None
     assert annotation_file(root, folder.of) == root / folder.annotations
     found = read(folder.of, annotation_file(root, folder.of), ids=root / "list.txt")
-    if len(folder.files[0]) > 2:
-        found = found.with_masks(read(folder.of, root / f"{folder.of}_seg.json"))
+    found = with_masks(folder, root, found)
     test = PublishedSet(root, folder.of, found, front_end=FRONT_END, layout=layout)
     assert isinstance(test, SampleSet) and len(test) == 6 and test.has_ground_truth and test.size == 224
     assert test.ids == folder.ids == [sample.id for sample in found.samples] and test.missing == []
-    groups = {"is3": [f"owl_train_{k}" for k in (7, 8, 9) for _ in "ab"], "s4": [*["dog_barking/v-1"] * 3]}
+    pairs, objects = [f"owl_train_{k}" for k in (7, 7, 8)], [f"00000006249{k}" for k in (0, 0, 1)]
+    groups = {"is3": pairs, "is3-plus": pairs, "s4": ["dog_barking/v-1"] * 3, "ms3": ["v-1_0"] * 3}
+    groups |= {"vpo-ss": objects, "vpo-ms": objects}
     assert test.image_ids[:3] == groups.get(folder.of, test.ids)[:3]
-    if folder.of == "is3":
+    if folder.of in ("is3", "is3-plus"):
         assert test.categories == ["owl", "train"] * 3 and test.visible == [frozenset({"owl", "train"})] * 6
     for i, (image, sound, *mask) in enumerate(folder.files[:3]):
         sample = test[i]
@@ -144,7 +149,7 @@ def test_annotation_files(tmp_path):
         annotation_file(tmp_path, "flickr")
     with pytest.raises(DataError, match="nowhere: expected a folder, got nothing there"):
         annotation_file(tmp_path / "nowhere", "flickr")
-    with pytest.raises(ValueError, match="set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'vgg'"):
+    with pytest.raises(ValueError, match="set: expected one of vgg-ss, .*s4.*, got 'vgg'"):
         annotation_file(tmp_path, "vgg")
 
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set"
     )
     bounds.add_argument("--list", dest="split", metavar="FILE", help="only the ids of this list")
-    _set(bounds, "vgg-ss, vgg-ss-xml, flickr, is3 or s4", required=True)
+    _set(bounds, "vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms", required=True)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:
@@ -97,8 +97,6 @@ def prepare(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> int:
     from ..data import datasets, test_sets, training_sets
-    from ..data.annotations import read
-    from ..data.sample_lists import find_list
 
     progress = not args.quiet
     if args.name is None:
@@ -113,9 +111,7 @@ def check(args: argparse.Namespace) -> int:
         )
     else:
         refuse(args, "exclude", f"expected with a training set, got the test set {args.name}")
-        path = args.annotations or test_sets.annotation_file(args.folder, args.name)
-        ids = None if args.split is None else find_list(args.folder, args.split)
-        annotations = read(args.name, path, ids=ids, negatives=args.negatives)
+        annotations = test_sets.annotations_of(args.folder, args.name, args.annotations, args.split, args.negatives)
         found = test_sets.check(args.folder, args.name, annotations, layout=args.layout, progress=progress)
     print(found)
     return 1 if found.broken or not found.ids or (found.missing and args.on_missing != "list") else 0

@@ -47,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --scenes and --weights: also scenes whose sounds change, at every .1 s",
     )
     add_split(parser, "--list")
-    add("--set", dest="set_name", metavar="NAME", help="vgg-ss, vgg-ss-xml, flickr, is3 or s4, in --data")
+    add(
+        "--set",
+        dest="set_name",
+        metavar="NAME",
+        help="vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms, in --data; of AVSBench's csv "
+        "--split is test (default), val or train",
+    )
     add(
         "--annotations",
         type=Path,
@@ -323,17 +329,14 @@ def _published(
     size: int,
     **reading,
 ) -> "PublishedSet":
-    from ..data.annotations import SIZE, read
-    from ..data.sample_lists import find_list
-    from ..data.test_sets import PublishedSet, annotation_file
+    from ..data.annotations import SIZE
+    from ..data.test_sets import PublishedSet, annotations_of
 
     if size != SIZE:
         raise ValueError(
             f"{option}: published sets have images of {SIZE} pixels, but the model was trained with {size}"
         )
-    path = annotations or annotation_file(root, name)
-    found = read(name, path, ids=None if ids is None else find_list(root, ids), negatives=silent)
-    published = PublishedSet(root, name, found, **reading)
+    published = PublishedSet(root, name, annotations_of(root, name, annotations, ids, silent), **reading)
     for note in published.notes:
         print(f"{root}: {note}")
     return published
@@ -343,9 +346,9 @@ def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
     """Broad categories that off-screen sounds of a published set are drawn by."""
     from ..data.categories import broad_categories
 
-    if set_name in (None, "flickr") or "offscreen" not in negatives:
+    if set_name in (None, "flickr", "ms3", "vpo-ss", "vpo-ms") or "offscreen" not in negatives:
         return None
-    return broad_categories(set_name.removesuffix("-xml"))
+    return broad_categories(set_name.removesuffix("-xml").removesuffix("-plus"))
 
 
 def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:

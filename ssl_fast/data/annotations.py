@@ -10,7 +10,8 @@
 | vgg-ss | JSON, VGG-SS's own | fractions of the frame | union |
 | vgg-ss-xml | folder of XML, one an image, as SSL-TIE publishes it | fractions of the frame | union |
 | flickr | folder of XML, one an image, of Flickr-SoundNet | pixels of 256 x 256 | consensus |
-| is3, s4 | JSON of SSL-Align (IS3; AVSBench S4), with boxes or with paths of masks | pixels of 224 x 224 | union |
+| is3, is3-plus, vpo-ss, vpo-ms | JSON of SSL-Align, with boxes or with paths of masks | pixels of 224 x 224 | union |
+| s4, ms3 | the same, of AVSBench; or AVSBench's csv: masks, of the videos of a split | pixels of 224 x 224 | union |
 
 Boxes become pixels of 224 x 224 as all published programs have it: scaled, then truncated. Dirt is handled by the rules
 in `DIRT`, and every case is counted (`Annotations.dirt`). Anything else that is wrong is a DataError that names the
@@ -27,6 +28,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from .avsbench import FRAMES, SPLITS, ms3_videos, s4_videos
 from .io.images import Geometry
 from .sample_lists import (
     DataError,
@@ -59,6 +61,7 @@ class Annotation:
     unknown. group: the image (of S4 the video) that IIoU takes together. boxes: (k, 4) int, xmin, ymin, xmax, ymax in
     pixels of 224 x 224, ends excluded, or None; fractions: the same, (k, 4) float, as fractions of the frame. mask: the
     path of one, or None. sounding: False for an image with a sound that nothing in it makes (boxes then are (0, 4)).
+    split: the part of the set, of AVSBench. visible: the classes in the image; where none are, those of its group.
     """
 
     id: str
@@ -70,6 +73,8 @@ class Annotation:
     mask: str | None = None
     sounding: bool = True
     fractions: np.ndarray | None = None
+    split: str = "test"
+    visible: frozenset[str] = frozenset()
 
     def boxes_in(self, geometry: Geometry) -> np.ndarray | None:
         """`boxes` in the square of 224 pixels that `geometry` makes of the frame, (n, 4) int, scaled and truncated
@@ -101,6 +106,16 @@ class Annotations:
         dirt = {kind: [name for name in cases if name in listed] for kind, cases in self.dirt.items()}
         return replace(self, samples=tuple(known[name] for name in ids), dirt=dirt)
 
+    def of_split(self, split: str) -> Annotations:
+        """The samples of a split. DataError where there are none."""
+        ids = [sample.id for sample in self.samples if sample.split == split]
+        if not ids:
+            there = [one for one in SPLITS if any(sample.split == one for sample in self.samples)]
+            raise DataError(
+                f"{self.source}: expected samples of split {split!r}, got those of {', '.join(there) or 'none'}"
+            )
+        return self.select(ids)
+
     def extended(self, path: str | os.PathLike) -> Annotations:
         """These samples and, after them, the negatives of an Extended list (SLAVC's "plus_silent", .csv with the header
         video,audio,label): images with a sound of elsewhere, or clips in which nothing visible sounds. Their id is
@@ -109,10 +124,13 @@ class Annotations:
         if header != ["video", "audio", "label"]:
             raise DataError(f"{path}: expected the header video,audio,label, got {','.join(header)!r}")
         negatives, none = [], {"boxes": np.zeros((0, 4), int), "fractions": np.zeros((0, 4))}
+        split = self.samples[0].split
         for i, row in rows:
             if len(row) != 3 or row[2] != "non-sounding" or wrong_id(row[0]) or wrong_id(row[1]):
                 raise DataError(f"{path}: line {i}: expected VIDEO,AUDIO,non-sounding, got {','.join(row)!r}")
-            negatives.append(Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], sounding=False, **none))
+            negatives.append(
+                Annotation(f"{row[0]}+{row[1]}", row[0], row[1], None, row[0], sounding=False, split=split, **none)
+            )
         check_unique([sample.id for sample in negatives], path, "pairs")
         return replace(self, samples=self.samples + tuple(negatives))
 
@@ -156,15 +174,17 @@ def read(
     name: str,
     path: str | os.PathLike,
     *,
+    split: str = "test",
     ids: str | os.PathLike | None = None,
     negatives: str | os.PathLike | None = None,
 ) -> Annotations:
-    """The annotations of a set (a key of READERS) in a file or folder; ids: a list of them (default: all there are), in
-    any form in which those of the set are published, see sample_lists.ID_FORMS; negatives: an Extended list, appended.
+    """The annotations of a set (a key of READERS) in a file or folder; split: of AVSBench's csv, else there is but one;
+    ids: a list of them (default: all there are), in any form in which those of the set are published, see
+    sample_lists.ID_FORMS; negatives: an Extended list, appended.
     """
     if name not in READERS:
         raise ValueError(f"set: expected one of {', '.join(READERS)}, got {name!r}")
-    found = READERS[name](Path(path))
+    found = READERS[name](Path(path)).of_split(split)
     if ids is not None:
         found = found.select(read_ids(Path(ids), SOURCES.get(name)), str(ids))
     return found if negatives is None else found.extended(negatives)
@@ -184,7 +204,7 @@ def _vggss(path: Path) -> Annotations:
     return _annotations(path, "union", 1, raw)
 
 
-def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str, str]]) -> Annotations:
+def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str | None, str]]) -> Annotations:
     """[{"image": path, "audio": path, "gt_box": [xmin, ymin, xmax, ymax] or the path of a mask}, ...]: paths of another
     machine, whose last `depth` parts (of the sound one less, at least one) are kept; named(image stem, audio stem)
     tells category and group."""
@@ -218,9 +238,37 @@ def _is3(path: Path) -> Annotations:
     return _sslalign(path, 1, lambda image, audio: (image.rpartition("_")[2], image.rpartition("_")[0]))
 
 
+def _vpo(path: Path) -> Annotations:
+    """Names are IMAGE_OBJECT, of COCO's image and annotation; the class is not told."""
+    return _sslalign(path, 1, lambda image, audio: (None, image.rpartition("_")[0]))
+
+
 def _s4(path: Path) -> Annotations:
-    """Images are CLASS/VIDEO/VIDEO_N, N of 1 to 5; all of a video have its sound, CLASS/VIDEO."""
-    return _sslalign(path, 3, lambda image, audio: (image.partition("/")[0], audio))
+    """Images are CLASS/VIDEO/VIDEO_N, N of 1 to 5; all of a video have its sound, CLASS/VIDEO. To train there is the
+    mask of the first alone."""
+    if path.suffix.lower() != ".csv":
+        return _sslalign(path, 3, lambda image, audio: (image.partition("/")[0], audio))
+    raw = []
+    for video in s4_videos(path):
+        folder = f"{video.category}/{video.name}"
+        for n in range(1, 2 if video.split == "train" else FRAMES + 1):
+            stem = f"{folder}/{video.name}_{n}"
+            one = Annotation(stem, stem, folder, video.category, folder, mask=f"{stem}.png", split=video.split)
+            raw.append((one, None))
+    return _annotations(path, "union", SIZE, raw)
+
+
+def _ms3(path: Path) -> Annotations:
+    """Images are VIDEO/VIDEO.mp4_N, N of 1 to 5, their masks VIDEO/VIDEO_N; all of a video have its sound, VIDEO."""
+    if path.suffix.lower() != ".csv":
+        return _sslalign(path, 2, lambda image, audio: (None, audio))
+    raw = []
+    for video in ms3_videos(path):
+        for n in range(1, FRAMES + 1):
+            image, mask = f"{video.name}/{video.name}.mp4_{n}", f"{video.name}/{video.name}_{n}.png"
+            more = {"mask": mask, "split": video.split, "visible": video.alike}
+            raw.append((Annotation(image, image, video.name, video.category, video.name, **more), None))
+    return _annotations(path, "union", SIZE, raw)
 
 
 def _flickr(path: Path) -> Annotations:
@@ -309,7 +357,11 @@ READERS: dict[str, Callable[[Path], Annotations]] = {
     "vgg-ss-xml": _ssl_tie,
     "flickr": _flickr,
     "is3": _is3,
+    "is3-plus": _is3,
     "s4": _s4,
+    "ms3": _ms3,
+    "vpo-ss": _vpo,
+    "vpo-ms": _vpo,
 }
 # The data set that a test set is a part of, whose ids its lists have.
 SOURCES = {"vgg-ss": "vggsound", "vgg-ss-xml": "vggsound", "flickr": "flickr"}

@@ -14,15 +14,15 @@ from .sample_lists import DataError, film_paths, some
 @dataclass(frozen=True)
 class Layout:
     """Paths of files from the root. {image}, {audio}, {mask} are the stems of the annotation (of a mask with its
-    suffix); {image_clip}, {audio_clip} the ids of VGG-SS as YTID_START_END in ms; {image_film}, {audio_film} the places
-    of a clip of SoundNet-Flickr (see film_paths); of a * there is one file."""
+    suffix), {split} its split; {image_clip}, {audio_clip} the ids of VGG-SS as YTID_START_END in ms; {image_film},
+    {audio_film} the places of a clip of SoundNet-Flickr (see film_paths); of a * there is one file."""
 
     image: str
     audio: str
     mask: str = ""
 
     def __str__(self) -> str:
-        names = {"image": "ID", "audio": "ID", "image_clip": "YTID_START_END"}
+        names = {"image": "ID", "audio": "ID", "split": "SPLIT", "image_clip": "YTID_START_END"}
         names |= {"audio_clip": "YTID_START_END", "image_film": "videos/N/N/N/ID.mp4"}
         names["audio_film"] = names["image_film"]
         return " with ".join(dict.fromkeys(text.format(**names) for text in (self.image, self.audio)))
@@ -34,7 +34,7 @@ class Layout:
     def files(self, root: Path, kind: str, sample: Annotation) -> list[Path]:
         """The paths at which a file of a sample is; where there is none, the one where it should be."""
         template, name = getattr(self, kind), str(getattr(sample, kind))
-        names = {kind: name}
+        names = {kind: name, "split": sample.split}
         if "_clip}" in template:
             names[f"{kind}_clip"] = _clip(name)
         if "_film}" in template:
@@ -105,7 +105,9 @@ def find_files(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Seq
         if found.complete(sample.id, files.values()):
             frame, sound, *masks = (paths[0] for paths in files.values())
             mask = masks[0] if masks else None
-            found.items.append(Item(sample.id, frame, sound, sample.group, sample.category, mask=mask))
+            found.items.append(
+                Item(sample.id, frame, sound, sample.group, sample.category, mask=mask, visible=sample.visible)
+            )
     return found
 
 

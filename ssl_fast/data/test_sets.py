@@ -7,7 +7,8 @@
     print(check("VGGSound", "vgg-ss", boxes))           # every file that is missing or broken, by name
 
 Heard and unheard classes are lists of ids; Extended VGG-SS and Flickr are the sets with `negatives` read along; S4 has
-boxes, masks, or both (`Annotations.with_masks`). Its clips last 5 s: front ends that first cut to 10 s tile them.
+boxes, masks, or both (`Annotations.with_masks`), and so have MS3 and VPO. Clips of AVSBench last 5 s: front ends that
+first cut to 10 s tile them.
 """
 
 from __future__ import annotations
@@ -17,22 +18,35 @@ from pathlib import Path
 
 import numpy as np
 
-from .annotations import SIZE, Annotations, weight_map
-from .datasets import Files, FileSet, FolderReport, check_files
+from .annotations import SIZE, Annotations, read, weight_map
+from .datasets import Files, FileSet, FolderReport, Item, check_files
 from .io.front_ends import FrontEnd
-from .io.images import Geometry
+from .io.images import Geometry, frame_size
+from .io.media import MediaError
 from .layouts import FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
-from .sample_lists import DataError
+from .sample_lists import DELIMITERS, DataError, find_list
 
 _IS3 = "audio_wav/{audio}.wav", "gt_segmentation/{mask}"
+IS3 = {"is3": [Layout("images/{image}.jpg", *_IS3)], "ssl-align": [Layout("visual_frames/{image}.jpg", *_IS3)]}
+VPO = {"ssl-align": [Layout("visual_frames/{image}.jpg", "audio_wav/{audio}.wav", "gray_masks/{mask}")]}
+
+
+def _avsbench(frames: str, data: str) -> dict[str, list[Layout]]:
+    """The folder of the data, and the one above it, where the csv lies."""
+    rest = "audio_wav/{split}/{audio}.wav", "gt_masks/{split}/{mask}"
+    return {"avsbench": [Layout(*(f"{above}{path}" for path in (frames, *rest))) for above in ("", data)]}
+
+
 LAYOUTS: Layouts = {
     "vgg-ss": VGGSOUND,
     "vgg-ss-xml": VGGSOUND,
     "flickr": FLICKR,
-    "is3": {"is3": [Layout("images/{image}.jpg", *_IS3)], "ssl-align": [Layout("visual_frames/{image}.jpg", *_IS3)]},
-    "s4": {
-        "avsbench": [Layout("visual_frames/test/{image}.png", "audio_wav/test/{audio}.wav", "gt_masks/test/{mask}")]
-    },
+    "is3": IS3,
+    "is3-plus": IS3,
+    "s4": _avsbench("visual_frames/{split}/{image}.png", "s4_data/"),
+    "ms3": _avsbench("visual_frames/{image}.png", "ms3_data/"),
+    "vpo-ss": VPO,
+    "vpo-ms": VPO,
 }
 # The names that the annotation files have in those folders; "anno" is SSL-TIE's.
 ANNOTATIONS = {
@@ -40,8 +54,13 @@ ANNOTATIONS = {
     "vgg-ss-xml": ["annotations", "anno"],
     "flickr": ["annotations", "Annotations", "anno"],
     "is3": ["synthetic3240_bbox.json"],
-    "s4": ["s4_box.json"],
+    "is3-plus": ["is3_plus_bbox.json"],  # of ours: the set is not published yet
+    "s4": ["s4_box.json", "s4_meta_data.csv"],
+    "ms3": ["ms3_box.json", "ms3_meta_data.csv"],
+    "vpo-ss": ["vpo_ss_bbox.json"],
+    "vpo-ms": ["vpo_ms_bbox.json"],
 }
+FRAME_SIZED = ("s4", "ms3")  # sets whose masks have the size of their frames
 
 
 def annotation_file(root: str | os.PathLike, name: str) -> Path:
@@ -56,6 +75,25 @@ def annotation_file(root: str | os.PathLike, name: str) -> Path:
         got = " and ".join(found) or "none"
         raise DataError(f"{root}: expected the annotations of {name}, {' or '.join(known)}, got {got}: --annotations")
     return Path(root) / found[0]
+
+
+def annotations_of(
+    root: str | os.PathLike,
+    name: str,
+    path: str | os.PathLike | None = None,
+    split: str | None = None,
+    negatives: str | os.PathLike | None = None,
+) -> Annotations:
+    """The annotations of a set. path: of their file (default: in the folder). split: a list of ids, see find_list, or
+    the split of AVSBench's csv (default: test). negatives: an Extended list. DataError names the file that is no good.
+    """
+    path = Path(path) if path is not None else annotation_file(root, name)
+    lists: dict = {}
+    if split is not None and path.suffix.lower() == ".csv" and Path(split).suffix.lower() not in DELIMITERS:
+        lists["split"] = split
+    elif split is not None:
+        lists["ids"] = find_list(Path(root), split)
+    return read(name, path, negatives=negatives, **lists)
 
 
 class PublishedSet(FileSet):
@@ -99,7 +137,25 @@ def check(
 def _files_of(root: Path, name: str, annotations: Annotations, layout: str | None) -> tuple[Files, Annotations]:
     """What is found of the samples, and the annotations of those that are complete."""
     found = find_files(root, layouts_of(LAYOUTS, name, layout), annotations.samples)
+    if name in FRAME_SIZED:
+        found.items = [item for item in found.items if not _of_another_size(item, found.problems)]
     if len(found.items) < len(annotations.samples):
         annotations = annotations.select([item.id for item in found.items])
     found.notes = annotations.report()
     return found, annotations
+
+
+def _of_another_size(item: Item, problems: dict[Path, str]) -> bool:
+    """Whether the mask of a sample has not the size of its frame, which then is noted."""
+    if item.mask is None:
+        return False
+    try:
+        frame, mask = frame_size(item.frame), frame_size(item.mask)
+    except MediaError:  # whoever reads the file is told
+        return False
+    if frame != mask:
+        sizes = (f"{width} x {height}" for width, height in (frame, mask))
+        problems[item.mask] = "{}: expected the {} pixels of its frame, got {}, id {!r}".format(
+            item.mask, *sizes, item.id
+        )
+    return frame != mask

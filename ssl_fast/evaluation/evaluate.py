@@ -88,7 +88,7 @@ class _Passes:
             protocol.name: {
                 name: self._total(protocol, thresholds.get(name))
                 for name in self.predictors
-                if name in thresholds or name == "model" or "false_alarms" not in protocol.figures
+                if name in thresholds or name == "model" or not protocol.needs_threshold
             }
             for protocol in self.published
         }
@@ -99,6 +99,7 @@ class _Passes:
             squashed = boxes
             if getattr(sample_set, "fit", "") == "crop" and any(one.squashed_truth for one in self.published):
                 squashed = np.stack([sample_set.squashed_ground_truth(int(i)) for i in index])
+            exact = _exact(boxes, masks, ids, title) if any(one.exact_masks for one in self.published) else boxes
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             for name, maps in _checked(self.predictors, images, sounds, ids):
@@ -112,6 +113,7 @@ class _Passes:
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
                 for total in (by[name] for by in totals.values() if name in by):
                     truth = squashed if total.protocol.squashed_truth else boxes
+                    truth = exact if total.protocol.exact_masks else truth
                     for draw in draws if total.threshold is not None else draws[:1]:  # samples of all draws together
                         total.update(
                             positive,
@@ -170,6 +172,16 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
                 f"size {size}, got {truth.shape}" + ("" if mask is None else f", mask {mask.shape}")
             )
     return np.stack(boxes), masks
+
+
+def _exact(boxes: np.ndarray, masks: list, ids: list[str], title: str) -> np.ndarray:
+    """bool (B, H, W): the masks; nothing where nothing is in the boxes and there is no mask."""
+    for name, truth, mask in zip(ids, boxes, masks):
+        if mask is None and truth.any():
+            raise ValueError(
+                f"set {title!r}, sample {name!r}: expected a mask, for a protocol of exact masks, got boxes"
+            )
+    return np.stack([truth > 0 if mask is None else mask for truth, mask in zip(boxes, masks)])
 
 
 def success_rate(localizer: Localizer, sample_set: "SampleSet", *, batch_size: int = 64, workers: int = 0) -> float:

@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from . import detection, false_alarms, map_metrics, metrics, mixing, segmentation, thresholds
+from . import detection, false_alarms, map_metrics, metrics, mixing, robustness, segmentation, thresholds
 from .map_metrics import Counts, Rule, Upsampling
 from .results import table
 from .thresholds import OWN, threshold_name
@@ -28,7 +28,8 @@ class Protocol:
     columns).
 
     squashed_truth: boxes stay at their fractions of the frame where the image is a crop of it, as LVS and SSL-TIE have
-    it, which misplaces them on frames that are not square; else they are moved along.
+    it, which misplaces them on frames that are not square; else they are moved along. exact_masks: ground truth are the
+    masks, which a set must have.
 
     Steps: maps / tau; up-sampling; fixed range of tau; normalisation; mixture with the object prior, where one is
     given; normalisation `after`; rules. Without `tau` its two steps are left out.
@@ -48,6 +49,7 @@ class Protocol:
     figures: tuple[str, ...] = ("localization",)  # of `FIGURES`
     grouped: bool = False  # whether image_ids must be given, for IIoU
     squashed_truth: bool = False
+    exact_masks: bool = False
     negatives_seed: int = 0  # of the noise and of the draw of off-screen sounds
 
     def __post_init__(self):
@@ -57,6 +59,11 @@ class Protocol:
                     f"protocol {self.name!r}, {step}: expected one of {list(mixing.NORMALISATIONS)}, "
                     f"got {getattr(self, step)!r}"
                 )
+
+    @property
+    def needs_threshold(self) -> bool:
+        """Whether there are no figures without the universal threshold."""
+        return not {"false_alarms", "robustness"}.isdisjoint(self.figures)
 
     def record(self) -> dict:
         """Record for a result file: plain lists, dicts, numbers and strings."""
@@ -134,6 +141,7 @@ PROTOCOLS: dict[str, Protocol] = {
         replace(_ssl_align, name="ssl_align_vggss", **_everywhere(OPENCV)),  # SLAVC, FNAC; its own and LVS on VGG-SS,
         replace(_ssl_align, name="ssl_align_ssl_tie", **_everywhere(OPENCV)),  # SSL-TIE
         _published("avsbench", CORNERS, [TOP_STRICT, ADAPTIVE_AVSBENCH], figures=("segmentation",)),
+        Protocol("avsbench_robust", rules=(UNIVERSAL,), figures=("robustness",), exact_masks=True),
         _vssl_eval,  # LVS, SSL-Align on VGG-SS; SSL-TIE
         _corners,  # LVS, SSL-Align on IS3
         replace(_corners, name="vssl_eval_unit", normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
@@ -224,7 +232,15 @@ def score(
             for values in sounds.values()
         ]
         found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
-        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
+        under = {}
+        if "robustness" in protocol.figures:  # the kernel compares the first map alone with the ground truth
+            under = {
+                kind: map_metrics.counts(
+                    [values], truth, [UNIVERSAL], threshold, upsampling=[enlarge[kind]], backend=backend
+                )
+                for kind, values in zip(negatives, ranged[1:])
+            }
+        out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold, under)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
     else:
@@ -240,7 +256,13 @@ def score(
         for predictor, levels in full.items():
             after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
             found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
-            out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
+            under = {}
+            if "robustness" in protocol.figures:
+                under = {
+                    kind: map_metrics.counts_of_pixels([level], truth, [UNIVERSAL], threshold)
+                    for kind, level in zip(negatives, after[1:])
+                }
+            out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold, under)
             if "detection" in protocol.figures:
                 out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
@@ -264,8 +286,15 @@ def _rules(protocol: Protocol, threshold: float | None, own: bool) -> list[Rule]
 
 
 def _columns(
-    protocol: Protocol, found: Counts, rules: Sequence[Rule], kinds: Sequence[str], truth: np.ndarray, own: bool
+    protocol: Protocol,
+    found: Counts,
+    rules: Sequence[Rule],
+    kinds: Sequence[str],
+    truth: np.ndarray,
+    own: bool,
+    under: Mapping[str, Counts],
 ) -> dict[str, np.ndarray]:
+    """under: {kind: its maps against the ground truth at the universal threshold}, for robustness."""
     pixels = truth[0].size if len(truth) else 1
     out = {f"iou_{rule.name}": iou for rule, iou in zip(rules, found.iou(protocol.empty).T)}
     alarms = {}
@@ -282,13 +311,18 @@ def _columns(
     out |= {threshold_name(name, own): values for name, values in alarms.items()}
     if "detection" in protocol.figures:
         out["area"] = found.weight
-    if "segmentation" in protocol.figures:
+    if not {"segmentation", "robustness"}.isdisjoint(protocol.figures):
         if (found.weight != found.objects).any():
             i = int((found.weight != found.objects).argmax())
             raise ValueError(f"ground_truth: expected 0 and 1 for segmentation, sample {i} has weights between")
-        for r, rule in enumerate(rules):
-            values = segmentation.per_sample(found.hit[:, r], found.false[:, r], found.weight, pixels)
-            out |= {f"segmentation_{key}_{rule.name}": v for key, v in values._asdict().items()}
+        predictions = {rule.name: (found.hit[:, r], found.false[:, r]) for r, rule in enumerate(rules)}
+        predictions |= {
+            threshold_name(f"{UNIVERSAL.name}_{kind}", own): (one.hit[:, 0], one.false[:, 0])
+            for kind, one in under.items()
+        }
+        for name, (hit, false) in predictions.items():
+            values = segmentation.per_sample(hit, false, found.weight, pixels)
+            out |= {f"segmentation_{key}_{name}": v for key, v in values._asdict().items()}
     return out
 
 
@@ -302,22 +336,25 @@ def _detection(columns: Mapping, rules: Sequence[str], sounding: np.ndarray) -> 
     }
 
 
-def _segmentation(columns: Mapping, rules: Sequence[str]) -> dict:
-    return {
-        rule: segmentation.figures(
-            segmentation.Segmentation(
-                *(columns[f"segmentation_{key}_{rule}"] for key in segmentation.Segmentation._fields)
-            )
-        )
-        for rule in rules
-    }
+def _segmentations(columns: Mapping, name: str) -> segmentation.Segmentation:
+    return segmentation.Segmentation(
+        *(columns[f"segmentation_{key}_{name}"] for key in segmentation.Segmentation._fields)
+    )
+
+
+def _of_kinds(columns: Mapping, start: str) -> dict[str, np.ndarray]:
+    return {key.removeprefix(start).removesuffix(f"_{OWN}"): v for key, v in columns.items() if key.startswith(start)}
+
+
+def _robustness(columns: Mapping, own: bool) -> dict:
+    areas = _of_kinds(columns, "pia_")
+    negatives = {kind: _segmentations(columns, threshold_name(f"{UNIVERSAL.name}_{kind}", own)) for kind in areas}
+    figures = robustness.figures(_segmentations(columns, threshold_name(UNIVERSAL.name, own)), negatives, areas)
+    return {name if name == "n_object" else threshold_name(name, own): value for name, value in figures.items()}
 
 
 def _false_alarms(columns: Mapping, own: bool) -> dict:
-    areas, overlaps = (
-        {key.removeprefix(start).removesuffix(f"_{OWN}"): v for key, v in columns.items() if key.startswith(start)}
-        for start in ("pia_", "overlap_")
-    )
+    areas, overlaps = (_of_kinds(columns, start) for start in ("pia_", "overlap_"))
     if not areas:
         raise ValueError("negatives: expected maps under at least one kind of negative for false alarms, got none")
     figures = false_alarms.figures(columns[f"iou_{threshold_name(UNIVERSAL.name, own)}"], areas, overlaps)
@@ -328,7 +365,10 @@ def _false_alarms(columns: Mapping, own: bool) -> dict:
 FIGURES: dict[str, Callable] = {
     "localization": lambda columns, rules, labels: table(columns, labels["image_ids"] or None),
     "detection": lambda columns, rules, labels: _detection(columns, rules, np.array(labels["sounding"])),
-    "segmentation": lambda columns, rules, labels: _segmentation(columns, rules),
+    "segmentation": lambda columns, rules, labels: {
+        rule: segmentation.figures(_segmentations(columns, rule)) for rule in rules
+    },
+    "robustness": lambda columns, rules, labels: _robustness(columns, labels["own_threshold"]),
     "false_alarms": lambda columns, rules, labels: _false_alarms(columns, labels["own_threshold"]),
 }
 
@@ -357,7 +397,7 @@ class Accumulator:
                 f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
                 f"got {self.protocol.figures}"
             )
-        if threshold is None and "false_alarms" in self.protocol.figures:
+        if threshold is None and self.protocol.needs_threshold:
             raise ValueError(f"threshold: expected the universal one for protocol {self.protocol.name!r}, got None")
 
     def update(self, maps, ground_truth, *, image_ids: Sequence[str] | None = None, sounding=None, **options) -> None:
