@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from .options import add_layout, add_on_missing, add_quiet, refuse
+from .options import SETS, add_layout, add_on_missing, add_quiet, refuse
 
 HELP = "look after folders of images and sounds, and published sets"
 
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set"
     )
     bounds.add_argument("--list", dest="split", metavar="FILE", help="only the ids of this list")
-    _set(bounds, "vgg-ss, vgg-ss-xml, flickr, is3 or s4", required=True)
+    _set(bounds, SETS, required=True)
 
 
 def _set(parser: argparse.ArgumentParser, help: str, required: bool = False) -> None:

@@ -9,6 +9,7 @@ from .options import (
     FIT,
     FITS,
     FRONT_ENDS,
+    SETS,
     WEIGHTS,
     add_force,
     add_on_missing,
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --scenes and --weights: also scenes whose sounds change, at every .1 s",
     )
     add_split(parser, "--list")
-    add("--set", dest="set_name", metavar="NAME", help="vgg-ss, vgg-ss-xml, flickr, is3 or s4, in --data")
+    add("--set", dest="set_name", metavar="NAME", help=f"{SETS}, in --data")
     add(
         "--annotations",
         type=Path,
@@ -57,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--layout",
         metavar="NAME",
-        help="of the files of --set: slavc, fnac, ssl-align, ssl-tie, is3, avsbench (default: the one that is there)",
+        help="of the files of --set: slavc, fnac, ssl-align, ssl-tie, is3, avsbench, avgn, no-prior, denseav (default: "
+        "the one that is there)",
     )
     add_on_missing(parser)
     add("--silent", type=Path, metavar="FILE", help="an Extended list (video,audio,label) of --set")
@@ -341,11 +343,11 @@ def _published(
 
 def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
     """Broad categories that off-screen sounds of a published set are drawn by."""
-    from ..data.categories import broad_categories
+    from ..data.categories import BROAD_OF, broad_categories
 
-    if set_name in (None, "flickr") or "offscreen" not in negatives:
+    if set_name not in BROAD_OF or "offscreen" not in negatives:
         return None
-    return broad_categories(set_name.removesuffix("-xml"))
+    return broad_categories(BROAD_OF[set_name])
 
 
 def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:

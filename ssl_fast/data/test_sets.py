@@ -21,10 +21,13 @@ from .annotations import SIZE, Annotations, weight_map
 from .datasets import Files, FileSet, FolderReport, check_files
 from .io.front_ends import FrontEnd
 from .io.images import Geometry
-from .layouts import FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
+from .layouts import FLAT, FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
 from .sample_lists import DataError
 
 _IS3 = "audio_wav/{audio}.wav", "gt_segmentation/{mask}"
+_MUSIC = {"avgn": [Layout("frames/{image}.jpg", "audio/{audio_video}.wav")], "no-prior": [FLAT]}
+_INSTRUMENTS = {"avgn": [Layout(FLAT.image, FLAT.audio, "masks/{mask}")]}
+_ADE20K = {"denseav": [Layout("frames/{image}.jpg", "audio/{audio}", "annotations/{mask}")]}
 LAYOUTS: Layouts = {
     "vgg-ss": VGGSOUND,
     "vgg-ss-xml": VGGSOUND,
@@ -33,6 +36,14 @@ LAYOUTS: Layouts = {
     "s4": {
         "avsbench": [Layout("visual_frames/test/{image}.png", "audio_wav/test/{audio}.wav", "gt_masks/test/{mask}")]
     },
+    "vggsound-single": VGGSOUND,
+    "vggsound-duet": VGGSOUND,
+    "music-solo": _MUSIC,
+    "music-duet": _MUSIC,
+    "vgg-instruments": _INSTRUMENTS,
+    "vgg-instruments-duet": _INSTRUMENTS,
+    "ade20k-speech": _ADE20K,
+    "ade20k-sound": _ADE20K,
 }
 # The names that the annotation files have in those folders; "anno" is SSL-TIE's.
 ANNOTATIONS = {
@@ -41,6 +52,14 @@ ANNOTATIONS = {
     "flickr": ["annotations", "Annotations", "anno"],
     "is3": ["synthetic3240_bbox.json"],
     "s4": ["s4_box.json"],
+    "vggsound-single": ["vggsound_single_test.csv"],
+    "vggsound-duet": ["vggsound_duet_test.csv"],
+    "music-solo": ["music_solo.json"],
+    "music-duet": ["music_duet.json"],
+    "vgg-instruments": ["vgginstruments_test.csv"],
+    "vgg-instruments-duet": ["vgginstruments_multi_test.csv"],
+    "ade20k-speech": ["prompted_segmentation.csv"],
+    "ade20k-sound": ["prompted_segmentation.csv"],
 }
 
 
