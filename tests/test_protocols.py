@@ -34,6 +34,7 @@ def data():
         "negatives": [{kind: draw() * 0.8 for kind in KINDS} for _ in range(2)],
         "image_ids": [f"image {i // 2}" for i in range(N)],
         "sounding": truth.any((1, 2)),
+        "categories": [f"class {i % 3}" for i in range(N)],
     }
 
 

@@ -5,7 +5,7 @@ import argparse
 import os
 from pathlib import Path
 
-from .options import add_layout, add_on_missing, add_quiet, positive, refuse
+from .options import SETS, add_layout, add_on_missing, add_quiet, positive, refuse
 
 HELP = "look after folders of images and sounds, and published sets"
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "ceilings", help="the best that any prediction of 50 %% of the pixels can reach on a set"
     )
     bounds.add_argument("--list", dest="split", metavar="FILE", help="only the ids of this list")
-    _set(bounds, "vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms", required=True)
+    _set(bounds, SETS, required=True)
 
 
 def _add_prepare(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from .options import (
     FIT,
     FITS,
     FRONT_ENDS,
+    SETS,
     WEIGHTS,
     add_force,
     add_on_missing,
@@ -51,8 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--set",
         dest="set_name",
         metavar="NAME",
-        help="vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss or vpo-ms, in --data; of AVSBench's csv "
-        "--split is test (default), val or train",
+        help=f"{SETS}, in --data; of AVSBench's csv --split is test (default), val or train",
     )
     add(
         "--annotations",
@@ -63,7 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--layout",
         metavar="NAME",
-        help="of the files of --set: slavc, fnac, ssl-align, ssl-tie, is3, avsbench (default: the one that is there)",
+        help="of the files of --set: slavc, fnac, ssl-align, ssl-tie, is3, avsbench, avgn, no-prior, denseav (default: "
+        "the one that is there)",
     )
     add_on_missing(parser)
     add("--silent", type=Path, metavar="FILE", help="an Extended list (video,audio,label) of --set")
@@ -344,11 +345,11 @@ def _published(
 
 def _broad(set_name: str | None, negatives: str) -> dict[str, str] | None:
     """Broad categories that off-screen sounds of a published set are drawn by."""
-    from ..data.categories import broad_categories
+    from ..data.categories import BROAD_OF, broad_categories
 
-    if set_name in (None, "flickr", "ms3", "vpo-ss", "vpo-ms") or "offscreen" not in negatives:
+    if set_name not in BROAD_OF or "offscreen" not in negatives:
         return None
-    return broad_categories(set_name.removesuffix("-xml").removesuffix("-plus"))
+    return broad_categories(BROAD_OF[set_name])
 
 
 def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | None") -> dict:

@@ -13,6 +13,11 @@ FRONT_ENDS = (
     "ez_vsl, slavc, fnac, lvs, ssl_align, ssl_tie, scenes; as the released programs read, of 16 kHz only: published/ "
     "with ezvsl, fnac, lvs, sslalign, sslalign_ezvsl, sslalign_avs, sslalign_ezvsl_avs, ssltie, vssleval_fnac"
 )
+# of data.annotations
+SETS = (
+    "vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss, vpo-ms, vggsound-single, vggsound-duet, music-solo, "
+    "music-duet, vgg-instruments, vgg-instruments-duet, ade20k-speech or ade20k-sound"
+)
 WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
 
 
@@ -76,7 +81,8 @@ def add_layout(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--layout",
         metavar="NAME",
-        help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench (default: the one that is there)",
+        help="of the set's files: slavc, fnac, ssl-align, ssl-tie, mp4, is3, avsbench, avgn, no-prior, denseav "
+        "(default: the one that is there)",
     )
     parser.add_argument("--exclude", metavar="NAME", help="list of ids to leave out, as those of the test set")
 

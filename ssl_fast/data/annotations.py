@@ -13,6 +13,8 @@
 | is3, is3-plus, vpo-ss, vpo-ms | JSON of SSL-Align, with boxes or with paths of masks | pixels of 224 x 224 | union |
 | s4, ms3 | the same, of AVSBench; or AVSBench's csv: masks, of the videos of a split | pixels of 224 x 224 | union |
 
+and those of several sources, and of ADE20K with prompts, as `multi_source` lists them.
+
 Boxes become pixels of 224 x 224 as all published programs have it: scaled, then truncated. Dirt is handled by the rules
 in `DIRT`, and every case is counted (`Annotations.dirt`). Anything else that is wrong is a DataError that names the
 file and the entry.
@@ -60,8 +62,10 @@ class Annotation:
     id: unique in its set. image, audio: stems of its files, with folders. category: of the sounding object, None where
     unknown. group: the image (of S4 the video) that IIoU takes together. boxes: (k, 4) int, xmin, ymin, xmax, ymax in
     pixels of 224 x 224, ends excluded, or None; fractions: the same, (k, 4) float, as fractions of the frame. mask: the
-    path of one, or None. sounding: False for an image with a sound that nothing in it makes (boxes then are (0, 4)).
-    split: the part of the set, of AVSBench. visible: the classes in the image; where none are, those of its group.
+    path of one, or None; label: of a mask that is an image of ADE20K's labels, the one of the object. mixed: stem of a
+    second sound that is added to the first. sounding: False for an image with a sound that nothing in it makes (boxes
+    then are (0, 4)). split: the part of the set, of AVSBench. visible: the classes in the image; where none are, those of
+    its group.
     """
 
     id: str
@@ -75,6 +79,8 @@ class Annotation:
     fractions: np.ndarray | None = None
     split: str = "test"
     visible: frozenset[str] = frozenset()
+    label: int | None = None
+    mixed: str | None = None
 
     def boxes_in(self, geometry: Geometry) -> np.ndarray | None:
         """`boxes` in the square of 224 pixels that `geometry` makes of the frame, (n, 4) int, scaled and truncated
@@ -201,7 +207,7 @@ def _vggss(path: Path) -> Annotations:
         if "class" not in entry or not entry.get("bbox"):
             raise DataError(f"{path}: {name!r}: expected a class and boxes, got {', '.join(entry)}")
     raw = ((Annotation(name, name, name, entry["class"], name), entry["bbox"]) for name, entry in entries.items())
-    return _annotations(path, "union", 1, raw)
+    return annotations_of(path, "union", 1, raw)
 
 
 def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str | None, str]]) -> Annotations:
@@ -230,7 +236,7 @@ def _sslalign(path: Path, depth: int, named: Callable[[str, str], tuple[str | No
         if wrong:
             raise DataError(f"{path}: entry {i}: expected paths of files, got {wrong[0]!r}: {wrong_id(wrong[0])}")
         raw.append((Annotation(image, image, audio, *named(image, audio), mask=mask), None if box is None else [box]))
-    return _annotations(path, "union", SIZE, raw)
+    return annotations_of(path, "union", SIZE, raw)
 
 
 def _is3(path: Path) -> Annotations:
@@ -308,10 +314,10 @@ def _xml(folder: Path, rule: str, unit: float, boxes_of: Callable) -> Annotation
         if wrong or not boxes:
             raise DataError(f"{file}: expected bbox elements, got {wrong[0] if wrong else 'none'}")
         raw.append((Annotation(file.stem, file.stem, file.stem, None, file.stem), [box for _, box in boxes]))
-    return _annotations(folder, rule, unit, raw)
+    return annotations_of(folder, rule, unit, raw)
 
 
-def _annotations(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotation, list | None]]) -> Annotations:
+def annotations_of(path: Path, rule: str, unit: float, raw: Iterable[tuple[Annotation, list | None]]) -> Annotations:
     """Samples with their boxes, fractions of `unit`, made pixels; dirt handled and counted."""
     dirt: dict[str, list[str]] = {kind: [] for kind in DIRT}
     samples = []
@@ -352,6 +358,12 @@ def pixels(
     return found[solid], inside[solid] / unit
 
 
+def _multi_source():
+    from . import multi_source  # which imports this module
+
+    return multi_source
+
+
 READERS: dict[str, Callable[[Path], Annotations]] = {
     "vgg-ss": _vggss,
     "vgg-ss-xml": _ssl_tie,
@@ -362,6 +374,14 @@ READERS: dict[str, Callable[[Path], Annotations]] = {
     "ms3": _ms3,
     "vpo-ss": _vpo,
     "vpo-ms": _vpo,
+    "music-solo": lambda path: _multi_source().music(path, 1),
+    "music-duet": lambda path: _multi_source().music(path, 2),
+    "vggsound-single": lambda path: _multi_source().vggsound(path, 1),
+    "vggsound-duet": lambda path: _multi_source().vggsound(path, 2),
+    "vgg-instruments": lambda path: _multi_source().instruments(path, 1),
+    "vgg-instruments-duet": lambda path: _multi_source().instruments(path, 2),
+    "ade20k-speech": lambda path: _multi_source().prompted(path, "speech_prompt_file"),
+    "ade20k-sound": lambda path: _multi_source().prompted(path, "vggsound_file"),
 }
 # The data set that a test set is a part of, whose ids its lists have.
-SOURCES = {"vgg-ss": "vggsound", "vgg-ss-xml": "vggsound", "flickr": "flickr"}
+SOURCES = {"vgg-ss": "vggsound", "vgg-ss-xml": "vggsound", "flickr": "flickr", "vggsound-single": "vggsound"}

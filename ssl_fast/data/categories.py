@@ -20,6 +20,9 @@ BROAD = (
     "nature ambient",
     "others",
 )
+# The list of classes that a test set is of.
+BROAD_OF = {name: name for name in ("vgg-ss", "is3", "s4")}
+BROAD_OF |= {"is3-plus": "is3"} | dict.fromkeys(("vgg-ss-xml", "vggsound-single", "vggsound-duet"), "vgg-ss")
 
 
 def broad_categories(name: str) -> dict[str, str]:

@@ -67,6 +67,13 @@ class Item:
     boxes: np.ndarray | None = None  # (k, 4) fractions of the frame
     mask: Path | None = None
     visible: frozenset[str] = frozenset()
+    label: int | None = None  # of a mask that is an image of labels, the one of the object
+    mixed: Path | None = None  # a second sound
+
+    @property
+    def sounds(self) -> tuple[Path, ...]:
+        """The files whose sum is heard."""
+        return (self.sound,) if self.mixed is None else (self.sound, self.mixed)
 
     @property
     def annotated(self) -> bool:
@@ -161,6 +168,10 @@ class SampleSet(torch.utils.data.Dataset):
         """(front_end.samples,) float32 in [-1, 1], mono, at front_end.sample_rate."""
         raise NotImplementedError
 
+    def own_waveform(self, index: int) -> np.ndarray:
+        """`waveform` of the sample's own category alone, where others are mixed in."""
+        return self.waveform(index)
+
     def content(self) -> str | None:
         """A hash by which processes compare whether they have the same samples under the same ids; None: unknown."""
         return None
@@ -231,7 +242,7 @@ class FileSet(SampleSet):
         self.categories = [item.category for item in items]
         self.visible = _visible(items)
         self._images: dict[Path, torch.Tensor] = {}
-        self._spectrograms: dict[Path, torch.Tensor] = {}
+        self._spectrograms: dict[tuple[Path, ...], torch.Tensor] = {}
 
     def __getitem__(self, index: int) -> dict:
         index = self._checked(index)
@@ -245,15 +256,15 @@ class FileSet(SampleSet):
 
     def spectrogram(self, index: int) -> torch.Tensor:
         """(1, F, T) float32: the spectrogram of `self[index]` alone."""
-        sound = self._items[self._checked(index)].sound
-        spectrogram = self._spectrograms.get(sound)
-        return self._spectrogram(sound) if spectrogram is None else spectrogram
+        sounds = self._items[self._checked(index)].sounds
+        spectrogram = self._spectrograms.get(sounds)
+        return self._spectrogram(sounds) if spectrogram is None else spectrogram
 
     def _image(self, frame: Path) -> torch.Tensor:
         return fit_frame(self._frame(frame), self.size, self.fit, self.resampler)
 
-    def _spectrogram(self, sound: Path) -> torch.Tensor:
-        return self.front_end.spectrogram(torch.from_numpy(self._segment(sound)))[None]
+    def _spectrogram(self, sounds: Sequence[Path]) -> torch.Tensor:
+        return self.front_end.spectrogram(torch.from_numpy(self._sum(sounds)))[None]
 
     def _frame(self, frame: Path) -> np.ndarray:
         if self._cache is None:
@@ -269,11 +280,17 @@ class FileSet(SampleSet):
     def _segment(self, sound: Path) -> np.ndarray:
         return self.front_end.load(sound) if self._cache is None else self.front_end.segment(self._clip(sound))
 
+    def _sum(self, sounds: Sequence[Path]) -> np.ndarray:
+        first, *others = map(self._segment, sounds)
+        for other in others:
+            first = first + other
+        return first
+
     def content(self) -> str:
         """Of the files of 16 samples, evenly spaced."""
         digest = hashlib.sha256()
         for item in self._items[:: -(-len(self) // 16)]:
-            for path in (item.frame, item.sound):
+            for path in (item.frame, *item.sounds):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()[:16]
 
@@ -281,7 +298,7 @@ class FileSet(SampleSet):
     def preloaded_bytes(self) -> int:
         """Bytes that `preload` takes: size * size * 3 for every frame, 4 * F * T for every sound."""
         bands, times = self.front_end.shape
-        frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sound"))
+        frames, sounds = ({getattr(item, kind) for item in self._items} for kind in ("frame", "sounds"))
         return len(frames) * self.size**2 * 3 + len(sounds) * bands * times * 4
 
     def preload(self, *, progress: bool = False) -> FileSet:
@@ -296,8 +313,8 @@ class FileSet(SampleSet):
         for item in items:
             if item.frame not in self._images:
                 self._images[item.frame] = self._image(item.frame)
-            if item.sound not in self._spectrograms:
-                self._spectrograms[item.sound] = self._spectrogram(item.sound)
+            if item.sounds not in self._spectrograms:
+                self._spectrograms[item.sounds] = self._spectrogram(item.sounds)
         return self
 
     def _geometry(self, item: Item) -> Geometry:
@@ -312,16 +329,19 @@ class FileSet(SampleSet):
 
     def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
         """(size, size) float32 of what `geometry` cuts out: here the mask, ValueError where there is none."""
-        path = self._items[index].mask
-        if path is None:
+        item = self._items[index]
+        if item.mask is None:
             raise ValueError(f"sample {self.ids[index]!r}: expected boxes or a mask, it has none")
-        return load_mask(path, self.size, geometry).astype(np.float32)
+        return load_mask(item.mask, self.size, geometry, item.label).astype(np.float32)
 
     def mask(self, index: int) -> np.ndarray | None:
         item = self._items[self._checked(index)]
-        return None if item.mask is None else load_mask(item.mask, self.size, self._geometry(item))
+        return None if item.mask is None else load_mask(item.mask, self.size, self._geometry(item), item.label)
 
     def waveform(self, index: int) -> np.ndarray:
+        return self._sum(self._items[self._checked(index)].sounds)
+
+    def own_waveform(self, index: int) -> np.ndarray:
         return self._segment(self._items[self._checked(index)].sound)
 
     def frame(self, index: int) -> np.ndarray:
@@ -436,8 +456,8 @@ def check_files(root: str | os.PathLike, files: Files, *, progress: bool = False
 
     complete = []
     for item in progress_bar(files.items, unit="sample", desc="check", disable=not progress):
-        parts = [(item.frame, _inspect_frame), (item.sound, _inspect_sound)]
-        parts += [(item.mask, _inspect_mask)] if item.mask else []
+        parts = [(item.frame, _inspect_frame), *((sound, _inspect_sound) for sound in item.sounds)]
+        parts += [(item.mask, _inspect_mask if item.label is None else _inspect_labels)] if item.mask else []
         if all([good(*part) for part in parts]):  # noqa: C419, all are read, so that all faults are found
             complete.append(item.id)
     broken = list(dict.fromkeys([*files.problems.values(), *(error for error in errors.values() if error)]))
@@ -479,6 +499,11 @@ def _inspect_sound(path: Path) -> tuple[str, bytes]:
 
 def _inspect_mask(path: Path) -> tuple[str, bytes]:
     load_mask(path, 16)
+    return "", b""
+
+
+def _inspect_labels(path: Path) -> tuple[str, bytes]:
+    decode_image(path)
     return "", b""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from .sample_lists import DataError, film_paths, some
 class Layout:
     """Paths of files from the root. {image}, {audio}, {mask} are the stems of the annotation (of a mask with its
     suffix), {split} its split; {image_clip}, {audio_clip} the ids of VGG-SS as YTID_START_END in ms; {image_film},
-    {audio_film} the places of a clip of SoundNet-Flickr (see film_paths); of a * there is one file."""
+    {audio_film} the places of a clip of SoundNet-Flickr (see film_paths); {audio_video} the video of a frame of MUSIC;
+    of a * there is one file. A sound that is mixed in (kind "mixed") is where sounds are."""
 
     image: str
     audio: str
@@ -24,22 +26,24 @@ class Layout:
     def __str__(self) -> str:
         names = {"image": "ID", "audio": "ID", "split": "SPLIT", "image_clip": "YTID_START_END"}
         names |= {"audio_clip": "YTID_START_END", "image_film": "videos/N/N/N/ID.mp4"}
-        names["audio_film"] = names["image_film"]
+        names |= {"audio_film": names["image_film"], "audio_video": "YTID"}
         return " with ".join(dict.fromkeys(text.format(**names) for text in (self.image, self.audio)))
 
     def kinds(self, sample: Annotation) -> list[str]:
         """The files that a sample has."""
-        return ["image", "audio"] + ["mask"] * (sample.mask is not None)
+        return ["image", "audio", *(kind for kind in ("mask", "mixed") if getattr(sample, kind) is not None)]
 
     def files(self, root: Path, kind: str, sample: Annotation) -> list[Path]:
         """The paths at which a file of a sample is; where there is none, the one where it should be."""
-        template, name = getattr(self, kind), str(getattr(sample, kind))
-        names = {kind: name, "split": sample.split}
+        name, kind = str(getattr(sample, kind)), "audio" if kind == "mixed" else kind
+        template, names = getattr(self, kind), {kind: name, "split": sample.split}
         if "_clip}" in template:
             names[f"{kind}_clip"] = _clip(name)
         if "_film}" in template:
             paths = [root / template.format(**{f"{kind}_film": film}) for film in film_paths(name)]
             return [path for path in paths if path.exists()] or paths[:1]
+        if "_video}" in template:
+            names[f"{kind}_video"] = _video(name)
         path = root / template.format(**names)
         return ("*" in path.name and sorted(path.parent.glob(path.name))) or [path]
 
@@ -103,11 +107,11 @@ def find_files(root: Path, layouts: Mapping[str, Sequence[Layout]], samples: Seq
     for sample in samples:
         files = {kind: layout.files(root, kind, sample) for kind in layout.kinds(sample)}
         if found.complete(sample.id, files.values()):
-            frame, sound, *masks = (paths[0] for paths in files.values())
-            mask = masks[0] if masks else None
-            found.items.append(
-                Item(sample.id, frame, sound, sample.group, sample.category, mask=mask, visible=sample.visible)
-            )
+            path = {kind: paths[0] for kind, paths in files.items()}
+            more = {"mask": path.get("mask"), "label": sample.label, "mixed": path.get("mixed")}
+            more["visible"] = sample.visible
+            item = Item(sample.id, path["image"], path["audio"], sample.group, sample.category, **more)
+            found.items.append(item)
     return found
 
 
@@ -155,3 +159,11 @@ def _clip(stem: str) -> str:
     if not video or not seconds.isdecimal():
         raise DataError(f"id {stem!r}: expected YTID_SECONDS, as VGG-SS names its clips")
     return f"{video}_{int(seconds) * 1000}_{(int(seconds) + 10) * 1000}"
+
+
+def _video(stem: str) -> str:
+    """YTID_SEGMENT_FRAME -> YTID, of frames of MUSIC."""
+    found = re.fullmatch(r"(.+)_[0-9]{3}_[0-9]{5}", stem)
+    if found is None:
+        raise DataError(f"id {stem!r}: expected YTID_NNN_NNNNN, as AVGN names the frames of MUSIC")
+    return found[1]

@@ -97,7 +97,7 @@ class Negatives(Sequence):
             raise IndexError(f"index: expected -{len(self)} to {len(self) - 1}, got {index}")
         index = int(index) % len(self)
         if self.sources is not None:
-            return self.set.waveform(int(self.sources[index]))
+            return self.set.own_waveform(int(self.sources[index]))
         if self.kind == "silence":
             return silence(self.set.front_end)
         return noise(self.set.front_end, self.seed, index)

@@ -23,12 +23,15 @@ from .datasets import Files, FileSet, FolderReport, Item, check_files
 from .io.front_ends import FrontEnd
 from .io.images import Geometry, frame_size
 from .io.media import MediaError
-from .layouts import FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
+from .layouts import FLAT, FLICKR, VGGSOUND, Layout, Layouts, find_files, layouts_of
 from .sample_lists import DELIMITERS, DataError, find_list
 
 _IS3 = "audio_wav/{audio}.wav", "gt_segmentation/{mask}"
 IS3 = {"is3": [Layout("images/{image}.jpg", *_IS3)], "ssl-align": [Layout("visual_frames/{image}.jpg", *_IS3)]}
 VPO = {"ssl-align": [Layout("visual_frames/{image}.jpg", "audio_wav/{audio}.wav", "gray_masks/{mask}")]}
+_MUSIC = {"avgn": [Layout("frames/{image}.jpg", "audio/{audio_video}.wav")], "no-prior": [FLAT]}
+_INSTRUMENTS = {"avgn": [Layout(FLAT.image, FLAT.audio, "masks/{mask}")]}
+_ADE20K = {"denseav": [Layout("frames/{image}.jpg", "audio/{audio}", "annotations/{mask}")]}
 
 
 def _avsbench(frames: str, data: str) -> dict[str, list[Layout]]:
@@ -47,6 +50,14 @@ LAYOUTS: Layouts = {
     "ms3": _avsbench("visual_frames/{image}.png", "ms3_data/"),
     "vpo-ss": VPO,
     "vpo-ms": VPO,
+    "vggsound-single": VGGSOUND,
+    "vggsound-duet": VGGSOUND,
+    "music-solo": _MUSIC,
+    "music-duet": _MUSIC,
+    "vgg-instruments": _INSTRUMENTS,
+    "vgg-instruments-duet": _INSTRUMENTS,
+    "ade20k-speech": _ADE20K,
+    "ade20k-sound": _ADE20K,
 }
 # The names that the annotation files have in those folders; "anno" is SSL-TIE's.
 ANNOTATIONS = {
@@ -59,6 +70,14 @@ ANNOTATIONS = {
     "ms3": ["ms3_box.json", "ms3_meta_data.csv"],
     "vpo-ss": ["vpo_ss_bbox.json"],
     "vpo-ms": ["vpo_ms_bbox.json"],
+    "vggsound-single": ["vggsound_single_test.csv"],
+    "vggsound-duet": ["vggsound_duet_test.csv"],
+    "music-solo": ["music_solo.json"],
+    "music-duet": ["music_duet.json"],
+    "vgg-instruments": ["vgginstruments_test.csv"],
+    "vgg-instruments-duet": ["vgginstruments_multi_test.csv"],
+    "ade20k-speech": ["prompted_segmentation.csv"],
+    "ade20k-sound": ["prompted_segmentation.csv"],
 }
 FRAME_SIZED = ("s4", "ms3")  # sets whose masks have the size of their frames
 

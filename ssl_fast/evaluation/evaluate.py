@@ -18,6 +18,7 @@ from ..distributed import collect, shard
 from ..reproducibility import fingerprint, samples_record, versions
 from . import false_alarms, metrics, thresholds
 from .baselines import BASELINES, Baseline
+from .multi_source import Sources, by_image
 from .predictors import Localizer, MapFunction, Predictor, batches, from_images, from_localizer, inference, predictor_of
 from .protocols import Accumulator, Protocol, in_range, protocol_of, score
 from .results import Results, flat_keys, table
@@ -93,6 +94,7 @@ class _Passes:
             for protocol in self.published
         }
         size, kinds, sounding = (0, 0), _kinds(negatives), sample_set.sounding
+        images_of = by_image(sample_set.image_ids)
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = _size(images), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
@@ -102,6 +104,13 @@ class _Passes:
             exact = _exact(boxes, masks, ids, title) if any(one.exact_masks for one in self.published) else boxes
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
+            sources = None
+            if any("sources" in one.figures for one in self.published):
+                known = dict(zip(map(int, index), boxes))
+                sources = [
+                    Sources(own, np.stack([_truth(sample_set, k, known) for k in every]))
+                    for own, every in (images_of[i] for i in index)
+                ]
             for name, maps in _checked(self.predictors, images, sounds, ids):
                 positive = maps.pop("positive")
                 draws = [
@@ -123,6 +132,8 @@ class _Passes:
                             negatives=draw,
                             image_ids=[sample_set.image_ids[i] for i in index],
                             prior=objects if name == "model" else None,
+                            categories=[sample_set.categories[i] for i in index],
+                            sources=sources,
                         )
         return (
             out,
@@ -160,6 +171,10 @@ class _Passes:
 def _size(images: Tensor) -> tuple[int, int]:
     height, width = images.shape[-2:]
     return height, width
+
+
+def _truth(sample_set: "SampleSet", index: int, known: Mapping[int, np.ndarray]) -> np.ndarray:
+    return known[index] if index in known else np.asarray(sample_set.ground_truth(int(index)), np.float32)
 
 
 def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], title: str) -> tuple[np.ndarray, list]:

@@ -15,10 +15,23 @@ from functools import partial
 
 import numpy as np
 
-from . import detection, false_alarms, map_metrics, metrics, mixing, robustness, segmentation, thresholds
+from . import (
+    detection,
+    false_alarms,
+    map_metrics,
+    metrics,
+    mixing,
+    multi_source,
+    prompted,
+    robustness,
+    segmentation,
+    thresholds,
+)
 from .map_metrics import Counts, Rule, Upsampling
 from .results import table
 from .thresholds import OWN, threshold_name
+
+ADAPTIVE, HALF, UNIVERSAL = Rule("adaptive", "truth"), Rule("top50"), Rule("universal", "value", ">")
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,10 @@ class Protocol:
     prior_normalisation: str = "none"
     alpha: float = 0.4  # weight of the audio-visual map in the mixture
     after: str = "none"
-    rules: tuple[Rule, ...] = (Rule("adaptive", "truth"), Rule("top50"), Rule("universal", "value", ">"))
+    rules: tuple[Rule, ...] = (ADAPTIVE, HALF, UNIVERSAL)
     empty: float = 1.0  # IoU of nothing predicted where nothing is
     figures: tuple[str, ...] = ("localization",)  # of `FIGURES`
+    successes: tuple[float, ...] = (0.3, 0.5, 0.75)  # lowest IoU of a hit, of "sources"
     grouped: bool = False  # whether image_ids must be given, for IIoU
     squashed_truth: bool = False
     exact_masks: bool = False
@@ -82,6 +96,7 @@ def _everywhere(upsampling: Upsampling) -> dict[str, Upsampling]:
 
 OPENCV = Upsampling(arithmetic="opencv")
 CORNERS = Upsampling(align_corners=True, arithmetic="torch")
+BILINEAR = Upsampling(arithmetic="torch")
 BICUBIC = Upsampling("bicubic", arithmetic="torch")
 BICUBIC_CORNERS = Upsampling("bicubic", True, "torch")
 TOP, TOP_STRICT = (Rule("top50", comparison=comparison) for comparison in (">=", ">"))
@@ -89,7 +104,6 @@ TOP_OR_ONE = Rule("top50", comparison="> or >= 1")
 ADAPTIVE_STRICT = Rule("adaptive", "truth", ">")
 # Of an empty ground truth its evaluator takes half the batch of 64, for half the pixels.
 ADAPTIVE_AVSBENCH = Rule("adaptive", "truth", ">", fraction=32 / 224**2)
-UNIVERSAL = Rule("universal", "value", ">")
 
 
 def _published(name: str, upsampling: Upsampling, rules: Sequence[Rule], **steps) -> Protocol:
@@ -145,6 +159,10 @@ PROTOCOLS: dict[str, Protocol] = {
         _vssl_eval,  # LVS, SSL-Align on VGG-SS; SSL-TIE
         _corners,  # LVS, SSL-Align on IS3
         replace(_corners, name="vssl_eval_unit", normalisation="unit"),  # EZ-VSL, SLAVC, FNAC
+        Protocol("sources", figures=("localization", "sources"), rules=(ADAPTIVE, HALF), grouped=True),
+        _published("avgn", BICUBIC, [TOP], tau=0.03, after="min_max", figures=("sources",), grouped=True),
+        _published("no_prior", BICUBIC, [TOP_OR_ONE], normalisation="min_max", figures=("sources",), grouped=True),
+        _published("denseav", BILINEAR, [], figures=("prompted",)),
         Protocol(
             "vsl_paper",
             normalisation="two_cosines",
@@ -189,6 +207,7 @@ def score(
     threshold: float | None = None,
     own_threshold: bool = False,
     ids: Sequence[str] | None = None,
+    sources: Sequence[multi_source.Sources] | None = None,
     backend: str = "auto",
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
@@ -197,14 +216,20 @@ def score(
     negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
     `pia_` are left out. own_threshold: it was chosen on these very samples; columns that depend on it then have
     `test_threshold` in their names (`thresholds.threshold_name`).
+    sources: for each sample those of its image, for the figures of sources.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
-    neither a prior nor detection) or "reference" (numpy).
+    neither a prior nor figures of detection or of sources) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, and a threshold that is not
     finite.
     """
     if threshold is not None:
         thresholds.given(threshold)  # nothing is above a NaN
+    if "sources" in protocol.figures and (sources is None or len(sources) != len(ground_truth)):
+        got = None if sources is None else len(sources)
+        raise ValueError(f"sources: expected those of {len(ground_truth)} samples for {protocol.name!r}, got {got}")
+    if "prompted" in protocol.figures:
+        prior = None  # its evaluator mixes nothing
     truth = metrics.weights(ground_truth)
     sounds = {"positive": metrics.check_maps(maps, ids)}
     sounds |= {kind: metrics.check_maps(values, ids, f"maps under {kind}") for kind, values in negatives.items()}
@@ -222,7 +247,7 @@ def score(
     out = {}
     if (
         prior is None
-        and "detection" not in protocol.figures
+        and not {"detection", "sources"} & {*protocol.figures}
         and (linear or ranks)
         and {up.arithmetic for up in enlarge.values()} == {"exact"}
     ):
@@ -265,6 +290,8 @@ def score(
             out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold, under)
             if "detection" in protocol.figures:
                 out[predictor]["confidence"] = detection.confidence(levels[0])
+            if sources is not None and "sources" in protocol.figures:
+                out[predictor] |= multi_source.source_columns(after[0], sources)
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
             out[predictor] |= {
@@ -273,6 +300,8 @@ def score(
                 "map_max": low[key].max((1, 2)),
             }
     out["audio_visual"] |= {f"{kind}_max": sounds[kind].max((1, 2)) for kind in negatives}
+    if "prompted" in protocol.figures:
+        out["audio_visual"] |= prompted.kept(sounds["positive"], truth)
     return out
 
 
@@ -311,10 +340,15 @@ def _columns(
     out |= {threshold_name(name, own): values for name, values in alarms.items()}
     if "detection" in protocol.figures:
         out["area"] = found.weight
-    if not {"segmentation", "robustness"}.isdisjoint(protocol.figures):
-        if (found.weight != found.objects).any():
+    for family in ("segmentation", "robustness", "sources"):
+        if family in protocol.figures and (found.weight != found.objects).any():
             i = int((found.weight != found.objects).argmax())
-            raise ValueError(f"ground_truth: expected 0 and 1 for segmentation, sample {i} has weights between")
+            raise ValueError(f"ground_truth: expected 0 and 1 for {family}, sample {i} has weights between")
+    if "sources" in protocol.figures:
+        for r, rule in enumerate(rules):
+            values = multi_source.binary_aps(found.hit[:, r], found.false[:, r], found.weight, pixels)
+            out |= {f"{name}_{rule.name}": v for name, v in zip(multi_source.BINARY, values)}
+    if not {"segmentation", "robustness"}.isdisjoint(protocol.figures):
         predictions = {rule.name: (found.hit[:, r], found.false[:, r]) for r, rule in enumerate(rules)}
         predictions |= {
             threshold_name(f"{UNIVERSAL.name}_{kind}", own): (one.hit[:, 0], one.false[:, 0])
@@ -370,6 +404,12 @@ FIGURES: dict[str, Callable] = {
     },
     "robustness": lambda columns, rules, labels: _robustness(columns, labels["own_threshold"]),
     "false_alarms": lambda columns, rules, labels: _false_alarms(columns, labels["own_threshold"]),
+    "sources": lambda columns, rules, labels: multi_source.figures(
+        columns, rules, labels["image_ids"], labels["categories"], labels["protocol"].successes
+    ),
+    "prompted": lambda columns, rules, labels: prompted.figures(
+        columns, labels["categories"], labels["protocol"].positive
+    ),
 }
 
 
@@ -391,7 +431,7 @@ class Accumulator:
         self.protocol, self.threshold, self.own_threshold = protocol_of(protocol), threshold, own_threshold
         self.backend = backend
         self._batches: list[dict[str, dict[str, np.ndarray]]] = []
-        self.labels: dict[str, list] = {"image_ids": [], "sounding": []}
+        self.labels: dict[str, list] = {"image_ids": [], "sounding": [], "categories": []}
         if not {*self.protocol.figures} <= FIGURES.keys():
             raise ValueError(
                 f"protocol {self.protocol.name!r}, figures: expected some of {list(FIGURES)}, "
@@ -400,9 +440,29 @@ class Accumulator:
         if threshold is None and self.protocol.needs_threshold:
             raise ValueError(f"threshold: expected the universal one for protocol {self.protocol.name!r}, got None")
 
-    def update(self, maps, ground_truth, *, image_ids: Sequence[str] | None = None, sounding=None, **options) -> None:
-        """Arguments of `score`; image_ids (N,): samples of one image, for IIoU; sounding (N,): whether the source is
-        visible, for detection."""
+    def update(
+        self,
+        maps,
+        ground_truth,
+        *,
+        image_ids: Sequence[str] | None = None,
+        sounding=None,
+        categories: Sequence[str | None] | None = None,
+        **options,
+    ) -> None:
+        """Arguments of `score`; image_ids (N,): samples of one image, for IIoU and figures of sources; sounding (N,):
+        whether the source is visible, for detection; categories (N,): of the sources, or of what the prompts name."""
+        for name, given, needed in (
+            ("image_ids", image_ids, self.protocol.grouped),
+            ("sounding", sounding, "detection" in self.protocol.figures),
+            ("categories", categories, "prompted" in self.protocol.figures),
+        ):
+            if given is None and (needed or self.labels[name]):
+                raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
+            if given is not None and len(given) != len(maps):
+                raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
+            if given is not None and len(self.labels[name]) != self.n:
+                raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
         batch = score(
             self.protocol,
             maps,
@@ -419,19 +479,10 @@ class Accumulator:
                 raise ValueError(
                     f"update: expected the columns {expected} of {predictor!r} as in the first batch, got {got}"
                 )
-        for name, given, needed in (
-            ("image_ids", image_ids, self.protocol.grouped),
-            ("sounding", sounding, "detection" in self.protocol.figures),
-        ):
-            if given is None and (needed or self.labels[name]):
-                raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
-            if given is not None and len(given) != len(maps):
-                raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
-            if given is not None and len(self.labels[name]) != self.n:
-                raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
         self._batches.append(batch)
         self.labels["image_ids"].extend(() if image_ids is None else image_ids)
         self.labels["sounding"].extend(() if sounding is None else metrics.array(sounding, "sounding", 1) > 0)
+        self.labels["categories"].extend(() if categories is None else categories)
 
     @property
     def n(self) -> int:
@@ -447,12 +498,12 @@ class Accumulator:
 
     def compute(self) -> dict:
         """{"protocol", "n", "threshold", "own_threshold", "left_out" (rules without their threshold), "figures":
-        {predictor: {family: figures}}}; detection and segmentation for each rule. ValueError without a sample."""
+        {predictor: {family: figures}}}; many of them for each rule. ValueError without a sample."""
         if not self.n:
             raise ValueError("compute: expected at least one sample, got none")
         left_out = [rule.name for rule in self.protocol.rules if rule.universal and self.threshold is None]
         rules = [rule.name for rule in _rules(self.protocol, self.threshold, self.own_threshold)]
-        labels = {**self.labels, "own_threshold": self.own_threshold}
+        labels = {**self.labels, "own_threshold": self.own_threshold, "protocol": self.protocol}
         figures = {
             predictor: {family: FIGURES[family](columns, rules, labels) for family in self.protocol.figures}
             for predictor, columns in self.columns.items()
@@ -476,6 +527,7 @@ def run(
     negatives: Mapping[str, np.ndarray] | Sequence[Mapping[str, np.ndarray]] = (),
     image_ids: Sequence[str] | None = None,
     sounding=None,
+    categories: Sequence[str | None] | None = None,
     threshold: float | None = None,
     ids: Sequence[str] | None = None,
     batch: int = 64,
@@ -486,7 +538,8 @@ def run(
 
     negatives: {kind: (N, h, w)}, or one such mapping for each draw (seed); the samples of all draws are pooled, each
     draw beside the positives. threshold: the universal one; without it, it is taken from these very negatives, and
-    what depends on it has `test_threshold` in its name. Other arguments as in `score` and `Accumulator.update`.
+    what depends on it has `test_threshold` in its name. Other arguments as in `score` and `Accumulator.update`;
+    samples with the same image_id are the sources of one image.
     """
     protocol, maps, ground_truth = protocol_of(protocol), metrics.array(maps, "maps", 3), metrics.weights(ground_truth)
     prior = None if prior is None else metrics.array(prior, "prior", 3)
@@ -509,14 +562,18 @@ def run(
         )
         threshold = chosen.value
     total = Accumulator(protocol, threshold=threshold, own_threshold=chosen is not None, backend=backend)
+    images = None
+    if "sources" in protocol.figures and image_ids is not None:
+        images = multi_source.by_image(image_ids)
     for draw in draws:
         for start in range(0, len(maps), batch):
             part = slice(start, start + batch)
-            own = {"prior": prior, "image_ids": image_ids, "sounding": sounding, "ids": ids}
+            own = {"prior": prior, "image_ids": image_ids, "sounding": sounding, "categories": categories, "ids": ids}
             total.update(
                 maps[part],
                 ground_truth[part],
                 negatives={kind: v[part] for kind, v in draw.items()},
+                sources=images and [multi_source.Sources(own, ground_truth[every]) for own, every in images[part]],
                 **{name: None if values is None else values[part] for name, values in own.items()},
             )
     return total.compute() | {"universal_threshold": None if chosen is None else chosen._asdict()}

@@ -176,12 +176,18 @@ def load_image(path: str | os.PathLike, size: int, fit: str = "squash", resample
     return fit_frame(decode_image(path), size, fit, resampler)
 
 
-def load_mask(path: str | os.PathLike, size: int, geometry: Geometry = Geometry()) -> np.ndarray:
+def load_mask(
+    path: str | os.PathLike, size: int, geometry: Geometry = Geometry(), label: int | None = None
+) -> np.ndarray:
     """A mask image (white on black) as bool (size, size), cut as the frame is: averaged over each target pixel, true
-    from one half on.
+    from one half on. label: the image holds the labels of ADE20K instead, red // 10 * 256 + green, and the mask is
+    where this one is.
 
     Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
     """
+    if label is not None:
+        red, green, _ = decode_image(path).transpose(2, 0, 1).astype(np.int32)
+        return geometry.mask(red // 10 * 256 + green == label, size)
     grey = np.asarray(_open(path).convert("L"))
     highest = grey.max()
     if 0 < highest < 128:

@@ -1,0 +1,251 @@
+"""Sets of several sources, and of prompts: made folders in the layouts of the programs, with their lists."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from published_folders import put
+from ssl_fast.cli import main as cli
+from ssl_fast.data.annotations import read, weight_map
+from ssl_fast.data.io.audio import load_audio
+from ssl_fast.data.io.front_ends import FrontEnd
+from ssl_fast.data.negatives import negatives
+from ssl_fast.data.sample_lists import DataError
+from ssl_fast.data.test_sets import ANNOTATIONS, LAYOUTS, PublishedSet, annotation_file, check
+
+FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
+CLIPS = [f"abcdefghij{i}_00003{i}" for i in range(4)]
+CLASSES = ["owl hooting", "railroad car, train wagon", "playing cello", "sharpen knife"]
+FRAMES = [f"-abc_efghij_00{i}_0003{i}" for i in range(3)]
+BOX = [0.25, 0.5, 0.5, 0.25]  # x, y, width, height
+SAMPLES = [f"sample000{i}" for i in range(4)]
+ROWS = [[0, 1], [1, 2], [2, 3], [1, 0]]  # pairs; two of them the same, the other way round
+
+
+PROMPTS = """image_location,ade_class_id,timing,speech_prompt_file,vggsound_file
+training/a/x_1.jpg,773,"[0.1, 0.5]",prompts/dog 1.wav,/far/s2.wav
+training/a/x_1.jpg,12,,,/far/dog 1.wav
+training/b/x_2.jpg,0,,prompts/s2.wav,/far/s2.wav
+training/b/x_2.jpg,773,,prompts/s2.wav,
+"""
+
+
+def files_of(name, layout):
+    """The images and sounds of a set."""
+    if name.startswith("music"):
+        sounds = ["-abc_efghij"] if layout == "avgn" else FRAMES
+        return [*(f"frames/{one}.jpg" for one in FRAMES), *(f"audio/{one}.wav" for one in sounds)]
+    if name.startswith("ade20k"):
+        frames = [f"frames/training/{one}.jpg" for one in ("a/x_1", "b/x_2")]
+        return [*frames, "audio/dog 1.wav", "audio/s2.wav"]
+    names = CLIPS if name.startswith("vggsound") else SAMPLES
+    return [f"{folder}/{one}.{suffix}" for one in names for folder, suffix in (("frames", "jpg"), ("audio", "wav"))]
+
+
+def lists(root, name):
+    """The annotation file of a set, as it is published."""
+    path = root / ANNOTATIONS[name][0]
+    if name == "music-solo":
+        content = json.dumps([{"file": one, "class": "cello", "bbox": BOX} for one in FRAMES])
+    elif name == "music-duet":
+        more = {"class_src1": "cello", "bbox_src1": BOX, "class_src2": "acoustic_guitar", "bbox_src2": [0, 0, 0.5, 1.0]}
+        content = json.dumps([{"file": one, **more} for one in FRAMES])
+    elif name.startswith("ade20k"):
+        content = PROMPTS
+    else:
+        names = CLIPS if name.startswith("vggsound") else SAMPLES
+        cells = [f"{one},{label.replace(',', '').replace(' ', '_')}" for one, label in zip(names, CLASSES)]
+        rows = ROWS if name.endswith("duet") else [[i] for i in range(4)]
+        content = "\n".join(",".join(cells[i] for i in row) for row in rows)
+        boxes = [{"file": one, "class": label, "bbox": [[0.1, 0.2, 0.9, 0.8]]} for one, label in zip(CLIPS, CLASSES)]
+        boxes[2]["bbox"] = [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]
+        (root / "vggss.json").write_text(json.dumps(boxes))
+    path.write_text(content)
+    return path
+
+
+def make(root, name, layout="avgn"):
+    root.mkdir(exist_ok=True)
+    for file in files_of(name, layout):
+        put(root, file)
+    if name.startswith("vgg-instruments"):
+        for one in SAMPLES:
+            put(root, f"masks/gt_{one}.png").rename(root / f"masks/{one}.png")
+    if name.startswith("ade20k"):
+        for file, columns in (("a/x_1", 10), ("b/x_2", 20)):
+            labels = np.zeros((30, 40, 3), np.uint8)
+            labels[:, :, 2] = 200  # of instances
+            labels[:, :columns] = 30 + 4, 773 - 3 * 256, 9  # 773, and a rest of red that is ignored
+            labels[:15, 30:] = 0, 12, 9
+            path = root / f"annotations/training/{file}_seg.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels).save(path)
+    lists(root, name)
+    return root
+
+
+def opened(root, name, layout=None):
+    found = read(name, annotation_file(root, name))
+    assert check(root, name, found, layout=layout).ok
+    return PublishedSet(root, name, found, front_end=FRONT_END, layout=layout)
+
+
+def wave(root, sound):
+    return load_audio(root / sound, sample_rate=16000, seconds=0.25)
+
+
+@pytest.mark.parametrize("layout", ["avgn", "no-prior"])
+def test_music(tmp_path, layout):
+    solo = opened(make(tmp_path / "solo", "music-solo", layout), "music-solo")
+    assert solo.ids == solo.image_ids == FRAMES and solo.categories == ["cello"] * 3
+    box = weight_map(np.array([[56, 112, 168, 168]]))
+    np.testing.assert_array_equal(solo.ground_truth(1), box)
+    root = make(tmp_path / "duet", "music-duet", layout)
+    duet = opened(root, "music-duet")
+    assert duet.ids[:3] == [f"{FRAMES[0]}/1", f"{FRAMES[0]}/2", f"{FRAMES[1]}/1"]
+    assert duet.image_ids[:3] == [FRAMES[0], FRAMES[0], FRAMES[1]]
+    assert duet.categories[:2] == ["cello", "acoustic_guitar"] and duet.visible[0] == {"cello", "acoustic_guitar"}
+    np.testing.assert_array_equal(duet.ground_truth(2), box)
+    np.testing.assert_array_equal(duet.ground_truth(3), np.arange(224)[None].repeat(224, 0) < 112)
+    sound = "audio/-abc_efghij.wav" if layout == "avgn" else f"audio/{FRAMES[1]}.wav"
+    np.testing.assert_array_equal(duet.waveform(3), wave(root, sound))
+
+
+@pytest.mark.parametrize("name", ["vggsound", "vgg-instruments"])
+def test_pairs_of_clips(tmp_path, name):
+    """Each frame has its own ground truth, and hears both; off-screen sounds are of one clip alone."""
+    singles, duets = ("vggsound-single", "vggsound-duet") if name == "vggsound" else (name, f"{name}-duet")
+    names = CLIPS if name == "vggsound" else SAMPLES
+    classes = CLASSES if name == "vggsound" else [one.replace(",", "") for one in CLASSES]
+    single = opened(make(tmp_path / "single", singles), singles, layout="slavc" if name == "vggsound" else None)
+    assert single.ids == names and single.categories == classes
+    root = make(tmp_path / "duet", duets)
+    duet = opened(root, duets)
+    order = [i for row in ROWS for i in row]
+    assert duet.ids == [f"{names[a]}+{names[b]}/{k}" for a, b in ROWS for k in (1, 2)] == duet.image_ids
+    assert duet.categories == [classes[i] for i in order] and duet.visible[0] == {classes[0]}
+    other = [i for row in ROWS for i in row[::-1]]
+    for k, (i, j) in enumerate(zip(order, other)):
+        np.testing.assert_array_equal(duet.ground_truth(k), single.ground_truth(i))
+        assert torch.equal(duet.image(k), single.image(i))
+        both = wave(root, f"audio/{names[i]}.wav") + wave(root, f"audio/{names[j]}.wav")
+        np.testing.assert_array_equal(duet.waveform(k), both)
+        assert torch.equal(duet.spectrogram(k), FRONT_END.spectrogram(torch.from_numpy(both))[None])
+    before = [duet[k]["spectrogram"] for k in range(8)]
+    assert duet.preload() is duet and all(torch.equal(duet[k]["spectrogram"], one) for k, one in enumerate(before))
+    drawn = negatives(duet, "offscreen")
+    for k in range(8):
+        source = order[drawn.sources[k]]
+        assert classes[source] != classes[order[k]]
+        np.testing.assert_array_equal(drawn[k], wave(root, f"audio/{names[source]}.wav"))
+    if name == "vgg-instruments":
+        np.testing.assert_array_equal(duet.mask(0), np.arange(224)[None].repeat(224, 0) < 75)
+
+
+def test_prompts(tmp_path):
+    speech = opened(make(tmp_path / "ade", "ade20k-speech"), "ade20k-speech")
+    assert speech.ids == ["training/a/x_1+dog 1", "training/b/x_2+s2"] and speech.categories == ["773", "773"]
+    sound = opened(tmp_path / "ade", "ade20k-sound")
+    assert sound.ids == ["training/a/x_1+s2", "training/a/x_1+dog 1"] and sound.categories == ["773", "12"]
+    assert sound.image_ids == ["training/a/x_1"] * 2
+    columns, rows = np.meshgrid(np.arange(224), np.arange(224))
+    np.testing.assert_array_equal(speech.mask(1), columns < 112)
+    np.testing.assert_array_equal(sound.mask(0), columns < 56)
+    np.testing.assert_array_equal(sound.ground_truth(1), (columns >= 168) & (rows < 112))
+
+
+def test_every_file_of_a_pair_is_checked(tmp_path):
+    root = make(tmp_path / "duet", "vggsound-duet")
+    found = read("vggsound-duet", root / "vggsound_duet_test.csv")
+    (root / f"audio/{CLIPS[3]}.wav").unlink()
+    (root / f"audio/{CLIPS[0]}.wav").write_bytes(b"RIFF")
+    report = check(root, "vggsound-duet", found)
+    assert len(report.missing) == len(report.broken) == 1
+    assert report.ids == [f"{CLIPS[1]}+{CLIPS[2]}/{k}" for k in (1, 2)]
+    make(tmp_path / "ade", "ade20k-sound")
+    (tmp_path / "ade/annotations/training/a/x_1_seg.png").write_bytes(b"no picture")
+    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", tmp_path / "ade/prompted_segmentation.csv"))
+    assert "x_1_seg.png" in report.broken[0] and not report.ids
+
+
+SOLO = {"file": "a", "class": "c", "bbox": BOX}
+HEAD = "image_location,ade_class_id,vggsound_file\n"
+FAULTS = {
+    "a list": ("music-solo", {"file": "a"}, "expected a JSON list of annotations"),
+    "a key": ("music-solo", [{"file": "a", "bbox": BOX}], "entry 0: expected bbox, class, file, got"),
+    "a class": ("music-solo", [SOLO | {"class": 3}], "entry 0: expected an id and a class"),
+    "corners": ("music-solo", [SOLO | {"bbox": [1, 2, 3, 4]}], "'a': expected a box [x, y, width, height], got"),
+    "a source": ("music-duet", [SOLO], "expected bbox_src1, bbox_src2, class_src1, class_src2, file, got"),
+    "twice": ("music-solo", [SOLO] * 2, "1 of 1 samples listed more than once: 'a'"),
+    "cells": ("vgg-instruments-duet", "a,x,b\n", "line 1: expected ID,CLASS,ID,CLASS, got 'a,x,b'"),
+    "lines": ("vgg-instruments", "\n", "expected lines ID,CLASS, got none"),
+    "boxes": (
+        "vggsound-duet",
+        f"{CLIPS[0]},x,b,y\n",
+        "line 1: expected class and boxes of 'b' in vggss.json, got none",
+    ),
+    "a column": ("ade20k-speech", HEAD, "got none called speech_prompt_file"),
+    "a number": (
+        "ade20k-sound",
+        f"{HEAD}a.jpg,dog,b.wav\n",
+        "line 2: expected IMAGE.jpg, the number of a class, a sound",
+    ),
+    "a prompt": ("ade20k-sound", f"{HEAD}a.jpg,0,b.wav\n", "expected lines with a vggsound_file and a class, got none"),
+    "quotes": ("ade20k-sound", f'{HEAD}"a"b,1,c\n', "expected comma-separated values"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_are_named(tmp_path, fault, capsys):
+    name, content, message = FAULTS[fault]
+    path = lists(tmp_path, name)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        read(name, path)
+    assert str(error.value).startswith(str(path))
+    assert cli.main(["data", "check", str(tmp_path), "--set", name]) == 2
+    shown = capsys.readouterr().err
+    assert message in shown and "Traceback" not in shown
+
+
+def test_names_of_frames_of_music(tmp_path):
+    (tmp_path / "frames").mkdir(), (tmp_path / "audio").mkdir()
+    (tmp_path / "music_solo.json").write_text(json.dumps([{"file": "a", "class": "c", "bbox": BOX}]))
+    with pytest.raises(DataError, match="id 'a': expected YTID_NNN_NNNNN, as AVGN names the frames of MUSIC"):
+        check(tmp_path, "music-solo", read("music-solo", tmp_path / "music_solo.json"), layout="avgn")
+
+
+SETS = [name for name in LAYOUTS if name.startswith(("music", "vggsound", "vgg-instruments", "ade20k"))]
+
+
+QUICK = ("music-duet", "ade20k-sound")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in SETS])
+def test_commands(tmp_path, name, capsys):
+    """Checked and evaluated, by maps of a folder, under the protocols that belong to the set."""
+    root = make(tmp_path / "data", name)
+    assert cli.main(["data", "check", str(root), "--set", name, "--quiet"]) == 0
+    test = opened(root, name)
+    rng = np.random.default_rng(0)
+    for one in test.ids:
+        path = tmp_path / "maps" / f"{one}.npy"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, rng.uniform(-1, 1, (7, 7)).astype(np.float32))
+    names = "denseav" if name.startswith("ade20k") else "sources,avgn,no_prior"
+    out = tmp_path / "out"
+    options = ["--data", root, "--set", name, "--maps", tmp_path / "maps", "--protocol", names, "--out", out]
+    assert cli.main(["evaluate", "--quiet", "--negatives", "", *map(str, options)]) == 0, capsys.readouterr().err
+    results = json.loads((out / "metrics.json").read_text())["protocols"][name]
+    found = {protocol: one["model"]["figures"]["audio_visual"] for protocol, one in results.items()}
+    if names == "denseav":
+        assert found["denseav"]["prompted"]["classes"] == (1 if name == "ade20k-speech" else 2)
+        assert 0 < found["denseav"]["prompted"]["map"] < 1
+    else:
+        assert found["sources"]["sources"]["images"] == len({*test.image_ids})
+        assert 0 < found["sources"]["sources"]["cap"] <= 1 and "ciou_75" in found["avgn"]["sources"]["top50"]
+    assert f"protocol {names.partition(',')[0]}" in (out / "report.html").read_text()
