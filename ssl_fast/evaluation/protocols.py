@@ -181,6 +181,7 @@ def score(
     threshold: float | None = None,
     own_threshold: bool = False,
     ids: Sequence[str] | None = None,
+    window: tuple[int, int, int, int] | None = None,
     backend: str = "auto",
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
@@ -189,6 +190,8 @@ def score(
     negatives {kind: (N, h, w)}; threshold: the universal one, in the units of `in_range`; without it its rule and
     `pia_` are left out. own_threshold: it was chosen on these very samples; columns that depend on it then have
     `test_threshold` in their names (`thresholds.threshold_name`).
+    window: left, top, right, bottom in pixels of the ground truth, ends excluded: the part that the maps show, see
+    `map_metrics.counts_in_frames`.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
     neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
@@ -206,7 +209,8 @@ def score(
             raise ValueError(
                 f"maps under {name}: expected {len(truth)} samples to match ground_truth, got {len(values)}"
             )
-    size = truth.shape[1:]
+    left, top, right, bottom = window or (0, 0, *truth.shape[:0:-1])
+    size, seen = (bottom - top, right - left), truth[:, top:bottom, left:right]
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
     linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
@@ -223,7 +227,8 @@ def score(
             mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
             for values in sounds.values()
         ]
-        found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
+        count = partial(map_metrics.counts, value=threshold, upsampling=[*enlarge.values()], backend=backend)
+        found = map_metrics.counts_in_frames(count, ranged, truth, rules, window)
         out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
@@ -239,14 +244,15 @@ def score(
             full |= {"prior": [one] * len(sounds), "mixed": mixed}
         for predictor, levels in full.items():
             after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
-            found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
+            count = partial(map_metrics.counts_of_pixels, value=threshold)
+            found = map_metrics.counts_in_frames(count, after, truth, rules, window)
             out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
             if "detection" in protocol.figures:
                 out[predictor]["confidence"] = detection.confidence(levels[0])
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
             out[predictor] |= {
-                "pointing": metrics.points_at(low[key], truth),
+                "pointing": metrics.points_at(low[key], seen),
                 "map_min": low[key].min((1, 2)),
                 "map_max": low[key].max((1, 2)),
             }
