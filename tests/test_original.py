@@ -80,6 +80,10 @@ def test_score_of_a_part_of_the_frame(backend):
                 assert found[column][i] == pytest.approx(want[column], abs=1e-12), (column, i, window)
             for column in ("iou_universal", "pointing"):  # ties at the border come in another order in the others
                 assert other[column][i] == pytest.approx(want[column], abs=1e-12), (column, i, window)
+    with pytest.raises(
+        ValueError, match=re.escape("window: expected a part of 21 x 33 pixels of ground truth, got (0, 3, 22")
+    ):
+        score(Protocol(), maps, truth, window=(0, 3, 22, 9))
 
 
 def put(root, name, width, height, boxes, *, orientation=1, mask=None):

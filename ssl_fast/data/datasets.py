@@ -174,7 +174,7 @@ class SampleSet(torch.utils.data.Dataset):
 
     def original(self, index: int) -> Original:
         """Ground truth in the pixels of the frame; what `ground_truth` and `mask` have where that is as large as the
-        image."""
+        image. Frames of one size have one window."""
         raise NotImplementedError
 
     def waveform(self, index: int) -> np.ndarray:

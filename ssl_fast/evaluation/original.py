@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from .metrics import ratio
 from .results import table
 
 if typing.TYPE_CHECKING:
@@ -52,9 +53,9 @@ def frames(sample_set: "SampleSet", index: np.ndarray, sizes: Sequence[tuple[int
             part = rows[start : start + step]
             truths, masks, windows = zip(*(sample_set.original(int(index[row])) for row in part))
             left, top, right, bottom = window = windows[0]  # one for all frames of a size
-            reachable = [one[top:bottom, left:right].sum() / one.sum() if one.any() else np.nan for one in truths]
-            whole = window == (0, 0, width, height)
-            yield Frames(part, np.stack(truths), list(masks), None if whole else window, np.array(reachable))
+            truth, whole = np.stack(truths), window == (0, 0, width, height)
+            shown, total = (one.sum((1, 2), dtype=np.float64) for one in (truth[:, top:bottom, left:right], truth))
+            yield Frames(part, truth, list(masks), None if whole else window, ratio(shown, total, empty=np.nan))
 
 
 def columns(scored: Mapping[str, np.ndarray], frames: Frames) -> dict[str, np.ndarray]:

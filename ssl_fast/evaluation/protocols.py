@@ -195,8 +195,8 @@ def score(
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
     neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
-    Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, and a threshold that is not
-    finite.
+    Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, a threshold that is not
+    finite, and a window beyond the ground truth.
     """
     if threshold is not None:
         thresholds.given(threshold)  # nothing is above a NaN
@@ -209,7 +209,10 @@ def score(
             raise ValueError(
                 f"maps under {name}: expected {len(truth)} samples to match ground_truth, got {len(values)}"
             )
-    left, top, right, bottom = window or (0, 0, *truth.shape[:0:-1])
+    height, width = truth.shape[1:]
+    left, top, right, bottom = window or (0, 0, width, height)
+    if window is not None and not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"window: expected a part of {width} x {height} pixels of ground truth, got {window}")
     size, seen = (bottom - top, right - left), truth[:, top:bottom, left:right]
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
