@@ -115,6 +115,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="similarity: projected (s_A), mean, max, pooled (default: projected "
         "where the model has projections, else max)",
     )
+    add(
+        "--resolution",
+        choices=("square", "original"),
+        default="square",
+        help="of the figures: of the squares that the model sees, or of these and beside them at each frame's own size "
+        "(default: square)",
+    )
     add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
     add(
         "--seeds",
@@ -199,6 +206,8 @@ def _evaluate(args: argparse.Namespace) -> int:
         names = "val threshold threshold_from split set_name on_missing"
         refuse(args, names, "expected with --data, the scenes have splits and validation of their own")
         refuse(args, "image_size fit resampler", "expected with --data, the scenes are squares of one size")
+        if args.resolution == "original":
+            raise ValueError("--resolution original: expected with --data, the scenes have no size but the model's")
         if args.weights is None:
             refuse(args, "front_end", "expected with --data or --weights, --model and --maps get the scenes' own")
     else:
@@ -400,4 +409,5 @@ def options_of(args: argparse.Namespace, tests: dict, validation: "SampleSet | N
         "seeds": seeds,
         "prior": prior,
         "similarity": args.retrieval or "auto",
+        "original_size": args.resolution == "original",
     }

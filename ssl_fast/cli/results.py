@@ -108,6 +108,8 @@ def summary(results) -> str:
     for title, row in rows.items():
         cells = (f"{row[key]:>{len(head)}.3f}" for key, head in columns.items())
         lines.append(f"{title:<{width}}  " + "  ".join(cells))
+    for name, one in results["sets"].items():
+        lines += _original(name, one) if "original" in one else []
     retrieval = results["retrieval"]
     hit = "class" if "class" in retrieval else "instance"
     for way, title in (("a2i", "sound to image"), ("i2a", "image to sound")) if retrieval else ():
@@ -129,6 +131,20 @@ def summary(results) -> str:
     if "over_time" in results:
         lines += _over_time(results["over_time"])
     return "\n".join(lines)
+
+
+def _original(name: str, one: dict) -> list[str]:
+    """Lines of a set at the size of its frames: of each predictor the figures, and their difference to the squares'."""
+    from ..evaluation.original import COMPARED, described
+
+    found = one["original"]
+    rows = {"model": found["model"], **found["baselines"]}
+    width = max(map(len, (name, *rows)))
+    lines = [described(name, one), f"{name:<{width}}" + "".join(f"  {title:<17}" for title in COMPARED.values())]
+    for row, figures in rows.items():
+        cells = (f"{figures[key]:.3f} ({found['difference'][row][key]:+.3f})" for key in COMPARED)
+        lines.append(f"{row:<{width}}" + "".join(f"  {cell:<17}" for cell in cells))
+    return [line.rstrip() for line in lines]
 
 
 def _over_time(found: dict) -> list[str]:

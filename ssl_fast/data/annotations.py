@@ -31,7 +31,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from .avsbench import FRAMES, SPLITS, ms3_videos, s4_videos
-from .io.images import Geometry
+from .io.images import Geometry, sides
 from .sample_lists import (
     DataError,
     check_unique,
@@ -64,8 +64,8 @@ class Annotation:
     pixels of 224 x 224, ends excluded, or None; fractions: the same, (k, 4) float, as fractions of the frame. mask: the
     path of one, or None; label: of a mask that is an image of ADE20K's labels, the one of the object. mixed: stem of a
     second sound that is added to the first. sounding: False for an image with a sound that nothing in it makes (boxes
-    then are (0, 4)). split: the part of the set, of AVSBench. visible: the classes in the image; where none are, those of
-    its group.
+    then are (0, 4)). split: the part of the set, of AVSBench. visible: the classes in the image; where none are, those
+    of its group.
     """
 
     id: str
@@ -82,24 +82,26 @@ class Annotation:
     label: int | None = None
     mixed: str | None = None
 
-    def boxes_in(self, geometry: Geometry) -> np.ndarray | None:
-        """`boxes` in the square of 224 pixels that `geometry` makes of the frame, (n, 4) int, scaled and truncated
-        alike; n <= k, as those of which no pixel is left are dropped."""
-        if self.boxes is None or geometry == Geometry():
+    def boxes_in(self, geometry: Geometry, size: int | tuple[int, int] = SIZE) -> np.ndarray | None:
+        """`boxes` in the square of `size` pixels, or the part of (width, height), that `geometry` cuts out of the
+        frame, (n, 4) int, scaled and truncated alike; n <= k, as those of which no pixel is left are dropped."""
+        if self.boxes is None or (geometry == Geometry() and size == SIZE):
             return self.boxes
         assert self.fractions is not None
-        return geometry.pixels(self.fractions, SIZE)
+        return geometry.pixels(self.fractions, size)
 
 
 @dataclass(frozen=True)
 class Annotations:
     """Samples in order; rule: "union" or "consensus" (see weight_map); dirt: for each key of DIRT the id of every case;
-    source: the file or folder."""
+    source: the file or folder; square: boxes were drawn in squares, and it is not known how frames that are not square
+    became these."""
 
     samples: tuple[Annotation, ...]
     rule: str
     dirt: dict[str, list[str]]
     source: str
+    square: bool = False
 
     def select(self, ids: Sequence[str], of: str = "ids") -> Annotations:
         """The samples of a list, in its order. DataError names ids that are listed twice or have no annotation."""
@@ -162,15 +164,16 @@ def report(dirt: dict[str, list[str]]) -> list[str]:
     ]
 
 
-def weight_map(boxes: np.ndarray, rule: str = "union", size: int = SIZE) -> np.ndarray:
-    """Boxes (k, 4) int in pixels of size x size -> weights (size, size) float32.
+def weight_map(boxes: np.ndarray, rule: str = "union", size: int | tuple[int, int] = SIZE) -> np.ndarray:
+    """Boxes (k, 4) int in pixels of size x size, or of (width, height) -> weights (height, width) float32.
 
     rule: "union" is 1 inside of any box. "consensus" (Flickr-SoundNet) is half the number of boxes that cover a pixel,
     1 at most: it counts boxes, not annotators. No boxes: all 0.
     """
     if rule not in ("union", "consensus"):
         raise ValueError(f"rule: expected union or consensus, got {rule!r}")
-    covers = np.zeros((size, size), np.float32)
+    width, height = sides(size)
+    covers = np.zeros((height, width), np.float32)
     for left, top, right, bottom in boxes:
         covers[top:bottom, left:right] += 1
     return np.minimum(covers / 2 if rule == "consensus" else covers, 1)
@@ -261,7 +264,7 @@ def _s4(path: Path) -> Annotations:
             stem = f"{folder}/{video.name}_{n}"
             one = Annotation(stem, stem, folder, video.category, folder, mask=f"{stem}.png", split=video.split)
             raw.append((one, None))
-    return _annotations(path, "union", SIZE, raw)
+    return annotations_of(path, "union", SIZE, raw)
 
 
 def _ms3(path: Path) -> Annotations:
@@ -274,12 +277,12 @@ def _ms3(path: Path) -> Annotations:
             image, mask = f"{video.name}/{video.name}.mp4_{n}", f"{video.name}/{video.name}_{n}.png"
             more = {"mask": mask, "split": video.split, "visible": video.alike}
             raw.append((Annotation(image, image, video.name, video.category, video.name, **more), None))
-    return _annotations(path, "union", SIZE, raw)
+    return annotations_of(path, "union", SIZE, raw)
 
 
 def _flickr(path: Path) -> Annotations:
     """root > annotator > bbox > five children: something, then xmin, ymin, xmax, ymax of 256 x 256."""
-    return _xml(
+    found = _xml(
         path,
         "consensus",
         256,
@@ -287,6 +290,7 @@ def _flickr(path: Path) -> Annotations:
             (box.tag, [float(side.text) for side in list(box)[1:]]) for annotator in root for box in annotator
         ],
     )
+    return replace(found, square=True)
 
 
 def _ssl_tie(path: Path) -> Annotations:

@@ -30,6 +30,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import typing
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,6 +126,14 @@ class Files:
         return self.problems
 
 
+class Original(typing.NamedTuple):
+    """Ground truth at the size of a sample's frame."""
+
+    truth: np.ndarray  # (H, W) float32 with weights in [0, 1]
+    mask: np.ndarray | None  # (H, W) bool, the exact outline, where it is known
+    window: tuple[int, int, int, int]  # left, top, right, bottom, ends excluded, of the pixels that the image shows
+
+
 class SampleSet(torch.utils.data.Dataset):
     """Map-style data set of (image, sound) pairs, the interface that training and evaluation use.
 
@@ -163,6 +172,17 @@ class SampleSet(torch.utils.data.Dataset):
         """(H, W) bool, the exact outline of the sounding object; None where it is unknown."""
         self._checked(index)
         return None
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        """(width, height) of the frame that became the image, for which `original` has ground truth. ValueError where
+        there is none."""
+        name = self.ids[self._checked(index)]
+        raise ValueError(f"sample {name!r}: expected a frame of a size of its own, the set has images alone")
+
+    def original(self, index: int) -> Original:
+        """Ground truth in the pixels of the frame; what `ground_truth` and `mask` have where that is as large as the
+        image. Frames of one size have one window."""
+        raise NotImplementedError
 
     def waveform(self, index: int) -> np.ndarray:
         """(front_end.samples,) float32 in [-1, 1], mono, at front_end.sample_rate."""
@@ -327,16 +347,29 @@ class FileSet(SampleSet):
     def squashed_ground_truth(self, index: int) -> np.ndarray:
         return self._ground_truth(self._checked(index), Geometry())
 
-    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
-        """(size, size) float32 of what `geometry` cuts out: here the mask, ValueError where there is none."""
+    def _ground_truth(self, index: int, geometry: Geometry, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(self.size, self.size) float32, or of `size`, (width, height), of what `geometry` cuts out: here the mask,
+        ValueError where there is none."""
         item = self._items[index]
         if item.mask is None:
             raise ValueError(f"sample {self.ids[index]!r}: expected boxes or a mask, it has none")
-        return load_mask(item.mask, self.size, geometry, item.label).astype(np.float32)
+        return load_mask(item.mask, size or self.size, geometry, item.label).astype(np.float32)
 
     def mask(self, index: int) -> np.ndarray | None:
         item = self._items[self._checked(index)]
         return None if item.mask is None else load_mask(item.mask, self.size, self._geometry(item), item.label)
+
+    def original_size(self, index: int) -> tuple[int, int]:
+        return frame_size(self._items[self._checked(index)].frame)
+
+    def original(self, index: int) -> Original:
+        index = self._checked(index)
+        size, mask = self.original_size(index), self._items[index].mask
+        window = Geometry.of_fit(self.fit, *size, self.size).window(*size)
+        if size == (self.size, self.size):
+            return Original(self.ground_truth(index), self.mask(index), window)
+        truth = self._ground_truth(index, Geometry(), size)
+        return Original(truth, None if mask is None else load_mask(mask, size, label=self._items[index].label), window)
 
     def waveform(self, index: int) -> np.ndarray:
         return self._sum(self._items[self._checked(index)].sounds)
@@ -381,13 +414,13 @@ class FolderSet(FileSet):
         )
         self.has_ground_truth = all(item.annotated for item in self._items)
 
-    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
-        """Union of the boxes, (size, size) float32: a box fills rows int(ymin * size) up to, without, int(ymax * size),
-        and columns alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
+    def _ground_truth(self, index: int, geometry: Geometry, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Union of the boxes: a box fills rows int(ymin * height) up to, without, int(ymax * height), and columns
+        alike. The mask of a sample that has one and no boxes. All 0 where every box was dropped."""
         boxes = self._items[index].boxes
         if boxes is None:
-            return super()._ground_truth(index, geometry)
-        return weight_map(geometry.pixels(boxes, self.size), size=self.size)
+            return super()._ground_truth(index, geometry, size)
+        return weight_map(geometry.pixels(boxes, size or self.size), size=size or self.size)
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,24 @@ class PublishedSet(FileSet):
         self.sounding = [sample.sounding for sample in self.annotations.samples]
         self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
-    def _ground_truth(self, index: int, geometry: Geometry) -> np.ndarray:
-        """(224, 224) float32: the boxes by their rule; the mask of a sample without boxes."""
-        boxes = self.annotations.samples[index].boxes_in(geometry)
-        return super()._ground_truth(index, geometry) if boxes is None else weight_map(boxes, self.annotations.rule)
+    def original_size(self, index: int) -> tuple[int, int]:
+        """DataError for a frame that is not square where boxes are of squares and nobody says how it became one."""
+        width, height = super().original_size(index)
+        boxes = self.annotations.samples[index].boxes
+        if self.annotations.square and width != height and boxes is not None and len(boxes):
+            raise DataError(
+                f"{self._items[index].frame}: expected a square frame to evaluate at its own size, as boxes in "
+                f"{self.annotations.source} are in pixels of squares and nothing tells how other frames became these, "
+                f"got {width} x {height}"
+            )
+        return width, height
+
+    def _ground_truth(self, index: int, geometry: Geometry, size: tuple[int, int] | None = None) -> np.ndarray:
+        """The boxes by their rule; the mask of a sample without boxes."""
+        boxes = self.annotations.samples[index].boxes_in(geometry, size or SIZE)
+        if boxes is None:
+            return super()._ground_truth(index, geometry, size)
+        return weight_map(boxes, self.annotations.rule, size or SIZE)
 
 
 def check(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from .metrics import THRESHOLDS
+from .original import PREFIX
 from .results import table
 
 FILE = "per_sample.csv"
@@ -31,7 +32,8 @@ class Difference(typing.NamedTuple):
 
 
 def read(path: Path) -> dict[str, SampleTable]:
-    """{set: samples} of a per_sample.csv, or of the folder that holds it. ValueError names the file and the line."""
+    """{set: samples} of a per_sample.csv, or of the folder that holds it, "SET (original)" at the size of the frames.
+    ValueError names the file and the line."""
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path}: expected the {FILE} of an evaluation, got no such file")
@@ -57,14 +59,20 @@ def read(path: Path) -> dict[str, SampleTable]:
         raise ValueError(f"{path}: expected comma-separated values, got {error}") from error
     if not rows:
         raise ValueError(f"{path}: expected samples, got none")
-    return {name: _samples(of_set) for name, of_set in rows.items()}
+    tables = {}
+    for name, of_set in rows.items():
+        tables[name] = _samples(of_set)
+        if (original := _samples(of_set, PREFIX)).columns:
+            tables[f"{name} (original)"] = original
+    return tables
 
 
-def _samples(rows: Mapping[str, Mapping[str, str]]) -> SampleTable:
+def _samples(rows: Mapping[str, Mapping[str, str]], prefix: str = "") -> SampleTable:
+    """prefix: of the columns that are taken, without which they are."""
     columns = {
-        column: np.array([_number(row[column], column, row[""]) for row in rows.values()])
+        column.removeprefix(prefix): np.array([_number(row[column], column, row[""]) for row in rows.values()])
         for column in next(iter(rows.values()))
-        if column and column not in _TEXT
+        if column and column not in _TEXT and column.startswith(prefix) and (prefix or not column.startswith(PREFIX))
     }
     return SampleTable(
         list(rows),
@@ -78,7 +86,9 @@ def _number(cell: str, column: str, where: str) -> float:
         value = float(cell) if cell else math.nan
     except ValueError:
         value = math.inf
-    if math.isinf(value) or (column.startswith(("iou_", "pia_", "pointing")) and not (0 <= value <= 1 or not cell)):
+    if math.isinf(value) or (
+        column.removeprefix(PREFIX).startswith(("iou_", "pia_", "pointing")) and not (0 <= value <= 1 or not cell)
+    ):
         of = " from 0 to 1" if math.isfinite(value) else ""
         raise ValueError(f"{where}: expected a number{of} in column {column}, got {cell!r}")
     return value

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..distributed import collect, shard
 from ..reproducibility import fingerprint, samples_record, versions
-from . import false_alarms, metrics, thresholds
+from . import false_alarms, metrics, original, thresholds
 from .baselines import BASELINES, Baseline
 from .multi_source import Sources, by_image
 from .predictors import Localizer, MapFunction, Predictor, batches, from_images, from_localizer, inference, predictor_of
@@ -80,10 +80,16 @@ class _Passes:
         }
 
     def columns(
-        self, sample_set: "SampleSet", negatives: Mapping, thresholds: Mapping, title: str
+        self,
+        sample_set: "SampleSet",
+        negatives: Mapping,
+        thresholds: Mapping,
+        title: str,
+        frame_sizes: Sequence[tuple[int, int]] = (),
     ) -> tuple[dict[str, dict[str, np.ndarray]], tuple[int, int], dict]:
         """{predictor: {column: (N,) per-sample values, NaN where a sample has none}}, size of the images, and
-        {published protocol: {predictor: what it computes}}."""
+        {published protocol: {predictor: what it computes}}. frame_sizes: (width, height) of each sample's frame, to
+        have columns at that size, too."""
         out: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.predictors}
         totals = {
             protocol.name: {
@@ -111,6 +117,7 @@ class _Passes:
                     Sources(own, np.stack([_truth(sample_set, k, known) for k in every]))
                     for own, every in (images_of[i] for i in index)
                 ]
+            scored = {}
             for name, maps in _checked(self.predictors, images, sounds, ids):
                 positive = maps.pop("positive")
                 draws = [
@@ -118,6 +125,7 @@ class _Passes:
                     for seed in self.seeds
                 ]
                 threshold = thresholds[name].value if name in thresholds else None
+                scored[name] = positive, draws[0], threshold
                 for column, values in self._score(positive, draws[0], boxes, masks, threshold).items():
                     out[name].setdefault(column, np.full(len(sample_set), np.nan))[index] = values
                 for total in (by[name] for by in totals.values() if name in by):
@@ -135,6 +143,13 @@ class _Passes:
                             categories=[sample_set.categories[i] for i in index],
                             sources=sources,
                         )
+            for frames in original.frames(sample_set, index, frame_sizes) if frame_sizes else ():
+                rows = frames.rows
+                for name, (positive, negative, threshold) in scored.items():
+                    maps = positive[rows], {kind: values[rows] for kind, values in negative.items()}
+                    columns = self._score(*maps, frames.truth, frames.masks, threshold, frames.window)
+                    for column, values in original.columns(columns, frames).items():
+                        out[name].setdefault(column, np.full(len(sample_set), np.nan))[index[rows]] = values
         return (
             out,
             size,
@@ -155,8 +170,9 @@ class _Passes:
         boxes: np.ndarray,
         masks: list,
         threshold: float | None,
+        window: tuple[int, int, int, int] | None = None,
     ) -> dict[str, np.ndarray]:
-        chosen = {"threshold": threshold, "own_threshold": self.own}
+        chosen = {"threshold": threshold, "own_threshold": self.own, "window": window}
         out = score(self.protocol, positive, boxes, negatives=negatives, **chosen)["audio_visual"]
         have = np.array([mask is not None for mask in masks])
         if have.any():
@@ -318,6 +334,7 @@ def evaluate(
     interactive_on: str | None = None,
     retrieval_on: str | None = None,
     similarity: str = "auto",
+    original_size: bool = False,
     workers: int = 0,
 ) -> Results:
     """Run a localizer over every sample of `test_sets`, under its own sound and under its negatives, and all
@@ -337,16 +354,18 @@ def evaluate(
     draw: how negatives are drawn.
     interactive_on, retrieval_on: sets behind the flat keys ("duo" and "single" where present, else the first set).
     similarity: of images and sounds for retrieval, of those that the localizer has.
+    original_size: also the figures of the default protocol at the size of the frames, see `evaluation.original`.
     workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a validation sample that is tested, validation
     samples without categories where off-screen sounds are among the negatives, a map with a NaN (naming the sample),
-    unknown names.
+    unknown names, and `original_size` of sets whose frames have no ground truth at their own size.
     """
     if validation is None:
         validation = {}
     elif not isinstance(validation, Mapping):
         validation = {"validation": validation}
     _check(test_sets, validation, negatives)
+    sizes = {name: original.sizes(one) if original_size else [] for name, one in test_sets.items()}
     if threshold is not None:
         threshold = _foreign(threshold, test_sets, validation)
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
@@ -363,6 +382,9 @@ def evaluate(
     notes: list[str] = []
     samples, tables, chosen, origins, used, computed = {}, {}, {}, {}, {}, {}
     chosen_on = "test"
+    if original_size and published:
+        names = ", ".join(one.name for one in published)
+        notes.append(f"figures of the protocols {names} are of squares alone, on which they are defined")
     if threshold is not None:
         chosen_on = "results" if threshold.origin else "given"
         used, origins[chosen_on] = threshold.values, threshold.origin
@@ -386,9 +408,11 @@ def evaluate(
             if own:
                 used = chosen[name] = passes.thresholds(sample_set, drawn, name)
                 origins[name] = thresholds.origin(name, sample_set, _kinds(drawn), seeds)
-            columns, size, computed[name] = passes.columns(sample_set, drawn, used, name)
+            columns, size, computed[name] = passes.columns(sample_set, drawn, used, name, sizes[name])
             tables[name] = _set_table(sample_set, columns, size, _kinds(drawn))
-            values = {column: v > 0 if column == "pointing" else v for column, v in columns["model"].items()}
+            if original_size:
+                tables[name]["original"] = original.figures(columns, tables[name], sample_set.image_ids, sizes[name])
+            values = {column: v > 0 if column.endswith("pointing") else v for column, v in columns["model"].items()}
             samples[name] = {
                 "id": list(sample_set.ids),
                 "image_id": list(sample_set.image_ids),

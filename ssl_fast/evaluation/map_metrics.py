@@ -6,8 +6,8 @@ Here are the rules as data, the plain numpy path, made of the functions of `metr
 import functools
 import math
 import typing
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -65,6 +65,14 @@ class Rule:
     @property
     def universal(self) -> bool:
         return self.kind == "value" and self.value is None
+
+    def of_part(self, part: int, frame: int, objects: int) -> "Rule":
+        """This rule for a map of `part` of the `frame` pixels of an image, of which `objects` have ground truth: as
+        many are predicted as of the whole image, at most all."""
+        if self.kind == "value":
+            return self
+        count = objects if self.kind == "truth" and objects else self.pixel_count(frame)
+        return replace(self, kind="fraction", fraction=(min(count, part) - 0.5) / part)  # rounded up to that count
 
     @property
     def ranks(self) -> bool:
@@ -230,3 +238,28 @@ def counts(
     if backend != "reference" and not reason and checks.has_kernels(backend, "cpu"):
         return _compiled(maps, truth, rules, value, upsampling)
     return counts_of_pixels([enlarge(m, truth.shape[1:]) for m, enlarge in zip(maps, upsampling)], truth, rules, value)
+
+
+def counts_in_frames(
+    count: Callable[[list[np.ndarray], np.ndarray, Sequence[Rule]], Counts],
+    maps: Sequence[np.ndarray],
+    ground_truth: np.ndarray,
+    rules: Sequence[Rule],
+    window: tuple[int, int, int, int] | None,
+) -> Counts:
+    """`count(maps, ground_truth, rules)`, of maps that show but a window of the ground truth (N, H, W): nothing is
+    predicted outside of it, and rules predict as many pixels as of all H x W (`Rule.of_part`).
+
+    window: left, top, right, bottom in pixels, ends excluded; None: all.
+    """
+    if window is None:
+        return count([*maps], ground_truth, rules)
+    left, top, right, bottom = window
+    found = []
+    for i, truth in enumerate(metrics.check_truth(ground_truth)):
+        objects, part = int(np.count_nonzero(truth)), truth[None, top:bottom, left:right]
+        own = [rule.of_part(part.size, truth.size, objects) for rule in rules]
+        one = count([m[i : i + 1] for m in maps], part, own)
+        found.append(one._replace(weight=truth.sum(dtype=np.float64)[None], objects=np.array([objects])))
+    *columns, shared = zip(*found)
+    return Counts(*map(np.concatenate, columns), shared=None if shared[0] is None else np.concatenate(shared))

@@ -208,6 +208,7 @@ def score(
     own_threshold: bool = False,
     ids: Sequence[str] | None = None,
     sources: Sequence[multi_source.Sources] | None = None,
+    window: tuple[int, int, int, int] | None = None,
     backend: str = "auto",
 ) -> dict[str, dict[str, np.ndarray]]:
     """Per-sample columns of a batch: {"audio_visual", and with a prior also "prior" and "mixed": {column: (N,)}}.
@@ -217,11 +218,13 @@ def score(
     `pia_` are left out. own_threshold: it was chosen on these very samples; columns that depend on it then have
     `test_threshold` in their names (`thresholds.threshold_name`).
     sources: for each sample those of its image, for the figures of sources.
+    window: left, top, right, bottom in pixels of the ground truth, ends excluded: the part that the maps show, see
+    `map_metrics.counts_in_frames`.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
     neither a prior nor figures of detection or of sources) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
-    Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, and a threshold that is not
-    finite.
+    Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, a threshold that is not
+    finite, and a window beyond the ground truth.
     """
     if threshold is not None:
         thresholds.given(threshold)  # nothing is above a NaN
@@ -239,7 +242,11 @@ def score(
             raise ValueError(
                 f"maps under {name}: expected {len(truth)} samples to match ground_truth, got {len(values)}"
             )
-    size = truth.shape[1:]
+    height, width = truth.shape[1:]
+    left, top, right, bottom = window or (0, 0, width, height)
+    if window is not None and not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"window: expected a part of {width} x {height} pixels of ground truth, got {window}")
+    size, seen = (bottom - top, right - left), truth[:, top:bottom, left:right]
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}
     linear = {protocol.normalisation, protocol.after} <= mixing.LINEAR
@@ -256,12 +263,14 @@ def score(
             mixing.NORMALISATIONS[protocol.after](in_range(protocol, values)) if linear else values
             for values in sounds.values()
         ]
-        found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
+        count = partial(map_metrics.counts, value=threshold, backend=backend)
+        upsampling = [*enlarge.values()]
+        found = map_metrics.counts_in_frames(partial(count, upsampling=upsampling), ranged, truth, rules, window)
         under = {}
         if "robustness" in protocol.figures:  # the kernel compares the first map alone with the ground truth
             under = {
-                kind: map_metrics.counts(
-                    [values], truth, [UNIVERSAL], threshold, upsampling=[enlarge[kind]], backend=backend
+                kind: map_metrics.counts_in_frames(
+                    partial(count, upsampling=[enlarge[kind]]), [values], truth, [UNIVERSAL], window
                 )
                 for kind, values in zip(negatives, ranged[1:])
             }
@@ -280,11 +289,12 @@ def score(
             full |= {"prior": [one] * len(sounds), "mixed": mixed}
         for predictor, levels in full.items():
             after = [mixing.NORMALISATIONS[protocol.after](level) for level in levels]
-            found = map_metrics.counts_of_pixels(after, truth, rules, threshold)
+            count = partial(map_metrics.counts_of_pixels, value=threshold)
+            found = map_metrics.counts_in_frames(count, after, truth, rules, window)
             under = {}
             if "robustness" in protocol.figures:
                 under = {
-                    kind: map_metrics.counts_of_pixels([level], truth, [UNIVERSAL], threshold)
+                    kind: map_metrics.counts_in_frames(count, [level], truth, [UNIVERSAL], window)
                     for kind, level in zip(negatives, after[1:])
                 }
             out[predictor] = _columns(protocol, found, rules, [*negatives], truth, own_threshold, under)
@@ -295,7 +305,7 @@ def score(
     for predictor, key in (("audio_visual", "positive"), ("prior", "prior")):
         if key in low:
             out[predictor] |= {
-                "pointing": metrics.points_at(low[key], truth),
+                "pointing": metrics.points_at(low[key], seen),
                 "map_min": low[key].min((1, 2)),
                 "map_max": low[key].max((1, 2)),
             }

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..files import replace_file
 from ..terminal import printable
-from . import pictures
+from . import original, pictures
 from .overlays import Row, Tile
 from .results import samples_of, shortened
 from .thresholds import OWN, described
@@ -188,6 +188,34 @@ def _comparison(name: str, one: Mapping) -> str:
         + part(MORE, f"{name}, continued")
         + "</details>"
     )
+
+
+def _original(results: Mapping) -> str:
+    """Of each set that has figures at the size of its frames these, those of the squares, and the difference."""
+    parts = []
+    for name, one in results["sets"].items():
+        if "original" not in one:
+            continue
+        found, square = one["original"], f"{one['size'][1]} x {one['size'][0]}"
+        keys = [key for key in original.COMPARED if key in found["model"]]
+        head = [
+            f"{original.COMPARED[key]}{part}" for key in keys for part in (f", {square}", ", own size", ", difference")
+        ]
+        rows = []
+        for row in ("model", *found["baselines"]):
+            squares, own = (part["model"] if row == "model" else part["baselines"][row] for part in (one, found))
+            cells = [
+                cell
+                for key in keys
+                for cell in (number(squares[key]), number(own[key]), f"{found['difference'][row][key]:+.3f}")
+            ]
+            rows.append((name_of(row), cells))
+        parts.append(_table(original.described(name, one), ["", *head], rows))
+    text = (
+        "<p>The same maps of the same squares, carried back to each frame, and compared with ground truth in its own "
+        "pixels. All other figures of this page are of squares.</p>"
+    )
+    return _section("At the frames' own size", text, *parts) if parts else ""
 
 
 def _retrieval(retrieval: Mapping) -> str:
@@ -464,6 +492,7 @@ def render(
         _section("How to read the numbers", READING),
         sounds,
         _section("Model and predictors that never hear", *comparisons),
+        _original(results),
         _false_positives(results),
         _protocols(results),
         _over_time(results["over_time"]) if "over_time" in results else "",

@@ -16,14 +16,15 @@ class Results(dict):
     per-sample values.
 
     Nested: `sets[SET]` = {n, samples (see reproducibility.samples_record), images, interactive_images, size, model:
-    table, baselines: {NAME: table}, map_maxima: {sound: five numbers}},
+    table, baselines: {NAME: table}, map_maxima: {sound: five numbers}, and with `original_size` original: see
+    `original.figures`},
     `retrieval` = {set, n, class and instance: {a2i, i2a: {r1, r5, r10}}} or {},
     `protocols[SET][NAME][model and baselines]` of further protocols,
     `universal_threshold` = {chosen_on: "validation", "test", "results" or "given"; by_set: {that, or of "test" SET:
     {predictor: {value, third_quartiles}}}; origins: {the same: {set, n, negatives, seeds, fingerprint}}},
     `protocol`, `versions`, `notes` (what was left out and why).
-    Flat: `SET_METRIC` for every set; `iiou_adaptive`, `interactive_pointing`, `pia_KIND`, `auroc_KIND`,
-    `max_difference_KIND` ... of the interactive set;
+    Flat: `SET_METRIC`, and at the size of the frames `SET_original_METRIC`, for every set; `iiou_adaptive`,
+    `interactive_pointing`, `pia_KIND`, `auroc_KIND`, `max_difference_KIND` ... of the interactive set;
     `baseline_NAME_METRIC` on that set; `retrieval_a2i_r1` ... by class and `retrieval_a2i_r1_instance` ... by image.
     `samples[SET][column]` is the list of the model's N values.
     """
@@ -126,8 +127,9 @@ def flat_keys(results: Mapping) -> dict[str, float]:
     interactive = results["sets"][results["interactive_on"]]
     flat = {
         f"{name}_{key}": rate
-        for name, one in results["sets"].items()
-        for key, rate in rates(one["model"], "ciou_", "auc_", "mean_iou_", "pointing").items()
+        for one_set, one in results["sets"].items()
+        for name, row in ((one_set, one["model"]), (f"{one_set}_original", one.get("original", {}).get("model", {})))
+        for key, rate in rates(row, "ciou_", "auc_", "mean_iou_", "pointing").items()
     }
     flat |= rates(interactive["model"], "iiou_", "iauc_", "interactive_", "pia_", "max_difference_", "auroc_")
     flat |= {

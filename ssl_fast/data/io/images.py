@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import struct
@@ -57,6 +58,11 @@ def frame_size(path: str | os.PathLike) -> tuple[int, int]:
     with _opened(path) as image:
         turned = image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8)  # Pillow itself turns TIFF
         return image.size[::-1] if turned else image.size
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of a size in pixels: those, or one number for both."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,9 @@ class Geometry:
             return square.round().clamp(0, 255).to(torch.uint8).contiguous()
         return torch.from_numpy(self._square(frame, size, "BICUBIC").transpose(2, 0, 1).copy())
 
-    def mask(self, mask: np.ndarray, size: int) -> np.ndarray:
-        """A mask (H, W), bool or uint8 with 255 for true -> (size, size) bool: averaged over each target pixel, true
-        from one half on."""
+    def mask(self, mask: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+        """A mask (H, W), bool or uint8 with 255 for true -> (size, size) bool, of (width, height) of that: averaged
+        over each target pixel, true from one half on."""
         grey = mask.astype(np.uint8) * 255 if mask.dtype == bool else mask
         return self._square(grey, size, "BOX") >= 128
 
@@ -139,23 +145,29 @@ class Geometry:
             inside[:, [0, 2]] = 1 - inside[:, [2, 0]]
         return inside[(inside[:, :2] < inside[:, 2:]).all(1)]
 
-    def pixels(self, boxes: np.ndarray, size: int) -> np.ndarray:
-        """Boxes (k, 4), fractions of the frame -> (n, 4) int, pixels of the square of `size`, truncated, ends excluded;
-        those without a pixel are dropped."""
-        scaled = self.boxes(boxes) * size
-        if self != Geometry():  # 121.99999999999999 of 122 is rounding on the way; of whole frames nothing is computed
+    def window(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """left, top, right, bottom, ends excluded, of those pixels of a frame of width x height whose centres the
+        square shows."""
+        left, top, right, bottom = (math.ceil(part * side - 0.5) for part, side in zip(self.box, (width, height) * 2))
+        return left, top, right, bottom
+
+    def pixels(self, boxes: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+        """Boxes (k, 4), fractions of the frame -> (n, 4) int, pixels of the square of `size`, or of (width, height)
+        that the box becomes, truncated, ends excluded; those without a pixel are dropped."""
+        scaled = self.boxes(boxes) * np.tile(sides(size), 2)
+        # 121.99999999999999 of 122 is rounding on the way; of squares of whole frames, as published programs have it,
+        # nothing is computed
+        if self != Geometry() or isinstance(size, tuple):
             scaled = np.where(np.abs(scaled - scaled.round()) < 1e-9, scaled.round(), scaled)
         found = scaled.astype(int)
         return found[(found[:, :2] < found[:, 2:]).all(1)]
 
-    def _square(self, pixels: np.ndarray, size: int, resampling: str) -> np.ndarray:
+    def _square(self, pixels: np.ndarray, size: int | tuple[int, int], resampling: str) -> np.ndarray:
         from PIL import Image
 
         height, width = pixels.shape[:2]
         box = tuple(part * side for part, side in zip(self.box, (width, height) * 2))
-        image = Image.fromarray(np.ascontiguousarray(pixels)).resize(
-            (size, size), Image.Resampling[resampling], box=box
-        )
+        image = Image.fromarray(np.ascontiguousarray(pixels)).resize(sides(size), Image.Resampling[resampling], box=box)
         square = np.asarray(image)
         return square[:, ::-1] if self.flip else square
 
@@ -177,11 +189,11 @@ def load_image(path: str | os.PathLike, size: int, fit: str = "squash", resample
 
 
 def load_mask(
-    path: str | os.PathLike, size: int, geometry: Geometry = Geometry(), label: int | None = None
+    path: str | os.PathLike, size: int | tuple[int, int], geometry: Geometry = Geometry(), label: int | None = None
 ) -> np.ndarray:
-    """A mask image (white on black) as bool (size, size), cut as the frame is: averaged over each target pixel, true
-    from one half on. label: the image holds the labels of ADE20K instead, red // 10 * 256 + green, and the mask is
-    where this one is.
+    """A mask image (white on black) as bool (size, size), of (width, height) of that, cut as the frame is: averaged
+    over each target pixel, true from one half on. label: the image holds the labels of ADE20K instead,
+    red // 10 * 256 + green, and the mask is where this one is.
 
     Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
     """
