@@ -130,6 +130,7 @@ def test_wandb_offline_has_the_steps(tmp_path, monkeypatch):
         done = run(tiny(epochs=1), out=tmp_path, callbacks=callbacks)
         callbacks[0].figures({"iiou": 0.25}, done.steps)
     assert wandb.run is None
+    wandb.teardown()  # its service has then written all
     (file,) = tmp_path.glob("wandb/offline-run-*-abc123/run-abc123.wandb")
     steps, summary, about = {}, {}, None
     for data in logged(file.read_bytes()):

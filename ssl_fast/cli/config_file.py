@@ -16,7 +16,7 @@ from .options import value_of
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports], of a dependency of Python 3.10
 
 FILE = "config.toml"  # in the folder of a run
 _NOT_IN_FILES = ("help", "config", "resume", "force")

@@ -161,7 +161,7 @@ class Trackio(Tracker):
         trackio.finish()  # by its own finish a run would be finished once more as Python ends
 
 
-TRACKERS = {tracker.name: tracker for tracker in (TensorBoard, Wandb, Trackio)}
+TRACKERS: dict[str, type[Tracker]] = {tracker.name: tracker for tracker in (TensorBoard, Wandb, Trackio)}
 _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio": "trackio"}
 
 
