@@ -297,6 +297,7 @@ HOSTILE += [{"arguments": ARGUMENTS | {"loss": value}} for value in ([["tau=1"]]
 HOSTILE += [{"arguments": value} for value in (None, [], "x", 3)]
 HOSTILE += [{"minutes": value} for value in (-1.0, "4", [4], float("nan"))] + [{"threads": value} for value in (0, 1.5)]
 HOSTILE += [{"command": value} for value in (None, 3, [], "train")]
+HOSTILE += [{"id": 3}, {"log": "wandb"}, {"log": ["paper"]}]
 
 
 @pytest.mark.parametrize("change", HOSTILE, ids=str)

@@ -84,5 +84,5 @@ def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe", callb
         stages=stages,
         sequence=sequence,
     )
-    train.track_figures(args, callbacks, run)
+    train.track_figures(args, callbacks, run, evaluated=True)
     return code

@@ -298,11 +298,12 @@ def open_trackers(args: argparse.Namespace) -> "contextlib.AbstractContextManage
     return trackers.opened(args.log or [], args.out, args.run_id, args.resume)
 
 
-def track_figures(args: argparse.Namespace, trackers: "list[Tracker]", run: "Run") -> None:
-    """The final figures of a run to its trackers: those of metrics.json, where it was evaluated."""
-    figures, file = {"final_loss": run.final_loss, "train_seconds": run.seconds}, args.out / "metrics.json"
-    if file.exists():
-        figures |= {key: value for key, value in json.loads(file.read_text()).items() if isinstance(value, float)}
+def track_figures(args: argparse.Namespace, trackers: "list[Tracker]", run: "Run", evaluated: bool) -> None:
+    """The final figures of a run to its trackers. evaluated: whether it has written metrics.json."""
+    figures = {"final_loss": run.final_loss, "train_seconds": run.seconds}
+    if evaluated:
+        results = json.loads((args.out / "metrics.json").read_text())
+        figures |= {key: value for key, value in results.items() if isinstance(value, float)}
     for tracker in trackers:
         tracker.figures(figures, run.steps)
 
@@ -382,7 +383,7 @@ def run(args: argparse.Namespace) -> int:
         if rank > 0:
             return 0
         code = _finish(args, recipe, run, held_out, stages)
-        track_figures(args, callbacks, run)
+        track_figures(args, callbacks, run, evaluated=held_out is not None and held_out.has_ground_truth)
         return code
 
 
