@@ -17,7 +17,7 @@ from ssl_fast.models import LocalizerConfig, build, checkpoints, storage
 from ssl_fast.models.backbones import build_external, probe
 from ssl_fast.training import Learner, recipe, train
 from test_cli import fails
-from training_toys import ToySet, folder
+from training_toys import ToySet, after_step, folder
 
 SHAPE = FRONT_ENDS["scenes"].shape
 
@@ -98,7 +98,9 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
 
     train(ToySet(16), one, out=tmp_path / "whole", progress=False)
     with pytest.raises(InterruptedError):
-        train(ToySet(16), one, out=tmp_path / "parts", progress=False, checkpoint_every=1e-9, on_step=kill)
+        train(
+            ToySet(16), one, out=tmp_path / "parts", progress=False, checkpoint_every=1e-9, callbacks=[after_step(kill)]
+        )
     assert storage.load(tmp_path / "parts" / storage.LAST)["step"] == 2
     train(ToySet(16), one, out=tmp_path / "parts", progress=False, resume=True)
     whole, parts = (storage.load(tmp_path / name / storage.LAST) for name in ("whole", "parts"))

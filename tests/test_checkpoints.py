@@ -108,12 +108,6 @@ def test_damaged_and_strange_safetensors_are_named(run, tmp_path):
         checkpoints.load(tmp_path / "whole.safetensors", "lvs")
 
 
-def test_without_safetensors_the_error_says_so(run, tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "safetensors.torch", None)
-    with pytest.raises(ValueError, match="a.safetensors: such files need safetensors, .*: pip install safetensors"):
-        checkpoints.write(checkpoints.load(run), tmp_path / "a.safetensors")
-
-
 def test_momentum_nets_of_a_run(tmp_path):
     """Those that the learner averaged, and not the online nets; a run without them says so."""
     small = LocalizerConfig.small("slavc", width=4, dimension=8)

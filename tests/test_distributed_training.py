@@ -28,7 +28,7 @@ from ssl_fast.training.recipes import Recipe, recipe
 from ssl_fast.training.resume import resume_state
 from ssl_fast.training.sampler import StepSampler
 from ssl_fast.training.validation import best_record
-from training_toys import Others, ToySet, loaded
+from training_toys import Others, ToySet, after_step, loaded
 
 PROCESSES = 2
 
@@ -149,7 +149,7 @@ def outcomes(folder):
         found["successful", samples] = summary(run(tiny("ez_vsl"), validation=Others(samples, True), out=out))
     found["whole"] = summary(run(RESUMED, seed=5))
     try:
-        run(RESUMED, seed=5, out=folder / "part", checkpoint_every=1e-9, on_step=crash)
+        run(RESUMED, seed=5, out=folder / "part", checkpoint_every=1e-9, callbacks=[after_step(crash)])
     except Crash:
         dist.barrier()
     found["alone"] = message(resume_state, folder / "part", {"processes": None})
@@ -157,7 +157,7 @@ def outcomes(folder):
     there = folder / ("part" if dist.get_rank() == 0 else "elsewhere")
     found["elsewhere"] = message(run, RESUMED, seed=5, out=there, resume=True)
     found["broken"] = message(training.train, Broken(), tiny("ez_vsl"), progress=False)
-    found["stopped"] = message(run, tiny("ez_vsl"), out=folder / "stopped", on_step=stop_one)
+    found["stopped"] = message(run, tiny("ez_vsl"), out=folder / "stopped", callbacks=[after_step(stop_one)])
     found["no shards"] = message(run, tiny("ez_vsl", batch_size=7))
     found["no parts"] = message(run, tiny("ez_vsl", accumulation=4))
     found["norm"] = message(run, tiny("ez_vsl"), sync_batch_norm=True)

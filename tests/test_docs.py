@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_fast.cli import config_file
 from ssl_fast.cli.main import parser
 from ssl_fast.losses import LOSSES
 from ssl_fast.training import loss_options
@@ -46,8 +47,9 @@ def test_dotted_names(page):
 
 
 @pages
-def test_commands(page):
+def test_commands(page, monkeypatch):
     """Every `ssl-fast ...` of a bash block is one that the command line takes."""
+    monkeypatch.setattr(config_file, "read", lambda file, parser: {"data": file})
     text = blocks(page, "bash").replace("\\\n", " ")
     for line in re.findall(r"\bssl-fast (.+)", text):
         words = shlex.split(line.partition(" && ")[0], comments=True)

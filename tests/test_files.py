@@ -240,9 +240,9 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path):
     for name in ("best.pt", "checkpoint.pt", "metrics.json", "notes.txt", f".checkpoint.pt.{GONE}"):
         (tmp_path / name).write_text("")
     (tmp_path / "tensorboard").mkdir()
-    args = argparse.Namespace(command="quickstart", out=tmp_path, resume=False, force=True, minutes=None, threads=1)
-    with run_folder.held(args):
-        assert sorted(os.listdir(tmp_path)) == [".lock", "notes.txt", "run.json"]
+    args = cli.parser().parse_args(["quickstart", "--out", str(tmp_path), "--force", "--threads", "1"])
+    with run_folder.held(run_folder.open_run(args, tmp_path, quickstart.add_arguments), quickstart.add_arguments):
+        assert sorted(os.listdir(tmp_path)) == [".lock", "config.toml", "notes.txt", "run.json"]
 
 
 def test_force_replaces_a_file(here, capsys):
@@ -297,6 +297,7 @@ HOSTILE += [{"arguments": ARGUMENTS | {"loss": value}} for value in ([["tau=1"]]
 HOSTILE += [{"arguments": value} for value in (None, [], "x", 3)]
 HOSTILE += [{"minutes": value} for value in (-1.0, "4", [4], float("nan"))] + [{"threads": value} for value in (0, 1.5)]
 HOSTILE += [{"command": value} for value in (None, 3, [], "train")]
+HOSTILE += [{"id": 3}, {"log": "wandb"}, {"log": ["paper"]}]
 
 
 @pytest.mark.parametrize("change", HOSTILE, ids=str)

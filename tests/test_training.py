@@ -16,12 +16,12 @@ from ssl_fast.models import LocalizerConfig, storage
 from ssl_fast.ops import checks
 from ssl_fast.reproducibility import derived_seed
 from ssl_fast.training import loop as training
-from ssl_fast.training import metrics_log, recipes
+from ssl_fast.training import recipes
 from ssl_fast.training.learner import Learner, TrainingError
 from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import METHODS, recipe
 from ssl_fast.training.sampler import StepSampler
-from training_toys import ToySet, loaded
+from training_toys import ToySet, after_step, loaded
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def crash_at(step):
         if record["step"] == step:
             raise Crash
 
-    return on_step
+    return after_step(on_step)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def test_silent_tokens_of_dense_av_are_left_out_and_held_down():
 def test_the_learned_scale_is_trained_saved_and_needed(tmp_path):
     one = tiny("dense_av", epochs=1)
     scales = []
-    run(one, out=tmp_path, on_step=lambda learner, _: scales.append(learner.loss.log_scale.item()))
+    run(one, out=tmp_path, callbacks=[after_step(lambda learner, _: scales.append(learner.loss.log_scale.item()))])
     start = math.log(one.loss["scale"])
     assert abs(scales[0] - start) == pytest.approx(one.learning_rate_at(0, 0.0), rel=1e-3)  # Adam's first step
     assert len(set(scales)) == 5
@@ -299,7 +299,7 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
     whole = run(one, seed=5)
     for crash in (3, 11):  # the last checkpoints are those of steps 3 and 11
         with pytest.raises(Crash):
-            run(one, seed=5, out=tmp_path, resume=crash > 3, checkpoint_every=1e-9, on_step=crash_at(crash))
+            run(one, seed=5, out=tmp_path, resume=crash > 3, checkpoint_every=1e-9, callbacks=[crash_at(crash)])
         assert storage.load(tmp_path / "checkpoint.pt")["step"] == crash
     resumed = run(one, seed=5, out=tmp_path, resume=True)
     assert_same(weights(resumed.localizer), weights(whole.localizer))
@@ -311,7 +311,7 @@ def test_resume_equals_an_uninterrupted_run(method, tmp_path):
 def test_runs_from_before_a_field_of_the_model_go_on(tmp_path):
     one = tiny("ez_vsl", epochs=1)
     with pytest.raises(Crash):
-        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(3))
+        run(one, out=tmp_path, checkpoint_every=1e-9, callbacks=[crash_at(3)])
     state = storage.load(tmp_path / "checkpoint.pt")
     for name in ("heads", "cycles"):
         del state["recipe"]["model"][name]
@@ -353,15 +353,6 @@ def test_gradient_of_a_batch_in_parts_is_the_mean_of_theirs():
 def test_a_batch_is_cut_into_equal_parts_with_negatives(parts):
     with pytest.raises(ValueError, match=f"accumulation: expected to cut the batch of 8 .* got {parts}"):
         tiny(accumulation=parts)
-
-
-def test_curves_for_tensorboard_are_the_records(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    done = run(tiny(epochs=1), out=tmp_path, board=True)
-    curves = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
-    curves.Reload()
-    found = {scalar.step: scalar.value for scalar in curves.Scalars("loss")}
-    assert found == pytest.approx({record["step"]: record["loss"] for record in done.history}, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -429,7 +420,7 @@ def test_budget_counts_the_time_before_a_resume(tmp_path, monkeypatch):
     monkeypatch.setattr(training.time, "monotonic", lambda: next(clock))
     one = tiny(epochs=100)
     with pytest.raises(Crash):
-        run(one, out=tmp_path, minutes=20 / 60, checkpoint_every=1e-9, on_step=crash_at(30))
+        run(one, out=tmp_path, minutes=20 / 60, checkpoint_every=1e-9, callbacks=[crash_at(30)])
     done = run(one, out=tmp_path, minutes=20 / 60, resume=True)
     assert 20 <= done.seconds <= 21
 
@@ -455,7 +446,7 @@ def test_checkpoint_opens_without_pickled_code_and_carries_the_run(tmp_path):
 def test_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path):
     one = tiny()
     with pytest.raises(Crash):
-        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
+        run(one, out=tmp_path, checkpoint_every=1e-9, callbacks=[crash_at(7)])
     path = tmp_path / "checkpoint.pt"
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
@@ -472,7 +463,7 @@ def test_damaged_checkpoint_is_named_and_the_one_before_it_used(damage, tmp_path
 
 def test_both_checkpoints_damaged_is_an_error(tmp_path):
     with pytest.raises(Crash):
-        run(tiny(), out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(7))
+        run(tiny(), out=tmp_path, checkpoint_every=1e-9, callbacks=[crash_at(7)])
     for name in ("checkpoint.pt", "checkpoint.previous.pt"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(storage.CheckpointError, match="checkpoint.previous.pt: truncated, damaged"):
@@ -603,7 +594,7 @@ def test_signal_leaves_a_checkpoint_and_resume_goes_on(number, tmp_path):
             os.kill(os.getpid(), number)
 
     with pytest.raises(training.Interrupted) as stop:
-        run(one, out=tmp_path, on_step=interrupt)
+        run(one, out=tmp_path, callbacks=[after_step(interrupt)])
     assert isinstance(stop.value, KeyboardInterrupt) and stop.value.signal == number
     assert stop.value.step == 7 and stop.value.checkpoint == tmp_path / "checkpoint.pt"
     assert signal.getsignal(number) is handler
@@ -632,17 +623,6 @@ def test_no_warnings_in_a_step():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", "ssl_fast: all ops run plain")  # where there is no compiled module
         run(tiny(epochs=1))
-
-
-def test_a_run_in_a_folder_whose_name_is_no_utf8_has_no_curves(tmp_path):
-    pytest.importorskip("tensorboard")
-    folder = tmp_path / "caf\udce9"
-    folder.mkdir()
-    with pytest.warns(UserWarning, match="no curves, as TensorBoard takes names of UTF-8 alone"):
-        log = metrics_log.MetricsLog(folder / metrics_log.FILE, [], board=True)
-    log.add({"step": 0, "seconds": 0.0, "loss": 1.0})
-    log.close()
-    assert (folder / metrics_log.FILE).read_text() == '{"step": 0, "seconds": 0.0, "loss": 1.0}\n'
 
 
 @pytest.mark.skipif(checks.extension is None, reason="no compiled module")

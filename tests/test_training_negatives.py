@@ -179,7 +179,7 @@ def test_resumed_equals_an_uninterrupted_run(tmp_path):
     one = tiny("ez_vsl", negatives=SOUNDS, accumulation=2)
     whole = run(one, seed=4)
     with pytest.raises(Crash):
-        run(one, seed=4, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(6))
+        run(one, seed=4, out=tmp_path, checkpoint_every=1e-9, callbacks=[crash_at(6)])
     resumed = run(one, seed=4, out=tmp_path, resume=True, workers=1)
     assert_same(weights(resumed.localizer), weights(whole.localizer))
     assert figures(resumed.history) == figures(whole.history)
@@ -193,7 +193,7 @@ def test_runs_from_before_there_were_negatives_go_on(tmp_path):
 
     one = tiny("ez_vsl")
     with pytest.raises(Crash):
-        run(one, out=tmp_path, checkpoint_every=1e-9, on_step=crash_at(6))
+        run(one, out=tmp_path, checkpoint_every=1e-9, callbacks=[crash_at(6)])
     state = storage.load(tmp_path / storage.LAST)
     for name in ("negatives", "negatives_weight"):
         del state["recipe"][name]

@@ -44,7 +44,7 @@ def test_resume_goes_on_with_the_same_best_epoch(tmp_path):
     one, options = tiny(learning_rate=0.05), {"validation": Others(), "seed": 2}
     whole = run(one, out=tmp_path / "whole", **options)
     with pytest.raises(Crash):
-        run(one, out=tmp_path / "part", checkpoint_every=1e-9, on_step=crash_at(11), **options)
+        run(one, out=tmp_path / "part", checkpoint_every=1e-9, callbacks=[crash_at(11)], **options)
     resumed = run(one, out=tmp_path / "part", resume=True, **options)
     assert figures(resumed.history) == figures(whole.history)
     a, b = (loaded(tmp_path / folder / "best.pt") for folder in ("whole", "part"))

@@ -8,12 +8,20 @@ from PIL import Image
 from ssl_fast.data.datasets import FolderSet, SampleSet
 from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.models import checkpoints
+from ssl_fast.training import Callback
 
 
 def loaded(path):
     """The localizer in a checkpoint, and the state beside it."""
     found = checkpoints.load(path)
     return found.localizer, found.state
+
+
+def after_step(call):
+    """A callback of training that calls (learner, record) after every step."""
+    callback = Callback()
+    callback.on_step = call
+    return callback
 
 
 # floor and scale of the scenes' front end, so that digital silence is the same; the toys' 32 x 12 cells

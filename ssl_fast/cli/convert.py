@@ -17,7 +17,7 @@ def add_files(parser: argparse.ArgumentParser, formats: str) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_files(parser, ".pt, or .safetensors where that is installed")
+    add_files(parser, ".pt or .safetensors")
     parser.add_argument("--half", action="store_true", help="weights as float16, half the size")
 
 

@@ -17,13 +17,16 @@ LIBRARIES = (
     ("soundfile", "soundfile", "decoding of sound"),
     ("faiss-cpu", "faiss", "nearest neighbours"),
     ("matplotlib", "matplotlib", "plots of the report"),
+    ("safetensors", "safetensors", "checkpoints"),
     ("tqdm", "tqdm", "progress bars"),
 )
 OPTIONAL = (
     ("av", "av", "videos"),
-    ("safetensors", "safetensors", "checkpoints of that format"),
     ("timm", "timm", "backbones"),
+    ("huggingface_hub", "huggingface_hub", "repositories of the Hub"),
     ("tensorboard", "tensorboard", "curves of training"),
+    ("wandb", "wandb", "curves of training"),
+    ("trackio", "trackio", "curves of training"),
     ("scipy", "scipy", "tests only"),
     ("pytest", "pytest", "tests only"),
 )

@@ -16,7 +16,21 @@ import warnings
 from pathlib import Path
 
 from ..terminal import PrintableStream, printable
-from . import bench, compare, convert, data, demo, doctor, evaluate, export, localize, mine, quickstart, train
+from . import (
+    bench,
+    compare,
+    config_file,
+    convert,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    localize,
+    mine,
+    quickstart,
+    train,
+)
 
 COMMANDS = {
     "quickstart": quickstart,
@@ -38,6 +52,11 @@ STDOUT_CLOSED = 141
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:  # which may quote file names that a shell put there
         super().error(printable(message))
+
+    def parse_known_args(self, args=None, namespace=None):
+        if not any(action.dest == "config" for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        return config_file.parse(self, super().parse_known_args, args, namespace)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,8 @@
 """Types of option values, and the options that several commands share."""
 
 import argparse
+import json
+import typing
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,6 +45,34 @@ def positive(kind: type) -> Callable[[str], int | float]:
     return parse
 
 
+_KINDS = {str: "a text", int: "an integer", float: "a number"}
+
+
+def value_of(action: argparse.Action, value: object) -> typing.Any:
+    """A value that a file has for an option, as the command line gives it. ValueError or ArgumentTypeError, which say
+    what was expected, for one that the option does not take."""
+    got = f"got {json.dumps(value, default=str):.80}"
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ValueError(f"expected true or false, {got}")
+        return action.const if value else action.default
+    if isinstance(action, argparse._AppendAction):
+        if not isinstance(value, list):
+            raise ValueError(f"expected a list of texts, {got}")
+        return [_value_of(action, one, got) for one in value]
+    return _value_of(action, value, got)
+
+
+def _value_of(action: argparse.Action, value: object, got: str) -> typing.Any:
+    made = typing.cast(Callable, action.type or str)(str(value))
+    kind = str if isinstance(made, Path) else type(made)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"expected {_KINDS[kind]}, {got}")
+    if action.choices is not None and made not in action.choices:
+        raise ValueError(f"expected one of {', '.join(action.choices)}, {got}")
+    return made
+
+
 def refuse(args: argparse.Namespace, names: str, why: str) -> None:
     """ValueError for options that were given though they have no effect. names: of the attributes, with blanks."""
     values = {name: getattr(args, name) for name in names.split()}
@@ -65,6 +95,15 @@ def natural(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
     return int(text)
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="options in TOML, as epochs = 20, which the command line overrides; a run writes its own, config.toml",
+    )
 
 
 def add_force(parser: argparse.ArgumentParser, what: str) -> None:

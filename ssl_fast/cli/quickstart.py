@@ -10,6 +10,7 @@ from .options import add_test_scenes, positive
 if typing.TYPE_CHECKING:
     from ..data.scenes.dataset import Settings
     from ..training.recipes import Recipe
+    from ..training.trackers import Tracker
 
 HELP = "train a localizer on the embedded scenes, evaluate it, write a report"
 USUAL_MINUTES = 4.0  # of training
@@ -47,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
     negatives.check_images(recipe, range(settings.train))
     train.set_threads(args, recipe)
     train.check_backbones(args, recipe)
-    with run_folder.held(args):
-        return _run(args, settings, recipe)
+    train.check_trackers(args)
+    with run_folder.held(args, add_arguments), train.open_trackers(args) as callbacks:
+        return _run(args, settings, recipe, callbacks)
 
 
-def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> int:
+def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe", callbacks: "list[Tracker]") -> int:
     from concurrent.futures import ThreadPoolExecutor
 
     from ..data.scenes import dataset as scenes
@@ -66,11 +68,11 @@ def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> in
     with ThreadPoolExecutor(1) as background:  # training of narrow nets leaves a core free
         loading = background.submit(scene_tests, settings, quiet=True, over_time=recipe.model.has_tokens)
         with stages("training"):
-            run = train.run_training(args, training_set, recipe, usual_minutes=USUAL_MINUTES)
+            run = train.run_training(args, training_set, recipe, usual_minutes=USUAL_MINUTES, callbacks=callbacks)
         with stages("scenes"):
             tests, validation, sequence = loading.result()
     about = results.about_weights(checkpoints.file_of(args.out), recipe.method, args.seed, recipe.to_dict())
-    return results.write_results(
+    code = results.write_results(
         run.localizer,
         tests,
         validation,
@@ -82,3 +84,5 @@ def _run(args: argparse.Namespace, settings: "Settings", recipe: "Recipe") -> in
         stages=stages,
         sequence=sequence,
     )
+    train.track_figures(args, callbacks, run, evaluated=True)
+    return code

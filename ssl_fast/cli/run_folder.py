@@ -1,18 +1,23 @@
-"""The folder of a run: who writes it, and run.json, the arguments it was started with, which --resume reads."""
+"""The folder of a run: who writes it, and the arguments it was started with, run.json for --resume and config.toml."""
 
 import argparse
 import contextlib
 import json
 import os
 import shutil
-import typing
+import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from . import config_file
+from .options import value_of
 
 RUN = "run.json"
 # All that a run writes. What of it is in the folder of a new one belongs to another run.
 FILES = (
     RUN,
+    config_file.FILE,
     "checkpoint.pt",
     "checkpoint.previous.pt",
     "checkpoint.damaged.pt",
@@ -24,14 +29,17 @@ FILES = (
     "per_time.csv",
     "report.html",
     "tensorboard",
+    "wandb",
 )
 DEFAULTS = {"method": "ssl_align", "seed": 0, "recipe": "quickstart"}
 # A resumed run may have other values of these options, since they change how it is computed and not its result. Those
 # of _STORED keep their value where they are not given again.
-_STORED = ("minutes", "threads")
+_STORED = ("minutes", "threads", "log")
 _MAY_CHANGE = {
     *_STORED,
     "out",
+    "config",
+    "run_id",
     "resume",
     "force",
     "workers",
@@ -63,7 +71,7 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
         raise ValueError(f"--out {out}: expected a folder, got a file")
     if args.resume and args.force:
         raise ValueError("--resume, --force: expected one of them")
-    values = dict(vars(args))
+    values = vars(args) | {"run_id": uuid.uuid4().hex}  # by which trackers know a run
     values["resume"] = args.resume or (int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and _launched(out))
     if values["resume"]:
         run = _read(out)
@@ -82,6 +90,7 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
         except ValueError as error:
             raise ValueError(f"{out / RUN}: {error}, or name it by its option again") from error
         values |= before | {key: value for key, value in stored.items() if values[key] is None}
+        values["run_id"] = run["id"] or values["run_id"]
     else:
         _check_free(out, args.force)
         values |= {key: value for key, value in DEFAULTS.items() if key in values and values[key] is None}
@@ -117,9 +126,11 @@ def _read(out: Path) -> dict:
         raise ValueError(f"--resume: expected a run in {out}, found no {RUN}")
     try:
         run = json.loads(file.read_text())
+        run = {"log": None, "id": None} | run  # of runs before these fields
         run["stored"] = {key: run[key] for key in _STORED}
-        if not isinstance(run["arguments"], dict) or not isinstance(run["command"], str):
-            raise TypeError("arguments or command of another type")
+        kinds = {"arguments": dict, "command": str, "id": (str, type(None))}
+        if not all(isinstance(run[key], kind) for key, kind in kinds.items()):
+            raise TypeError("arguments, command or id of another type")
         return run
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{file}: expected the arguments of a run, got {type(error).__name__}: {error}") from error
@@ -135,50 +146,40 @@ def _parsed(file: Path, arguments: dict, add_arguments: Callable) -> dict:
         try:
             if action is None:
                 raise ValueError("no such option")
-            parsed[key] = _value(action, value)
-        except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+            parsed[key] = None if value is None and key not in DEFAULTS else value_of(action, value)
+        except (ValueError, argparse.ArgumentTypeError) as error:
             raise ValueError(f"{file}: {key[:80]}: expected a value of this option, got {value!r:.80}") from error
     return parsed
 
 
-def _value(action: argparse.Action, value: object):
-    if value is None and action.dest not in DEFAULTS:
-        return None
-    if action.nargs == 0:
-        made = stored = action.const
-    elif isinstance(action, argparse._AppendAction):
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise TypeError("no list of texts")
-        return value
-    else:
-        if not isinstance(value, (str, int, float)):
-            raise TypeError("no text or number")
-        made = typing.cast(Callable, action.type or str)(str(value))
-        stored = str(made) if isinstance(made, Path) else made
-    if type(stored) is not type(value) or stored != value or (action.choices and made not in action.choices):
-        raise ValueError("not as it was written")
-    return made
-
-
 @contextlib.contextmanager
-def held(args: argparse.Namespace) -> Iterator[None]:
-    """Inside, this process alone writes the folder of a run, which exists from now on, with its run.json."""
+def held(args: argparse.Namespace, add_arguments: Callable) -> Iterator[None]:
+    """Inside, this process alone writes the folder of a run, which exists from now on, with its run.json and
+    config.toml. add_arguments: of the command."""
+    from .. import __version__
     from ..files import claimed, replace_file, sweep
 
     files = [args.out / name for name in FILES]
     with claimed("--out", folder=args.out):
         if not args.resume:
             _check_free(args.out, args.force)
-            for option, name in (("--init", "init"), ("--audio-init", "audio_init")):
-                init = getattr(args, name, None)
-                if init is not None and any(file.exists() and file.samefile(init) for file in files):
-                    raise ValueError(f"{option} {init}: expected a file that is not replaced in --out")
+            for option in ("config", "init", "audio-init"):
+                read = getattr(args, option.replace("-", "_"), None)
+                if read is not None and any(file.exists() and file.samefile(read) for file in files):
+                    raise ValueError(f"--{option} {read}: expected a file that is not replaced in --out")
         for file in files:
             sweep(file)
             if args.force and file.is_dir():
                 shutil.rmtree(file)
             elif args.force:
                 file.unlink(missing_ok=True)
-        run = {"command": args.command, "arguments": _fixed(args), "launch": _launch()}
+        run = {"command": args.command, "arguments": _fixed(args), "launch": _launch(), "id": args.run_id}
         replace_file(args.out / RUN, json.dumps(run | {key: getattr(args, key) for key in _STORED}, indent=1) + "\n")
+        options = config_file.text(args, add_arguments, __version__)
+        try:
+            options.encode()
+        except UnicodeEncodeError:
+            warnings.warn(f"{args.out}: no {config_file.FILE}, as TOML takes names of UTF-8 alone", stacklevel=2)
+        else:
+            replace_file(args.out / config_file.FILE, options)
         yield

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import json
 import typing
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from .options import (
     FIT,
     FITS,
     FRONT_ENDS,
+    add_config,
     add_device,
     add_force,
     add_quiet,
@@ -19,6 +21,7 @@ from .options import (
     check_device,
     natural,
     positive,
+    unique,
 )
 
 if typing.TYPE_CHECKING:
@@ -27,6 +30,7 @@ if typing.TYPE_CHECKING:
     from ..stages import Stages
     from ..training.loop import Run
     from ..training.recipes import Recipe
+    from ..training.trackers import Tracker
     from ..training.views import Themselves
 
 HELP = "train a localizer on a folder of images and sounds (frames/, audio/)"
@@ -92,6 +96,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="budget of training time: a run that does not fit is shortened (default: none, the full length)",
     )
+    add_config(parser)
     add("--resume", action="store_true", help="go on with the run in --out")
     add_force(parser, "the run in --out by a new one")
     add_threads(parser, "1 for the narrow nets, else as torch chooses")
@@ -102,6 +107,12 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         default=20.0,
         metavar="S",
         help="seconds between checkpoints (default: 20)",
+    )
+    add(
+        "--log",
+        action="append",
+        choices=("tensorboard", "wandb", "trackio"),
+        help="also tell this tracker of experiments; may be given several times",
     )
     add_quiet(parser)
 
@@ -271,6 +282,32 @@ def run_training(args: argparse.Namespace, training_set: "SampleSet", recipe: "R
     return run
 
 
+def check_trackers(args: argparse.Namespace) -> None:
+    """ValueError for a tracker of --log that is given twice or not installed."""
+    from ..training import trackers
+
+    try:
+        trackers.check(unique("--log", args.log or []))
+    except ValueError as error:
+        raise ValueError(f"--log {error}") from error
+
+
+def open_trackers(args: argparse.Namespace) -> "contextlib.AbstractContextManager[list[Tracker]]":
+    from ..training import trackers
+
+    return trackers.opened(args.log or [], args.out, args.run_id, args.resume)
+
+
+def track_figures(args: argparse.Namespace, trackers: "list[Tracker]", run: "Run", evaluated: bool) -> None:
+    """The final figures of a run to its trackers. evaluated: whether it has written metrics.json."""
+    figures = {"final_loss": run.final_loss, "train_seconds": run.seconds}
+    if evaluated:
+        results = json.loads((args.out / "metrics.json").read_text())
+        figures |= {key: value for key, value in results.items() if isinstance(value, float)}
+    for tracker in trackers:
+        tracker.figures(figures, run.steps)
+
+
 def run(args: argparse.Namespace) -> int:
     from .. import distributed
     from ..stages import Stages
@@ -283,6 +320,7 @@ def run(args: argparse.Namespace) -> int:
         rank, processes = distributed.launched()
         with distributed.together():  # no process waits for one that cannot train
             args = run_folder.open_run(args, args.out, add_arguments)
+            check_trackers(args)
             recipe = recipes.recipe(
                 args.method,
                 args.recipe,
@@ -323,7 +361,8 @@ def run(args: argparse.Namespace) -> int:
             )
         with distributed.together():
             if rank == 0:
-                stack.enter_context(run_folder.held(args))
+                stack.enter_context(run_folder.held(args, add_arguments))
+        callbacks = [] if rank > 0 else stack.enter_context(open_trackers(args))
         stages = Stages()
         with stages("samples"), distributed.together():
             for found in (training_set, held_out):
@@ -335,13 +374,17 @@ def run(args: argparse.Namespace) -> int:
                 training_set,
                 recipe,
                 validation=held_out,
-                board=True,
+                callbacks=callbacks,
                 init=args.init,
                 audio_init=args.audio_init,
                 neighbors=neighbors,
                 **several,
             )
-        return 0 if rank > 0 else _finish(args, recipe, run, held_out, stages)
+        if rank > 0:
+            return 0
+        code = _finish(args, recipe, run, held_out, stages)
+        track_figures(args, callbacks, run, evaluated=held_out is not None and held_out.has_ground_truth)
+        return code
 
 
 def _finish(

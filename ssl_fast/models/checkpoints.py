@@ -4,6 +4,7 @@
     found = checkpoints.load("runs/mine")                   # a run's folder, a file of ours or of a published program
     found.localizer, found.front_end, found.image_size, found.layout
     checkpoints.write(found, "mine.safetensors")            # without optimizer and history; also .pt
+    found.save_pretrained("mine")                           # a folder of it, as repositories of the Hub are
 
 Files are read without running code, and strictly: keys that are missing, unexpected or of another shape are an error.
 """
@@ -12,6 +13,8 @@ import hashlib
 import json
 import math
 import os
+import re
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,14 +23,15 @@ from torch import Tensor, nn
 
 from ..data.io.front_ends import FrontEnd, front_end_named
 from ..data.io.images import SQUARE
-from ..files import replacing
-from . import published, storage
+from ..files import replace_file, replacing
+from . import hub, published, storage
 from .backbones import TimmBackbone, check_allowed
 from .localizers import Localizer, LocalizerConfig, blank, fill
 from .resnet import ResNet18, SmallResNet
 from .storage import CheckpointError
 
 SAFE = ".safetensors"
+WEIGHTS, CONFIG = f"model{SAFE}", "config.json"  # of a folder that save_pretrained writes
 OURS = "ssl_fast"  # layout of the project's own files, and where they keep what is no weight in .safetensors
 EMBEDDED = Path(__file__).with_name("quickstart.pt")  # `ssl-fast quickstart --seed 0`, converted with --half
 _FIT = {"fit": "squash", "resampler": "pillow"}  # of the checkpoints before these fields
@@ -75,17 +79,68 @@ class Checkpoint:
         audio = net.audio_features(net.normalize_spectrograms(spectrograms))
         return net.maps(visual, audio, backend="reference")
 
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, *, revision: str | None = None, allowed: Collection[str] = ()
+    ) -> "Checkpoint":
+        """The localizer in a folder that `save_pretrained` has written, or in a repository OWNER/NAME of the Hub.
+
+        A folder that is there is never looked for elsewhere; for repositories there is the extra `hub`. revision: of a
+        repository, a branch, tag or commit. allowed: see `load`. CheckpointError as of `load`, also where config.json
+        does not tell what the weights do; ValueError where there is neither.
+        """
+        folder = Path(name)
+        if folder.is_dir():
+            if revision is not None:
+                raise ValueError(f"revision: expected with a repository of the Hub, got {revision} with {folder}")
+        elif folder.exists() or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name)):
+            raise ValueError(f"{name}: expected a folder, or OWNER/NAME of a repository of the Hub")
+        else:
+            folder = hub.download(str(name), revision, (CONFIG, WEIGHTS))
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(f"{folder / WEIGHTS}: no such file")
+        return load(folder, allowed=allowed)
+
+    def save_pretrained(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
+        """Write model.safetensors by `write`, config.json, a copy of what it has beside weights for those who read no
+        such files, and README.md, its card. ValueError for a folder that holds a run, and without `overwrite` for one
+        that holds such files."""
+        folder = Path(folder)
+        runs, own = (storage.BEST, storage.LAST), (WEIGHTS, CONFIG, hub.CARD)
+        if there := [one for one in (runs if overwrite else runs + own) if (folder / one).exists()]:
+            raise ValueError(f"{folder}: holds {', '.join(there)} already; choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write(self, folder / WEIGHTS, overwrite=overwrite)
+        replace_file(folder / CONFIG, json.dumps(_about(self), indent=2) + "\n")
+        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.name))
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = None, message: str = "Upload a localizer of ssl_fast"
+    ) -> str:
+        """Commit what `save_pretrained` writes to a repository OWNER/NAME of the Hub, which is made where there is none
+        -> address of the commit. A README.md that it has is kept.
+
+        The token is that of `hf auth login` or HF_TOKEN. ValueError, which names the repository, where it fails.
+        """
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            self.save_pretrained(folder)
+            replace_file(folder / hub.CARD, hub.card(self.recipe["method"], repo_id))
+            return hub.upload(repo_id, folder, private, message)
+
 
 def file_of(path: str | os.PathLike) -> Path:
-    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last."""
+    """The checkpoint that a path means: itself, or of the folder of a run the best, else the last, or that of a folder
+    of `Checkpoint.save_pretrained`."""
     path = Path(path)
     if not path.is_dir():
         return path
-    return path / (storage.BEST if (path / storage.BEST).exists() else storage.LAST)
+    there = [name for name in (storage.BEST, storage.LAST, WEIGHTS) if (path / name).exists()]
+    return path / (there or [storage.LAST])[0]
 
 
 def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection[str] = ()) -> Checkpoint:
-    """The localizer in a file, or in the folder of a run.
+    """The localizer in a file, in the folder of a run, or of `Checkpoint.save_pretrained`.
 
     layout: a key of `published.LAYOUTS`, for files whose keys do not tell; "slavc_momentum": the momentum nets, also of
     a run of ours, whose threshold is then not known. allowed: module paths of backbones that may be imported, beside
@@ -97,6 +152,8 @@ def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read(file)
+    if file.name == WEIGHTS and Path(path).is_dir():
+        _check_config(file, state)
     found = storage.weights_of(state)
     if found is not None:
         return Checkpoint(file, *published.localizer_of(file, *found, layout))
@@ -166,13 +223,7 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwr
     path = Path(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name")
-    about = {
-        "format": storage.FORMAT,
-        "recipe": {key: (_FIT | found.recipe)[key] for key in _STORED},
-        "layout": found.layout,
-        "threshold": found.threshold,
-        "token_threshold": found.token_threshold,
-    }
+    about = _about(found)
     weights = {
         key: (value.half() if half and value.is_floating_point() else value).contiguous()
         for key, value in found.localizer.state_dict().items()
@@ -182,10 +233,39 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwr
     if path.suffix != SAFE:
         storage.save(about | {"localizer": weights}, path, keep=False)
         return
+    import safetensors.torch
+
     text = json.dumps(about)
-    content = _safetensors(path).torch.save(weights, {OURS: text, "sha256": _digest(text, weights)})
+    content = safetensors.torch.save(weights, {OURS: text, "sha256": _digest(text, weights)})
     with replacing(path) as file:
         file.write(content)
+
+
+def _about(found: Checkpoint) -> dict:
+    """What a file has beside weights, of plain values."""
+    return {
+        "format": storage.FORMAT,
+        "recipe": {key: (_FIT | found.recipe)[key] for key in _STORED},
+        "layout": found.layout,
+        "threshold": found.threshold,
+        "token_threshold": found.token_threshold,
+    }
+
+
+def _check_config(file: Path, state: dict) -> None:
+    """CheckpointError where config.json is no copy of what the file beside it has with its weights."""
+    config = file.with_name(CONFIG)
+    if "format" not in state:
+        raise CheckpointError(f"{file}: expected a file that save_pretrained has written, got weights alone")
+    try:
+        found = json.loads(config.read_text())
+        about = {key: value for key, value in state.items() if key != "localizer"}
+        keys = {**about, **found}
+        wrong = [key for key in keys if key not in about or key not in found or found[key] != about[key]]
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointError(f"{config}: expected a copy of what {file.name} holds, got {error}") from error
+    if wrong:
+        raise CheckpointError(f"{config}: expected a copy of what {file.name} holds, they differ in {', '.join(wrong)}")
 
 
 def _digest(text: str, weights: dict[str, Tensor]) -> str:
@@ -197,21 +277,12 @@ def _digest(text: str, weights: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _safetensors(path: Path):
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ValueError(
-            f"{path}: such files need safetensors, which is not installed: pip install safetensors"
-        ) from error
-    return safetensors
-
-
 def _read_safetensors(path: Path) -> dict:
     """Bare weights, or the state of a file of ours, as storage.read_file gives them."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
-    safetensors = _safetensors(path)
+    import safetensors
+
     try:
         with safetensors.safe_open(path, "pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, no dict

@@ -2,9 +2,10 @@
 
 import copy
 import math
+import os
 import re
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
@@ -252,6 +253,16 @@ class Localizer(nn.Module):
         for name in ("spectrogram_mean", "spectrogram_std"):
             self.register_buffer(name, torch.tensor(float(getattr(config, name)), device="cpu"))
         self.to(memory_format=torch.channels_last)  # much faster on CPU, and no slower elsewhere
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike, *, revision: str | None = None, allowed: Collection[str] = ()
+    ) -> "Localizer":
+        """The localizer alone of `checkpoints.Checkpoint.from_pretrained`, which also has its front end, image size and
+        thresholds, and which writes what is read here: a localizer does not know what it is used with."""
+        from .checkpoints import Checkpoint
+
+        return Checkpoint.from_pretrained(name, revision=revision, allowed=allowed).localizer
 
     def _net(self, modality: str) -> nn.Module:
         return self.visual_net if modality == "visual" else self.audio_net

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from ..progress import progress_bar
 from ..reproducibility import versions
 from . import metrics_log
 from .budget import PACE_AFTER, PACE_SECONDS, PACE_STEPS, pace, progress_of
+from .callbacks import Callback
 from .learner import Learner
 from .negatives import NegativeSounds
 from .recipes import Recipe
@@ -162,10 +163,9 @@ def train(
     device: str = "cpu",
     checkpoint_every: float = 20.0,
     progress: bool = True,
-    on_step: Callable[[Learner, dict], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     validation: "SampleSet | None" = None,
     compile: bool = False,
-    board: bool = False,
     init: str | os.PathLike | None = None,
     audio_init: str | os.PathLike | None = None,
     neighbors: tuple[Neighbors, Neighbors] | None = None,
@@ -180,10 +180,10 @@ def train(
         should take. A run whose first steps are too slow for either says so in a line on stdout. workers: processes
         that load samples.
     checkpoint_every: seconds of training between checkpoints; one more is written at the end and on Ctrl-C.
-    on_step: called with (Learner, record) after every step, before any checkpoint of it.
+    callbacks: what is called before, while and after it trains, as `trackers` of experiments.
     validation: samples, none of them trained on, that each epoch is tried on: by the success rate where they have
         ground truth, else by the loss. The best epoch is kept as `best.pt`.
-    compile: the nets go through torch.compile. board: with `out`, curves for TensorBoard too, where it is installed.
+    compile: the nets go through torch.compile.
     init, audio_init: files of weights that the image net and the audio net start from, as torchvision's of an ImageNet
         ResNet-18, see `models.checkpoints.load_backbone`. neighbors: of images and of sounds, for conceptual views, see
         training.views.Neighbors.
@@ -259,6 +259,9 @@ def train(
         folder = None  # the first process alone writes files
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    with distributed.together():
+        for callback in callbacks:
+            callback.on_start(run)
 
     def checkpoint(name: str = storage.LAST, ended: bool = False) -> Path | None:
         if folder is None:
@@ -274,7 +277,7 @@ def train(
         storage.save(fingerprint | about | learner.state(), folder / name)
         return folder / name
 
-    log = metrics_log.MetricsLog(None if folder is None else folder / metrics_log.FILE, run.history, board)
+    log = metrics_log.MetricsLog(None if folder is None else folder / metrics_log.FILE, run.history)
     sampler = StepSampler(
         len(sample_set),
         recipe.batch_size,
@@ -335,8 +338,10 @@ def train(
                         checkpoint(storage.BEST)
                 log.add(record)
                 smooth = record["loss"] if smooth is None else 0.95 * smooth + 0.05 * record["loss"]
-                if on_step is not None:
-                    on_step(learner, record)
+                for callback in callbacks:
+                    callback.on_step(learner, record)
+                    if run.steps % per_epoch == 0:
+                        callback.on_epoch(learner, record)
                 if distributed.total(stopped(), learner.device):
                     raise Interrupted(run.steps, checkpoint(), stopped())
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)
@@ -352,4 +357,6 @@ def train(
         if learner.device.type == "cpu":
             run.stages = learner.stages.seconds
     checkpoint(ended=True)
+    for callback in callbacks:
+        callback.on_end(run)
     return run
