@@ -217,7 +217,7 @@ def test_sslalign_jsons(tmp_path):
             [{"image": "x/a_b.jpg", "audio": "a_b.wav", "gt_box": [0, 0, 9, 9]}] * 2,
             r"a.json: 1 of 1 samples listed more than once: 'a_b'",
         ),
-        ("flicker", [], "set: expected one of vgg-ss, vgg-ss-xml, flickr, is3, s4, got 'flicker'"),
+        ("flicker", [], "set: expected one of vgg-ss, .*, got 'flicker'"),
     ],
 )
 def test_bad_files(tmp_path, name, entries, message):
