@@ -159,5 +159,5 @@ def test_what_is_missing(data):
         protocols.Accumulator("avsbench_robust")
     with pytest.raises(ValueError, match="negatives: expected maps under at least one kind of negative for robustness"):
         protocols.run("avsbench_robust", maps, masks, threshold=0.1)
-    with pytest.raises(ValueError, match="ground_truth: expected 0 and 1 for segmentation, sample 0 has weights"):
+    with pytest.raises(ValueError, match="ground_truth: expected 0 and 1 for robustness, sample 0 has weights"):
         protocols.run("avsbench_robust", maps, masks * 0.5, negatives=negatives, threshold=0.1)
