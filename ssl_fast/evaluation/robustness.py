@@ -15,9 +15,9 @@ b+ and b_k the predictions, g the mask, |image| the pixels of the image and H(a,
     G-FPR     = mean over K of FPR_k                lower is better
 
 *What is known of the definitions.* The released program prints mIoU, F and FPR of one kind of sound at a time; its
-README says that G-mIoU, G-F and G-FPR were aggregated by hand. H is inferred from printed figures: a model of mIoU
-86.20 has a G-mIoU of 23.79 = H(86.20, 100 - 86.20), that of a model which no sound changes. No such pair is known for
-G-FPR; here it is the mean. `g_miou_fpr` = H(mIoU, 1 - G-FPR) is what vssl_eval's F_LOC is of boxes.
+README says that G-mIoU, G-F and G-FPR were aggregated by hand. H is inferred from figures that the README of KEVA
+prints of VCT on S4: mIoU 86.20 and G-mIoU 23.79 = H(86.20, 100 - 86.20), as of a model which no sound changes. No such
+pair is known for G-FPR; here it is the mean. `g_miou_fpr` = H(mIoU, 1 - G-FPR) is what vssl_eval's F_LOC is of boxes.
 
 *Where the program differs.* (1) On frames without an object (of MS3) it scores the share of pixels left empty under
 negatives, too, so that a right answer raises mIoU_k. (2) Its F is the best over 255 thresholds, the lowest of which
