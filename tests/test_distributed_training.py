@@ -414,7 +414,7 @@ def test_distributed_restarts_go_on_with_the_run(media, tmp_path):
     assert code == 0 and storage.load(out / "checkpoint.pt")["step"] == 6, err
     assert "Traceback" not in err.partition("restart")[2]
     code, err, _ = torchrun("train", *options, program=("--max-restarts", 1, script))
-    assert code != 0 and err.count("holds another run (run.json, checkpoint.pt") == 2 * PROCESSES, err
+    assert code != 0 and err.count("holds another run (run.json, config.toml, checkpoint.pt") == 2 * PROCESSES, err
 
 
 @pytest.mark.slow
