@@ -15,7 +15,7 @@ from ssl_fast.training.loop import train
 from ssl_fast.training.recipes import recipe
 from ssl_fast.training.sampler import StepSampler
 from ssl_fast.training.views import Themselves, Views
-from training_toys import HEARD, Nearest, ToySet, folder
+from training_toys import HEARD, Nearest, ToySet, after_step, folder
 
 ALL = ("original", "augmented", "conceptual")
 
@@ -292,7 +292,7 @@ def test_resume_of_three_views_equals_an_uninterrupted_run(files, tmp_path):
 
     whole = go()
     with pytest.raises(Crash):
-        go(out=tmp_path / "run", checkpoint_every=1e-9, on_step=crash, workers=2)
+        go(out=tmp_path / "run", checkpoint_every=1e-9, callbacks=[after_step(crash)], workers=2)
     resumed = go(out=tmp_path / "run", resume=True)
     assert whole.steps == 6 and whole.chance == pytest.approx(9 * 2 * math.log(4), rel=1e-5)  # s_L and s_A
     a, b = (one.localizer.state_dict() for one in (whole, resumed))
