@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +21,18 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor as Linux names it; on ARM, where it gives numbers alone: "aarch64, CPU implementer 0x41, CPU part
+    0xd0c". Without `cpuinfo`, the architecture."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    numbers = [f"{key} {found[key]}" for key in ("CPU implementer", "CPU part") if key in found]
+    return found.get("model name") or ", ".join([platform.machine(), *numbers])
 
 
 class HasIds(Protocol):

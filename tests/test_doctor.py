@@ -7,6 +7,7 @@ import torch
 from ssl_fast.cli import doctor
 from ssl_fast.cli import main as cli
 from ssl_fast.ops import checks
+from ssl_fast.reproducibility import processor_name
 
 
 def flat():
@@ -36,6 +37,26 @@ def test_report_of_this_installation(capsys):
     assert cli.main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert all(text in out for text in found.values()) and out.endswith("\nusable\n")
+
+
+X86 = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: Some Xeon @ 2.10GHz\n\nprocessor\t: 1\n"
+ARM = "processor\t: 0\nBogoMIPS\t: 243.75\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\nCPU revision\t: 1\n"
+
+
+@pytest.mark.parametrize(
+    "cpuinfo, name",
+    [
+        (X86, "Some Xeon @ 2.10GHz"),
+        (ARM, "aarch64, CPU implementer 0x41, CPU part 0xd0c"),
+        ("", "aarch64"),
+        (None, "aarch64"),
+    ],
+)
+def test_name_of_the_processor(cpuinfo, name, tmp_path, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    if cpuinfo is not None:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert processor_name(tmp_path / "cpuinfo") == name
 
 
 def test_compiled_module_in_use(monkeypatch):

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ..ops import checks
-from ..reproducibility import versions
+from ..reproducibility import processor_name, versions
 from .measure import Stopwatch, time_rounds
 
 
@@ -25,15 +25,6 @@ def _git_commit() -> str | None:
         return subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor())
 
 
 def copy_gbytes_per_s(device: str) -> float:
@@ -78,7 +69,7 @@ def header(options: argparse.Namespace) -> dict:
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": {
-            "cpu": _cpu_model(),
+            "cpu": processor_name(),
             "cores": os.cpu_count(),
             "system": platform.platform(),
             "gpu": torch.cuda.get_device_name() if cuda else None,

@@ -6,6 +6,7 @@ import os
 import platform
 
 from .. import __version__
+from ..reproducibility import processor_name
 
 HELP = "what is installed, what was built, what is in use, and why something is not"
 
@@ -45,14 +46,6 @@ def _library(distribution: str, module: str) -> tuple[bool, str]:
         return True, metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return True, "version unknown"
-
-
-def _processor() -> str:
-    name = ""
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
-    return name or platform.processor() or platform.machine()
 
 
 def _cuda_built(extension) -> tuple[str, str]:
@@ -133,7 +126,7 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
         }
     architectures, device = _cuda_built(extension)
     processor = {
-        "name": _processor(),
+        "name": processor_name(),
         "cores": str(os.cpu_count()),
         "torch threads": f"{torch.get_num_threads()} (OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', 'not set')})",
         "torch's instruction set": torch.backends.cpu.get_cpu_capability(),
