@@ -10,9 +10,9 @@
 * ade20k-speech, ade20k-sound: prompted_segmentation.csv of DenseAV, with the columns image_location, ade_class_id, and
   speech_prompt_file or vggsound_file: samples IMAGE+SOUND.
 
-Boxes are fractions of the frame. Those of MUSIC have a width and a height, as NoPrior's program reads them (it truncates
-the two to whole pixels each by itself, so that its boxes may be a pixel smaller; AVGN's takes them for the other
-corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's program
+Boxes are fractions of the frame. Those of MUSIC have a width and a height, as NoPrior's program reads them (it
+truncates the two to whole pixels each by itself, so that its boxes may be a pixel smaller; AVGN's takes them for the
+other corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's program
 the frames of a duet are one image, one above the other, whose map is cut in two again before anything is counted.
 """
 
