@@ -12,8 +12,8 @@
 
 Boxes are fractions of the frame. Those of MUSIC have a width and a height, as NoPrior's program reads them (it
 truncates the two to whole pixels each by itself, so that its boxes may be a pixel smaller; AVGN's takes them for the
-other corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's program
-the frames of a duet are one image, one above the other, whose map is cut in two again before anything is counted.
+other corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's
+program the frames of a duet are one image, one above the other, whose map is cut in two again before it is counted.
 """
 
 from __future__ import annotations
