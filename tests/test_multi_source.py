@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import scipy.optimize
+import torch
 
 from evaluation_fakes import FakeLocalizer, FakeSet
 from ssl_fast.evaluation import evaluate, multi_source, protocols
@@ -30,6 +31,16 @@ def test_average_precision_equals_a_loop(levels):
     truth = rng.random((6, 90)) < rng.random((6, 1))
     expected = [slow_ap(scores, one) for one in truth]
     np.testing.assert_allclose(multi_source.average_precision(scores, truth), expected, rtol=1e-13)
+
+
+def test_average_precision_equals_torchmetrics():
+    """Which DenseAV's program calls."""
+    classification = pytest.importorskip("torchmetrics.functional.classification")
+    rng = np.random.default_rng(4)
+    scores, truth = rng.integers(0, 90, 5000).astype(np.float32) / 90, rng.random((3, 5000)) < 0.2
+    for own, got in zip(truth, multi_source.average_precision(scores, truth)):
+        wanted = classification.binary_average_precision(torch.from_numpy(scores), torch.from_numpy(own.astype(int)))
+        assert got == pytest.approx(wanted.item(), abs=1e-6)
 
 
 def test_average_precision_in_closed_form():

@@ -60,6 +60,12 @@ def test_closed_forms():
         assert (figures["map"], figures["miou"]) == (pytest.approx(ap), iou)
 
 
+def test_samples_without_a_class_are_refused():
+    maps, truth = np.zeros((2, 2, 2), np.float32), np.ones((2, 4, 4), np.float32)
+    with pytest.raises(ValueError, match="categories: expected one of each sample for 'denseav', sample 1 has none"):
+        protocols.run("denseav", maps, truth, categories=["a", None])
+
+
 def test_what_is_kept_of_a_sample_is_small():
     kept = prompted.kept(np.zeros((2, 7, 7), np.float32), np.ones((2, 224, 224), bool))
     assert kept["truth"][0].nbytes == 224 * 224 // 8 and kept["map"].shape == (2, 7, 7)

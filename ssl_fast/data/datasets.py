@@ -185,7 +185,7 @@ class SampleSet(torch.utils.data.Dataset):
         raise NotImplementedError
 
     def waveform(self, index: int) -> np.ndarray:
-        """(front_end.samples,) float32 in [-1, 1], mono, at front_end.sample_rate."""
+        """(front_end.samples,) float32 in [-1, 1], mono, at front_end.sample_rate; of two sounds their sum."""
         raise NotImplementedError
 
     def own_waveform(self, index: int) -> np.ndarray:

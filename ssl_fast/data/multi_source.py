@@ -1,19 +1,20 @@
 """Annotations of the sets in which several sources sound, and of those where a prompt names the source.
 
-| set | file | samples of an entry |
-| --- | --- | --- |
-| music-solo | music_solo.json of AVGN: [{"file", "class", "bbox": [x, y, width, height]}] | one |
-| music-duet | music_duet.json of AVGN: "class_src1", "bbox_src1", "class_src2", "bbox_src2" | ID/1, ID/2: one image and one sound, two sources |
-| vggsound-single | vggsound_single_test.csv of AVGN, lines ID,CLASS; vggss.json beside it | one |
-| vggsound-duet | vggsound_duet_test.csv of AVGN, lines ID,CLASS,ID,CLASS; vggss.json beside it | A+B/1, A+B/2: each of the two frames, under the sum of both sounds |
-| vgg-instruments, vgg-instruments-duet | vgginstruments_test.csv, vgginstruments_multi_test.csv of AVGN, lines as above; masks | as of vggsound-single and -duet |
-| ade20k-speech, ade20k-sound | prompted_segmentation.csv of DenseAV: image_location, ade_class_id, and speech_prompt_file or vggsound_file | IMAGE+SOUND |
+* music-solo, music-duet: music_solo.json, music_duet.json of AVGN, [{"file", "class", "bbox": [x, y, width, height]}],
+  of duets "class_src1", "bbox_src1", "class_src2", "bbox_src2": samples ID/1 and ID/2 of one image and one sound.
+* vggsound-single, vggsound-duet: vggsound_single_test.csv, vggsound_duet_test.csv of AVGN, lines ID,CLASS, of duets
+  ID,CLASS,ID,CLASS, and vggss.json beside it: samples A+B/1 and A+B/2, each of the two frames under the sum of both
+  sounds.
+* vgg-instruments, vgg-instruments-duet: vgginstruments_test.csv, vgginstruments_multi_test.csv of AVGN, the same with
+  masks.
+* ade20k-speech, ade20k-sound: prompted_segmentation.csv of DenseAV, with the columns image_location, ade_class_id, and
+  speech_prompt_file or vggsound_file: samples IMAGE+SOUND.
 
-Boxes are fractions of the frame. Those of MUSIC have a width and a height, as NoPrior's program reads them (it truncates
-the two to whole pixels each by itself, so that its boxes may be a pixel smaller; AVGN's takes them for the other
-corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's program
-the frames of a duet are one image, one above the other, whose map is cut in two again before anything is counted.
-"""  # noqa: E501, the table
+Boxes are fractions of the frame. Those of MUSIC have a width and a height, as NoPrior's program reads them (it
+truncates the two to whole pixels each by itself, so that its boxes may be a pixel smaller; AVGN's takes them for the
+other corner). A frame of a duet is judged by its own boxes (AVGN's program takes those of its partner). In NoPrior's
+program the frames of a duet are one image, one above the other, whose map is cut in two again before it is counted.
+"""
 
 from __future__ import annotations
 

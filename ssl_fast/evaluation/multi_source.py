@@ -5,14 +5,16 @@ sources. AP is that of pixels: the map ranks them, those with ground truth > 0 a
 has no AP, and is left out.
 
 * `ap`: mean over samples of the AP of the own map on the own ground truth.
-* `cap`, class-aware AP (Hu, Chen, Owens, CVPR 2022): the same, first over the samples of each class, then over classes.
-* `piap`, permutation-invariant AP (the same paper): in each image the maps are given to the sources, each map to one at
-  the most, such that the sum of the APs is the largest; mean over the sources of the image, then over images.
+* `cap`, class-aware AP: the same, first over the samples of each class, then over classes.
+* `piap`, permutation-invariant AP: in each image the maps are given to the sources, each map to one at the most, such
+  that the sum of the APs is the largest; mean over the sources of the image, then over images.
 * `ciou_T`: share of samples with IoU >= T, `auc` its area over 21 thresholds (AVGN and NoPrior, in per cent
   "CIoU@0.3"). `image_ciou_T`, `image_auc`: of images, by the mean IoU of their sources, the class-aware IoU
   sum_k d_k IoU_k / sum_k d_k of Hu et al. (NeurIPS 2020), where d_k tells which classes sound.
 
-The released programs take AP of the binary prediction instead of the map, and average over samples:
+CAP and PIAP are measures of "Mix and Localize" (Hu, Chen, Owens, CVPR 2022), whose released code has no evaluator:
+above is what their names say. The programs of later papers take AP of the binary prediction instead of the map, and
+average over samples:
 
 * `cap_no_prior`: NoPrior's CAP (Kim et al., CVPR 2024), P R + (1 - R) g, with P and R the precision and recall of the
   pixels predicted and g the share of the image with ground truth: AP of a map of two values. Its program gives each map

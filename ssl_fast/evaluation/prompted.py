@@ -26,9 +26,9 @@ def kept(maps: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     return {"map": maps, "truth": bits, "size": np.tile(truth.shape[1:], (len(truth), 1))}
 
 
-def best_iou(scores: np.ndarray, truth: np.ndarray, thresholds: int = THRESHOLDS) -> float:
+def best_iou(scores: np.ndarray, truth: np.ndarray) -> float:
     """Scores (P,), bool (P,) -> the highest IoU of pixels above one of the thresholds; 0 where there is neither."""
-    edges = np.linspace(scores.min(), scores.max(), thresholds).astype(scores.dtype)
+    edges = np.linspace(scores.min(), scores.max(), THRESHOLDS).astype(scores.dtype)
     above = [len(part) - np.searchsorted(np.sort(part), edges, side="right") for part in (scores, scores[truth])]
     union = truth.sum() + above[0] - above[1]
     return float((above[1] / np.maximum(union, 1)).max())

@@ -424,7 +424,7 @@ FIGURES: dict[str, Callable] = {
 
 
 class Accumulator:
-    """Runs a protocol batch by batch and keeps per-sample numbers only, never a map.
+    """Runs a protocol batch by batch and keeps per-sample numbers only, never a map (but for `prompted.kept`).
 
     threshold: the universal one, of protocols whose rules or figures ask for it. own_threshold: it was chosen on the
     very samples that are tested; columns and figures that depend on it then have `test_threshold` in their names.
@@ -473,6 +473,9 @@ class Accumulator:
                 raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
             if given is not None and len(self.labels[name]) != self.n:
                 raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
+        if "prompted" in self.protocol.figures and categories is not None and None in categories:
+            i = list(categories).index(None)
+            raise ValueError(f"categories: expected one of each sample for {self.protocol.name!r}, sample {i} has none")
         batch = score(
             self.protocol,
             maps,
@@ -583,7 +586,7 @@ def run(
                 maps[part],
                 ground_truth[part],
                 negatives={kind: v[part] for kind, v in draw.items()},
-                sources=images and [multi_source.Sources(own, ground_truth[every]) for own, every in images[part]],
+                sources=images and [multi_source.Sources(k, ground_truth[every]) for k, every in images[part]],
                 **{name: None if values is None else values[part] for name, values in own.items()},
             )
     return total.compute() | {"universal_threshold": None if chosen is None else chosen._asdict()}
