@@ -10,7 +10,8 @@
 //
 // SIMD lanes run over audios (or channels), rows of a register tile over cells. So pooling over cells is lane-wise, and
 // any number of cells is as efficient as any other. These functions run in one thread; the kernels pack panels of
-// audios and take images in parallel, a contiguous range for each thread.
+// audios and take images in parallel, a contiguous range for each thread. An image of 14x14 cells and 512 channels is
+// 400 KB: each read of it serves a group of panels (panels_per_group), which stay in L2.
 #pragma once
 #include "../float16.h"
 #include "bf16_gemm.h"
@@ -313,6 +314,22 @@ struct PackedAudios {
 // Channels in a k-block. Each is summed by itself: shorter sums, less rounding error.
 constexpr int64_t kKBlock = 128;
 
+// Panels of audios that share a read of the image.
+constexpr int64_t kPanelGroup = 4, kPanelGroupBytes = 128 << 10;
+template <class T>
+int64_t panels_per_group(const PackedAudios<T>& audios) {
+  const int64_t group = kPanelGroupBytes / (audios.channels * kPanel<T> * int64_t(sizeof(T)));
+  return group < 1 ? 1 : group < kPanelGroup ? group : kPanelGroup;
+}
+
+// f(first panel, count) for all groups of panels.
+template <class T, class F>
+inline void for_panel_groups(const PackedAudios<T>& audios, F&& f) {
+  const int64_t group = panels_per_group(audios);
+  for (int64_t first = 0; first < audios.panels; first += group)
+    f(first, audios.panels - first < group ? audios.panels - first : group);
+}
+
 // Calls of prefetch_step in `similarities` of a whole image: k-blocks of all tiles.
 template <class T>
 int64_t prefetch_steps(const Image<T>& image, const PackedAudios<T>& audios) {
@@ -320,55 +337,61 @@ int64_t prefetch_steps(const Image<T>& image, const PackedAudios<T>& audios) {
 }
 
 template <class T, class Epilogue>
-inline void bf16_similarities(const Image<T>& image, const PackedAudios<T>& audios, int64_t panel, Epilogue& epilogue,
-                              L2Prefetcher& prefetcher) {
+inline void bf16_similarities(const Image<T>& image, const PackedAudios<T>& audios, int64_t first, int64_t count,
+                              Epilogue& epilogue, L2Prefetcher& prefetcher) {
   constexpr int W = kPanel<T>;
   int64_t depth = bf16_depth(image.channels);
-  const T* scale = audios.inverse_norm + panel * W;
   for (int64_t cell = 0; cell < image.cells; cell += 32) {
     alignas(64) T tile[32 * W];
     int64_t rows = image.cells - cell < 32 ? image.cells - cell : 32;
-    for (int i = 0; i < 8; ++i) prefetcher.prefetch_step();
-    bf16_gemm(image.bf16_cells + cell * depth, depth, round_up(rows, 16),
-              audios.bf16_similarity_panels + panel * W * depth, depth, tile, W, false);
-    for (int64_t r = 0; r < rows; ++r)
-      for (int v = 0; v < kVectors; ++v) {
-        T* at = tile + r * W + v * kLanes<T>;
-        store(at, load(at) * load(scale + v * kLanes<T>));
-      }
-    for_tiles(rows, [&](auto height, int64_t r) {
-      epilogue.template tile<decltype(height)::value>(tile + r * W, panel, cell + r);
-    });
+    for (int64_t panel = first; panel < first + count; ++panel) {
+      const T* scale = audios.inverse_norm + panel * W;
+      for (int i = 0; i < 8; ++i) prefetcher.prefetch_step();
+      bf16_gemm(image.bf16_cells + cell * depth, depth, round_up(rows, 16),
+                audios.bf16_similarity_panels + panel * W * depth, depth, tile, W, false);
+      for (int64_t r = 0; r < rows; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+          T* at = tile + r * W + v * kLanes<T>;
+          store(at, load(at) * load(scale + v * kLanes<T>));
+        }
+      for_tiles(rows, [&](auto height, int64_t r) {
+        epilogue.template tile<decltype(height)::value>(tile + r * W, panel, cell + r);
+      });
+    }
   }
 }
 
-// The products of one image with one panel of audios, handed tile by tile to the epilogue, while they are in L1:
+// The products of one image with a group of panels of audios, handed tile by tile to the epilogue, while they are in
+// L1:
 //   template <int R> void tile(const T* products, int64_t panel, int64_t cell);
-// R rows of kPanel, from `cell` on; products of raw cells with unit audios, so still to be scaled by 1 / |v|.
+// R rows of kPanel, from `cell` on; products of raw cells with unit audios, so still to be scaled by 1 / |v|. Cells of
+// a panel come in order, and panels of a cell.
 template <class T, class Epilogue>
-inline void similarities(const Image<T>& image, const PackedAudios<T>& audios, int64_t panel, Epilogue& epilogue,
-                         L2Prefetcher& prefetcher) {
+inline void similarities(const Image<T>& image, const PackedAudios<T>& audios, int64_t first, int64_t count,
+                         Epilogue& epilogue, L2Prefetcher& prefetcher) {
   if constexpr (kBf16Gemm) {
-    bf16_similarities(image, audios, panel, epilogue, prefetcher);
+    bf16_similarities(image, audios, first, count, epilogue, prefetcher);
   } else {
     constexpr int W = kPanel<T>;
-    const T* lanes = audios.similarity_panels + panel * image.channels * W;
     for_tiles(image.cells, [&](auto height, int64_t cell) {
       constexpr int R = decltype(height)::value;
-      alignas(64) T tile[R * W];
+      alignas(64) T tiles[kPanelGroup][R * W];
       for (int64_t c = 0; c < image.channels; c += kKBlock) {
-        prefetcher.prefetch_step();
         int64_t depth = image.channels - c < kKBlock ? image.channels - c : kKBlock;
         LeftOperand<T> rows{image.values + cell * image.cell_stride + c * image.channel_stride, image.cell_stride,
                             image.channel_stride, 1, 0};
-        if (image.cell_stride != 1)
-          c ? gemm_microkernel<0, true, R>(tile, W, rows, depth, lanes + c * W)
-            : gemm_microkernel<0, false, R>(tile, W, rows, depth, lanes);
-        else
-          c ? gemm_microkernel<1, true, R>(tile, W, rows, depth, lanes + c * W)
-            : gemm_microkernel<1, false, R>(tile, W, rows, depth, lanes);
+        for (int64_t i = 0; i < count; ++i) {
+          prefetcher.prefetch_step();
+          const T* lanes = audios.similarity_panels + ((first + i) * image.channels + c) * W;
+          if (image.cell_stride != 1)
+            c ? gemm_microkernel<0, true, R>(tiles[i], W, rows, depth, lanes)
+              : gemm_microkernel<0, false, R>(tiles[i], W, rows, depth, lanes);
+          else
+            c ? gemm_microkernel<1, true, R>(tiles[i], W, rows, depth, lanes)
+              : gemm_microkernel<1, false, R>(tiles[i], W, rows, depth, lanes);
+        }
       }
-      epilogue.template tile<R>(tile, panel, cell);
+      for (int64_t i = 0; i < count; ++i) epilogue.template tile<R>(tiles[i], first + i, cell);
     });
   }
 }

@@ -28,26 +28,22 @@ namespace {
 template <class T>
 using LSE = LogSumExp<Vec<T>, T>;
 
-// Epilogue: stores alpha = product / |v| of one panel in [cell][lane].
+// Epilogue: stores alpha = product / |v| of a group of panels in [panel][cell][lane].
 template <class T>
 struct StoreAlpha {
   const T* inverse_norm;
   T* out;
+  int64_t cells, first_panel;
   template <int R>
-  void tile(const T* products, int64_t, int64_t cell) {
+  void tile(const T* products, int64_t panel, int64_t cell) {
+    T* to = out + ((panel - first_panel) * cells + cell) * kPanel<T>;
     for (int64_t r = 0; r < R; ++r)
       for (int v = 0; v < kVectors; ++v) {
         int64_t at = r * kPanel<T> + v * kLanes<T>;
-        store(out + cell * kPanel<T> + at, load(products + at) * inverse_norm[cell + r]);
+        store(to + at, load(products + at) * inverse_norm[cell + r]);
       }
   }
 };
-template <class T>
-void compute_alphas(const Image<T>& image, const PackedAudios<T>& audios, int64_t panel, const T* inverse_norm, T* out,
-                    L2Prefetcher& prefetcher) {
-  StoreAlpha<T> epilogue{inverse_norm, out};
-  similarities(image, audios, panel, epilogue, prefetcher);
-}
 
 // One image in both spaces, and 1 / |v| of its cells.
 template <class T>
@@ -71,6 +67,7 @@ struct Product {
 
   bool over_images() const { return p.instances == Instances::image; }
   int64_t map_size() const { return loc.padded() * s.cells; }
+  int64_t group_size() const { return panels_per_group(loc) * s.cells * W; }
   // Offset of max avc and of tau times the log of the sum: [cell] of image n, or over images [cell][lane] of a panel.
   int64_t instance_offset(int64_t n, int64_t panel) const { return over_images() ? panel * s.cells * W : n * s.cells; }
   T* instance_max(int64_t n, int64_t panel) const {
@@ -107,21 +104,19 @@ struct Product {
     inverse_norms(s, images.loc, static_cast<T*>(p.loc.inverse_norm) + n * s.cells);
     inverse_norms(s, images.avc, static_cast<T*>(p.avc.inverse_norm) + n * s.cells);
   }
-  // One panel of alphas of image n, [cell][lane]: cached ones, else computed into `scratch`. recompute: also those
-  // that are to be cached.
-  const T* alpha_panel(const Features& f, const Image<T>& image, const PackedAudios<T>& audios, const T* norm,
-                       int64_t n, int64_t panel, bool recompute, T* scratch,
-                       L2Prefetcher prefetcher = {nullptr, 0, 1}) const {
-    T* out = n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * map_size() + panel * s.cells * W : scratch;
-    if (recompute || n >= p.cached_images) compute_alphas(image, audios, panel, norm, out, prefetcher);
+  // Alphas of image n with a group of panels, [panel][cell][lane]: cached ones, else computed into `scratch`.
+  // recompute: also those that are to be cached.
+  const T* alphas(const Features& f, const Image<T>& image, const PackedAudios<T>& audios, const T* norm, int64_t n,
+                  int64_t first_panel, int64_t panels, bool recompute, T* scratch, L2Prefetcher& prefetcher) const {
+    T* out =
+        n < p.cached_images ? static_cast<T*>(f.cached_alphas) + n * map_size() + first_panel * s.cells * W : scratch;
+    if (!recompute && n < p.cached_images) return out;
+    StoreAlpha<T> epilogue{norm, out, s.cells, first_panel};
+    similarities(image, audios, first_panel, panels, epilogue, prefetcher);
     return out;
   }
-  // Prefetcher of one part of the next image, of as many equal parts as there are panels.
-  L2Prefetcher prefetch_part(const Features& f, const Image<T>& image, int64_t n, int64_t panel) const {
-    int64_t steps = prefetch_steps(image, loc);
-    L2Prefetcher all = prefetch_image(s, f.visual, n + 1, steps);
-    int64_t lines = (all.lines_left + loc.panels - 1) / loc.panels, left = all.lines_left - panel * lines;
-    return {all.next + panel * lines * 64, (left < lines ? left : lines) * 64, steps / loc.panels};
+  L2Prefetcher prefetch_next(const Features& f, const Image<T>& image, int64_t n) const {
+    return prefetch_image(s, f.visual, n + 1, prefetch_steps(image, loc));
   }
   // Softmax over audios, of one image: for each cell max avc, and tau times the log of the sum.
   void instance_log_sum_exp(const T* avc, T* max, T* log) const {
@@ -158,7 +153,7 @@ void forward(const ProductParams& p, Workspace& workspace) {
   auto* scratch = workspace.take<Scratch>(p.threads);
   for (int i = 0; i < p.threads; ++i)
     scratch[i] = {workspace.take<T>(image_scratch_size<T>(s)), workspace.take<T>(image_scratch_size<T>(s)),
-                  workspace.take<T>(s.cells * W), workspace.take<T>(product.map_size()),
+                  workspace.take<T>(product.group_size()), workspace.take<T>(product.map_size()),
                   workspace.take<typename LSE<T>::State>(s.cells * kVectors)};
   const LSE<T> lse{product.per_tau};
 
@@ -174,8 +169,9 @@ void forward(const ProductParams& p, Workspace& workspace) {
         for (int64_t i = 0; i < s.cells * kVectors; ++i) local.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
           ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
-          const T* avc =
-              product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, true, local.avc_alphas);
+          L2Prefetcher none(nullptr, 0, 1);
+          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, panel, 1, true,
+                                        local.avc_alphas, none);
           for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(local.instance[i], load(avc + i * L));
         }
         for (int64_t i = 0; i < s.cells * kVectors; ++i) {
@@ -188,16 +184,16 @@ void forward(const ProductParams& p, Workspace& workspace) {
       ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
       if (!product.over_images()) product.write_norms(n, images);
       const T* avc = nullptr;
-      for (int64_t panel = 0; panel < product.avc.panels; ++panel)
-        avc = product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, !product.over_images(),
-                                  local.avc_alphas + panel * s.cells * W,
-                                  product.prefetch_part(p.avc, images.avc, n, panel)) -
-              panel * s.cells * W;
+      L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n),
+                   next_loc = product.prefetch_next(p.loc, images.loc, n);
+      for_panel_groups(product.avc, [&](int64_t first, int64_t panels) {
+        avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first, panels, !product.over_images(),
+                             local.avc_alphas + first * s.cells * W, next_avc) -
+              first * s.cells * W;
+      });
       if (!product.over_images())
         product.instance_log_sum_exp(avc, product.instance_max(n, 0), product.instance_log(n, 0));
-      for (int64_t panel = 0; panel < product.loc.panels; ++panel) {
-        const T* loc = product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, true,
-                                           local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
+      auto pool_panel = [&](int64_t panel, const T* loc) {
         const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
         int64_t at = n * s.audios + panel * W, count = product.lanes_in(panel);
         Vec<T> largest[kVectors], norm[kVectors], top[kVectors], log[kVectors], score[kVectors];
@@ -230,7 +226,12 @@ void forward(const ProductParams& p, Workspace& workspace) {
         store_lanes(log, product.pair_norm(product.kLog) + at, count);
         store_lanes(score, static_cast<T*>(p.scores) + at, count);
         if (p.reduce == Reduce::max) store_lanes(argmax, static_cast<int32_t*>(p.argmax) + at, count);
-      }
+      };
+      for_panel_groups(product.loc, [&](int64_t first, int64_t panels) {
+        const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first, panels, true,
+                                      local.loc_alphas, next_loc);
+        for (int64_t i = 0; i < panels; ++i) pool_panel(first + i, loc + i * s.cells * W);
+      });
     });
   });
 }
@@ -280,7 +281,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
   product.avc.allocate(workspace, s, visual);
   product.R = product.over_images() ? workspace.take<T>(product.map_size()) : nullptr;
   struct Scratch {
-    T *loc_alphas, *avc_alphas;  // of one panel; of one image
+    T *loc_alphas, *avc_alphas;  // of a group of panels; of one image
     Vec<T>* R;                   // (cells): R before the sum over lanes
     BackwardScratch<T> loc_grads, avc_grads;
   };
@@ -288,7 +289,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
   auto* by_space = workspace.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
   for (int i = 0; i < p.threads; ++i) {
     Scratch& local = scratch[i];
-    local.loc_alphas = workspace.take<T>(s.cells * W);
+    local.loc_alphas = workspace.take<T>(product.group_size());
     local.avc_alphas = workspace.take<T>(product.map_size());
     local.R = workspace.take<Vec<T>>(s.cells);
     local.loc_grads.allocate(workspace, s, product.loc);
@@ -310,10 +311,11 @@ void backward(const ProductParams& p, Workspace& workspace) {
         for (int64_t n = 0; n < s.images; ++n) {
           ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch, local.avc_grads.image_scratch,
                                                     n >= p.cached_images);
-          const T* avc =
-              product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false, local.avc_alphas);
-          const T* loc =
-              product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false, local.loc_alphas);
+          L2Prefetcher none(nullptr, 0, 1);
+          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, panel, 1, false,
+                                        local.avc_alphas, none);
+          const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, panel, 1, false,
+                                        local.loc_alphas, none);
           ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
           gradient.load_panel(panel);
           gradient.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
@@ -338,40 +340,43 @@ void backward(const ProductParams& p, Workspace& workspace) {
         for (int64_t c = 0; c < s.cells; ++c) local.R[c] = Vec<T>{};
         const T* avc = nullptr;
         // First u, in the memory of G_avc, R and the gradient of loc; then the gradient of avc.
-        for (int64_t panel = 0; panel < product.avc.panels; ++panel) {
-          const T* avc_panel = product.alpha_panel(p.avc, images.avc, product.avc, images.avc_norm, n, panel, false,
-                                                   local.avc_alphas + panel * s.cells * W,
-                                                   product.prefetch_part(p.avc, images.avc, n, panel));
-          const T* loc = product.alpha_panel(p.loc, images.loc, product.loc, images.loc_norm, n, panel, false,
-                                             local.loc_alphas, product.prefetch_part(p.loc, images.loc, n, panel));
-          avc = avc_panel - panel * s.cells * W;
-          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
-          gradient.load_panel(panel);
-          gradient.for_cells(panel, loc, avc_panel, [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
-            int64_t at = cell * W + v * L;
-            store(G_avc + panel * stride + at, u);
-            local.R[cell] += u;
-            Vec<T> g = (u - gradient.grad[v] * exponential(log_space)) * (product.per_tau * images.loc_norm[cell]);
-            store(G_loc + panel * stride + at, g);
-            local.loc_grads.t_lanes[cell] += g * load(loc + at);
-          });
-        }
-        for (int64_t cell = 0; cell < s.cells; ++cell) {
-          T R = sum_lanes<T>(local.R[cell]), scale = product.per_tau * images.avc_norm[cell];
-          for (int64_t m = 0; m < s.audios; m += L) {
-            int64_t at = ((m / W) * s.cells + cell) * W + m % W;
-            Vec<T> alpha = load(avc + at);
-            Vec<T> a = product.log_instance(alpha, product.instance_max(n, m / W), product.instance_log(n, m / W), cell,
-                                            m % W / L);
-            Vec<T> sum = product.over_images() ? load(product.R + at) : broadcast(R);
-            T* u = G_avc + (m / W) * stride + cell * W + m % W;
-            Vec<T> g = (load(u) - exponential(a * product.per_tau) * sum) * scale;
-            for (int64_t i = s.audios - m; i < L; ++i) g[i] = 0;
-            store(u, g);
-            local.avc_grads.t_lanes[cell] += g * alpha;
+        L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n),
+                     next_loc = product.prefetch_next(p.loc, images.loc, n);
+        for_panel_groups(product.avc, [&](int64_t first_panel, int64_t panels) {
+          avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first_panel, panels, false,
+                               local.avc_alphas + first_panel * s.cells * W, next_avc) -
+                first_panel * s.cells * W;
+          const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first_panel, panels, false,
+                                        local.loc_alphas, next_loc);
+          for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, loc += s.cells * W) {
+            ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
+            gradient.load_panel(panel);
+            auto add = [&](int64_t cell, int v, Vec<T> u, Vec<T> log_space) {
+              int64_t at = cell * W + v * L;
+              store(G_avc + panel * stride + at, u);
+              local.R[cell] += u;
+              Vec<T> g = (u - gradient.grad[v] * exponential(log_space)) * (product.per_tau * images.loc_norm[cell]);
+              store(G_loc + panel * stride + at, g);
+              local.loc_grads.t_lanes[cell] += g * load(loc + at);
+            };
+            gradient.for_cells(panel, loc, avc + panel * s.cells * W, add);
           }
-          for (int64_t m = round_up(s.audios, L); m < product.avc.padded(); m += L)
-            store(G_avc + (m / W) * stride + cell * W + m % W, Vec<T>{});
+        });
+        for (int64_t cell = 0; cell < s.cells; ++cell) local.R[cell] = broadcast(sum_lanes<T>(local.R[cell]));
+        for (int64_t panel = 0; panel < product.avc.panels; ++panel) {
+          const T *max = product.instance_max(n, panel), *log = product.instance_log(n, panel);
+          for (int64_t cell = 0; cell < s.cells; ++cell)
+            for (int v = 0; v < kVectors; ++v) {
+              const int64_t m = panel * W + v * L, at = panel * s.cells * W + cell * W + v * L;
+              T* u = G_avc + panel * stride + cell * W + v * L;
+              Vec<T> alpha = load(avc + at);
+              Vec<T> a = product.log_instance(alpha, max, log, cell, v);
+              Vec<T> sum = product.over_images() ? load(product.R + at) : local.R[cell];
+              Vec<T> g = (load(u) - exponential(a * product.per_tau) * sum) * (product.per_tau * images.avc_norm[cell]);
+              for (int64_t i = s.audios - m < 0 ? 0 : s.audios - m; i < L; ++i) g[i] = 0;
+              store(u, g);
+              local.avc_grads.t_lanes[cell] += g * alpha;
+            }
         }
         if (visual) {
           local.loc_grads.reduce_t(s);

@@ -65,20 +65,24 @@ struct PoolEpilogue {
   int64_t cells;
   ClipMax<T> clips;
   int64_t first_audio;  // of the block
+  int64_t first_panel;  // of the group
   // Adding up in levels of so many keeps the rounding error of long sums small.
   static constexpr int kTiles = 32;
-  int tiles = 0;
-  typename Pool::State total[kVectors]{}, state[kVectors]{};  // of all tiles before, and of the last ones
+  struct PanelState {
+    int tiles = 0;
+    typename Pool::State total[kVectors]{}, state[kVectors]{};  // of all tiles before, and of the last ones
+  } of_panel[kPanelGroup]{};
 
-  __attribute__((noinline)) void merge() {
+  __attribute__((noinline)) void merge(PanelState& panel) {
     for (int v = 0; v < kVectors; ++v) {
-      pool.merge(total[v], state[v]);
-      state[v] = {};
+      pool.merge(panel.total[v], panel.state[v]);
+      panel.state[v] = {};
     }
   }
   template <int R>
   __attribute__((noinline)) void tile(const T* products, int64_t panel, int64_t cell) {
-    if (++tiles % kTiles == 0) merge();
+    PanelState& sums = of_panel[panel - first_panel];
+    if (++sums.tiles % kTiles == 0) merge(sums);
     alignas(64) T alphas[R * kPanel<T>];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
@@ -90,7 +94,7 @@ struct PoolEpilogue {
         if (Pool::kSparse && clips.clip) store(alphas + r * kPanel<T> + v * kLanes<T>, alpha);
         pool.absorb(s, alpha, int(cell) + r);
       }
-      pool.merge(state[v], s);
+      pool.merge(sums.state[v], s);
     }
     if (Pool::kSparse && clips.clip) clips.template tile<R>(alphas, first_audio + panel * kPanel<T>, cell);
   }
@@ -123,24 +127,27 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
     if (p.clip)
       clips = {s.audios, p.clip, static_cast<T*>(p.clip_scores) + n * s.cells, p.clip_argmax + n * s.cells,
                s.images * s.cells};
-    for (int64_t panel = 0; panel < audios.panels; ++panel) {
-      PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells, clips, audios.first};
-      similarities(image, audios, panel, epilogue, ahead);
-      epilogue.merge();
-      int64_t first = audios.first + panel * W, count = s.audios - first < W ? s.audios - first : W;
-      Vec<T> scores[kVectors];
-      typename Pool::Residual residual[kVectors];
-      for (int v = 0; v < kVectors; ++v) {
-        scores[v] = pool.score(epilogue.total[v]);
-        residual[v] = pool.residual(epilogue.total[v]);
+    for_panel_groups(audios, [&](int64_t first_panel, int64_t panels) {
+      PoolEpilogue<T, Pool> epilogue{pool, inverse_norm, cached, s.cells, clips, audios.first, first_panel};
+      similarities(image, audios, first_panel, panels, epilogue, ahead);
+      for (int64_t panel = first_panel; panel < first_panel + panels; ++panel) {
+        auto& sums = epilogue.of_panel[panel - first_panel];
+        epilogue.merge(sums);
+        int64_t first = audios.first + panel * W, count = s.audios - first < W ? s.audios - first : W;
+        Vec<T> scores[kVectors];
+        typename Pool::Residual residual[kVectors];
+        for (int v = 0; v < kVectors; ++v) {
+          scores[v] = pool.score(sums.total[v]);
+          residual[v] = pool.residual(sums.total[v]);
+        }
+        store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
+        int64_t at = n * s.audios + first;
+        if constexpr (Pool::kSparse)
+          store_lanes(residual, static_cast<int32_t*>(p.residual) + at, count);
+        else
+          store_lanes(residual, static_cast<T*>(p.residual) + at, count);
       }
-      store_lanes(scores, static_cast<T*>(p.scores) + n * s.audios + first, count);
-      int64_t at = n * s.audios + first;
-      if constexpr (Pool::kSparse)
-        store_lanes(residual, static_cast<int32_t*>(p.residual) + at, count);
-      else
-        store_lanes(residual, static_cast<T*>(p.residual) + at, count);
-    }
+    });
     const int64_t positive = p.positives ? p.positives[n] - audios.first : -1;
     if (positive >= 0 && positive < audios.count) {
       T* map = static_cast<T*>(p.positive_map) + n * s.cells;
@@ -168,14 +175,16 @@ struct SlopeEpilogue {
   T* G;       // [panel][cell][lane], its panels `stride` apart
   Vec<T>* t;  // (cells)
   int64_t cells, stride;
-  Vec<T> score[kVectors], scale[kVectors];
+  int64_t first_panel = 0;  // of the group
+  Vec<T> score[kPanelGroup][kVectors] = {}, scale[kPanelGroup][kVectors] = {};
 
   SSL_FAST_ALWAYS_INLINE void row(const T* values, T scale, int64_t panel, int64_t cell) {
+    const int64_t i = panel - first_panel;
     Vec<T> sum = t[cell];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       Vec<T> alpha = rounded(load(values + v * kLanes<T>) * scale);  // as it was pooled
-      Vec<T> g = pool.slope(alpha, score[v], this->scale[v]) * inverse_norm[cell];
+      Vec<T> g = pool.slope(alpha, score[i][v], this->scale[i][v]) * inverse_norm[cell];
       store(G + panel * stride + cell * kPanel<T> + v * kLanes<T>, g);
       sum += g * alpha;
     }
@@ -230,19 +239,22 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
         T* G = local.G + (n - first) * s.cells * W;
         local.zero_t(s);
         L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
-        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, local.t_lanes, s.cells, local.panel_stride, {}, {}};
-        for (int64_t panel = 0; panel < audios.panels; ++panel) {
-          int64_t at = n * s.audios + panel * W, count = s.audios - panel * W < W ? s.audios - panel * W : W;
-          Vec<T> grad[kVectors];
-          load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score);
-          load_lanes(static_cast<const T*>(p.residual) + at, count, epilogue.scale);
-          load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
-          for (int v = 0; v < kVectors; ++v) epilogue.scale[v] *= grad[v];
-          if (n < p.cached_images)
-            epilogue.all_cells(static_cast<const T*>(f.cached_alphas) + n * s.cells * audios.padded(), panel);
-          else
-            similarities(image, audios, panel, epilogue, ahead);
-        }
+        SlopeEpilogue<T, Pool> epilogue{pool, inverse_norm, G, local.t_lanes, s.cells, local.panel_stride};
+        for_panel_groups(audios, [&](int64_t first_panel, int64_t panels) {
+          epilogue.first_panel = first_panel;
+          for (int64_t i = 0; i < panels; ++i) {
+            int64_t lane = (first_panel + i) * W, count = s.audios - lane < W ? s.audios - lane : W;
+            int64_t at = n * s.audios + lane;
+            Vec<T> grad[kVectors];
+            load_lanes(static_cast<const T*>(p.scores) + at, count, epilogue.score[i]);
+            load_lanes(static_cast<const T*>(p.residual) + at, count, epilogue.scale[i]);
+            load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
+            for (int v = 0; v < kVectors; ++v) epilogue.scale[i][v] *= grad[v];
+          }
+          if (n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
+          const T* cached = static_cast<const T*>(f.cached_alphas) + n * s.cells * audios.padded();
+          for (int64_t i = 0; i < panels; ++i) epilogue.all_cells(cached, first_panel + i);
+        });
         local.reduce_t(s);
         if (p.grad_map) add_map_gradient(p, n, inverse_norm, G, local.panel_stride, local.t);
         if (f.grad_visual) local.store_visual_gradient(s, f, image, audios, n, G, inverse_norm, n < p.cached_images);
