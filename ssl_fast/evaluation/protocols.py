@@ -199,7 +199,7 @@ def score(
     `test_threshold` in their names (`thresholds.threshold_name`).
     sources: for each sample those of its image, for the figures of sources.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
-    neither a prior nor figures of detection or of sources) or "reference" (numpy).
+    neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, and a threshold that is not
     finite.
@@ -228,7 +228,7 @@ def score(
     out = {}
     if (
         prior is None
-        and not {"detection", "sources"} & {*protocol.figures}
+        and "detection" not in protocol.figures
         and (linear or ranks)
         and {up.arithmetic for up in enlarge.values()} == {"exact"}
     ):
@@ -239,6 +239,9 @@ def score(
         ]
         found = map_metrics.counts(ranged, truth, rules, threshold, upsampling=[*enlarge.values()], backend=backend)
         out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold)
+        if sources is not None and "sources" in protocol.figures:
+            full = protocol.positive(ranged[0], size)
+            out["audio_visual"] |= multi_source.source_columns(full, sources)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
     else:
