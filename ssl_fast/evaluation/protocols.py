@@ -221,7 +221,7 @@ def score(
     window: left, top, right, bottom in pixels of the ground truth, ends excluded: the part that the maps show, see
     `map_metrics.counts_in_frames`.
     backend: "auto", "compiled" (RuntimeError where the kernel cannot be had: it needs up-sampling that is exact, and
-    neither a prior nor figures of detection or of sources) or "reference" (numpy).
+    neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, a threshold that is not
     finite, and a window beyond the ground truth.
@@ -254,7 +254,7 @@ def score(
     out = {}
     if (
         prior is None
-        and not {"detection", "sources"} & {*protocol.figures}
+        and "detection" not in protocol.figures
         and (linear or ranks)
         and {up.arithmetic for up in enlarge.values()} == {"exact"}
     ):
@@ -275,6 +275,9 @@ def score(
                 for kind, values in zip(negatives, ranged[1:])
             }
         out["audio_visual"] = _columns(protocol, found, rules, [*negatives], truth, own_threshold, under)
+        if sources is not None and "sources" in protocol.figures:
+            full = protocol.positive(ranged[0], size)
+            out["audio_visual"] |= multi_source.source_columns(full, sources)
     elif backend == "compiled":
         raise RuntimeError(f"backend='compiled': protocol {protocol.name!r} is not of exact up-sampling and rules only")
     else:
