@@ -22,6 +22,8 @@ from ssl_fast import files
 from ssl_fast.cli import main as cli
 from ssl_fast.data import prepare as module
 from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.io.audio import decode_audio
+from ssl_fast.data.io.media import MediaError
 from ssl_fast.data.prepare import prepare
 from ssl_fast.models.storage import read_file
 from test_cli import fails
@@ -209,6 +211,46 @@ def test_left_out(source, tmp_path):
     assert sum(summary["left_out"].values()) == len(reasons) and summary["left_out"][cut] == 3
 
 
+def test_sound_and_pictures_apart(tmp_path, capsys):
+    """Such a video is kept, with the middle of its pictures and all of its sound from its first picture on. One that is
+    cut is not, nor one without a head, where nothing else would tell; what needs both together refuses it."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    short, long = tone(2, 16000), tone(4, 16000)
+    film(source / "a.mp4", greys(20), fps=5, sound=short)
+    film(source / "b.mkv", greys(10), fps=5, sound=long)
+    film(source / "c.mp4", greys(15), stamps=[1 + k / 5 for k in range(15)], fps=5, sound=long)
+    film(source / "d.mp4", greys(20), fps=5, sound=long)
+    film(source / "e.ts", greys(100), sound=short)
+    data = film(tmp_path / "cut.mp4", greys(20), fps=5, sound=short, options={"movflags": "+faststart"}).read_bytes()
+    (source / "f.mp4").write_bytes(data[: len(data) * 9 // 10])
+    argv = ["data", "prepare", str(source), str(out), "--workers", "1", "--quiet"]
+    for _ in range(2):
+        assert cli.main(argv) == 1
+        told = capsys.readouterr().out
+        assert "  kept: 3 (sound and pictures begin or end more than 0.5 s apart, see manifest.jsonl): 'a', 'b'" in told
+        assert json.loads((out / "prepare.json").read_text())["apart"] == 3
+    entries = {entry["id"]: entry for entry in lines(out)}
+    assert [entries[one].get("apart") for one in "abcd"] == [
+        "sound ends at 2.00 s, pictures at 4.00 s",
+        "sound ends at 4.03 s, pictures at 2.00 s",  # mkv knows of no padding of the last frame
+        "sound begins at 0.00 s, pictures at 1.00 s",
+        None,
+    ]
+    assert "end together" in entries["e"]["left_out"] and "truncated or damaged" in entries["f"]["left_out"]
+    for one, shown, sound in (
+        ("a", greys(20)[10], short),
+        ("b", greys(10)[5], long),
+        ("c", greys(15)[7], long[16000:]),
+    ):
+        np.testing.assert_allclose(np.asarray(Image.open(out / f"frames/{one}.jpg")), shown, atol=4)
+        found = soundfile.read(out / f"audio/{one}.wav")[0]
+        assert abs(len(found) - len(sound)) <= (1024 if one == "b" else 0)
+        np.testing.assert_allclose(found[500 : len(sound) - 500], sound[500:-500, 0], atol=0.02)
+    with pytest.raises(MediaError, match=r"a.mp4: expected sound and pictures that end together"):
+        decode_audio(source / "a.mp4")
+
+
 def test_a_list(films, tmp_path, capsys):
     """vggsound.csv, one of whose clips has vanished, and one more is broken."""
     rows = [f'{one[:11]},{int(one[12:])},"dog, barking",train' for one in (IDS[3], "gone_567890_000007", IDS[0])]
@@ -304,6 +346,11 @@ def test_sources_that_change(source, made, tmp_path):
     assert list(found.left_out.values()) == [[f"{NAMES[1]}.mp4"]]
     assert {path.stem for path in out.rglob("*.jpg")} == {path.stem for path in out.rglob("*.wav")} == {*found.ids}
     assert FolderSet(out, front_end="ez_vsl", size=32).ids == found.ids
+    (out / f"audio/{IDS[0]}.wav").unlink()  # whose source is not there either
+    found = prepare(source, out, set_name="vggsound")
+    lost = "neither its source nor all that was made of it is there any more"
+    assert found.ids == [IDS[2], IDS[3], "abcdefghij9_000000"] and found.left_out[lost] == [f"{NAMES[0]}.mp4"]
+    assert found.notes == [f"1 files that manifest.jsonl does not name: 'frames/{IDS[0]}.jpg'"]
 
 
 def test_refused(source, made, tmp_path, capsys):
@@ -320,11 +367,23 @@ def test_refused(source, made, tmp_path, capsys):
         file.write('{"id": 7}\n')
     argv[3] = tmp_path / "damaged"
     fails(capsys, argv, f"{argv[3]}/manifest.jsonl: line 5: expected a line of a manifest, got b'{{\"id\": 7}}'")
+    entry = lines(out)[0]
+    for wrong in ("left_out", entry | {"id": 7}, entry | {"id": "another"}, entry | {"sources": []}):
+        (tmp_path / "damaged/manifest.jsonl").write_text(json.dumps(wrong) + "\n")
+        fails(capsys, argv, f"{argv[3]}/manifest.jsonl: line 1: expected a line of a manifest")
     (tmp_path / "damaged/prepare.json").unlink()
     fails(capsys, argv, f"{argv[3]}: holds frames, audio, manifest.jsonl, which was not prepared here")
     argv[3] = source / "inside"
     fails(capsys, argv, f"{argv[3]}: expected a folder to write to outside of {source}, which is read")
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink("../elsewhere", source / "link")
+    argv[3] = tmp_path / "elsewhere/out"
+    fails(capsys, argv, f"{argv[3]}: expected a folder to write to outside of {source}, which is read")
+    (source / "link").unlink()
+    os.symlink(".", source / "a/loop")
     argv[3] = tmp_path / "new"
+    fails(capsys, argv, f"{source}/a/loop: expected a link that leads elsewhere, got one to {source}/a, which it is in")
+    (source / "a/loop").unlink()
     fails(capsys, [*argv, "--sample-rate", "100"], "sample_rate: expected 1000 to 768000 Hz, got 100")
     shutil.copy(source / f"{NAMES[0]}.mp4", source / "abcdefghij0_30000_40000.webm")
     fails(
