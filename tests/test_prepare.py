@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 pytest.importorskip("av", reason="mp4 files are read and written by PyAV")
@@ -274,20 +275,33 @@ def test_a_list(films, tmp_path, capsys):
 
 
 def test_a_process_that_is_killed(tmp_path):
-    """Its source is left out, the others are done."""
-    sources = [module._Source(one, (f"{one}.mp4",)) for one in "abcd"]
+    """Its source is left out, as one that takes too much memory is, and the others are done."""
+    sources = [module._Source(one, (f"{one}.mp4",)) for one in "abcdef"]
     tasks = [
-        (Deadly if one.id == "b" else Harmless)(one, module._Settings(tmp_path, tmp_path, 16000, None))
+        {"a": Large, "b": Deadly, "c": Larger}.get(one.id, Harmless)(
+            one, module._Settings(tmp_path, tmp_path, 16000, None)
+        )
         for one in sources
     ]
     found = {task.source.id: entry for task, entry in module._in_processes(tasks, 2)}
-    assert {one: found[one] for one in "acd"} == {one: {"id": one} for one in "acd"}
+    assert {one: found[one] for one in "def"} == {one: {"id": one} for one in "def"}
+    assert found["a"]["left_out"] == found["c"]["left_out"] == "it takes more memory than there is"
     assert found["b"]["left_out"] == "the process that read it was ended by SIGKILL" and found["b"]["file"] == "b.mp4"
 
 
 class Deadly(module._Task):
     def run(self):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Large(module._Task):
+    def run(self):
+        np.empty(1 << 50)
+
+
+class Larger(module._Task):
+    def run(self):
+        torch.empty(1 << 50)
 
 
 class Harmless(module._Task):

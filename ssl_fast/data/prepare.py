@@ -488,6 +488,10 @@ def _work(connection: Connection) -> None:
                 answer = task.run()
             except OSError as error:
                 answer = error
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" not in str(error):
+                    raise
+                answer = task.left_out("it takes more memory than there is", task.source.files[-1])
             connection.send(answer)
 
 
