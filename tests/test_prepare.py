@@ -181,6 +181,8 @@ def test_left_out(source, tmp_path):
     (source / f"{'x' * 240}.mp4").touch()
     for name in ("abcdefghi11_000000", IDS[2]):  # the second is the preview of a video
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(source / f"{name}.jpg")
+    Image.new("L", (65501, 1)).save(source / "abcdefghi13_000000.png")
+    soundfile.write(source / "abcdefghi13_000000.wav", tone(3, 16000), 16000)
     (source / "notes.txt").touch()
     (source / ".abcdefghi12_000000.mp4").touch()
     found = prepare(source, tmp_path / "out", set_name="vggsound", min_seconds=2.5)
@@ -199,6 +201,7 @@ def test_left_out(source, tmp_path):
         "abcdefghi10_000000.mp4": "no such file",
         f"{'x' * 240}.mp4": "its name is too long",
         "abcdefghi11_000000.jpg": "there is no sound of its name beside it",
+        "abcdefghi13_000000.png": "no jpg of N x N pixels (broken data stream when writing image file)",
     }
     entries = {entry["file"]: entry for entry in lines(tmp_path / "out") if "left_out" in entry}
     assert entries.keys() == reasons.keys() and entries["my clip.mp4"]["id"] is None

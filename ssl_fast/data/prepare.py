@@ -406,6 +406,7 @@ class _Task:
         paths = [settings.source / file for file in one.files]
         try:
             frame = decode_image(paths[0])
+            picture = _jpg(paths[0], frame)
             apart: list[str] = []
             sound, rate = decode_audio(paths[-1], apart)
             seconds = len(sound) / rate
@@ -426,7 +427,7 @@ class _Task:
             "sample_rate": rate,
             "width": width,
             "height": height,
-            "frame": _write(settings.out, jpg, _jpg(paths[0], frame)),
+            "frame": _write(settings.out, jpg, picture),
             "audio": _write(settings.out, wav, _wav(mono, settings.sample_rate)),
             **({"apart": "; ".join(apart)} if apart else {}),
         }
@@ -449,13 +450,17 @@ def _described(root: Path, file: str) -> dict:
 
 
 def _jpg(path: Path, frame: np.ndarray) -> bytes:
-    """A frame (H, W, 3) uint8 as jpg: the file that it comes from, where that is one."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        return path.read_bytes()
+    """A frame (H, W, 3) uint8 as jpg: the file that it comes from, where that is one. MediaError where none can be
+    had, as of a frame of more pixels a side than libjpeg writes."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=QUALITY)
+    try:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            return path.read_bytes()
+        Image.fromarray(frame).save(file, "JPEG", quality=QUALITY)
+    except OSError as error:
+        raise MediaError(f"{path}: no jpg of {frame.shape[1]} x {frame.shape[0]} pixels ({error})") from error
     return file.getvalue()
 
 
