@@ -313,8 +313,8 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
     if stream.duration is not None and stream.index in ends:
         told = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
         found = ends[stream.index]
-        # half a packet; avi counts pauses as packets
-        slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
+        # a packet: an edit list may begin within the first; avi counts pauses as packets
+        slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count
     elif container.duration is not None and ends:  # mkv and webm tell the length of the longest stream
         told, found, slack = container.duration / 1e6, max(ends.values()), JUMP
     else:
