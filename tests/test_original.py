@@ -19,7 +19,7 @@ from ssl_fast.data.datasets import FolderSet
 from ssl_fast.data.sample_lists import DataError
 from ssl_fast.data.test_sets import PublishedSet
 from ssl_fast.evaluation import evaluate, original
-from ssl_fast.evaluation.protocols import Protocol, score
+from ssl_fast.evaluation.protocols import PROTOCOLS, Protocol, score
 
 SIDE = 56
 
@@ -84,6 +84,8 @@ def test_score_of_a_part_of_the_frame(backend):
         ValueError, match=re.escape("window: expected a part of 21 x 33 pixels of ground truth, got (0, 3, 22")
     ):
         score(Protocol(), maps, truth, window=(0, 3, 22, 9))
+    with pytest.raises(ValueError, match="window: expected none for figures of prompted, which rank all pixels"):
+        score(PROTOCOLS["denseav"], maps, truth, window=(0, 3, 20, 9))
 
 
 def put(root, name, width, height, boxes, *, orientation=1, mask=None):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from PIL import Image
 
 pytest.importorskip("av", reason="mp4 files are read and written by PyAV")
@@ -22,6 +23,8 @@ from ssl_fast import files
 from ssl_fast.cli import main as cli
 from ssl_fast.data import prepare as module
 from ssl_fast.data.datasets import FolderSet
+from ssl_fast.data.io.audio import decode_audio
+from ssl_fast.data.io.media import MediaError
 from ssl_fast.data.prepare import prepare
 from ssl_fast.models.storage import read_file
 from test_cli import fails
@@ -178,17 +181,19 @@ def test_left_out(source, tmp_path):
     (source / f"{'x' * 240}.mp4").touch()
     for name in ("abcdefghi11_000000", IDS[2]):  # the second is the preview of a video
         Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(source / f"{name}.jpg")
+    Image.new("L", (65501, 1)).save(source / "abcdefghi13_000000.png")
+    soundfile.write(source / "abcdefghi13_000000.wav", tone(3, 16000), 16000)
     (source / "notes.txt").touch()
     (source / ".abcdefghi12_000000.mp4").touch()
     found = prepare(source, tmp_path / "out", set_name="vggsound", min_seconds=2.5)
     assert found.ids == IDS[1:]
     reasons = {file: reason for reason, files in found.left_out.items() for file in files}
-    cut = "cannot be read as video (Invalid data found when processing input)"
+    cut = "truncated, its head tells of N bytes, the file has N"
     assert reasons == {
         "b/abcdefghij0_000030.mp4": "expected N s of sound or more, got N s",
         "abcdefghij4_000000.mp4": "expected pictures and sound, got no audio stream",
         "abcdefghij5_000000.mp4": "expected pictures and sound, got no video stream",
-        "abcdefghij6_000000.mkv": cut,
+        "abcdefghij6_000000.mkv": "cannot be read as video (Invalid data found when processing input)",
         "abcdefghij7_000000.mp4": "empty file (N bytes)",
         "abcdefghij8_000000.mp4": cut,
         "abcdefghij9_000000.mp4": cut,
@@ -196,6 +201,7 @@ def test_left_out(source, tmp_path):
         "abcdefghi10_000000.mp4": "no such file",
         f"{'x' * 240}.mp4": "its name is too long",
         "abcdefghi11_000000.jpg": "there is no sound of its name beside it",
+        "abcdefghi13_000000.png": "no jpg of N x N pixels (broken data stream when writing image file)",
     }
     entries = {entry["file"]: entry for entry in lines(tmp_path / "out") if "left_out" in entry}
     assert entries.keys() == reasons.keys() and entries["my clip.mp4"]["id"] is None
@@ -206,7 +212,47 @@ def test_left_out(source, tmp_path):
         "file": "b/abcdefghij0_000030.mp4",
     }
     summary = json.loads((tmp_path / "out/prepare.json").read_text())
-    assert sum(summary["left_out"].values()) == len(reasons) and summary["left_out"][cut] == 3
+    assert sum(summary["left_out"].values()) == len(reasons) and summary["left_out"][cut] == 2
+
+
+def test_sound_and_pictures_apart(tmp_path, capsys):
+    """Such a video is kept, with the middle of its pictures and all of its sound from its first picture on. One that is
+    cut is not, nor one without a head, where nothing else would tell; what needs both together refuses it."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    short, long = tone(2, 16000), tone(4, 16000)
+    film(source / "a.mp4", greys(20), fps=5, sound=short)
+    film(source / "b.mkv", greys(10), fps=5, sound=long)
+    film(source / "c.mp4", greys(15), stamps=[1 + k / 5 for k in range(15)], fps=5, sound=long)
+    film(source / "d.mp4", greys(20), fps=5, sound=long)
+    film(source / "e.ts", greys(100), sound=short)
+    data = film(tmp_path / "cut.mp4", greys(20), fps=5, sound=short, options={"movflags": "+faststart"}).read_bytes()
+    (source / "f.mp4").write_bytes(data[: len(data) * 9 // 10])
+    argv = ["data", "prepare", str(source), str(out), "--workers", "1", "--quiet"]
+    for _ in range(2):
+        assert cli.main(argv) == 1
+        told = capsys.readouterr().out
+        assert "  kept: 3 (sound and pictures begin or end more than 0.5 s apart, see manifest.jsonl): 'a', 'b'" in told
+        assert json.loads((out / "prepare.json").read_text())["apart"] == 3
+    entries = {entry["id"]: entry for entry in lines(out)}
+    assert [entries[one].get("apart") for one in "abcd"] == [
+        "sound ends at 2.00 s, pictures at 4.00 s",
+        "sound ends at 4.03 s, pictures at 2.00 s",  # mkv knows of no padding of the last frame
+        "sound begins at 0.00 s, pictures at 1.00 s",
+        None,
+    ]
+    assert "end together" in entries["e"]["left_out"] and entries["f"]["left_out"].startswith("truncated")
+    for one, shown, sound in (
+        ("a", greys(20)[10], short),
+        ("b", greys(10)[5], long),
+        ("c", greys(15)[7], long[16000:]),
+    ):
+        np.testing.assert_allclose(np.asarray(Image.open(out / f"frames/{one}.jpg")), shown, atol=4)
+        found = soundfile.read(out / f"audio/{one}.wav")[0]
+        assert abs(len(found) - len(sound)) <= (1024 if one == "b" else 0)
+        np.testing.assert_allclose(found[500 : len(sound) - 500], sound[500:-500, 0], atol=0.02)
+    with pytest.raises(MediaError, match=r"a.mp4: expected sound and pictures that end together"):
+        decode_audio(source / "a.mp4")
 
 
 def test_a_list(films, tmp_path, capsys):
@@ -232,20 +278,33 @@ def test_a_list(films, tmp_path, capsys):
 
 
 def test_a_process_that_is_killed(tmp_path):
-    """Its source is left out, the others are done."""
-    sources = [module._Source(one, (f"{one}.mp4",)) for one in "abcd"]
+    """Its source is left out, as one that takes too much memory is, and the others are done."""
+    sources = [module._Source(one, (f"{one}.mp4",)) for one in "abcdef"]
     tasks = [
-        (Deadly if one.id == "b" else Harmless)(one, module._Settings(tmp_path, tmp_path, 16000, None))
+        {"a": Large, "b": Deadly, "c": Larger}.get(one.id, Harmless)(
+            one, module._Settings(tmp_path, tmp_path, 16000, None)
+        )
         for one in sources
     ]
     found = {task.source.id: entry for task, entry in module._in_processes(tasks, 2)}
-    assert {one: found[one] for one in "acd"} == {one: {"id": one} for one in "acd"}
+    assert {one: found[one] for one in "def"} == {one: {"id": one} for one in "def"}
+    assert found["a"]["left_out"] == found["c"]["left_out"] == "it takes more memory than there is"
     assert found["b"]["left_out"] == "the process that read it was ended by SIGKILL" and found["b"]["file"] == "b.mp4"
 
 
 class Deadly(module._Task):
     def run(self):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Large(module._Task):
+    def run(self):
+        np.empty(1 << 50)
+
+
+class Larger(module._Task):
+    def run(self):
+        torch.empty(1 << 50)
 
 
 class Harmless(module._Task):
@@ -304,6 +363,11 @@ def test_sources_that_change(source, made, tmp_path):
     assert list(found.left_out.values()) == [[f"{NAMES[1]}.mp4"]]
     assert {path.stem for path in out.rglob("*.jpg")} == {path.stem for path in out.rglob("*.wav")} == {*found.ids}
     assert FolderSet(out, front_end="ez_vsl", size=32).ids == found.ids
+    (out / f"audio/{IDS[0]}.wav").unlink()  # whose source is not there either
+    found = prepare(source, out, set_name="vggsound")
+    lost = "neither its source nor all that was made of it is there any more"
+    assert found.ids == [IDS[2], IDS[3], "abcdefghij9_000000"] and found.left_out[lost] == [f"{NAMES[0]}.mp4"]
+    assert found.notes == [f"1 files that manifest.jsonl does not name: 'frames/{IDS[0]}.jpg'"]
 
 
 def test_refused(source, made, tmp_path, capsys):
@@ -320,11 +384,23 @@ def test_refused(source, made, tmp_path, capsys):
         file.write('{"id": 7}\n')
     argv[3] = tmp_path / "damaged"
     fails(capsys, argv, f"{argv[3]}/manifest.jsonl: line 5: expected a line of a manifest, got b'{{\"id\": 7}}'")
+    entry = lines(out)[0]
+    for wrong in ("left_out", entry | {"id": 7}, entry | {"id": "another"}, entry | {"sources": []}):
+        (tmp_path / "damaged/manifest.jsonl").write_text(json.dumps(wrong) + "\n")
+        fails(capsys, argv, f"{argv[3]}/manifest.jsonl: line 1: expected a line of a manifest")
     (tmp_path / "damaged/prepare.json").unlink()
     fails(capsys, argv, f"{argv[3]}: holds frames, audio, manifest.jsonl, which was not prepared here")
     argv[3] = source / "inside"
     fails(capsys, argv, f"{argv[3]}: expected a folder to write to outside of {source}, which is read")
+    (tmp_path / "elsewhere").mkdir()
+    os.symlink("../elsewhere", source / "link")
+    argv[3] = tmp_path / "elsewhere/out"
+    fails(capsys, argv, f"{argv[3]}: expected a folder to write to outside of {source}, which is read")
+    (source / "link").unlink()
+    os.symlink(".", source / "a/loop")
     argv[3] = tmp_path / "new"
+    fails(capsys, argv, f"{source}/a/loop: expected a link that leads elsewhere, got one to {source}/a, which it is in")
+    (source / "a/loop").unlink()
     fails(capsys, [*argv, "--sample-rate", "100"], "sample_rate: expected 1000 to 768000 Hz, got 100")
     shutil.copy(source / f"{NAMES[0]}.mp4", source / "abcdefghij0_30000_40000.webm")
     fails(

@@ -617,7 +617,8 @@ def _visible(items: Sequence[Item]) -> list[frozenset[str]]:
 
 
 def files_by_id(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
-    """{id: files} of a folder and the folders in it, by name; hidden files aside."""
+    """{id: files} of a folder and the folders in it, by name; hidden files aside. DataError for a link that leads to a
+    folder that it is in, where every file would be found again and again."""
     if not folder.is_dir():
         raise DataError(f"{folder}: expected a folder, got {'a file' if folder.exists() else 'nothing there'}")
     found: dict[str, list[Path]] = {}
@@ -625,7 +626,10 @@ def files_by_id(folder: Path, suffixes: Sequence[str]) -> dict[str, list[Path]]:
     def unreadable(error: OSError):
         raise error  # os.walk goes on without what it cannot list
 
-    for directory, _, names in os.walk(folder, onerror=unreadable, followlinks=True):
+    for directory, folders, names in os.walk(folder, onerror=unreadable, followlinks=True):
+        for link in (path for one in folders if (path := Path(directory, one)).is_symlink()):
+            if above := [one for one in link.absolute().parents if link.samefile(one)]:
+                raise DataError(f"{link}: expected a link that leads elsewhere, got one to {above[0]}, which it is in")
         for name in sorted(names):
             path = Path(directory, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):

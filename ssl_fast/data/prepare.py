@@ -13,18 +13,21 @@ the annotated release of SoundNet-Flickr (Senocak et al., CVPR 2018):
     Data/9/...                                          prepare.json
 
 Videos give the frame in their middle (EZ-VSL's rule; see video.py), as jpg, and all of their sound, from their first
-picture on. Sounds are mixed to mono, resampled, and written as wav of 16 bits, which programs that never resample can
-read too. Frames keep their size; jpg files are copied byte for byte.
+picture on. They do so where sound and pictures begin or end apart, too, as clips that ffmpeg has cut often do: without
+them a test set would be another one. Sounds are mixed to mono, resampled, and written as wav of 16 bits, which programs
+that never resample can read too. Frames keep their size; jpg files are copied byte for byte.
 
 manifest.jsonl has a line for every source, sorted by path. Of a sample:
 
     id, sources ([{path, bytes, sha256}], paths from the folder of sources), seconds and sample_rate of the sound as it
-    was found, width and height of the frame, frame and audio ({path, bytes, sha256}, paths from the folder written)
+    was found, width and height of the frame, frame and audio ({path, bytes, sha256}, paths from the folder written),
+    and, of a video whose sound and pictures begin or end more than half a second apart, apart (when, in words)
 
 and of a source that was left out: id (null where its name is none), sources ([{path}]), left_out (the reason in words)
 and file (the one of its paths that it is about).
 prepare.json has the options and, when all is done, what metrics.json too records of samples (the SHA-256 of the sorted
-ids among it), how many were left out for which reason, and the versions of the libraries on which bytes depend.
+ids among it), how many were left out for which reason, how many have sound and pictures apart, and the versions of the
+libraries on which bytes depend.
 With the same versions and kind of CPU these are the same for any number of processes.
 
 A run that was interrupted, or killed, goes on where it was: what the manifest names is trusted where all of its files
@@ -38,6 +41,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -51,7 +55,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..files import claimed, replace_file, replacing, sweep, sweep_folder
+from ..files import claimed, naming, replace_file, replacing, sweep, sweep_folder
 from ..progress import progress_bar
 from ..reproducibility import fingerprint, samples_record, versions
 from ..terminal import printable
@@ -60,7 +64,7 @@ from .io.audio import RATES, decode_audio, to_mono
 from .io.cache import decoder_versions
 from .io.images import decode_image
 from .io.media import MediaError
-from .io.video import VIDEOS, pyav
+from .io.video import APART, VIDEOS, pyav
 from .sample_lists import ID_FORMS, DataError, find_list, id_of_set, read_ids, read_json, short, some, wrong_id
 
 MANIFEST, SUMMARY = "manifest.jsonl", "prepare.json"
@@ -72,12 +76,13 @@ LONGEST_NAME = 230  # bytes; with suffixes and the number of a process file syst
 @dataclass
 class Prepared:
     """What is in the folder `out` after `prepare`: the ids of all samples, sorted; files of the sources that were left
-    out, by reason; ids that are listed and not there."""
+    out, by reason; ids that are listed and not there; ids of samples whose sound and pictures begin or end apart."""
 
     out: str
     ids: list[str]
     left_out: dict[str, list[str]]
     missing: list[str] = field(default_factory=list)
+    apart: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -89,6 +94,9 @@ class Prepared:
             listed = len(self.ids) + len(self.missing)
             names = printable(some(self.missing))
             lines.append(f"  missing: {len(self.missing):,} of {listed:,} listed ids, all in {SUMMARY}: {names}")
+        if self.apart:
+            what = f"sound and pictures begin or end more than {APART:g} s apart"
+            lines.append(f"  kept: {len(self.apart):,} ({what}, see {MANIFEST}): {printable(some(self.apart))}")
         return "\n".join(lines + [f"  note: {printable(note)}" for note in self.notes])
 
 
@@ -139,12 +147,12 @@ def prepare(
         raise ValueError(f"set: expected one of {', '.join(ID_FORMS)}, got {set_name!r}")
     if not RATES[0] <= sample_rate <= RATES[1]:
         raise ValueError(f"sample_rate: expected {RATES[0]} to {RATES[1]} Hz, got {sample_rate}")
+    if min_seconds is not None and not 0 < min_seconds < math.inf:
+        raise ValueError(f"min_seconds: expected a positive number, got {min_seconds}")
     if workers < 1:
         raise ValueError(f"workers: expected 1 or more, got {workers}")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: expected a folder to write to, got a file")
-    if out.resolve().is_relative_to(source.resolve()):
-        raise ValueError(f"{out}: expected a folder to write to outside of {source}, which is read")
     path = None if listed is None else find_list(source, listed)
     ids = None if path is None else read_ids(path, set_name)
     options = {"set": set_name, "list": None, "sample_rate": sample_rate, "min_seconds": min_seconds}
@@ -153,6 +161,8 @@ def prepare(
     with claimed("OUT", folder=out):
         _claim_content(out, options)
         sources = _find(source, set_name, path, ids)
+        if any(out.samefile(directory) for directory, _, _ in os.walk(source, followlinks=True)):
+            raise ValueError(f"{out}: expected a folder to write to outside of {source}, which is read")
         if any(one.files[0].lower().endswith(VIDEOS) for one in sources):
             pyav()
         for file in (out / MANIFEST, out / SUMMARY):
@@ -167,11 +177,13 @@ def prepare(
             if "left_out" in entry:
                 reason = re.sub(r"(?<![\w.])\d[\d.,]*", "N", entry["left_out"])  # one for all lengths and times
                 left_out.setdefault(reason, []).append(entry["file"])
-        prepared = Prepared(str(out), made, left_out, sorted({*(ids or ())} - {*made}), notes)
+        apart = sorted(entry["id"] for entry in entries if "apart" in entry)
+        prepared = Prepared(str(out), made, left_out, sorted({*(ids or ())} - {*made}), apart, notes)
         summary = {
             "options": options,
             "samples": samples_record(prepared),
             "left_out": {reason: len(files) for reason, files in left_out.items()},
+            "apart": len(apart),
             "versions": versions() | dict(decoder_versions()),
         }
         replace_file(out / SUMMARY, json.dumps(summary, indent=1) + "\n")
@@ -222,7 +234,8 @@ def _find(root: Path, set_name: str | None, path: Path | None, ids: Sequence[str
     twice = []
     for one in found:
         if not one.left_out and first.setdefault(one.id, one) is not one:
-            twice.append(f"{first[one.id].files[0]!r} and {one.files[-1]!r} are both {one.id!r}")
+            other = next(file for file in one.files if file not in first[one.id].files)
+            twice.append(f"{first[one.id].files[0]!r} and {other!r} are both {one.id!r}")
     if twice:
         more = f"; and {len(twice) - 5} more" if len(twice) > 5 else ""
         raise DataError(f"{root}: expected one source of each id, but {'; '.join(twice[:5])}{more}")
@@ -253,15 +266,24 @@ def _read_manifest(path: Path) -> dict[str, dict]:
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
+            if not isinstance(entry, dict):
+                raise TypeError
             if "left_out" not in entry:
+                one, made = entry["id"], (entry["frame"]["path"], entry["audio"]["path"])
+                if not isinstance(one, str) or wrong_id(one) or made != _outputs(one) or not entry["sources"]:
+                    raise ValueError
                 files = [*entry["sources"], entry["frame"], entry["audio"]]
                 kinds = {"path": str, "bytes": int, "sha256": str}
                 if not all(isinstance(file[key], kind) for file in files for key, kind in kinds.items()):
                     raise TypeError
-                known[entry["id"]] = entry
+                known[one] = entry
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DataError(f"{path}: line {number}: expected a line of a manifest, got {short(line)}") from error
     return known
+
+
+def _left_out(one: str | None, files: Sequence[str], reason: str, file: str) -> dict:
+    return {"id": one, "sources": [{"path": path} for path in files], "left_out": reason, "file": file}
 
 
 def _line(entry: dict) -> bytes:
@@ -301,6 +323,10 @@ def _make(
         if one not in usable and _unchanged(entry, settings, verify=verify, sources=False)
     }
     entries = {_paths(entry): entry for entry in gone.values()}
+    for one in known.keys() - gone.keys() - {one.id for one in sources}:
+        files = _paths(known[one])
+        reason = "neither its source nor all that was made of it is there any more"
+        entries[files] = _left_out(one, files, reason, files[0])
     tasks: list[_Task] = []
     for one in sources:
         entry = known.get(one.id or "")
@@ -312,12 +338,12 @@ def _make(
     _write_manifest(manifest, entries)
     again, total = [], len(sources)
     bar = progress_bar(total=total, initial=total - len(tasks), unit="source", desc="prepare", disable=not progress)
-    with bar, open(manifest, "ab") as file, contextlib.closing(_in_processes(tasks, workers)) as results:
+    with bar, contextlib.closing(_in_processes(tasks, workers)) as results:
         for task, entry in results:
             if entry is not None:
                 entries[task.source.files] = entry
-                file.write(_line(entry))
-                file.flush()
+                with naming(manifest), open(manifest, "ab") as file:
+                    file.write(_line(entry))
                 again += [entry["id"]] if "left_out" not in entry and entry["id"] in known else []
             bar.update()
     _write_manifest(manifest, entries)
@@ -368,8 +394,7 @@ class _Task:
     entry: dict | None = None
 
     def left_out(self, reason: str, file: str) -> dict:
-        sources = [{"path": path} for path in self.source.files]
-        return {"id": self.source.id, "sources": sources, "left_out": reason, "file": file}
+        return _left_out(self.source.id, self.source.files, reason, file)
 
     def run(self) -> dict | None:
         """The line of the manifest; None where `entry` is right. OSError where a file cannot be written."""
@@ -381,7 +406,9 @@ class _Task:
         paths = [settings.source / file for file in one.files]
         try:
             frame = decode_image(paths[0])
-            sound, rate = decode_audio(paths[-1])
+            picture = _jpg(paths[0], frame)
+            apart: list[str] = []
+            sound, rate = decode_audio(paths[-1], apart)
             seconds = len(sound) / rate
             if settings.min_seconds is not None and seconds < settings.min_seconds:
                 limit = f"expected {settings.min_seconds:g} s of sound or more"
@@ -400,8 +427,9 @@ class _Task:
             "sample_rate": rate,
             "width": width,
             "height": height,
-            "frame": _write(settings.out, jpg, _jpg(paths[0], frame)),
+            "frame": _write(settings.out, jpg, picture),
             "audio": _write(settings.out, wav, _wav(mono, settings.sample_rate)),
+            **({"apart": "; ".join(apart)} if apart else {}),
         }
 
 
@@ -422,13 +450,17 @@ def _described(root: Path, file: str) -> dict:
 
 
 def _jpg(path: Path, frame: np.ndarray) -> bytes:
-    """A frame (H, W, 3) uint8 as jpg: the file that it comes from, where that is one."""
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        return path.read_bytes()
+    """A frame (H, W, 3) uint8 as jpg: the file that it comes from, where that is one. MediaError where none can be
+    had, as of a frame of more pixels a side than libjpeg writes."""
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(frame).save(file, "JPEG", quality=QUALITY)
+    try:
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            return path.read_bytes()
+        Image.fromarray(frame).save(file, "JPEG", quality=QUALITY)
+    except OSError as error:
+        raise MediaError(f"{path}: no jpg of {frame.shape[1]} x {frame.shape[0]} pixels ({error})") from error
     return file.getvalue()
 
 
@@ -461,6 +493,10 @@ def _work(connection: Connection) -> None:
                 answer = task.run()
             except OSError as error:
                 answer = error
+            except (MemoryError, RuntimeError) as error:
+                if isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" not in str(error):
+                    raise
+                answer = task.left_out("it takes more memory than there is", task.source.files[-1])
             connection.send(answer)
 
 

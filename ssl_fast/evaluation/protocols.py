@@ -224,7 +224,7 @@ def score(
     neither a prior nor detection) or "reference" (numpy).
     Columns: `iou_RULE`, `pointing`, `map_min`, `map_max`, `KIND_max`, `pia_KIND`, and those of the protocol's figures.
     Raises ValueError for a map with a NaN (naming the sample), shapes that do not match, a threshold that is not
-    finite, and a window beyond the ground truth.
+    finite, and a window beyond the ground truth or with figures that rank its pixels.
     """
     if threshold is not None:
         thresholds.given(threshold)  # nothing is above a NaN
@@ -246,6 +246,11 @@ def score(
     left, top, right, bottom = window or (0, 0, width, height)
     if window is not None and not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"window: expected a part of {width} x {height} pixels of ground truth, got {window}")
+    if window is not None and (ranking := {"sources", "prompted"} & {*protocol.figures}):
+        name = ranking.pop()
+        raise ValueError(
+            f"window: expected none for figures of {name}, which rank all pixels of the image, got {window}"
+        )
     size, seen = (bottom - top, right - left), truth[:, top:bottom, left:right]
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}

@@ -38,9 +38,10 @@ class Results(dict):
         replace_file(path, json.dumps(self, indent=1, allow_nan=False) + "\n")
 
     def write_csv(self, path) -> None:
-        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value. Text that a
-        spreadsheet would run as a formula (from =, +, -, @, a tab or a carriage return on), and text that begins with
-        an apostrophe, has an apostrophe before it: `removeprefix("'")` gives the id back."""
+        """per_sample.csv: one row per test sample; a cell is empty where a sample or set has no such value. All digits
+        of numbers are there, as an IoU in a large frame may lie that close to a threshold. Text that a spreadsheet
+        would run as a formula (from =, +, -, @, a tab or a carriage return on), and text that begins with an
+        apostrophe, has an apostrophe before it: `removeprefix("'")` gives the id back."""
         columns = list(dict.fromkeys(column for values in self.samples.values() for column in values))
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
@@ -76,7 +77,7 @@ def _cell(value):
         return int(value)
     if isinstance(value, str):
         return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r", "'")) else value
-    return f"{value:.6g}" if isinstance(value, float) else value
+    return value
 
 
 def table(columns: Mapping[str, np.ndarray], image_ids: Sequence[str] | None) -> dict:

@@ -85,13 +85,15 @@ def to_mono(
     return mono
 
 
-def decode_audio(path: str | os.PathLike) -> tuple[np.ndarray, int]:
-    """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. Raises MediaError
-    as load_audio does."""
-    return decode_range(path)[:2]
+def decode_audio(path: str | os.PathLike, apart: list[str] | None = None) -> tuple[np.ndarray, int]:
+    """All samples of a sound file, float32 (samples, channels) with full scale 1, and its rate in Hz. apart: of videos,
+    see video.sound_blocks. Raises MediaError as load_audio does."""
+    return decode_range(path, apart=apart)[:2]
 
 
-def decode_range(path: str | os.PathLike, choose: Range = lambda samples, rate: None) -> tuple[np.ndarray, int, bool]:
+def decode_range(
+    path: str | os.PathLike, choose: Range = lambda samples, rate: None, apart: list[str] | None = None
+) -> tuple[np.ndarray, int, bool]:
     """Decode a part of a sound file: samples and rate as decode_audio gives them, and whether these are all samples.
 
     Of a wav of integers, whose samples cannot be wrong, choose(number of samples, rate) gives the first and the number
@@ -100,7 +102,7 @@ def decode_range(path: str | os.PathLike, choose: Range = lambda samples, rate: 
     path = Path(path)
     check_file(path)
     if path.suffix.lower() in CONTAINERS:
-        (sound, rate), whole = decode_sound(path), True
+        (sound, rate), whole = decode_sound(path, apart), True
     else:
         sound, rate, whole = _read(path, choose)
     if not len(sound):

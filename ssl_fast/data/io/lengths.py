@@ -10,6 +10,7 @@ import hashlib
 import re
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from .media import MediaError
 _FILE = re.compile(r"^ *(RIFF|FORM|riff|Riff size) : (\d+)", re.M)
 _SAMPLES = re.compile(r"^ *(?:data|SSND|BODY|Data Size) *: (\d+) \(should be (\d+)\)", re.M)
 _AU = re.compile(r"^ *Data Offset : (\d+)\s+Data Size +: (\d+)", re.M)
+_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"wide", b"free", b"skip"}  # with which an mp4 or mov may begin
 _UNKNOWN = 0x7FFF0000  # bytes; programs that write to a pipe leave this or more where a length of 32 bits should stand
 _XING_FLAGS = {bytes((0, 0, 0, flags)) for flags in range(1, 16)}
 _TURNED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))  # bytes with their bits in the other order
@@ -144,11 +146,12 @@ def mp3_stream(path: Path) -> tuple[bytes, int] | None:
 
 
 def check_container(path: Path) -> None:
-    """avi, mkv, webm: the file is not shorter than its first bytes tell. ts: it does not end within a packet, all of
-    which are of one size."""
+    """avi, mkv, webm: the file is not shorter than its first bytes tell. mp4, mov and their like: nor than the boxes of
+    its samples. ts: it does not end within a packet, all of which are of one size."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(4096)
+        media = _end_of_media(file) if head[4:8] in _BOXES else 0
     told, segment = 0, head.find(b"\x18\x53\x80\x67")
     if head[:4] == b"RIFF":
         told = 8 + int.from_bytes(head[4:8], "little")
@@ -157,11 +160,26 @@ def check_container(path: Path) -> None:
         length = int.from_bytes(head[segment + 4 :][:width], "big") & ~(1 << 7 * width)
         if length + 1 < 1 << 7 * width:  # ones alone: unknown
             told = segment + 4 + width + length
+    told = max(told, media)
     if size < told and not (head[:4] == b"RIFF" and told >= _UNKNOWN):
         raise MediaError(f"{path}: truncated, its head tells of {told} bytes, the file has {size}")
     for width, at in ((188, 0), (192, 4)):
         if set(head[at::width]) == {ord("G")} and size % width:
             raise MediaError(f"{path}: truncated, the last of its packets of {width} bytes has {size % width}")
+
+
+def _end_of_media(file: BinaryIO) -> int:
+    """The end of the last box of samples (mdat) of an mp4, as it tells its length."""
+    at, end = 0, 0
+    while True:
+        file.seek(at)
+        box = file.read(16)
+        length = int.from_bytes(box[:4], "big")
+        length = int.from_bytes(box[8:], "big") if length == 1 else length
+        if len(box) < 8 or length < 8:  # 0: up to the end of the file
+            return end
+        at += length
+        end = at if box[4:8] == b"mdat" else end
 
 
 def _check_rest(path: Path, rest: bytes, at: int) -> None:

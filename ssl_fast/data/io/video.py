@@ -11,8 +11,9 @@ out, and silence stands where the sound begins later. Samples that only an encod
 are left out as far as the file tells of them.
 
 A file without pictures, sound, frames or samples, one that is cut off, one whose sound has gaps or changes its rate or
-channels, and one whose sound and pictures do not begin and end together (within half a second) raise MediaError, which
-names it. A stream without a head (ts, mpg) that is cut between two packets cannot be told from a whole one.
+channels, and one whose sound and pictures do not begin and end together (within half a second; but see sound_blocks)
+raise MediaError, which names it. A stream without a head (ts, mpg) that is cut between two packets cannot be told from
+a whole one.
 """
 
 from __future__ import annotations
@@ -161,19 +162,23 @@ def write_gif(path: str | os.PathLike, pictures: Iterable[np.ndarray], step: Fra
         container.mux(stream.encode(None))
 
 
-def decode_sound(path: str | os.PathLike) -> tuple[np.ndarray, int]:
+def decode_sound(path: str | os.PathLike, apart: list[str] | None = None) -> tuple[np.ndarray, int]:
     """All samples of the sound of a video, or of a file like m4a, float32 (samples, channels), and its rate in Hz.
-    Raises MediaError, which names the file."""
-    blocks = list(sound_blocks(path))
+    apart: see sound_blocks. Raises MediaError, which names the file."""
+    blocks = list(sound_blocks(path, apart))
     return np.concatenate([block for block, _ in blocks]), blocks[0][1]
 
 
-def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
-    """What decode_sound gives, as it is decoded: some thousand samples at a time, each time with the rate."""
+def sound_blocks(path: str | os.PathLike, apart: list[str] | None = None) -> Iterator[tuple[np.ndarray, int]]:
+    """What decode_sound gives, as it is decoded: some thousand samples at a time, each time with the rate.
+
+    apart: a list to which it is added where sound and pictures do not begin or end together, which without it is a
+    MediaError. Other ends are one all the same where no head tells a length: nothing else would show a cut.
+    """
     with _opened(path) as container:
         stream, pictures = _stream(path, container, "audio"), next(iter(_streams(container, "video")), None)
         begin, origin = _seconds(stream, stream.start_time), pictures and _seconds(pictures, pictures.start_time)
-        _check_together(path, "begin", begin, origin)
+        _check_together(path, "begin", begin, origin, apart)
         position, stop, rate, most, ends = None, None, 0, 0, {}  # position: samples since the first picture
         for time, rate, sound in _decoded(path, container, stream, ends):
             if position is None:
@@ -192,7 +197,9 @@ def sound_blocks(path: str | os.PathLike) -> Iterator[tuple[np.ndarray, int]]:
         if stop is not None and position - stop > most:  # more than the padding of a frame
             told, came = stop / rate, position / rate
             raise MediaError(f"{path}: damaged, its head tells of {told:.2f} s of sound, there are {came:.2f} s")
-        _check_together(path, "end", ends[stream.index], pictures and ends.get(pictures.index))
+        told = container.duration is not None and container.format.name not in _HEADLESS
+        end = pictures and ends.get(pictures.index)
+        _check_together(path, "end", ends[stream.index], end, apart if told else None)
 
 
 def _decoded(path: str | os.PathLike, container, stream, ends: dict[int, float]) -> Iterator:
@@ -301,11 +308,13 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
         if key == stream.index:
             count += 1
             yield packet
+    if container.format.name in _HEADLESS:
+        return  # a length that was guessed of these very packets, with that of a last frame, which itself may tell none
     if stream.duration is not None and stream.index in ends:
         told = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
         found = ends[stream.index]
-        # half a packet; avi counts pauses as packets
-        slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count / 2
+        # a packet: an edit list may begin within the first; avi counts pauses as packets
+        slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count
     elif container.duration is not None and ends:  # mkv and webm tell the length of the longest stream
         told, found, slack = container.duration / 1e6, max(ends.values()), JUMP
     else:
@@ -318,11 +327,15 @@ def _seconds(stream, stamp: int | None) -> float | None:
     return None if stamp is None else float(stamp * stream.time_base)
 
 
-def _check_together(path: str | os.PathLike, what: str, sound: float | None, pictures: float | None) -> None:
-    """MediaError where sound and pictures do not begin (end) together; None is unknown."""
+def _check_together(
+    path: str | os.PathLike, what: str, sound: float | None, pictures: float | None, apart: list[str] | None
+) -> None:
+    """MediaError, or a line in `apart`, where sound and pictures do not begin (end) together; None is unknown."""
     if sound is not None and pictures is not None and abs(sound - pictures) > APART:
         got = f"sound {what}s at {sound:.2f} s, pictures at {pictures:.2f} s"
-        raise MediaError(f"{path}: expected sound and pictures that {what} together, but {got}")
+        if apart is None:
+            raise MediaError(f"{path}: expected sound and pictures that {what} together, but {got}")
+        apart.append(got)
 
 
 def _samples(frame) -> np.ndarray:
