@@ -198,5 +198,7 @@ def test_is3_plus_with_sounds_of_elsewhere(tmp_path, capsys, no_report):
     assert got["sets"]["is3-plus"]["n"] == 7 and got["sets"]["is3-plus"]["n_silent"] == 1
     assert cli.main([*argv, "--protocol", "avsbench_robust", "--out", str(tmp_path / "other")]) == 2
     error = capsys.readouterr().err
-    assert f"set 'is3-plus', sample '{folder.ids[0]}': expected a mask, for a protocol of exact masks, got box" in error
+    assert (
+        f"set 'is3-plus', sample '{folder.ids[0]}': expected a mask for protocol 'avsbench_robust', got boxes" in error
+    )
     assert "Traceback" not in error
