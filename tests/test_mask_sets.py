@@ -93,6 +93,8 @@ def test_what_sounds_in_ms3(tmp_path):
         ("s4", f"{S4_CSV}v-1,3,dog_barking,test\n", "a.csv: 5 of 21 samples listed more than once: 'dog_barking/v-1/v"),
         ("s4", "name,category,split\n", "a.csv: expected samples of split 'test', got those of none"),
         ("s4", "name,category,split\nv,dog,val\n", "a.csv: expected samples of split 'test', got those of val"),
+        ("s4", "name,split,category,split\nv,val,dog,test\n", "a.csv: 1 of 2 columns listed more than once: 'split'"),
+        ("ms3", SEMANTIC_CSV.replace("man_guitar", "man_"), "a.csv: expected classes in a_obj.*, got none of 'v-1_0'"),
         ("ms3", SEMANTIC_CSV.replace("v1m", "v1s"), "a.csv: expected samples of split 'test', got those of none"),
     ],
 )

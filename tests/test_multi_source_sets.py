@@ -15,7 +15,7 @@ from ssl_fast.data.io.audio import load_audio
 from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.negatives import negatives
 from ssl_fast.data.sample_lists import DataError
-from ssl_fast.data.test_sets import ANNOTATIONS, LAYOUTS, PublishedSet, annotation_file, check
+from ssl_fast.data.test_sets import ANNOTATIONS, LAYOUTS, PublishedSet, annotation_file, annotations_of, check
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
 CLIPS = [f"abcdefghij{i}_00003{i}" for i in range(4)]
@@ -167,9 +167,24 @@ def test_every_file_of_a_pair_is_checked(tmp_path):
     assert len(report.missing) == len(report.broken) == 1
     assert report.ids == [f"{CLIPS[1]}+{CLIPS[2]}/{k}" for k in (1, 2)]
     make(tmp_path / "ade", "ade20k-sound")
-    (tmp_path / "ade/annotations/training/a/x_1_seg.png").write_bytes(b"no picture")
-    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", tmp_path / "ade/prompted_segmentation.csv"))
+    labels, found = tmp_path / "ade/annotations/training/a/x_1_seg.png", tmp_path / "ade/prompted_segmentation.csv"
+    labels.write_bytes(b"no picture")
+    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", found))
     assert "x_1_seg.png" in report.broken[0] and not report.ids
+    Image.new("L", (40, 30)).save(labels)
+    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", found))
+    assert report.broken == [f"{labels}: expected labels in red and green, got an image of grey values"]
+
+
+def test_lists_by_name(tmp_path):
+    """A csv of these sets has no splits, as AVSBench's has."""
+    root = make(tmp_path, "vggsound-duet")
+    (root / "heard.txt").write_text(f"{CLIPS[1]}+{CLIPS[2]}/2\n")
+    assert [one.id for one in annotations_of(root, "vggsound-duet", split="heard").samples] == (
+        [f"{CLIPS[1]}+{CLIPS[2]}/2"]
+    )
+    with pytest.raises(DataError, match=r"unheard.txt or .*: no such list of ids"):
+        annotations_of(root, "vggsound-duet", split="unheard")
 
 
 SOLO = {"file": "a", "class": "c", "bbox": BOX}
@@ -181,7 +196,14 @@ FAULTS = {
     "corners": ("music-solo", [SOLO | {"bbox": [1, 2, 3, 4]}], "'a': expected a box [x, y, width, height], got"),
     "a source": ("music-duet", [SOLO], "expected bbox_src1, bbox_src2, class_src1, class_src2, file, got"),
     "twice": ("music-solo", [SOLO] * 2, "1 of 1 samples listed more than once: 'a'"),
-    "cells": ("vgg-instruments-duet", "a,x,b\n", "line 1: expected ID,CLASS,ID,CLASS, got 'a,x,b'"),
+    "cells": ("vgg-instruments-duet", "a,x,b\n", "line 1: expected ID,CLASS,ID,CLASS of two clips, got 'a,x,b'"),
+    "one clip": ("vgg-instruments-duet", "a,x,a,x\n", "line 1: expected ID,CLASS,ID,CLASS of two clips, got 'a,x,a,x'"),
+    "an integer": (
+        "music-solo",
+        [SOLO | {"bbox": [10**400, 0, 1, 1]}],
+        "'a': expected a box [x, y, width, height], got",
+    ),
+    "a truth": ("music-solo", [SOLO | {"bbox": [True, 0, 1, 1]}], "'a': expected a box [x, y, width, height], got"),
     "lines": ("vgg-instruments", "\n", "expected lines ID,CLASS, got none"),
     "boxes": (
         "vggsound-duet",
@@ -195,6 +217,9 @@ FAULTS = {
         "line 2: expected IMAGE.jpg, the number of a class, a sound",
     ),
     "a prompt": ("ade20k-sound", f"{HEAD}a.jpg,0,b.wav\n", "expected lines with a vggsound_file and a class, got none"),
+    "a comma": ("ade20k-sound", f"{HEAD}a.jpg,1,2,b.wav\n", "line 2: expected 3 cells as in the header, got 4"),
+    "no sound": ("ade20k-sound", f"{HEAD}a.jpg,1\n", "line 2: expected 3 cells as in the header, got 2"),
+    "columns": ("ade20k-sound", f"vggsound_file,{HEAD}", "1 of 3 columns listed more than once: 'vggsound_file'"),
     "quotes": ("ade20k-sound", f'{HEAD}"a"b,1,c\n', "expected comma-separated values"),
 }
 

@@ -538,7 +538,7 @@ def _inspect_mask(path: Path) -> tuple[str, bytes]:
 
 
 def _inspect_labels(path: Path) -> tuple[str, bytes]:
-    decode_image(path)
+    load_mask(path, 16, label=0)
     return "", b""
 
 
