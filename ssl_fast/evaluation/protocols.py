@@ -471,7 +471,7 @@ class Accumulator:
                 raise ValueError(f"{name}: expected {len(maps)} values for protocol {self.protocol.name!r}, got None")
             if given is not None and len(given) != len(maps):
                 raise ValueError(f"{name}: expected {len(maps)} values, one per map, got {len(given)}")
-            if needed and None in given:
+            if given is not None and needed and None in given:
                 raise ValueError(f"{name}: expected a value for each map, sample {list(given).index(None)} has None")
             if given is not None and len(self.labels[name]) != self.n:
                 raise ValueError(f"{name}: expected None as in the first batch, got {len(given)} values")
