@@ -40,7 +40,7 @@ import torch
 
 from ..progress import progress_bar
 from ..terminal import printable
-from .annotations import DIRT, SIZE, pixels, report, weight_map
+from .ground_truth import DIRT, SIZE, pixels, report, weight_map
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
@@ -574,7 +574,7 @@ def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os
 
 
 class _Folder(Files):
-    """Files of a folder, sample by sample; dirt: see annotations.report."""
+    """Files of a folder, sample by sample; dirt: see ground_truth.report."""
 
     def __init__(self, root: Path, size: int):
         super().__init__()

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .annotations import Annotation, Annotations, annotations_of
+from .ground_truth import Annotation, Annotations, annotations_of
 from .sample_lists import DataError, check_unique, read_annotations, read_json, read_rows, short, wrong_id
 
 _BOXES = "vggss.json"
