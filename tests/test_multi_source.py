@@ -9,6 +9,7 @@ import scipy.optimize
 
 from evaluation_fakes import FakeLocalizer, FakeSet
 from ssl_fast.evaluation import evaluate, multi_source, protocols
+from ssl_fast.evaluation.protocol_records import BICUBIC
 from ssl_fast.evaluation.protocols import Protocol
 
 
@@ -130,7 +131,7 @@ def test_figures_equal_loops_over_images(samples):
 def test_published_aps_equal_a_loop(name, samples):
     maps, truth = samples
     got = protocols.run(name, maps, truth, image_ids=IMAGES)["figures"]["audio_visual"]["sources"]["top50"]
-    full = protocols.BICUBIC(maps, (SIDE, SIDE))
+    full = BICUBIC(maps, (SIDE, SIDE))
     cap, piap, ious = [], [], []
     for x, g in zip(full.reshape(N, -1), truth.reshape(N, -1)):
         threshold = np.sort(x)[x.size // 2]
