@@ -178,6 +178,8 @@ def test_what_is_missing_is_named(samples):
         protocols.run("denseav", maps, truth, categories=["x", "y", None, *"zzzzzzzz"])
     with pytest.raises(ValueError, match="image_ids: expected at most 16 sources of an image, 'a' has 17"):
         multi_source.by_image(["a"] * 17)
+    with pytest.raises(ValueError, match="protocol 'mine': expected sources with neither squashed_truth nor exact_ma"):
+        Protocol("mine", figures=("sources",), exact_masks=True)
 
 
 def test_evaluation_of_sets_with_images_of_several_sources():

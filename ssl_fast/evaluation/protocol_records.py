@@ -53,6 +53,8 @@ class Protocol:
                     f"protocol {self.name!r}, {step}: expected one of {list(mixing.NORMALISATIONS)}, "
                     f"got {getattr(self, step)!r}"
                 )
+        if "sources" in self.figures and (self.squashed_truth or self.exact_masks):
+            raise ValueError(f"protocol {self.name!r}: expected sources with neither squashed_truth nor exact_masks")
 
     @property
     def needs_threshold(self) -> bool:
