@@ -409,6 +409,17 @@ def test_a_mask_of_labels_would_vanish(tmp_path):
     assert not load_mask(tmp_path / "empty.png", 16).any()
 
 
+def test_a_mask_that_is_transparent_is_no_object(tmp_path):
+    """What is transparent is white in a frame."""
+    mask = Image.new("RGBA", (16, 16), (0, 0, 0, 255))
+    mask.save(tmp_path / "a.png")
+    assert not load_mask(tmp_path / "a.png", 16).any()
+    mask.putpixel((3, 3), (0, 0, 0, 0))
+    mask.save(tmp_path / "a.png")
+    with pytest.raises(MediaError, match="a.png: expected a mask that is black where nothing is, got transparent pix"):
+        load_mask(tmp_path / "a.png", 16)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Geometry: where a rectangle that is painted into a frame ends up
 

@@ -93,6 +93,8 @@ def test_what_sounds_in_ms3(tmp_path):
         ("s4", f"{S4_CSV}v-1,3,dog_barking,test\n", "a.csv: 5 of 21 samples listed more than once: 'dog_barking/v-1/v"),
         ("s4", "name,category,split\n", "a.csv: expected samples of split 'test', got those of none"),
         ("s4", "name,category,split\nv,dog,val\n", "a.csv: expected samples of split 'test', got those of val"),
+        ("s4", "name,split,category,split\nv,val,dog,test\n", "a.csv: 1 of 2 columns listed more than once: 'split'"),
+        ("ms3", SEMANTIC_CSV.replace("man_guitar", "man_"), "a.csv: expected classes in a_obj.*, got none of 'v-1_0'"),
         ("ms3", SEMANTIC_CSV.replace("v1m", "v1s"), "a.csv: expected samples of split 'test', got those of none"),
     ],
 )
@@ -198,5 +200,7 @@ def test_is3_plus_with_sounds_of_elsewhere(tmp_path, capsys, no_report):
     assert got["sets"]["is3-plus"]["n"] == 7 and got["sets"]["is3-plus"]["n_silent"] == 1
     assert cli.main([*argv, "--protocol", "avsbench_robust", "--out", str(tmp_path / "other")]) == 2
     error = capsys.readouterr().err
-    assert f"set 'is3-plus', sample '{folder.ids[0]}': expected a mask, for a protocol of exact masks, got box" in error
+    assert (
+        f"set 'is3-plus', sample '{folder.ids[0]}': expected a mask for protocol 'avsbench_robust', got boxes" in error
+    )
     assert "Traceback" not in error

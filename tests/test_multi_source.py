@@ -10,6 +10,7 @@ import torch
 
 from evaluation_fakes import FakeLocalizer, FakeSet
 from ssl_fast.evaluation import evaluate, multi_source, protocols
+from ssl_fast.evaluation.protocol_records import BICUBIC
 from ssl_fast.evaluation.protocols import Protocol
 
 
@@ -141,7 +142,7 @@ def test_figures_equal_loops_over_images(samples):
 def test_published_aps_equal_a_loop(name, samples):
     maps, truth = samples
     got = protocols.run(name, maps, truth, image_ids=IMAGES)["figures"]["audio_visual"]["sources"]["top50"]
-    full = protocols.BICUBIC(maps, (SIDE, SIDE))
+    full = BICUBIC(maps, (SIDE, SIDE))
     cap, piap, ious = [], [], []
     for x, g in zip(full.reshape(N, -1), truth.reshape(N, -1)):
         threshold = np.sort(x)[x.size // 2]
@@ -184,6 +185,12 @@ def test_what_is_missing_is_named(samples):
         protocols.run("sources", maps, truth * np.where(np.arange(N) == 1, 0.5, 1)[:, None, None], image_ids=IMAGES)
     with pytest.raises(ValueError, match=r"categories: expected 11 values for protocol 'denseav', got None"):
         protocols.run("denseav", maps, truth)
+    with pytest.raises(ValueError, match="categories: expected a value for each map, sample 2 has None"):
+        protocols.run("denseav", maps, truth, categories=["x", "y", None, *"zzzzzzzz"])
+    with pytest.raises(ValueError, match="image_ids: expected at most 16 sources of an image, 'a' has 17"):
+        multi_source.by_image(["a"] * 17)
+    with pytest.raises(ValueError, match="protocol 'mine': expected sources with neither squashed_truth nor exact_ma"):
+        Protocol("mine", figures=("sources",), exact_masks=True)
 
 
 def test_evaluation_of_sets_with_images_of_several_sources():
@@ -209,3 +216,36 @@ def test_evaluation_of_sets_with_images_of_several_sources():
         flat = rows["whole_image"]["figures"]["audio_visual"]["sources"]
         areas = [w * h / 16 for shown in objects for *_, w, h in shown]
         assert flat["ap"] == pytest.approx(np.mean(areas))
+
+
+LACKING = {
+    "denseav": ({"categories": [None] * 3}, "expected the category that is prompted for protocol 'denseav', got none"),
+    "sources": (
+        {"sounding": [True, True, False]},
+        "'image1_a': expected a source in the image for protocol 'sources', g",
+    ),
+    "avgn": ({"of_videos": True}, "expected single images for protocol 'avgn', got several frames of each video"),
+    "avsbench_robust": ({}, "'image0_a': expected a mask for protocol 'avsbench_robust', got boxes"),
+    "avsbench": ({"half": True}, "'image0_a': expected ground truth of 0 and 1 for protocol 'avsbench', got weights"),
+    "vssl_eval": ({"negatives": []}, "expected negative sounds for protocol 'vssl_eval', got none"),
+    "vssl_eval_unit": (
+        {"negatives": ["offscreen"], "categories": [None] * 3},
+        "'image0_a': expected categories, for off-screen sounds for protocol 'vssl_eval_unit', got none",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_what_a_set_lacks_is_told_before_the_pass(name):
+    """Also where a threshold is given, so that no pass chooses one; nothing is localized."""
+    lacks, message = dict(LACKING[name][0]), LACKING[name][1]
+    negatives, half = lacks.pop("negatives", ["silence"]), lacks.pop("half", False)
+
+    class Lacking(FakeSet):
+        def ground_truth(self, sample):
+            return super().ground_truth(sample) / (2 if half else 1)
+
+    one = Lacking([[(0, 0, 0, 2, 2), (1, 2, 2, 2, 2)], [(0, 1, 1, 2, 2)]])
+    vars(one).update(lacks)
+    with pytest.raises(ValueError, match=f"set 'set'.*{message}"):
+        evaluate(lambda *_: pytest.fail("a pass"), {"set": one}, published=[name], negatives=negatives, threshold=0.5)

@@ -8,84 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from published_folders import put
+from multi_source_folders import BOX, CLASSES, CLIPS, FRAMES, ROWS, SAMPLES, lists, make
 from ssl_fast.cli import main as cli
 from ssl_fast.data.annotations import read, weight_map
 from ssl_fast.data.io.audio import load_audio
 from ssl_fast.data.io.front_ends import FrontEnd
 from ssl_fast.data.negatives import negatives
 from ssl_fast.data.sample_lists import DataError
-from ssl_fast.data.test_sets import ANNOTATIONS, LAYOUTS, PublishedSet, annotation_file, check
+from ssl_fast.data.test_sets import LAYOUTS, PublishedSet, annotation_file, annotations_of, check
 
 FRONT_END = FrontEnd(name="tiny", seconds=0.25, hop=256)
-CLIPS = [f"abcdefghij{i}_00003{i}" for i in range(4)]
-CLASSES = ["owl hooting", "railroad car, train wagon", "playing cello", "sharpen knife"]
-FRAMES = [f"-abc_efghij_00{i}_0003{i}" for i in range(3)]
-BOX = [0.25, 0.5, 0.5, 0.25]  # x, y, width, height
-SAMPLES = [f"sample000{i}" for i in range(4)]
-ROWS = [[0, 1], [1, 2], [2, 3], [1, 0]]  # pairs; two of them the same, the other way round
-
-
-PROMPTS = """image_location,ade_class_id,timing,speech_prompt_file,vggsound_file
-training/a/x_1.jpg,773,"[0.1, 0.5]",prompts/dog 1.wav,/far/s2.wav
-training/a/x_1.jpg,12,,,/far/dog 1.wav
-training/b/x_2.jpg,0,,prompts/s2.wav,/far/s2.wav
-training/b/x_2.jpg,773,,prompts/s2.wav,
-"""
-
-
-def files_of(name, layout):
-    """The images and sounds of a set."""
-    if name.startswith("music"):
-        sounds = ["-abc_efghij"] if layout == "avgn" else FRAMES
-        return [*(f"frames/{one}.jpg" for one in FRAMES), *(f"audio/{one}.wav" for one in sounds)]
-    if name.startswith("ade20k"):
-        frames = [f"frames/training/{one}.jpg" for one in ("a/x_1", "b/x_2")]
-        return [*frames, "audio/dog 1.wav", "audio/s2.wav"]
-    names = CLIPS if name.startswith("vggsound") else SAMPLES
-    return [f"{folder}/{one}.{suffix}" for one in names for folder, suffix in (("frames", "jpg"), ("audio", "wav"))]
-
-
-def lists(root, name):
-    """The annotation file of a set, as it is published."""
-    path = root / ANNOTATIONS[name][0]
-    if name == "music-solo":
-        content = json.dumps([{"file": one, "class": "cello", "bbox": BOX} for one in FRAMES])
-    elif name == "music-duet":
-        more = {"class_src1": "cello", "bbox_src1": BOX, "class_src2": "acoustic_guitar", "bbox_src2": [0, 0, 0.5, 1.0]}
-        content = json.dumps([{"file": one, **more} for one in FRAMES])
-    elif name.startswith("ade20k"):
-        content = PROMPTS
-    else:
-        names = CLIPS if name.startswith("vggsound") else SAMPLES
-        cells = [f"{one},{label.replace(',', '').replace(' ', '_')}" for one, label in zip(names, CLASSES)]
-        rows = ROWS if name.endswith("duet") else [[i] for i in range(4)]
-        content = "\n".join(",".join(cells[i] for i in row) for row in rows)
-        boxes = [{"file": one, "class": label, "bbox": [[0.1, 0.2, 0.9, 0.8]]} for one, label in zip(CLIPS, CLASSES)]
-        boxes[2]["bbox"] = [[0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1]]
-        (root / "vggss.json").write_text(json.dumps(boxes))
-    path.write_text(content)
-    return path
-
-
-def make(root, name, layout="avgn"):
-    root.mkdir(exist_ok=True)
-    for file in files_of(name, layout):
-        put(root, file)
-    if name.startswith("vgg-instruments"):
-        for one in SAMPLES:
-            put(root, f"masks/gt_{one}.png").rename(root / f"masks/{one}.png")
-    if name.startswith("ade20k"):
-        for file, columns in (("a/x_1", 10), ("b/x_2", 20)):
-            labels = np.zeros((30, 40, 3), np.uint8)
-            labels[:, :, 2] = 200  # of instances
-            labels[:, :columns] = 30 + 4, 773 - 3 * 256, 9  # 773, and a rest of red that is ignored
-            labels[:15, 30:] = 0, 12, 9
-            path = root / f"annotations/training/{file}_seg.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(labels).save(path)
-    lists(root, name)
-    return root
 
 
 def opened(root, name, layout=None):
@@ -167,9 +99,24 @@ def test_every_file_of_a_pair_is_checked(tmp_path):
     assert len(report.missing) == len(report.broken) == 1
     assert report.ids == [f"{CLIPS[1]}+{CLIPS[2]}/{k}" for k in (1, 2)]
     make(tmp_path / "ade", "ade20k-sound")
-    (tmp_path / "ade/annotations/training/a/x_1_seg.png").write_bytes(b"no picture")
-    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", tmp_path / "ade/prompted_segmentation.csv"))
+    labels, found = tmp_path / "ade/annotations/training/a/x_1_seg.png", tmp_path / "ade/prompted_segmentation.csv"
+    labels.write_bytes(b"no picture")
+    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", found))
     assert "x_1_seg.png" in report.broken[0] and not report.ids
+    Image.new("L", (40, 30)).save(labels)
+    report = check(tmp_path / "ade", "ade20k-sound", read("ade20k-sound", found))
+    assert report.broken == [f"{labels}: expected labels in red and green, got an image of grey values"]
+
+
+def test_lists_by_name(tmp_path):
+    """A csv of these sets has no splits, as AVSBench's has."""
+    root = make(tmp_path, "vggsound-duet")
+    (root / "heard.txt").write_text(f"{CLIPS[1]}+{CLIPS[2]}/2\n")
+    assert [one.id for one in annotations_of(root, "vggsound-duet", split="heard").samples] == (
+        [f"{CLIPS[1]}+{CLIPS[2]}/2"]
+    )
+    with pytest.raises(DataError, match=r"unheard.txt or .*: no such list of ids"):
+        annotations_of(root, "vggsound-duet", split="unheard")
 
 
 SOLO = {"file": "a", "class": "c", "bbox": BOX}
@@ -181,7 +128,14 @@ FAULTS = {
     "corners": ("music-solo", [SOLO | {"bbox": [1, 2, 3, 4]}], "'a': expected a box [x, y, width, height], got"),
     "a source": ("music-duet", [SOLO], "expected bbox_src1, bbox_src2, class_src1, class_src2, file, got"),
     "twice": ("music-solo", [SOLO] * 2, "1 of 1 samples listed more than once: 'a'"),
-    "cells": ("vgg-instruments-duet", "a,x,b\n", "line 1: expected ID,CLASS,ID,CLASS, got 'a,x,b'"),
+    "cells": ("vgg-instruments-duet", "a,x,b\n", "line 1: expected ID,CLASS,ID,CLASS of two clips, got 'a,x,b'"),
+    "one clip": ("vgg-instruments-duet", "a,x,a,x\n", "line 1: expected ID,CLASS,ID,CLASS of two clips, got 'a,x,a,x'"),
+    "an integer": (
+        "music-solo",
+        [SOLO | {"bbox": [10**400, 0, 1, 1]}],
+        "'a': expected a box [x, y, width, height], got",
+    ),
+    "a truth": ("music-solo", [SOLO | {"bbox": [True, 0, 1, 1]}], "'a': expected a box [x, y, width, height], got"),
     "lines": ("vgg-instruments", "\n", "expected lines ID,CLASS, got none"),
     "boxes": (
         "vggsound-duet",
@@ -195,6 +149,9 @@ FAULTS = {
         "line 2: expected IMAGE.jpg, the number of a class, a sound",
     ),
     "a prompt": ("ade20k-sound", f"{HEAD}a.jpg,0,b.wav\n", "expected lines with a vggsound_file and a class, got none"),
+    "a comma": ("ade20k-sound", f"{HEAD}a.jpg,1,2,b.wav\n", "line 2: expected 3 cells as in the header, got 4"),
+    "no sound": ("ade20k-sound", f"{HEAD}a.jpg,1\n", "line 2: expected 3 cells as in the header, got 2"),
+    "columns": ("ade20k-sound", f"vggsound_file,{HEAD}", "1 of 3 columns listed more than once: 'vggsound_file'"),
     "quotes": ("ade20k-sound", f'{HEAD}"a"b,1,c\n', "expected comma-separated values"),
 }
 

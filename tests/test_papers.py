@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import test_multi_source_sets as multi_source_sets
+import multi_source_folders
 from published_folders import CLIPS, FOLDERS, NUMBERS, make, ms3, s4
 from ssl_fast.cli import main as cli
 from ssl_fast.models.resnet import ResNet18
@@ -50,7 +50,7 @@ def folders(root: Path) -> None:
     s4(root / "Single-source"), ms3(root / "Multi-sources")
     duets = "vgg-instruments-duet", "music-duet", "ade20k-speech"
     for name, where in zip(duets, ("VGG-Instruments", "MUSIC-Duet", "ADE20KSpeechPrompted")):
-        multi_source_sets.make(root / where, name)
+        multi_source_folders.make(root / where, name)
     lines = [f"{one},owl_hooting,{other},playing_cello\n" for one, other in itertools.pairwise(CLIPS)]
     (test / "vggsound_duet_test.csv").write_text("".join(lines))
     fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}

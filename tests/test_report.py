@@ -255,6 +255,13 @@ def tile(heat, truth=None):
     return Tile(image, np.asarray(heat, np.float32), truth, "positive", "bell", "s", "i")
 
 
+def test_one_sound_of_several_sources_is_no_comparison_of_sounds():
+    """Of a duet that is heard at once, and of the frames of a video."""
+    localizer, duet = FakeLocalizer(), FakeSet([[(0, 0, 0, 2, 2), (0, 2, 1, 2, 3)], [(1, 0, 0, 2, 2)]])
+    results = evaluate(localizer, {"duet": duet}, negatives=["silence"], progress=False)
+    assert overlays.collect(localizer, duet, results, "duet")["two_sounds"] == []
+
+
 def test_the_overlay_outlines_the_truth_and_rings_the_maximum():
     truth = np.zeros((SIDE, SIDE), np.float32)
     truth[4:8, 8:16] = 1

@@ -149,7 +149,7 @@ def test_evaluation_takes_the_masks():
     expected = twin(positive, dict.fromkeys(("silence", "noise"), negative), [fake.mask(i) for i in range(3)])
     figures = got["model"]["figures"]["audio_visual"]["robustness"]
     assert figures == pytest.approx(expected, abs=1e-9) and 0 < figures["g_fpr"] < 0.1
-    with pytest.raises(ValueError, match="set 'fake', sample 'image0_a': expected a mask, for a protocol of exact mas"):
+    with pytest.raises(ValueError, match="set 'fake', sample 'image0_a': expected a mask for protocol 'avsb"):
         evaluate(FakeLocalizer(), {"fake": FakeSet(objects)}, **options)
 
 

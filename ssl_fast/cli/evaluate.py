@@ -188,6 +188,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     import torch
 
     from ..evaluation import thresholds
+    from ..evaluation.evaluate import check_protocols
     from . import results, samples
 
     if args.threads is not None:
@@ -248,6 +249,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         notes += _lost_in_crop(tests)
     options = options_of(args, tests, validation)
     options["notes"] += notes
+    check_protocols(options["published"], tests, options["negatives"])
     for one in files:  # last of all, as it takes minutes
         samples.preload(one, args.quiet)
     if validation is not None and args.val is not None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sample_lists import DataError, read_rows, wrong_id
+from .sample_lists import DataError, check_unique, read_rows, some, wrong_id
 
 SPLITS = ("train", "val", "test")
 FRAMES = 5  # of a clip of 5 s
@@ -46,6 +46,9 @@ def ms3_videos(path: Path) -> list[Video]:
         return [Video(row[header[0]], row["split"]) for row in rows]
     rows = [row for row in _table(path, ["vid", "a_obj", "split", "label"])[1] if row["label"] == _MS3]
     classes = {row["a_obj"]: frozenset(row["a_obj"].split("_")) for row in rows}
+    without = [row["vid"] for row in rows if "" in classes[row["a_obj"]]]
+    if without:
+        raise DataError(f"{path}: expected classes in a_obj with _ between, got none of {some(without)}")
     alike = {one: frozenset(other for other in classes if classes[one] & classes[other]) for one in classes}
     return [Video(row["vid"], row["split"], row["a_obj"], alike[row["a_obj"]]) for row in rows]
 
@@ -56,6 +59,7 @@ def _table(path: Path, columns: Sequence[str]) -> tuple[list[str], list[dict[str
     lacking = [column for column in columns if column not in header]
     if lacking:
         raise DataError(f"{path}: expected a column {lacking[0]!r}, got {', '.join(header) or 'an empty file'}")
+    check_unique([column for column in header if column in columns], path, "columns")
     rows = []
     for number, cells in lines:
         if len(cells) != len(header):

@@ -40,7 +40,7 @@ import torch
 
 from ..progress import progress_bar
 from ..terminal import printable
-from .annotations import DIRT, SIZE, pixels, report, weight_map
+from .ground_truth import DIRT, SIZE, pixels, report, weight_map
 from .io.audio import decode_audio
 from .io.cache import DecodedCache
 from .io.front_ends import FrontEnd, front_end_named
@@ -140,8 +140,9 @@ class SampleSet(torch.utils.data.Dataset):
     Fields, one entry a sample: ids (unique); image_ids (samples with the same image share it); categories (of the
     sounding object, None where unknown); visible (all categories in the image, empty where unknown). Further front_end,
     the FrontEnd of the spectrograms, has_ground_truth, missing, the ids that the set should have beside these and whose
-    files are not there, and sounding (False for samples with a sound that nothing in the image makes, None where no
-    list tells). Samples are counted from 0 (or from the end, below 0); IndexError for what is not there.
+    files are not there, sounding (False for samples with a sound that nothing in the image makes, None where no list
+    tells), and of_videos: image_ids are those of videos, of which the samples are several frames. Samples are counted
+    from 0 (or from the end, below 0); IndexError for what is not there.
     """
 
     ids: list[str]
@@ -152,6 +153,7 @@ class SampleSet(torch.utils.data.Dataset):
     has_ground_truth: bool = False
     missing: Sequence[str] = ()
     sounding: list[bool] | None = None
+    of_videos: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -536,7 +538,7 @@ def _inspect_mask(path: Path) -> tuple[str, bytes]:
 
 
 def _inspect_labels(path: Path) -> tuple[str, bytes]:
-    decode_image(path)
+    load_mask(path, 16, label=0)
     return "", b""
 
 
@@ -572,7 +574,7 @@ def _files_of(root: Path, annotations: str | os.PathLike | None, split: str | os
 
 
 class _Folder(Files):
-    """Files of a folder, sample by sample; dirt: see annotations.report."""
+    """Files of a folder, sample by sample; dirt: see ground_truth.report."""
 
     def __init__(self, root: Path, size: int):
         super().__init__()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .annotations import Annotation
 from .datasets import Files, Item
+from .ground_truth import Annotation
 from .sample_lists import DataError, film_paths, some
 
 

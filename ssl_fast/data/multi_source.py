@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from .annotations import Annotation, Annotations, annotations_of
+from .ground_truth import Annotation, Annotations, annotations_of
 from .sample_lists import DataError, check_unique, read_annotations, read_json, read_rows, short, wrong_id
 
 _BOXES = "vggss.json"
@@ -45,7 +45,8 @@ def music(path: Path, sources: int) -> Annotations:
             category, box = entry[f"class{ending}"], entry[f"bbox{ending}"]
             if not all(isinstance(text, str) and not wrong_id(text) for text in (name, category)):
                 raise DataError(f"{path}: entry {i}: expected an id and a class, got {short(name)}, {short(category)}")
-            numbers = isinstance(box, list) and all(isinstance(side, (int, float)) for side in box)
+            # a float holds no integer of any size
+            numbers = isinstance(box, list) and all(type(side) in (int, float) and abs(side) < 1e300 for side in box)
             if not numbers or len(box) != 4 or not all(0 <= side <= 1 for side in box[2:]):
                 raise DataError(f"{path}: {name!r}: expected a box [x, y, width, height], got {short(box)}")
             x, y, width, height = box
@@ -78,10 +79,10 @@ def _clips(path: Path, sources: int, mask: str = "") -> Iterator[tuple[Annotatio
     if not rows:
         raise DataError(f"{path}: expected lines {'ID,CLASS' if sources == 1 else 'ID,CLASS,ID,CLASS'}, got none")
     for number, row in rows:
-        if len(row) != 2 * sources or any(wrong_id(cell) for cell in row):
-            expected = ",".join(["ID,CLASS"] * sources)
-            raise DataError(f"{path}: line {number}: expected {expected}, got {','.join(row)!r}")
         names, classes = row[::2], [cell.replace("_", " ") for cell in row[1::2]]
+        if len(row) != 2 * sources or len({*names}) < sources or any(wrong_id(cell) for cell in row):
+            expected = ",".join(["ID,CLASS"] * sources) + " of two clips" * (sources == 2)
+            raise DataError(f"{path}: line {number}: expected {expected}, got {','.join(row)!r}")
         for k, (name, category) in enumerate(zip(names, classes)):
             sample = name if sources == 1 else f"{'+'.join(names)}/{k + 1}"
             mixed = None if sources == 1 else names[1 - k]
@@ -97,11 +98,20 @@ def prompted(path: Path, column: str) -> Annotations:
     columns = "image_location", "ade_class_id", column
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in columns if name not in (reader.fieldnames or [])]
+            reader = csv.reader(file, strict=True)
+            header = next(reader, [])
+            missing = [name for name in columns if name not in header]
             if missing:
                 raise DataError(f"{path}: expected the columns {', '.join(columns)}, got none called {missing[0]}")
-            rows = [(reader.line_num, *(row[name] or "" for name in columns)) for row in reader]
+            check_unique([name for name in header if name in columns], path, "columns")
+            rows = []
+            for cells in filter(None, reader):
+                number = reader.line_num
+                if len(cells) != len(header):
+                    raise DataError(
+                        f"{path}: line {number}: expected {len(header)} cells as in the header, got {len(cells)}"
+                    )
+                rows.append((number, *(cells[header.index(name)] for name in columns)))
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: expected comma-separated values in UTF-8, got {error}") from error
     samples = []

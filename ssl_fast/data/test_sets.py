@@ -79,7 +79,7 @@ ANNOTATIONS = {
     "ade20k-speech": ["prompted_segmentation.csv"],
     "ade20k-sound": ["prompted_segmentation.csv"],
 }
-FRAME_SIZED = ("s4", "ms3")  # sets whose masks have the size of their frames
+AVSBENCH = ("s4", "ms3")  # frames of videos, masks of their size, csv with splits
 
 
 def annotation_file(root: str | os.PathLike, name: str) -> Path:
@@ -108,7 +108,8 @@ def annotations_of(
     """
     path = Path(path) if path is not None else annotation_file(root, name)
     lists: dict = {}
-    if split is not None and path.suffix.lower() == ".csv" and Path(split).suffix.lower() not in DELIMITERS:
+    has_splits = name in AVSBENCH and path.suffix.lower() == ".csv"
+    if split is not None and has_splits and Path(split).suffix.lower() not in DELIMITERS:
         lists["split"] = split
     elif split is not None:
         lists["ids"] = find_list(Path(root), split)
@@ -136,6 +137,7 @@ class PublishedSet(FileSet):
     ):
         files, self.annotations = _files_of(Path(root), name, annotations, layout)
         super().__init__(root, files, front_end=front_end, size=SIZE, **reading)
+        self.of_videos = name in AVSBENCH
         self.sounding = [sample.sounding for sample in self.annotations.samples]
         self.has_ground_truth = all(s.boxes is not None or s.mask is not None for s in self.annotations.samples)
 
@@ -170,7 +172,7 @@ def check(
 def _files_of(root: Path, name: str, annotations: Annotations, layout: str | None) -> tuple[Files, Annotations]:
     """What is found of the samples, and the annotations of those that are complete."""
     found = find_files(root, layouts_of(LAYOUTS, name, layout), annotations.samples)
-    if name in FRAME_SIZED:
+    if name in AVSBENCH:
         found.items = [item for item in found.items if not _of_another_size(item, found.problems)]
     if len(found.items) < len(annotations.samples):
         annotations = annotations.select([item.id for item in found.items])

@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .annotations import Annotation
 from .datasets import Files, FileSet, FolderReport, check_files
+from .ground_truth import Annotation
 from .io.front_ends import FrontEnd
 from .io.video import VIDEOS, pyav
 from .layouts import FILMS, FLICKR, VGGSOUND, Layouts, find_files, layouts_of

@@ -100,18 +100,18 @@ class _Passes:
             for protocol in self.published
         }
         size, kinds, sounding = (0, 0), _kinds(negatives), sample_set.sounding
-        images_of = by_image(sample_set.image_ids)
+        images_of = by_image(sample_set.image_ids) if any("sources" in one.figures for one in self.published) else []
         for index, images, spectrograms in batches(sample_set, title=title, **self.loading):
             size, ids = _size(images), [sample_set.ids[i] for i in index]
             boxes, masks = _truths(sample_set, index, size, title)
             squashed = boxes
             if getattr(sample_set, "fit", "") == "crop" and any(one.squashed_truth for one in self.published):
                 squashed = np.stack([sample_set.squashed_ground_truth(int(i)) for i in index])
-            exact = _exact(boxes, masks, ids, title) if any(one.exact_masks for one in self.published) else boxes
+            exact = _exact(boxes, masks) if any(one.exact_masks for one in self.published) else boxes
             sounds = {"positive": spectrograms} | {sound: draw(index) for sound, draw in negatives.items()}
             objects = None if self.prior is None else metrics.array(self.prior(images), "maps of the object prior")
             sources = None
-            if any("sources" in one.figures for one in self.published):
+            if images_of:
                 known = dict(zip(map(int, index), boxes))
                 sources = [
                     Sources(own, np.stack([_truth(sample_set, k, known) for k in every]))
@@ -205,13 +205,8 @@ def _truths(sample_set: "SampleSet", index: np.ndarray, size: tuple[int, int], t
     return np.stack(boxes), masks
 
 
-def _exact(boxes: np.ndarray, masks: list, ids: list[str], title: str) -> np.ndarray:
-    """bool (B, H, W): the masks; nothing where nothing is in the boxes and there is no mask."""
-    for name, truth, mask in zip(ids, boxes, masks):
-        if mask is None and truth.any():
-            raise ValueError(
-                f"set {title!r}, sample {name!r}: expected a mask, for a protocol of exact masks, got boxes"
-            )
+def _exact(boxes: np.ndarray, masks: list) -> np.ndarray:
+    """bool (B, H, W): the masks; of a sample without one, in which there is nothing, the boxes."""
     return np.stack([truth > 0 if mask is None else mask for truth, mask in zip(boxes, masks)])
 
 
@@ -245,13 +240,17 @@ def _kinds(sounds: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(map(_kind, sounds)))
 
 
+def _unknown(sample_set: "SampleSet") -> list[int]:
+    """The samples that do not say which categories they show."""
+    return [i for i, shown in enumerate(sample_set.visible) if sample_set.categories[i] is None or not shown]
+
+
 def _negatives(
     sample_set: "SampleSet", name: str, kinds: Sequence[str], draw: Draw, seeds: Sequence[int], notes: list[str] | None
 ) -> dict[str, Callable]:
     """{sound: indices -> spectrograms (B, 1, F, T)}. Where categories are unknown, off-screen is left out with a note,
     or without `notes` a ValueError."""
-    unknown = [i for i, shown in enumerate(sample_set.visible) if sample_set.categories[i] is None or not shown]
-    if "offscreen" in kinds and unknown:
+    if "offscreen" in kinds and (unknown := _unknown(sample_set)):
         without = f"{len(unknown)} of {len(sample_set)} samples do not say which categories they show"
         if notes is None:
             raise ValueError(
@@ -300,6 +299,44 @@ def _check(test_sets: Mapping, validation: Mapping, negatives: Sequence[str]) ->
     unknown = [kind for kind in negatives if kind not in NEGATIVES]
     if unknown:
         raise ValueError(f"negatives: expected kinds among {NEGATIVES}, got {unknown}")
+
+
+def check_protocols(published: Sequence[Protocol], test_sets: Mapping, negatives: Sequence[str]) -> None:
+    """ValueError where a set has not what the figures of a protocol are made of: told now, not after a pass.
+
+    published, test_sets, negatives: as in `evaluate`."""
+    for name, sample_set in test_sets.items():
+        for protocol in published:
+            _check_protocol(protocol, name, sample_set, negatives)
+
+
+def _check_protocol(protocol: Protocol, name: str, sample_set: "SampleSet", negatives: Sequence[str]) -> None:
+    def refuse(expected: str, got: str, index: int | None = None):
+        where = "" if index is None else f", sample {sample_set.ids[index]!r}"
+        raise ValueError(f"set {name!r}{where}: expected {expected} for protocol {protocol.name!r}, got {got}")
+
+    figures = {*protocol.figures}
+    if protocol.needs_threshold and not negatives:
+        refuse("negative sounds", "none")
+    if protocol.needs_threshold and not {*negatives} - {"offscreen"} and (unknown := _unknown(sample_set)):
+        refuse("categories, for off-screen sounds", "none", unknown[0])
+    if "prompted" in figures and None in sample_set.categories:
+        refuse("the category that is prompted", "none", sample_set.categories.index(None))
+    if "sources" in figures:
+        by_image(sample_set.image_ids)
+        if sample_set.of_videos:
+            refuse("single images", "several frames of each video")
+        if sample_set.sounding is not None and False in sample_set.sounding:
+            refuse("a source in the image", "a silent sample", sample_set.sounding.index(False))
+    if protocol.exact_masks:
+        for i in range(len(sample_set)):
+            if sample_set.mask(i) is None and sample_set.ground_truth(i).any():
+                refuse("a mask", "boxes", i)
+    elif {"segmentation", "robustness", "sources"} & figures:
+        for i in range(len(sample_set)):
+            truth = sample_set.ground_truth(i)
+            if ((truth > 0) & (truth < 1)).any():
+                refuse("ground truth of 0 and 1", "weights between", i)
 
 
 def _foreign(
@@ -357,8 +394,9 @@ def evaluate(
     original_size: also the figures of the default protocol at the size of the frames, see `evaluation.original`.
     workers: processes that load the samples (for sets that decode files).
     Raises ValueError for an empty set, a set without ground truth, a validation sample that is tested, validation
-    samples without categories where off-screen sounds are among the negatives, a map with a NaN (naming the sample),
-    unknown names, and `original_size` of sets whose frames have no ground truth at their own size.
+    samples without categories where off-screen sounds are among the negatives, a set that has not what a protocol needs
+    (masks, categories, ...), a map with a NaN (naming the sample), unknown names, and `original_size` of sets whose
+    frames have no ground truth at their own size.
     """
     if validation is None:
         validation = {}
@@ -371,6 +409,7 @@ def evaluate(
     interactive_on = _pick("interactive_on", interactive_on, "duo", test_sets)
     retrieval_on = _pick("retrieval_on", retrieval_on, "single", test_sets)
     published = [protocol_of(one) for one in published]
+    check_protocols(published, test_sets, negatives)
     seeds = [protocol.negatives_seed] if seeds is None else list(dict.fromkeys(seeds))
     protocol = replace(protocol, negatives_seed=seeds[0])
     predictors = {"model": predictor_of(localizer)}
@@ -408,6 +447,8 @@ def evaluate(
             if own:
                 used = chosen[name] = passes.thresholds(sample_set, drawn, name)
                 origins[name] = thresholds.origin(name, sample_set, _kinds(drawn), seeds)
+            if None in sample_set.categories and any("sources" in one.figures for one in published):
+                notes.append(f"set {name}: no class-aware AP, because not every sample has a category")
             columns, size, computed[name] = passes.columns(sample_set, drawn, used, name, sizes[name])
             tables[name] = _set_table(sample_set, columns, size, _kinds(drawn))
             if original_size:

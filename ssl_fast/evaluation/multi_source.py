@@ -30,6 +30,7 @@ import numpy as np
 
 from .metrics import array, auc, check_values, ratio, success_rate
 
+MOST = 16  # sources of an image: their assignment takes 2^MOST steps
 BINARY = "cap_no_prior", "piap_avgn"  # what `binary_aps` returns
 
 
@@ -61,13 +62,17 @@ class Sources(typing.NamedTuple):
 
 
 def by_image(image_ids: Sequence[str]) -> list[tuple[int, list[int]]]:
-    """For each sample its place among the samples of its image, and the indices of these, in order."""
+    """For each sample its place among the samples of its image, and the indices of these, in order. ValueError for an
+    image with more than MOST sources."""
     groups: dict[str, list[int]] = {}
     places = []
     for i, image in enumerate(image_ids):
         members = groups.setdefault(image, [])
         places.append(len(members))
         members.append(i)
+    for image, members in groups.items():
+        if len(members) > MOST:
+            raise ValueError(f"image_ids: expected at most {MOST} sources of an image, {image!r} has {len(members)}")
     return [(place, groups[image]) for place, image in zip(places, image_ids)]
 
 

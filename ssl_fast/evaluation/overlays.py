@@ -58,7 +58,8 @@ def collect(
 ) -> dict[str, list[Row]]:
     """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
 
-    Row of "two_sounds": all sounds of one image (none where no image has two). Row of "negatives": a sample's own
+    Row of "two_sounds": all sounds of one image (none where no image has two, as where one sound is that of all its
+    sources, or of all frames of a video). Row of "negatives": a sample's own
     sound, then those kinds of negative that were evaluated, on a common scale; in both cases images are drawn by
     `seed`.
     """
@@ -75,8 +76,9 @@ def collect(
     seed = results["protocol"]["negatives_seed"]
     sounds = {kind: kind if len(results["seeds"]) == 1 else f"{kind}/{seed}" for kind in kinds}
     tile = _Tiles(localizer, sample_set, columns, sounds, lambda kind: draw(sample_set, name, kind, seed))
+    rows = [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]]
     out = {
-        "two_sounds": [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]],
+        "two_sounds": [row for row in rows if _several_sounds(row)],
         "negatives": [
             Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
             for i in rng.permutation(len(sample_set))[:negatives].tolist()
@@ -84,6 +86,11 @@ def collect(
         ],
     }
     return out | {section: [Row((tile(i),)) for i in members.tolist()] for section, members in chosen.items()}
+
+
+def _several_sounds(row: Row) -> bool:
+    first, *others = (tile.waveform for tile in row.tiles)
+    return any(not np.array_equal(first, other) for other in others)
 
 
 class _Tiles:

@@ -195,8 +195,14 @@ def load_mask(
     over each target pixel, true from one half on. label: the image holds the labels of ADE20K instead,
     red // 10 * 256 + green, and the mask is where this one is.
 
-    Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255.
+    Raises MediaError, which names the file; also for a mask that would vanish since its values are 0 and 1, not 255,
+    one that is transparent somewhere, and labels without colours.
     """
+    with _opened(Path(path)) as image:
+        if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema()[0] < 255:
+            raise MediaError(f"{path}: expected a mask that is black where nothing is, got transparent pixels")
+        if label is not None and image.mode in ("1", "L", "LA", "I;16", "I"):
+            raise MediaError(f"{path}: expected labels in red and green, got an image of grey values")
     if label is not None:
         red, green, _ = decode_image(path).transpose(2, 0, 1).astype(np.int32)
         return geometry.mask(red // 10 * 256 + green == label, size)
