@@ -52,7 +52,9 @@ def test_what_a_run_writes_are_its_options(command, tmp_path):
 
 def test_the_command_line_overrides_the_file(tmp_path):
     file = tmp_path / "x.toml"
-    file.write_text('data = "d"\nout = "o"\nepochs = 3\nminutes = 2\nworkers = 4\nloss = ["tau=1"]\ncompile = false')
+    file.write_text(
+        '\ufeffdata = "d"\r\nout = "o"\nepochs = 3\nminutes = 2\nworkers = 4\nloss = ["tau=1"]\ncompile = false'
+    )
     found = parsed("train", "--config", file)
     assert (str(found.data), str(found.out), found.epochs, found.workers) == ("d", "o", 3, 4)
     assert (found.minutes, found.loss, found.compile) == (2.0, ["tau=1"], None) and type(found.minutes) is float

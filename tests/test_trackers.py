@@ -199,7 +199,7 @@ def test_a_tracker_that_cannot_begin_or_is_not_there_is_an_error(tmp_path, monke
     fails(capsys, [*argv, *log], "--log: expected each once, got tensorboard twice")
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-        fails(capsys, argv, "--log tensorboard: not installed (", "): pip install tensorboard")
+        fails(capsys, argv, "--log tensorboard: cannot be imported (", "): pip install tensorboard")
     assert not (tmp_path / "run").exists()
 
     def refused(self, config):

@@ -27,7 +27,7 @@ def read(file: Path, parser: argparse.ArgumentParser) -> dict[str, object]:
     """Values of the parser's options by their names in the namespace. ValueError, which names the file and the key or
     line, for what is no TOML, for keys that are no options, and values that an option does not take; OSError."""
     try:
-        content = tomllib.loads(file.read_bytes().decode())
+        content = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected options in TOML, NAME = VALUE, got {error}") from error
     actions = {

@@ -19,6 +19,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..data.io.front_ends import FrontEnd, front_end_named
@@ -97,9 +98,7 @@ class Checkpoint:
             raise ValueError(f"{name}: expected a folder, or OWNER/NAME of a repository of the Hub")
         else:
             folder = hub.download(str(name), revision, (CONFIG, WEIGHTS))
-        if not (folder / WEIGHTS).is_file():
-            raise CheckpointError(f"{folder / WEIGHTS}: no such file")
-        return load(folder, allowed=allowed)
+        return _load(folder / WEIGHTS, None, allowed, in_folder=True)  # also where checkpoints of a run lie beside it
 
     def save_pretrained(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
         """Write model.safetensors by `write`, config.json, a copy of what it has beside weights for those who read no
@@ -149,10 +148,15 @@ def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection
     lists them.
     """
     file = file_of(path)
+    return _load(file, layout, allowed, in_folder=file.name == WEIGHTS and Path(path).is_dir())
+
+
+def _load(file: Path, layout: str | None, allowed: Collection[str], in_folder: bool) -> Checkpoint:
+    """See `load`. in_folder: whether it is that of a folder of `Checkpoint.save_pretrained`."""
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read(file)
-    if file.name == WEIGHTS and Path(path).is_dir():
+    if in_folder:
         _check_config(file, state)
     found = storage.weights_of(state)
     if found is not None:
@@ -224,8 +228,10 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwr
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name")
     about = _about(found)
-    weights = {
-        key: (value.half() if half and value.is_floating_point() else value).contiguous()
+    weights = {  # copies, for .safetensors takes none that share memory, as tied ones do
+        key: (value.half() if half and value.is_floating_point() else value).clone(
+            memory_format=torch.contiguous_format
+        )
         for key, value in found.localizer.state_dict().items()
     }
     if half and (large := [key for key, value in weights.items() if not value.isfinite().all()]):
@@ -273,7 +279,7 @@ def _digest(text: str, weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for key in sorted(weights):
         digest.update(f"{key} {weights[key].dtype} {tuple(weights[key].shape)}".encode())
-        digest.update(weights[key].numpy().tobytes())
+        digest.update(weights[key].reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16
     return digest.hexdigest()
 
 
