@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +124,7 @@ def test_a_run_is_one_file(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "a/config.toml").read_text() == (tmp_path / "b/config.toml").read_text()
     assert cli.main([*again, "--resume"]) == 0
     fails(capsys, [*again, "--resume", "--seed", "6"], "--seed 6: the run in b has --seed 5")
+    fails(capsys, [*again, "--resume", "--set", "flickr"], "--set flickr: the run in b has --set None")
     fails(
         capsys, [*again[:-2], "a", "--force"], "--config a/config.toml: expected a file that is not replaced in --out"
     )
@@ -137,3 +139,21 @@ def test_names_that_are_no_utf8_are_in_no_file(tmp_path, capsys, monkeypatch):
     assert cli.main(["train", "--data", "caf\udce9", "--out", "a", *tiny]) == 0
     assert "a: no config.toml, as TOML takes names of UTF-8 alone" in capsys.readouterr().err
     assert not (tmp_path / "a/config.toml").exists() and (tmp_path / "a/run.json").exists()
+
+
+def test_force_removes_no_folders_of_others(tmp_path, capsys):
+    media, out = folder(tmp_path / "media").root, tmp_path / "out"
+    argv = ["train", "--data", media, "--out", out, "--force", "--batch-size", 4, "--epochs", 1, "--method", "ez_vsl"]
+    (out / "wandb").mkdir(parents=True)
+    fails(capsys, argv, f"--out {out}: holds wandb, but no run.json of a run; choose another folder")
+    (out / "wandb").rename(tmp_path / "elsewhere")
+    (out / "wandb").symlink_to(tmp_path / "elsewhere")
+    (out / "run.json").write_text("{}")
+    assert cli.main([*map(str, argv), "--image-size", "32", "--quiet"]) == 0
+    assert (tmp_path / "elsewhere").is_dir() and not (out / "wandb").exists()
+
+
+def test_an_interrupted_run_says_what_resume_does_not_know():
+    argv = ["--data", "my data", "--device", "cuda", "--workers", "8"]
+    line = cli._resume_line(parsed("train", "--out", "x", *argv), Path("x"), 1)
+    assert line == "ssl-fast train --resume --out x --data 'my data' --device cuda --workers 8"
