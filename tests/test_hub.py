@@ -99,11 +99,19 @@ def test_checkpoints_beside_the_weights_are_not_read(run, saved):  # noqa: F811
     assert found.path == saved / "model.safetensors" and torch.equal(map_of(found), map_of(checkpoints.load(run)))
 
 
-def test_a_folder_of_a_later_version_is_refused(saved):
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model": {"depth": 3}}, "'depth'"),
+        ({"fit": "pad"}, "got 'pad'"),
+        ({"fit": "crop", "resampler": "torch"}, "'to"),
+    ],
+)
+def test_a_folder_of_a_later_version_is_refused(change, said, saved):
     found = Checkpoint.from_pretrained(saved)
-    found.recipe["model"]["depth"] = 3
+    found.recipe.update(change | {"model": found.recipe["model"] | change.get("model", {})})
     found.save_pretrained(saved, overwrite=True)
-    with pytest.raises(storage.CheckpointError, match="does not give the localizer it describes .*'depth'"):
+    with pytest.raises(storage.CheckpointError, match=f"does not give the localizer it describes .*{said}"):
         Checkpoint.from_pretrained(saved)
 
 

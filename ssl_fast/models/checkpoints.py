@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.io.front_ends import FrontEnd, front_end_named
-from ..data.io.images import SQUARE
+from ..data.io.images import FITS, RESAMPLERS, SQUARE
 from ..files import replace_file, replacing
 from . import hub, published, storage
 from .backbones import TimmBackbone, check_allowed
@@ -215,6 +215,9 @@ def _checked_recipe(recipe: dict) -> dict:
     size = recipe["image_size"]
     if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 2 <= size <= SQUARE):
         raise ValueError(f"expected one method and an image size, got {recipe['method']!r} and {size!r}")
+    fit, resampler = (_FIT | recipe)["fit"], (_FIT | recipe)["resampler"]
+    if fit not in FITS or resampler not in (RESAMPLERS if fit == "squash" else ("pillow",)):
+        raise ValueError(f"expected a way in which frames become squares, got {fit!r} by {resampler!r}")
     return recipe
 
 
