@@ -35,7 +35,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path):  # noqa: F811
+def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path, monkeypatch):  # noqa: F811
     before, after = checkpoints.load(run), Checkpoint.from_pretrained(saved)
     assert torch.equal(map_of(after), map_of(before)) and not after.localizer.training
     assert torch.equal(map_of(types.SimpleNamespace(localizer=Localizer.from_pretrained(str(saved)))), map_of(before))
@@ -43,9 +43,12 @@ def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path):  # noqa: F811
     assert (after.threshold, after.token_threshold) == (0.25, None)
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert 'Checkpoint.from_pretrained("saved")' in (saved / "README.md").read_text()
-    after.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again/config.json").read_text() == (saved / "config.json").read_text()
-    assert torch.equal(map_of(Checkpoint.from_pretrained(tmp_path / "again")), map_of(before))
+    (tmp_path / 'a"gain').mkdir()
+    monkeypatch.chdir(tmp_path / 'a"gain')
+    after.save_pretrained(".")
+    assert r'from_pretrained("a\"gain")' in (tmp_path / 'a"gain/README.md').read_text()
+    assert (tmp_path / 'a"gain/config.json').read_text() == (saved / "config.json").read_text()
+    assert torch.equal(map_of(Checkpoint.from_pretrained(".")), map_of(before))
     assert cli.main(["convert", str(saved), str(tmp_path / "a.pt")]) == 0  # any --weights
     assert torch.equal(map_of(checkpoints.load(tmp_path / "a.pt")), map_of(before))
 

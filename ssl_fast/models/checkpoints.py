@@ -98,6 +98,10 @@ class Checkpoint:
             raise ValueError(f"{name}: expected a folder, or OWNER/NAME of a repository of the Hub")
         else:
             folder = hub.download(str(name), revision, (CONFIG, WEIGHTS))
+        if not (folder / WEIGHTS).is_file():
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: no such file; save_pretrained writes it, of runs there is `load`"
+            )
         return _load(folder / WEIGHTS, None, allowed, in_folder=True)  # also where checkpoints of a run lie beside it
 
     def save_pretrained(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
@@ -111,7 +115,7 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         write(self, folder / WEIGHTS, overwrite=overwrite)
         replace_file(folder / CONFIG, json.dumps(_about(self), indent=2) + "\n")
-        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.name))
+        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.resolve().name))
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, message: str = "Upload a localizer of ssl_fast"

@@ -1,5 +1,6 @@
 """Repositories of the Hugging Face Hub (extra `hub`), for from_pretrained and push_to_hub of checkpoints.Checkpoint."""
 
+import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,6 +56,7 @@ def _failure(beginning: str, error: Exception) -> ValueError:
 
 def card(method: str, name: str) -> str:
     """The README.md of a repository."""
+    quoted = json.dumps(name, ensure_ascii=False)
     return f"""---
 library_name: ssl_fast
 tags:
@@ -66,6 +68,6 @@ A localizer of visual sound sources ({method}), for `ssl_fast`:
 ```python
 from ssl_fast.models.checkpoints import Checkpoint
 
-found = Checkpoint.from_pretrained("{name}")  # found.localizer, found.front_end, found.image_size, found.threshold
+found = Checkpoint.from_pretrained({quoted})  # found.localizer, found.front_end, found.image_size, found.threshold
 ```
 """
