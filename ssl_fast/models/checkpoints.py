@@ -168,7 +168,7 @@ def _load(file: Path, layout: str | None, allowed: Collection[str], in_folder: b
     if layout not in (None, published.MOMENTUM):
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
-    momentum = layout is not None
+    momentum = layout is not None and layout != state.get("layout")  # else they are all that the file has
     if momentum and not state.get("momentum"):
         raise ValueError(f"layout: {file} has no momentum nets, which {layout!r} asks for")
     try:
