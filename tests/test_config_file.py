@@ -157,3 +157,16 @@ def test_an_interrupted_run_says_what_resume_does_not_know():
     argv = ["--data", "my data", "--device", "cuda", "--workers", "8"]
     line = cli._resume_line(parsed("train", "--out", "x", *argv), Path("x"), 1)
     assert line == "ssl-fast train --resume --out x --data 'my data' --device cuda --workers 8"
+
+
+def test_code_that_a_file_names_is_named_by_the_user_too(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.write_text('backbone = "a:net"\naudio-backbone = "timm:test_vit"')
+    argv = ["train", "--data", "d", "--out", "o", "--config", file]
+    fails(
+        capsys, argv, f"{file}: backbone a:net: code that is only run where you allow it", "name it by its option, too"
+    )
+    assert parsed(*argv, "--backbone", "a:net").backbone == "a:net"
+    assert parsed(*argv, "--backbone", "b:net").audio_backbone == "timm:test_vit"
+    monkeypatch.setenv("SSL_FAST_BACKBONES", "a:net")
+    assert parsed(*argv).backbone == "a:net"
