@@ -286,7 +286,7 @@ def _digest(text: str, weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for key in sorted(weights):
         digest.update(f"{key} {weights[key].dtype} {tuple(weights[key].shape)}".encode())
-        digest.update(weights[key].reshape(-1).view(torch.uint8).numpy())  # numpy has no bfloat16
+        digest.update(weights[key].reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()
 
 
