@@ -223,9 +223,16 @@ def test_bad_options_before_anything_is_written(tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_without_timm_the_error_says_so(monkeypatch):
+def test_without_timm_the_error_says_so(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ValueError, match="backbone timm:test_vit: needs timm, which is not installed"):
+    with pytest.raises(
+        ValueError, match="backbone timm:test_vit: needs timm, which cannot be imported .*: pip install"
+    ):
+        recipe("ez_vsl", backbone="timm:test_vit")
+    (tmp_path / "timm.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')")
+    monkeypatch.delitem(sys.modules, "timm")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"which cannot be imported \(RuntimeError: operator torchvision::nms"):
         recipe("ez_vsl", backbone="timm:test_vit")
 
 

@@ -124,6 +124,8 @@ def test_momentum_nets_of_a_run(tmp_path):
         maps = slow.localizer(images, sounds)
         assert torch.equal(maps, learner.momentum.localizer.eval()(images, sounds))
         assert not torch.allclose(maps, online.localizer(images, sounds))
+    checkpoints.write(slow, tmp_path / "slow.pt")
+    assert checkpoints.load(tmp_path / "slow.pt", "slavc_momentum").layout == "slavc_momentum"
     assert slow.threshold is None and (online.layout, slow.layout) == ("ssl_fast", "slavc_momentum")
     storage.save({"recipe": learner.recipe.to_dict(), **learner.state(), "momentum": None}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="checkpoint.pt has no momentum nets, which 'slavc_momentum' asks for"):

@@ -2,6 +2,7 @@
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +53,9 @@ def test_what_a_run_writes_are_its_options(command, tmp_path):
 
 def test_the_command_line_overrides_the_file(tmp_path):
     file = tmp_path / "x.toml"
-    file.write_text('data = "d"\nout = "o"\nepochs = 3\nminutes = 2\nworkers = 4\nloss = ["tau=1"]\ncompile = false')
+    file.write_text(
+        '\ufeffdata = "d"\r\nout = "o"\nepochs = 3\nminutes = 2\nworkers = 4\nloss = ["tau=1"]\ncompile = false'
+    )
     found = parsed("train", "--config", file)
     assert (str(found.data), str(found.out), found.epochs, found.workers) == ("d", "o", 3, 4)
     assert (found.minutes, found.loss, found.compile) == (2.0, ["tau=1"], None) and type(found.minutes) is float
@@ -121,6 +124,7 @@ def test_a_run_is_one_file(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "a/config.toml").read_text() == (tmp_path / "b/config.toml").read_text()
     assert cli.main([*again, "--resume"]) == 0
     fails(capsys, [*again, "--resume", "--seed", "6"], "--seed 6: the run in b has --seed 5")
+    fails(capsys, [*again, "--resume", "--set", "flickr"], "--set flickr: the run in b has --set None")
     fails(
         capsys, [*again[:-2], "a", "--force"], "--config a/config.toml: expected a file that is not replaced in --out"
     )
@@ -135,3 +139,34 @@ def test_names_that_are_no_utf8_are_in_no_file(tmp_path, capsys, monkeypatch):
     assert cli.main(["train", "--data", "caf\udce9", "--out", "a", *tiny]) == 0
     assert "a: no config.toml, as TOML takes names of UTF-8 alone" in capsys.readouterr().err
     assert not (tmp_path / "a/config.toml").exists() and (tmp_path / "a/run.json").exists()
+
+
+def test_force_removes_no_folders_of_others(tmp_path, capsys):
+    media, out = folder(tmp_path / "media").root, tmp_path / "out"
+    argv = ["train", "--data", media, "--out", out, "--force", "--batch-size", 4, "--epochs", 1, "--method", "ez_vsl"]
+    (out / "wandb").mkdir(parents=True)
+    fails(capsys, argv, f"--out {out}: holds wandb, but no run.json of a run; choose another folder")
+    (out / "wandb").rename(tmp_path / "elsewhere")
+    (out / "wandb").symlink_to(tmp_path / "elsewhere")
+    (out / "run.json").write_text("{}")
+    assert cli.main([*map(str, argv), "--image-size", "32", "--quiet"]) == 0
+    assert (tmp_path / "elsewhere").is_dir() and not (out / "wandb").exists()
+
+
+def test_an_interrupted_run_says_what_resume_does_not_know():
+    argv = ["--data", "my data", "--device", "cuda", "--workers", "8"]
+    line = cli._resume_line(parsed("train", "--out", "x", *argv), Path("x"), 1)
+    assert line == "ssl-fast train --resume --out x --data 'my data' --device cuda --workers 8"
+
+
+def test_code_that_a_file_names_is_named_by_the_user_too(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "x.toml"
+    file.write_text('backbone = "a:net"\naudio-backbone = "timm:test_vit"')
+    argv = ["train", "--data", "d", "--out", "o", "--config", file]
+    fails(
+        capsys, argv, f"{file}: backbone a:net: code that is only run where you allow it", "name it by its option, too"
+    )
+    assert parsed(*argv, "--backbone", "a:net").backbone == "a:net"
+    assert parsed(*argv, "--backbone", "b:net").audio_backbone == "timm:test_vit"
+    monkeypatch.setenv("SSL_FAST_BACKBONES", "a:net")
+    assert parsed(*argv).backbone == "a:net"

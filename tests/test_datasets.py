@@ -559,7 +559,7 @@ def test_broken_files_are_named_when_read(tmp_path, kind):
     report = check(tmp_path)
     assert not report.ok and report.ids == ["good"] and report.missing == []
     assert len(report.broken) == 1 and re.search(message, report.broken[0])
-    assert str(report).splitlines()[0] == f"{tmp_path}: 1 samples complete, 0 missing, 1 files broken"
+    assert str(report).splitlines()[0] == f"{tmp_path}: 1 samples complete, 0 files missing, 1 broken"
     assert str(report).splitlines()[1].startswith(f"  broken: {path}: ")
 
 
@@ -568,7 +568,7 @@ def test_check_of_a_good_folder(tmp_path):
     put(tmp_path, "b")
     report = check(tmp_path)
     assert report.ok and report.ids == ["a", "b"]
-    assert str(report) == f"{tmp_path}: 2 samples complete, 0 missing, 0 files broken"
+    assert str(report) == f"{tmp_path}: 2 samples complete, 0 files missing, 0 broken"
 
 
 def test_names_that_are_no_utf_8(tmp_path):

@@ -146,6 +146,8 @@ def test_missing_and_broken_libraries(monkeypatch, capsys):
     assert usable and found["software: no-such-thing"] == "not installed (optional, live curves)"
 
     def load(name):
+        if name == "no_such_thing":
+            raise AttributeError("`np.float_` was removed")
         if name == "faiss":
             raise OSError("libgomp.so.1: cannot open shared object file\nand more")
         return types.ModuleType(name)
@@ -153,6 +155,8 @@ def test_missing_and_broken_libraries(monkeypatch, capsys):
     monkeypatch.setattr(doctor.importlib, "import_module", load)
     found, usable = flat()
     assert not usable
+    broken = "MISSING (AttributeError: `np.float_` was removed) (optional, live curves)"
+    assert found["software: no-such-thing"] == broken
     assert (
         found["software: faiss-cpu"]
         == "MISSING (OSError: libgomp.so.1: cannot open shared object file); needed for nearest neighbours"

@@ -35,7 +35,7 @@ def offline(monkeypatch):
 
 
 @pytest.mark.usefixtures("offline")
-def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path):  # noqa: F811
+def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path, monkeypatch):  # noqa: F811
     before, after = checkpoints.load(run), Checkpoint.from_pretrained(saved)
     assert torch.equal(map_of(after), map_of(before)) and not after.localizer.training
     assert torch.equal(map_of(types.SimpleNamespace(localizer=Localizer.from_pretrained(str(saved)))), map_of(before))
@@ -43,9 +43,12 @@ def test_a_folder_has_all_that_the_run_has(run, saved, tmp_path):  # noqa: F811
     assert (after.threshold, after.token_threshold) == (0.25, None)
     assert sorted(path.name for path in saved.iterdir()) == ["README.md", "config.json", "model.safetensors"]
     assert 'Checkpoint.from_pretrained("saved")' in (saved / "README.md").read_text()
-    after.save_pretrained(tmp_path / "again")
-    assert (tmp_path / "again/config.json").read_text() == (saved / "config.json").read_text()
-    assert torch.equal(map_of(Checkpoint.from_pretrained(tmp_path / "again")), map_of(before))
+    (tmp_path / 'a"gain').mkdir()
+    monkeypatch.chdir(tmp_path / 'a"gain')
+    after.save_pretrained(".")
+    assert r'from_pretrained("a\"gain")' in (tmp_path / 'a"gain/README.md').read_text()
+    assert (tmp_path / 'a"gain/config.json').read_text() == (saved / "config.json").read_text()
+    assert torch.equal(map_of(Checkpoint.from_pretrained(".")), map_of(before))
     assert cli.main(["convert", str(saved), str(tmp_path / "a.pt")]) == 0  # any --weights
     assert torch.equal(map_of(checkpoints.load(tmp_path / "a.pt")), map_of(before))
 
@@ -91,23 +94,43 @@ def test_a_folder_that_is_not_what_was_written(case, saved):
         Checkpoint.from_pretrained(saved)
 
 
-def test_a_folder_of_a_later_version_is_refused(saved):
+@pytest.mark.usefixtures("offline")
+def test_checkpoints_beside_the_weights_are_not_read(run, saved):  # noqa: F811
+    """As they are in the cache of the Hub, of a repository that has them too."""
+    (saved / "best.pt").write_bytes(b"another net")
     found = Checkpoint.from_pretrained(saved)
-    found.recipe["model"]["depth"] = 3
+    assert found.path == saved / "model.safetensors" and torch.equal(map_of(found), map_of(checkpoints.load(run)))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"model": {"depth": 3}}, "'depth'"),
+        ({"fit": "pad"}, "got 'pad'"),
+        ({"fit": "crop", "resampler": "torch"}, "'to"),
+    ],
+)
+def test_a_folder_of_a_later_version_is_refused(change, said, saved):
+    found = Checkpoint.from_pretrained(saved)
+    found.recipe.update(change | {"model": found.recipe["model"] | change.get("model", {})})
     found.save_pretrained(saved, overwrite=True)
-    with pytest.raises(storage.CheckpointError, match="does not give the localizer it describes .*'depth'"):
+    with pytest.raises(storage.CheckpointError, match=f"does not give the localizer it describes .*{said}"):
         Checkpoint.from_pretrained(saved)
 
 
-def test_code_is_imported_where_it_is_allowed(tmp_path, run):  # noqa: F811
-    config = LocalizerConfig.small("ez_vsl", backbone="external_nets:Eyes", audio_backbone="small", width=4)
+@pytest.mark.parametrize("name", ["external_nets:Eyes", "external_nets:Tied"])
+def test_code_is_imported_where_it_is_allowed(name, tmp_path):
+    config = LocalizerConfig.small("ez_vsl", backbone=name, audio_backbone="small", width=4)
     recipe = recipes.recipe("ez_vsl", model=config, image_size=32)
     found = Checkpoint(tmp_path, build(config).eval(), recipe.to_dict(), "ssl_fast")
     found.save_pretrained(tmp_path / "a")
-    with pytest.raises(storage.CheckpointError, match="external_nets:Eyes: code that is only run where you allow it"):
+    with pytest.raises(storage.CheckpointError, match=f"{name}: code that is only run where you allow it"):
         Checkpoint.from_pretrained(tmp_path / "a")
-    again = Checkpoint.from_pretrained(tmp_path / "a", allowed=["external_nets:Eyes"]).localizer.state_dict()
-    assert all(torch.equal(value, again[key]) for key, value in found.localizer.state_dict().items())
+    again = Checkpoint.from_pretrained(tmp_path / "a", allowed=[name]).localizer.state_dict()
+    assert all(
+        torch.equal(value, again[key]) and value.dtype == again[key].dtype
+        for key, value in found.localizer.state_dict().items()
+    )
 
 
 @pytest.mark.usefixtures("offline")
@@ -183,7 +206,9 @@ def test_a_repository_has_all_that_the_folder_has(saved, tmp_path, monkeypatch):
     assert Checkpoint.from_pretrained("you/net").threshold == 0.5
     assert Checkpoint.from_pretrained("you/net", revision="1").threshold == 0.25
     assert torch.equal(map_of(Checkpoint.from_pretrained("you/net")), map_of(found))
-    with pytest.raises(ValueError, match="you/other, revision v1: on the Hub: OSError: 404 not found"):
+    with pytest.raises(
+        ValueError, match="you/other, revision v1: no such folder, and on the Hub: OSError: 404 not found"
+    ):
         Checkpoint.from_pretrained("you/other", revision="v1")
     with pytest.raises(storage.CheckpointError, match="model.safetensors: no such file"):
         Checkpoint.from_pretrained("you/net", revision="0")

@@ -107,7 +107,7 @@ def test_files_that_do_not_fit(tmp_path, capsys):
     """By the command: a split that is none, a mask that is gone, one of another size, one that is no image."""
     root = s4(tmp_path)
     argv = ["data", "check", str(root), "--set", "s4", "--quiet"]
-    assert cli.main(argv) == 0 and "10 samples complete, 0 missing, 0 files broken" in capsys.readouterr().out
+    assert cli.main(argv) == 0 and "10 samples complete, 0 files missing, 0 broken" in capsys.readouterr().out
     assert cli.main([*argv, "--split", "val"]) == 0 and "10 samples complete" in capsys.readouterr().out
     assert cli.main([*argv, "--split", "tset"]) == 2
     error = capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_files_that_do_not_fit(tmp_path, capsys):
     (masks / "v-1_4.png").write_bytes(b"no image")
     assert cli.main(argv) == 1
     said = capsys.readouterr().out
-    assert "7 samples complete, 1 missing, 2 files broken" in said
+    assert "7 samples complete, 1 files missing, 2 broken" in said
     assert f"missing: {masks / 'v-1_2.png'}: no such file, id 'dog_barking/v-1/v-1_2'" in said
     assert f"broken: {masks / 'v-1_3.png'}: expected the 224 x 224 pixels of its frame, got 224 x 200, id 'dog" in said
     assert f"broken: {masks / 'v-1_4.png'}: " in said

@@ -155,7 +155,7 @@ def test_prepared_clips_are_trained_on(tmp_path, capsys):
     assert cli.main(["data", "prepare", str(tmp_path / "clips"), out, "--workers", "1", "--quiet"]) == 0
     assert cli.main(["data", "check", out, "--quiet"]) == 0
     told = capsys.readouterr().out
-    assert "4 samples complete, 0 missing, 0 files broken" in told and "suspect" not in told
+    assert "4 samples complete, 0 files missing, 0 broken" in told and "suspect" not in told
     argv = ["train", "--data", out, "--out", str(tmp_path / "run"), "--method", "ez_vsl", "--epochs", "1"]
     assert cli.main([*argv, "--batch-size", "4", "--image-size", "32", "--threads", "1", "--quiet"]) == 0
     trained = read_file(tmp_path / "run/checkpoint.pt")

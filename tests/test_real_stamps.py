@@ -99,7 +99,7 @@ def test_the_whole_way(example, stamps, tmp_path, capsys):
     )
     printed = capsys.readouterr().out
     assert "5 categories of 5 photographs, 2 silent photographs" in printed
-    assert f"{out / 'train'}: 40 samples complete, 0 missing, 0 files broken" in printed
+    assert f"{out / 'train'}: 40 samples complete, 0 files missing, 0 broken" in printed
     suffixes = {path.suffix for path in out.rglob("*") if path.is_file()}
     assert {".jpg", ".png", ".wav", ".ogg", ".flac"} <= suffixes
     infos = [soundfile.info(path) for path in (out / "train" / "audio").iterdir()]

@@ -302,7 +302,7 @@ def test_commands(tmp_path, capsys):
     (image, _), (_, sound), *_ = SLAVC.files
     argv = ["data", "check", str(tmp_path), "--set", "vgg-ss", "--quiet"]
     assert cli.main(argv) == 0
-    assert "6 samples complete, 0 missing, 0 files broken" in capsys.readouterr().out
+    assert "6 samples complete, 0 files missing, 0 broken" in capsys.readouterr().out
     (tmp_path / image).unlink()
     assert cli.main(argv) == 1
     out = capsys.readouterr().out
@@ -318,10 +318,10 @@ def test_commands(tmp_path, capsys):
     assert f"missing: {tmp_path}/audio/gone_000001.wav: no such file, id '{CLIPS[2]}+gone_000001'" in out
     one = write(tmp_path / "one.csv", f"{CLIPS[1]}\n")
     assert cli.main([*argv, "--list", str(one)]) == 1
-    assert "0 samples complete, 0 missing, 1 files broken" in capsys.readouterr().out
+    assert "0 samples complete, 0 files missing, 1 broken" in capsys.readouterr().out
     gone = write(tmp_path / "gone.csv", f"{CLIPS[0]}\n")  # of which nothing could be evaluated
     assert cli.main([*argv, "--list", str(gone), "--layout", "slavc", "--on-missing", "list"]) == 1
-    assert "0 samples complete, 1 missing, 0 files broken" in capsys.readouterr().out
+    assert "0 samples complete, 1 files missing, 0 broken" in capsys.readouterr().out
     assert cli.main([*argv, "--annotations", str(tmp_path / "none.json")]) == 2
     assert "none.json" in capsys.readouterr().err
     assert cli.main(["data", "check", str(tmp_path), "--layout", "fnac"]) == 2

@@ -2,16 +2,17 @@
 
 import json
 import struct
+import types
 import warnings
 from pathlib import Path
 
 import pytest
 
 from ssl_fast.cli import main as cli
-from ssl_fast.training import Callback, trackers
+from ssl_fast.training import Callback, loop, trackers
 from test_cli import fails
 from test_training import Crash, crash_at, one_thread, run, tiny  # noqa: F401
-from training_toys import Others, folder
+from training_toys import Others, after_step, folder
 
 TINY = "--batch-size 4 --epochs 2 --threads 1 --image-size 32 --method ez_vsl --quiet".split()
 
@@ -42,6 +43,18 @@ def test_callbacks_hear_of_steps_epochs_and_resume(tmp_path):
     steps = [("step", k) for k in range(10)]
     assert first.calls == [("start", 0), *steps[:5], ("epoch", 4, True), *steps[5:7]]
     assert second.calls == [("start", 6), *steps[6:], ("epoch", 9, True), ("end", 10)]
+
+
+def test_what_callbacks_take_is_no_training_time(monkeypatch):
+    """So that a slow tracker does not shorten a run of --minutes."""
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(learner, record):
+        clock[0] += 100
+
+    done = run(tiny(epochs=1), callbacks=[after_step(slow)], minutes=1)
+    assert (done.steps, done.seconds, done.shortened) == (5, 0.0, False)
 
 
 def records(out):
@@ -199,7 +212,7 @@ def test_a_tracker_that_cannot_begin_or_is_not_there_is_an_error(tmp_path, monke
     fails(capsys, [*argv, *log], "--log: expected each once, got tensorboard twice")
     with monkeypatch.context() as patch:
         patch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-        fails(capsys, argv, "--log tensorboard: not installed (", "): pip install tensorboard")
+        fails(capsys, argv, "--log tensorboard: cannot be imported (", "): pip install tensorboard")
     assert not (tmp_path / "run").exists()
 
     def refused(self, config):

@@ -27,7 +27,7 @@ def read(file: Path, parser: argparse.ArgumentParser) -> dict[str, object]:
     """Values of the parser's options by their names in the namespace. ValueError, which names the file and the key or
     line, for what is no TOML, for keys that are no options, and values that an option does not take; OSError."""
     try:
-        content = tomllib.loads(file.read_bytes().decode())
+        content = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: expected options in TOML, NAME = VALUE, got {error}") from error
     actions = {
@@ -62,6 +62,7 @@ def parse(parser: argparse.ArgumentParser, parse_known: Callable, args, namespac
     if given.config is not None:
         try:
             values = read(given.config, parser)
+            _check_backbones(given, values)
         except (ValueError, OSError) as error:
             parser.exit(2, f"{parser.prog}: {printable(' '.join(str(error).split()))}\n")
     for action in required:
@@ -70,6 +71,21 @@ def parse(parser: argparse.ArgumentParser, parse_known: Callable, args, namespac
     lists = [action.dest for action in parser._actions if isinstance(action, argparse._AppendAction)]
     parser.set_defaults(**{key: x for key, x in values.items() if not (key in lists and getattr(given, key))})
     return parse_known(args, namespace)
+
+
+def _check_backbones(given: argparse.Namespace, values: dict[str, object]) -> None:
+    """ValueError for code that a file names, as of a run of somebody else, and neither the command line nor
+    SSL_FAST_BACKBONES."""
+    keys = ("backbone", "audio_backbone")
+    named = [getattr(given, key) for key in keys]
+    nets = [str(values[key]) for key, name in zip(keys, named) if key in values and name is None]
+    if nets:
+        from ..models.backbones import check_allowed
+
+        try:
+            check_allowed(nets, [name for name in named if name is not None])
+        except ValueError as error:
+            raise ValueError(f"{given.config}: {error}, or name it by its option, too") from error
 
 
 def text(args: argparse.Namespace, add_arguments: Callable, version: str) -> str:

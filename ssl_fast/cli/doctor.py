@@ -28,6 +28,8 @@ OPTIONAL = (
     ("tensorboard", "tensorboard", "curves of training"),
     ("wandb", "wandb", "curves of training"),
     ("trackio", "trackio", "curves of training"),
+    ("torchmetrics", "torchmetrics", "figures in a training loop"),
+    ("pillow-heif", "pillow_heif", "HEIC images"),
     ("scipy", "scipy", "tests only"),
     ("pytest", "pytest", "tests only"),
 )
@@ -113,7 +115,8 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
             software[distribution] += "; with this torch, `pip install torchaudio==2.11.0`"
     for distribution, module, purpose in OPTIONAL:
         found, text = _library(distribution, module)
-        software[distribution] = text if found else f"not installed (optional, {purpose})"
+        text = "not installed" if text.startswith("MISSING (ModuleNotFoundError: ") else text
+        software[distribution] = text if found else f"{text} (optional, {purpose})"
     extension = checks.extension
     if extension is None:
         reason = f"NOT LOADED ({checks.extension_error}); every op runs its plain-PyTorch reference"

@@ -122,7 +122,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of the figures: of the squares that the model sees, or of these and beside them at each frame's own size "
         "(default: square)",
     )
-    add("--negatives", metavar="KIND,KIND", default="silence,noise,offscreen", help="default: all three; '' for none")
+    add(
+        "--negatives",
+        metavar="KIND,KIND",
+        default="silence,noise,offscreen",
+        help="silence, noise, offscreen (default: all three; '' for none)",
+    )
     add(
         "--seeds",
         metavar="N,N",
@@ -141,7 +146,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="ids that the model was trained on: the results say how many of them are tested",
     )
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
     add_force(parser, "the results in --out")
     threshold = parser.add_mutually_exclusive_group()
     threshold.add_argument(

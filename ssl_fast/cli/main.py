@@ -8,6 +8,7 @@ true`), as of programs that SIGPIPE ends. A stderr that nobody reads changes non
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -208,6 +209,9 @@ def _runtime(args: argparse.Namespace, silent: bool):
 
 
 def _resume_line(args: argparse.Namespace, out: Path, processes: int) -> str:
-    data = f" --data {args.data}" if args.command == "train" else ""
+    options = {"out": out, "data": getattr(args, "data", None)}
+    for name, default in (("device", "cpu"), ("workers", 0), ("cache", None)):  # which the run does not keep
+        options[name] = None if getattr(args, name, default) == default else getattr(args, name)
+    given = " ".join(f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value is not None)
     start = "ssl-fast" if processes == 1 else f"torchrun --nproc-per-node {processes} -m ssl_fast"
-    return f"{start} {args.command} --resume --out {out}{data}"
+    return f"{start} {args.command} --resume {given}"

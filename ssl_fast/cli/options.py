@@ -20,7 +20,7 @@ SETS = (
     "vgg-ss, vgg-ss-xml, flickr, is3, is3-plus, s4, ms3, vpo-ss, vpo-ms, vggsound-single, vggsound-duet, music-solo, "
     "music-duet, vgg-instruments, vgg-instruments-duet, ade20k-speech or ade20k-sound"
 )
-WEIGHTS = "a checkpoint, ours or a published program's, or a run's folder"
+WEIGHTS = "a checkpoint, ours or a published program's, or the folder of a run or of save_pretrained"
 
 
 MOST_THREADS = 1024
@@ -78,8 +78,12 @@ def refuse(args: argparse.Namespace, names: str, why: str) -> None:
     values = {name: getattr(args, name) for name in names.split()}
     given = [name for name, value in values.items() if value is not None and value is not False]
     if given:
-        options = ", ".join(f"--{name.removesuffix('_name').replace('_', '-')}" for name in given)
-        raise ValueError(f"{options}: {why}")
+        raise ValueError(f"{', '.join(map(flag, given))}: {why}")
+
+
+def flag(name: str) -> str:
+    """The option whose attribute in the namespace has this name."""
+    return f"--{name.removesuffix('_name').replace('_', '-')}"
 
 
 def unique(option: str, values: list) -> list:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from . import config_file
-from .options import value_of
+from .options import flag, value_of
 
 RUN = "run.json"
 # All that a run writes. What of it is in the folder of a new one belongs to another run.
@@ -81,7 +81,7 @@ def open_run(args: argparse.Namespace, out: Path, add_arguments: Callable) -> ar
         before, stored = (_parsed(out / RUN, one, add_arguments) for one in (lacking | run["arguments"], run["stored"]))
         for key, value in _fixed(args).items():
             if value is not None and value != run["arguments"].get(key):
-                option, had = f"--{key.replace('_', '-')}", run["arguments"].get(key)
+                option, had = flag(key), run["arguments"].get(key)
                 raise ValueError(f"{option} {value}: the run in {out} has {option} {had}; leave it out")
         keys = ("backbone", "audio_backbone")
         nets, named = ([one[key] for key in keys if one.get(key)] for one in (before, vars(args)))
@@ -106,6 +106,8 @@ def _check_free(out: Path, force: bool) -> None:
             f"--out {out}: holds another run ({', '.join(there)}); go on with it by --resume, choose another folder, "
             "or replace it by --force"
         )
+    if force and not (out / RUN).exists() and (there := [name for name in FILES if (out / name).is_dir()]):
+        raise ValueError(f"--out {out}: holds {', '.join(there)}, but no {RUN} of a run; choose another folder")
 
 
 def _launch() -> str | None:
@@ -167,9 +169,9 @@ def held(args: argparse.Namespace, add_arguments: Callable) -> Iterator[None]:
                 read = getattr(args, option.replace("-", "_"), None)
                 if read is not None and any(file.exists() and file.samefile(read) for file in files):
                     raise ValueError(f"--{option} {read}: expected a file that is not replaced in --out")
-        for file in files:
+        for file in reversed(files):  # run.json last, by which the others are those of a run
             sweep(file)
-            if args.force and file.is_dir():
+            if args.force and file.is_dir() and not file.is_symlink():
                 shutil.rmtree(file)
             elif args.force:
                 file.unlink(missing_ok=True)

@@ -130,7 +130,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "best epoch: by success rate where they are annotated, else by loss",
     )
     add("--val-split", metavar="NAME", help="list of ids in --val")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the run")
     add("--recipe", metavar="NAME", help="quickstart (default: narrow nets) or published (ResNet-18)")
     add("--front-end", metavar="NAME", help=f"how sounds become spectrograms: {FRONT_ENDS} (default: the recipe's)")
     add("--image-size", type=positive(int), metavar="N", help="pixels a side (default: the recipe's)")

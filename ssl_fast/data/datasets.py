@@ -443,7 +443,7 @@ class FolderReport:
         return not self.missing and not self.broken
 
     def __str__(self) -> str:
-        found = f"{len(self.ids)} samples complete, {len(self.missing)} missing, {len(self.broken)} files broken"
+        found = f"{len(self.ids)} samples complete, {len(self.missing)} files missing, {len(self.broken)} broken"
         lines = [f"{printable(self.root)}: {found}"]  # a line each, also of names with line feeds
         for title, entries in (
             ("missing", self.missing),

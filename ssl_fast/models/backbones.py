@@ -150,8 +150,11 @@ class TimmBackbone(nn.Module):
 def _timm(name: str):
     try:
         import timm  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ValueError(f"backbone {TIMM}{name}: needs timm, which is not installed: pip install timm") from error
+    except Exception as error:  # a broken installation raises anything, as torchvision for another torch
+        raise ValueError(
+            f"backbone {TIMM}{name}: needs timm, which cannot be imported ({type(error).__name__}: {error}): "
+            "pip install timm"
+        ) from error
     if not timm.is_model(name):  # nor a name of the Hub or of a folder, which timm would read
         similar = ", ".join(timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5])
         more = f"; similar are {similar}" if similar else ""

@@ -19,10 +19,11 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from ..data.io.front_ends import FrontEnd, front_end_named
-from ..data.io.images import SQUARE
+from ..data.io.images import FITS, RESAMPLERS, SQUARE
 from ..files import replace_file, replacing
 from . import hub, published, storage
 from .backbones import TimmBackbone, check_allowed
@@ -98,8 +99,10 @@ class Checkpoint:
         else:
             folder = hub.download(str(name), revision, (CONFIG, WEIGHTS))
         if not (folder / WEIGHTS).is_file():
-            raise CheckpointError(f"{folder / WEIGHTS}: no such file")
-        return load(folder, allowed=allowed)
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: no such file; save_pretrained writes it, of runs there is `load`"
+            )
+        return _load(folder / WEIGHTS, None, allowed, in_folder=True)  # also where checkpoints of a run lie beside it
 
     def save_pretrained(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
         """Write model.safetensors by `write`, config.json, a copy of what it has beside weights for those who read no
@@ -112,7 +115,7 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         write(self, folder / WEIGHTS, overwrite=overwrite)
         replace_file(folder / CONFIG, json.dumps(_about(self), indent=2) + "\n")
-        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.name))
+        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.resolve().name))
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, message: str = "Upload a localizer of ssl_fast"
@@ -149,10 +152,15 @@ def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection
     lists them.
     """
     file = file_of(path)
+    return _load(file, layout, allowed, in_folder=file.name == WEIGHTS and Path(path).is_dir())
+
+
+def _load(file: Path, layout: str | None, allowed: Collection[str], in_folder: bool) -> Checkpoint:
+    """See `load`. in_folder: whether it is that of a folder of `Checkpoint.save_pretrained`."""
     if layout is not None and layout not in published.LAYOUTS:
         raise ValueError(f"layout: expected one of {', '.join(published.LAYOUTS)}, got {layout!r}")
     state = _read(file)
-    if file.name == WEIGHTS and Path(path).is_dir():
+    if in_folder:
         _check_config(file, state)
     found = storage.weights_of(state)
     if found is not None:
@@ -160,7 +168,7 @@ def load(path: str | os.PathLike, layout: str | None = None, allowed: Collection
     if layout not in (None, published.MOMENTUM):
         raise ValueError(f"layout: {file} is no published checkpoint, which alone has one, got {layout!r}")
     state = storage.checked(file, state)
-    momentum = layout is not None
+    momentum = layout is not None and layout != state.get("layout")  # else they are all that the file has
     if momentum and not state.get("momentum"):
         raise ValueError(f"layout: {file} has no momentum nets, which {layout!r} asks for")
     try:
@@ -211,6 +219,9 @@ def _checked_recipe(recipe: dict) -> dict:
     size = recipe["image_size"]
     if recipe["method"] != recipe["model"]["method"] or not (type(size) is int and 2 <= size <= SQUARE):
         raise ValueError(f"expected one method and an image size, got {recipe['method']!r} and {size!r}")
+    fit, resampler = (_FIT | recipe)["fit"], (_FIT | recipe)["resampler"]
+    if fit not in FITS or resampler not in (RESAMPLERS if fit == "squash" else ("pillow",)):
+        raise ValueError(f"expected a way in which frames become squares, got {fit!r} by {resampler!r}")
     return recipe
 
 
@@ -224,8 +235,10 @@ def write(found: Checkpoint, path: str | os.PathLike, half: bool = False, overwr
     if path.exists() and not overwrite:
         raise ValueError(f"{path}: exists already; choose another name")
     about = _about(found)
-    weights = {
-        key: (value.half() if half and value.is_floating_point() else value).contiguous()
+    weights = {  # copies, for .safetensors takes none that share memory, as tied ones do
+        key: (value.half() if half and value.is_floating_point() else value).clone(
+            memory_format=torch.contiguous_format
+        )
         for key, value in found.localizer.state_dict().items()
     }
     if half and (large := [key for key, value in weights.items() if not value.isfinite().all()]):
@@ -273,7 +286,7 @@ def _digest(text: str, weights: dict[str, Tensor]) -> str:
     digest = hashlib.sha256(text.encode())
     for key in sorted(weights):
         digest.update(f"{key} {weights[key].dtype} {tuple(weights[key].shape)}".encode())
-        digest.update(weights[key].numpy().tobytes())
+        digest.update(weights[key].reshape(-1).view(torch.uint8).numpy().data)  # numpy has no bfloat16
     return digest.hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Repositories of the Hugging Face Hub (extra `hub`), for from_pretrained and push_to_hub of checkpoints.Checkpoint."""
 
+import json
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,13 +8,14 @@ from pathlib import Path
 CARD = "README.md"
 
 
-def _library(repo_id: str) -> typing.Any:
+def _library(beginning: str) -> typing.Any:
+    """huggingface_hub. beginning: of the error where there is none."""
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         raise ValueError(
-            f"{repo_id}: no such folder, and a repository of the Hub needs huggingface_hub, which is not installed: "
-            'pip install "ssl_fast[hub]"'
+            f"{beginning} a repository of the Hub needs huggingface_hub, which cannot be imported "
+            f'({type(error).__name__}: {error}): pip install "ssl_fast[hub]"'
         ) from error
     return huggingface_hub
 
@@ -24,11 +26,12 @@ def download(repo_id: str, revision: str | None, names: Sequence[str]) -> Path:
     revision: a branch, tag or commit; None: the main branch. ValueError, which names the repository, for any reason why
     there are none.
     """
-    library = _library(repo_id)
+    beginning = f"{repo_id}{'' if revision is None else f', revision {revision}'}: no such folder, and"
+    library = _library(beginning)
     try:
         return Path(library.snapshot_download(repo_id, revision=revision, allow_patterns=list(names)))
     except Exception as error:  # of the network, the server, the cache: anything
-        raise _failure(repo_id if revision is None else f"{repo_id}, revision {revision}", error) from error
+        raise _failure(beginning, error) from error
 
 
 def upload(repo_id: str, folder: Path, private: bool | None, message: str) -> str:
@@ -36,23 +39,24 @@ def upload(repo_id: str, folder: Path, private: bool | None, message: str) -> st
 
     A card that the repository has is kept. ValueError, which names the repository, for any reason why not.
     """
-    library = _library(repo_id)
+    library = _library(f"{repo_id}:")
     try:
         api = library.HfApi()
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         kept = [CARD] if api.file_exists(repo_id, CARD) else None
         commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, ignore_patterns=kept)
     except Exception as error:  # as above
-        raise _failure(repo_id, error) from error
+        raise _failure(f"{repo_id}:", error) from error
     return commit.commit_url
 
 
-def _failure(name: str, error: Exception) -> ValueError:
-    return ValueError(f"{name}: on the Hub: {type(error).__name__}: {' '.join(str(error).split())}")
+def _failure(beginning: str, error: Exception) -> ValueError:
+    return ValueError(f"{beginning} on the Hub: {type(error).__name__}: {' '.join(str(error).split())}")
 
 
 def card(method: str, name: str) -> str:
     """The README.md of a repository."""
+    quoted = json.dumps(name, ensure_ascii=False)
     return f"""---
 library_name: ssl_fast
 tags:
@@ -64,6 +68,6 @@ A localizer of visual sound sources ({method}), for `ssl_fast`:
 ```python
 from ssl_fast.models.checkpoints import Checkpoint
 
-found = Checkpoint.from_pretrained("{name}")  # found.localizer, found.front_end, found.image_size, found.threshold
+found = Checkpoint.from_pretrained({quoted})  # found.localizer, found.front_end, found.image_size, found.threshold
 ```
 """

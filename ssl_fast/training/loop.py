@@ -342,6 +342,7 @@ def train(
                     callback.on_step(learner, record)
                     if run.steps % per_epoch == 0:
                         callback.on_epoch(learner, record)
+                    began = time.monotonic() - run.seconds  # callbacks are no training
                 if distributed.total(stopped(), learner.device):
                     raise Interrupted(run.steps, checkpoint(), stopped())
                 bar.set_postfix_str(f"loss {smooth:.3f} (chance {run.chance:.2f})", refresh=False)

@@ -166,12 +166,13 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio
 
 
 def check(names: Sequence[str]) -> None:
-    """ValueError, which names the package, for a tracker that is not installed."""
+    """ValueError, which names the package, for a tracker that cannot be imported."""
     for name in names:
         try:
             importlib.import_module(_MODULES[name])
-        except ImportError as error:
-            raise ValueError(f"{name}: not installed ({error}): pip install {name}") from error
+        except Exception as error:  # a broken installation raises anything
+            text = f"{name}: cannot be imported ({type(error).__name__}: {error}): pip install {name}"
+            raise ValueError(text) from error
 
 
 @contextlib.contextmanager

@@ -273,9 +273,10 @@ def _register_heif(path: Path) -> None:
         return
     try:
         from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         raise MediaError(
-            f'{path}: HEIC is read by pillow-heif, which is not installed: pip install "ssl_fast[heif]"'
+            f"{path}: HEIC is read by pillow-heif, which cannot be imported ({type(error).__name__}: {error}): "
+            'pip install "ssl_fast[heif]"'
         ) from error
     register_heif_opener()
 

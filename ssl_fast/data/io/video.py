@@ -48,9 +48,10 @@ def pyav():
     try:
         import av
         import av.error
-    except ImportError as error:
+    except Exception as error:  # a broken installation raises anything
         raise ValueError(
-            f'files of {", ".join(CONTAINERS)} are read by PyAV, which is not installed: pip install "ssl_fast[video]"'
+            f"files of {', '.join(CONTAINERS)} are read by PyAV, which cannot be imported "
+            f'({type(error).__name__}: {error}): pip install "ssl_fast[video]"'
         ) from error
     return av
 
