@@ -29,11 +29,22 @@ SSL_FAST_ALWAYS_INLINE void load_lanes(const T* in, int64_t count, Vec<T> (&vect
   for (int v = 0; v < kVectors; ++v) vectors[v] = load(values + v * kLanes<T>);
 }
 
+// grad_visual of image n, for the panel of channels from `channel` on, from D and t. image: that panel, as
+// load_channels would give it.
+template <class T>
+void store_panel(const Shape& s, const Features& f, const Image<T>& image, const T* D, const T* t, int64_t n,
+                 int64_t channel, T* grad_out) {
+  T* out = channels_output(s, f.grad_visual, n, channel, image.channels, grad_out);
+  store_gradient_panel(image, D, t, out);
+  store_channels(s, out, f.grad_visual, n, channel, image.channels);
+}
+
 // Scratch of one thread, for one space of cosines.
 template <class T>
 struct BackwardScratch {
-  Image<T>* images;             // of the group
-  T *image_scratch, *grad_out;  // images, image_size apart, and one gradient in the computing type
+  Image<T>* images;  // of the group
+  T* image_scratch;  // images, image_size apart
+  T* grad_out;  // one gradient in the computing type: of an image that is channels last, else of a panel of channels
   int64_t image_size, panel_stride;
   T *G, *D, *dA, *t, *row;  // row: (2, padded channels)
   Bf16* bf16_G;
@@ -43,7 +54,7 @@ struct BackwardScratch {
     image_size = round_up(image_scratch_size<T>(s), 64), panel_stride = images_per_group(s) * s.cells * kPanel<T>;
     images = workspace.take<Image<T>>(images_per_group(s));
     image_scratch = workspace.take<T>(images_per_group(s) * image_size);
-    grad_out = workspace.take<T>(s.channels * s.cells);
+    grad_out = workspace.take<T>(s.cells * (s.channels_last ? s.channels : kPanel<T>));
     G = workspace.take<T>(audios.panels * panel_stride);
     D = workspace.take<T>(round_up(s.cells, 16) * kPanel<T>);
     bf16_G = uses_bf16_gemm<T>(s) ? workspace.take<Bf16>(bf16_depth(s.cells) * audios.padded()) : nullptr;
@@ -67,11 +78,14 @@ struct BackwardScratch {
     for (int64_t c = 0; c < s.cells; ++c) t[c] = s.normalized ? t[c] * inverse_norm[c] : T(0);
     T* out = channels_output(s, f.grad_visual, n, 0, s.channels, grad_out);
     const bool whole = !s.channels_last || s.channels == s.all_channels;
-    const T *to_read = not_in_cache && whole ? values.values : nullptr, *to_write = s.channels_last ? nullptr : out;
+    const T* to_read = not_in_cache && whole ? values.values : nullptr;
+    const T* to_write = s.channels_last || out == grad_out ? nullptr : out;
     visual_gradient(G, panel_stride, s.cells, audios, D, to_read, to_write, bf16_G, [&](int64_t channel) {
-      store_gradient_panel(channel_panel(values, channel), D, t, out + channel * values.channel_stride);
+      const Image<T> panel = channel_panel(values, channel);
+      s.channels_last ? store_gradient_panel(panel, D, t, out + channel)
+                      : store_panel(s, f, panel, D, t, n, channel, grad_out);
     });
-    store_channels(s, out, f.grad_visual, n, 0, s.channels);
+    if (s.channels_last) store_channels(s, out, f.grad_visual, n, 0, s.channels);
   }
 };
 

@@ -101,15 +101,6 @@ void channels_to_lanes(const Image<T>& image, T* out) {
   }
 }
 
-// grad_visual of image n, for the panel of channels from `channel` on, from D and t.
-template <class T>
-void store_panel(const Shape& s, const Features& f, const Image<T>& image, const T* D, const T* t, int64_t n,
-                 int64_t channel, T* grad_out) {
-  T* out = channels_output(s, f.grad_visual, n, channel, image.channels, grad_out);
-  store_gradient_panel(image, D, t, out);
-  store_channels(s, out, f.grad_visual, n, channel, image.channels);
-}
-
 // For all m and G images, with p = argmax[m] and g = grad[m] / |v|: scatter-add D[p] += g A[m], gather dA[m] += g V[p].
 template <int G, bool kVisual, bool kAudio, class T>
 __attribute__((noinline)) void scatter_gather_rows(int64_t audios, const ImagePanel<T>* panels, const T* A, T* dA,
