@@ -62,7 +62,7 @@ def test_closed_forms():
 
 def test_samples_without_a_class_are_refused():
     maps, truth = np.zeros((2, 2, 2), np.float32), np.ones((2, 4, 4), np.float32)
-    with pytest.raises(ValueError, match="categories: expected one of each sample for 'denseav', sample 1 has none"):
+    with pytest.raises(ValueError, match="categories: expected a value for each map, sample 1 has None"):
         protocols.run("denseav", maps, truth, categories=["a", None])
 
 

@@ -106,17 +106,16 @@ inline void cell_dots(const Image<T>& image, const T* s, T* out, T* scratch, L2P
   }
 }
 
-// out[c, p] = s[p] x[c] - t[p] V[c, p]: gradient of V where its unit vectors are multiplied by one vector x alone. Of
-// `count` rows of memory from `first` on: channels or, channels last, cells.
+// out[c, p] = s[p] x[c] - t[p] V[c, p]: gradient of V where its unit vectors are multiplied by one vector x alone.
 template <class T>
-inline void rank1_gradient(const Image<T>& image, const T* x, const T* s, const T* t, int64_t first, int64_t count,
-                           T* out, L2Prefetcher& prefetcher) {
+inline void rank1_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out,
+                           L2Prefetcher& prefetcher) {
   constexpr int L = kLanes<T>;
   bool last = image.channel_stride == 1;
-  int64_t columns = last ? image.channels : image.cells;
-  for (int64_t r = first; r < first + count; ++r) {
+  int64_t rows = last ? image.cells : image.channels, columns = last ? image.channels : image.cells;
+  for (int64_t r = 0; r < rows; ++r) {
     const T* v = image.values + r * columns;
-    T* o = out + (r - first) * columns;
+    T* o = out + r * columns;
     int64_t i = 0;
     prefetcher.prefetch_step();
     if (last) {

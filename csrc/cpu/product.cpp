@@ -14,9 +14,9 @@
 //
 // Alphas of the first cached_images come from the forward pass in [image][panel][cell][lane]; others are recomputed.
 // Threads take contiguous ranges of images. Softmaxes over images need all images of a panel of audios first: threads
-// take panels in a pass before. Every exponent is 1 / tau times a difference of alphas from their maximum: nothing
-// large cancels. Of the backward pass too, where so the same roundings meet: what is left of a small one is divided by
-// tau.
+// take groups of panels in a pass before. Every exponent is 1 / tau times a difference of alphas from their maximum:
+// nothing large cancels. Of the backward pass too, where so the same roundings meet: what is left of a small one is
+// divided by tau.
 #include "dense_backward.h"
 #include "kernel_table.h"
 
@@ -115,8 +115,18 @@ struct Product {
     similarities(image, audios, first_panel, panels, epilogue, prefetcher);
     return out;
   }
-  L2Prefetcher prefetch_next(const Features& f, const Image<T>& image, int64_t n) const {
-    return prefetch_image(s, f.visual, n + 1, prefetch_steps(image, loc));
+  // Prefetcher of the next image, while `panels` panels pass image n.
+  L2Prefetcher prefetch_next(const Features& f, const Image<T>& image, int64_t n, int64_t panels) const {
+    return prefetch_image(s, f.visual, n + 1, prefetch_steps(image, loc) / loc.panels * panels);
+  }
+  // Worksharing loop over groups of panels, f(first panel, panels), smaller ones where there are too few for all
+  // threads.
+  template <class F>
+  void parallel_for_panels(F f) const {
+    int64_t share = loc.panels / omp_get_num_threads(), group = panels_per_group(loc);
+    group = share < 1 ? 1 : share < group ? share : group;
+    parallel_for((loc.panels + group - 1) / group,
+                 [&](int64_t i) { f(i * group, loc.panels - i * group < group ? loc.panels - i * group : group); });
   }
   // Softmax over audios, of one image: for each cell max avc, and tau times the log of the sum.
   void instance_log_sum_exp(const T* avc, T* max, T* log) const {
@@ -154,29 +164,30 @@ void forward(const ProductParams& p, Workspace& workspace) {
   for (int i = 0; i < p.threads; ++i)
     scratch[i] = {workspace.take<T>(image_scratch_size<T>(s)), workspace.take<T>(image_scratch_size<T>(s)),
                   workspace.take<T>(product.group_size()), workspace.take<T>(product.map_size()),
-                  workspace.take<typename LSE<T>::State>(s.cells * kVectors)};
+                  workspace.take<typename LSE<T>::State>(product.group_size() / L)};
   const LSE<T> lse{product.per_tau};
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
     Scratch& local = scratch[omp_get_thread_num()];
     product.pack(false);
-    if (product.over_images()) {  // threads own panels and see all images, so norms come first
+    if (product.over_images()) {  // threads own groups of panels and see all images, so norms come first
       parallel_for(s.images, [&](int64_t n) {
         product.write_norms(n, product.load_images(n, local.loc_image, local.avc_image, false));
       });
-      parallel_for(product.avc.panels, [&](int64_t panel) {
-        for (int64_t i = 0; i < s.cells * kVectors; ++i) local.instance[i] = {};
+      product.parallel_for_panels([&](int64_t first, int64_t panels) {
+        const int64_t vectors = panels * s.cells * kVectors;
+        for (int64_t i = 0; i < vectors; ++i) local.instance[i] = {};
         for (int64_t n = 0; n < s.images; ++n) {
           ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
-          L2Prefetcher none(nullptr, 0, 1);
-          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, panel, 1, true,
-                                        local.avc_alphas, none);
-          for (int64_t i = 0; i < s.cells * kVectors; ++i) lse.absorb(local.instance[i], load(avc + i * L));
+          L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, panels);
+          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first, panels, true,
+                                        local.avc_alphas, next_avc);
+          for (int64_t i = 0; i < vectors; ++i) lse.absorb(local.instance[i], load(avc + i * L));
         }
-        for (int64_t i = 0; i < s.cells * kVectors; ++i) {
-          store(product.instance_max(0, panel) + i * L, local.instance[i].top);
-          store(product.instance_log(0, panel) + i * L, logarithm(local.instance[i].sum) * product.tau);
+        for (int64_t i = 0; i < vectors; ++i) {
+          store(product.instance_max(0, first) + i * L, local.instance[i].top);
+          store(product.instance_log(0, first) + i * L, logarithm(local.instance[i].sum) * product.tau);
         }
       });
     }
@@ -184,8 +195,8 @@ void forward(const ProductParams& p, Workspace& workspace) {
       ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
       if (!product.over_images()) product.write_norms(n, images);
       const T* avc = nullptr;
-      L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n),
-                   next_loc = product.prefetch_next(p.loc, images.loc, n);
+      L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, product.avc.panels),
+                   next_loc = product.prefetch_next(p.loc, images.loc, n, product.loc.panels);
       for_panel_groups(product.avc, [&](int64_t first, int64_t panels) {
         avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first, panels, !product.over_images(),
                              local.avc_alphas + first * s.cells * W, next_avc) -
@@ -304,24 +315,28 @@ void backward(const ProductParams& p, Workspace& workspace) {
     Scratch& local = scratch[thread];
     product.pack(visual);
     if (audio) local.loc_grads.zero_dA(product.loc), local.avc_grads.zero_dA(product.avc);
-    if (product.over_images()) {  // R[m,p]: threads own panels and see all images
-      parallel_for(product.avc.panels, [&](int64_t panel) {
-        T* R = product.R + panel * s.cells * W;
-        for (int64_t i = 0; i < s.cells * W; ++i) R[i] = 0;
+    if (product.over_images()) {  // R[m,p]: threads own groups of panels and see all images
+      product.parallel_for_panels([&](int64_t first, int64_t panels) {
+        for (int64_t i = 0; i < panels * s.cells * W; ++i) product.R[first * s.cells * W + i] = 0;
         for (int64_t n = 0; n < s.images; ++n) {
           ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch, local.avc_grads.image_scratch,
                                                     n >= p.cached_images);
-          L2Prefetcher none(nullptr, 0, 1);
-          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, panel, 1, false,
-                                        local.avc_alphas, none);
-          const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, panel, 1, false,
-                                        local.loc_alphas, none);
-          ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
-          gradient.load_panel(panel);
-          gradient.for_cells(panel, loc, avc, [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
-            T* sum = R + cell * W + v * L;
-            store(sum, load(sum) + u);
-          });
+          L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, panels),
+                       next_loc = product.prefetch_next(p.loc, images.loc, n, panels);
+          const T* avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first, panels, false,
+                                        local.avc_alphas, next_avc);
+          const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first, panels, false,
+                                        local.loc_alphas, next_loc);
+          for (int64_t i = 0; i < panels; ++i) {
+            ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
+            gradient.load_panel(first + i);
+            T* R = product.R + (first + i) * s.cells * W;
+            auto add = [&](int64_t cell, int v, Vec<T> u, Vec<T>) {
+              T* sum = R + cell * W + v * L;
+              store(sum, load(sum) + u);
+            };
+            gradient.for_cells(first + i, loc + i * s.cells * W, avc + i * s.cells * W, add);
+          }
         }
       });
     }
@@ -340,8 +355,8 @@ void backward(const ProductParams& p, Workspace& workspace) {
         for (int64_t c = 0; c < s.cells; ++c) local.R[c] = Vec<T>{};
         const T* avc = nullptr;
         // First u, in the memory of G_avc, R and the gradient of loc; then the gradient of avc.
-        L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n),
-                     next_loc = product.prefetch_next(p.loc, images.loc, n);
+        L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, product.avc.panels),
+                     next_loc = product.prefetch_next(p.loc, images.loc, n, product.loc.panels);
         for_panel_groups(product.avc, [&](int64_t first_panel, int64_t panels) {
           avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first_panel, panels, false,
                                local.avc_alphas + first_panel * s.cells * W, next_avc) -

@@ -8,20 +8,16 @@
 
 namespace ssl_fast::SSL_FAST_ISA {
 
-// Rows of a gradient of 16 bits that are computed before they are converted.
-constexpr int64_t kRows = 8;
-
 template <class T>
 struct StreamingScratch {
-  T* image_scratch;      // an image in the computing type
-  T* grad_out;           // kRows of its gradient
-  T *x, *b;              // (channels)
-  T* partial_sums;       // (2, channels)
-  T *gain, *projection;  // (cells): dv = gain x - projection v
+  T *image_scratch, *grad_out;  // an image, and its gradient, in the computing type
+  T *x, *b;                     // (channels)
+  T* partial_sums;              // (2, channels)
+  T *gain, *projection;         // (cells): dv = gain x - projection v
 
   void allocate(Workspace& workspace, const Shape& s) {
     image_scratch = workspace.take<T>(s.channels * s.cells);
-    grad_out = workspace.take<T>(kRows * (s.channels_last ? s.channels : s.cells));
+    grad_out = workspace.take<T>(s.channels * s.cells);
     x = workspace.take<T>(s.channels);
     b = workspace.take<T>(s.channels);
     partial_sums = workspace.take<T>(2 * s.channels);
@@ -42,15 +38,11 @@ struct StreamingScratch {
     return prefetch_image(p.shape, p.visual, n + 1, p.shape.channels_last ? p.shape.cells : p.shape.channels);
   }
   void store_visual_gradient(const CellsParams& p, const Image<T>& values, int64_t n) {
-    const Shape& s = p.shape;
-    const int64_t rows = s.channels_last ? s.cells : s.channels, columns = s.channels_last ? s.channels : s.cells;
+    int64_t size = p.shape.channels * p.shape.cells;
+    T* out = output_buffer<T>(p.grad_visual, p.shape.dtype, n * size, grad_out);
     L2Prefetcher next = prefetch_next(p, n);
-    for (int64_t first = 0; first < rows; first += kRows) {
-      const int64_t count = rows - first < kRows ? rows - first : kRows, at = (n * rows + first) * columns;
-      T* out = output_buffer<T>(p.grad_visual, s.dtype, at, grad_out);
-      rank1_gradient(values, x, gain, projection, first, count, out, next);
-      store_output(out, p.grad_visual, s.dtype, at, count * columns);
-    }
+    rank1_gradient(values, x, gain, projection, out, next);
+    store_output(out, p.grad_visual, p.shape.dtype, n * size, size);
   }
 };
 
