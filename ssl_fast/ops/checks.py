@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .reference import unit
 
-INTERFACE = 4  # of csrc/module.cpp
+INTERFACE = 5  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -159,7 +159,7 @@ def check_pair(
         )
     if visual.dtype not in DTYPES:
         raise TypeError(f"{visual_name}: expected float32, bfloat16, float16 or float64, got {visual.dtype}")
-    if audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual):
+    if audio.dtype != visual.dtype and (audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual)):
         raise TypeError(f"{audio_name}: expected {visual.dtype} to match {visual_name}, got {audio.dtype}")
     if audio.device != visual.device:
         raise ValueError(f"{audio_name}: expected device {visual.device} to match {visual_name}, got {audio.device}")
@@ -184,6 +184,8 @@ def autocast_inputs(*features: Tensor, normalize: bool = True) -> tuple[Tensor, 
 
     The compiled kernels accumulate in float32 either way.
     """
+    if not _autocasts(features[0].device.type):
+        return features
 
     def cast(x: Tensor) -> Tensor:
         dtype = _computed_dtype(x)

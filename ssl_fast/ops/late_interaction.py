@@ -111,7 +111,7 @@ def _late_interaction(
     outputs = _outputs(visual, audio, heads)
     for head in range(heads if outputs[0].numel() else 0):
         scores, argmax, norm, back, back_argmax, back_norm = (x.chunk(heads)[head] for x in outputs)
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.product_flops(visual, rows_of(audio))) as launch:
             launch.kernels.similarity_forward(
                 cpu_shape(launch, visual, audio, normalized, heads, head),
                 kernels.features_of(launch.kernels, visual, audio, norm, empty_cache(visual, 0, False)),

@@ -16,12 +16,11 @@ _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: True)  # 
 def _needs_dispatcher(arguments) -> bool:
     """True if torch has to see a call as that of an op: it compiles, exports, traces or watches, or a tensor is not
     what its memory holds. In transforms no op is called."""
-    return (
-        torch.compiler.is_compiling()
-        or _dispatch_modes() > 0
-        or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage], it is documented
-        or any(isinstance(x, Tensor) and not _is_plain(x) for x in arguments)
-    )
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0:
+        return True
+    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage], it is documented
+        return True
+    return any(isinstance(x, Tensor) and not _is_plain(x) for x in arguments)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -35,12 +34,15 @@ class Op:
     torch's dispatcher takes some 50 microseconds over such an op, forward and backward: 14 % of a step of 8 x 8 pairs
     of 512 channels and 7 x 7 cells on one thread, 6 % of 32 x 32. So the function is called directly, as a plain
     `torch.autograd.Function`, unless torch has to see the op.
+
+    upstream: of a backward pass, how many of the first arguments are gradients that arrive; the others were looked at,
+    or made, by the forward pass. None: all have to be looked at.
     """
 
-    def __init__(self, name: str, function):
+    def __init__(self, name: str, function, upstream: int | None):
         self.op = torch.library.custom_op(f"ssl_fast::{name}", function, mutates_args=(), device_types=("cpu", "cuda"))
         self.register_fake = self.op.register_fake
-        self.name, self.function, self.differentiable = name, function, None
+        self.name, self.function, self.upstream, self.differentiable = name, function, upstream, None
 
     def register_autograd(self, backward, *, setup_context) -> None:
         self.op.register_autograd(backward, setup_context=setup_context)
@@ -54,7 +56,7 @@ class Op:
         self.differentiable = type(self.name, (torch.autograd.Function,), members)
 
     def __call__(self, *arguments) -> Any:
-        if _needs_dispatcher(arguments):
+        if _needs_dispatcher(arguments[: self.upstream]):
             return self.op(*arguments)
         if self.differentiable:
             return self.differentiable.apply(*arguments)
@@ -63,5 +65,5 @@ class Op:
         return self.function(*arguments)
 
 
-def op(name: str):
-    return lambda function: Op(name, function)
+def op(name: str, upstream: int | None = None):
+    return lambda function: Op(name, function, upstream)
