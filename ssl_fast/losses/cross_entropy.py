@@ -202,12 +202,13 @@ def contrast(
     tau: float = 1.0,
     margin: float = 0.0,
     *,
+    weight: float = 1.0,
     backend: str = "reference",
     **options,
 ) -> Tensor:
-    """Cross-entropy of scores (N, M + K) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    The last K columns, of the extra negatives, are those of rows only. backend: of scores that came from a kernel, that
-    of the loss; others stay differentiable twice. options: of `cross_entropy`."""
+    """`weight` times the cross-entropy of scores (N, M + K) against `negatives`: "audio" (rows), "image" (columns),
+    "both" (their sum). The last K columns, of the extra negatives, are those of rows only. backend: of scores that came
+    from a kernel, that of the loss; others stay differentiable twice. options: of `cross_entropy`."""
     pairs = extra.without(scores, 1)
     check_positives(pairs.shape[0], pairs.shape[1], positives, scores.device)
     if negatives != "image" and scores.shape[1] < 2:
@@ -217,7 +218,8 @@ def contrast(
     fused = has_kernel(batch, scores, positives, backend, **options)
     weighed = extra.weigh(scores, tau)
     if fused and negatives == "both" and positives is None:
-        return fused_cross_entropy(weighed, None, tau, margin, rows=True, columns=True)
+        loss = fused_cross_entropy(weighed, None, tau, margin, rows=True, columns=True)
+        return loss if weight == 1 else loss * weight
     terms = []
     if negatives != "image":
         terms.append(
@@ -233,4 +235,4 @@ def contrast(
             if fused
             else cross_entropy(batch, pairs, positives, tau, margin, down=True, **options)
         )
-    return total(terms)
+    return total(terms) if weight == 1 else total(terms) * weight

@@ -64,7 +64,7 @@ def margin_nce(
     tokens = gather_tokens(batch, tokens, extra, audio)
     scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
     negatives, weight = direction(symmetric)
-    return contrast(batch, scores, positives, extra, negatives, tau, margin, backend=backend) * weight
+    return contrast(batch, scores, positives, extra, negatives, tau, margin, weight=weight, backend=backend)
 
 
 def lvs(
@@ -271,9 +271,9 @@ def slavc(
             positives,
             extra,
             negatives,
+            weight=weight,
             backend=backend,
         )
-        * weight
         for features in terms
     )
 

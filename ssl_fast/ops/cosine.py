@@ -105,7 +105,7 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad, *_):
     if grad is None:
         return None, None
     need_visual, need_audio = ctx.needs_input_grad
@@ -114,4 +114,4 @@ def _backward(ctx, grad, _):
     return grad_visual if need_visual else None, grad_audio.to(audio.dtype) if need_audio else None
 
 
-_cosine_map.register_autograd(_backward, setup_context=_setup_context)
+_cosine_map.register_autograd(_backward, setup_context=_setup_context, outputs=1)

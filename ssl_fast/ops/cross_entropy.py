@@ -108,4 +108,4 @@ def _backward(ctx, grad, *_):
     return grad_scores if need_scores else None, grad_maps if need_maps else None, *none
 
 
-_cross_entropy.register_autograd(_backward, setup_context=_setup_context)
+_cross_entropy.register_autograd(_backward, setup_context=_setup_context, outputs=1)

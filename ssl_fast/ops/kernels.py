@@ -53,8 +53,12 @@ def launch_on(tensor: Tensor, flops: float = SERIAL_FLOPS) -> AbstractContextMan
     inside on CUDA is not subject to autocast."""
     if tensor.is_cuda:
         return _cuda_launch(tensor)
-    threads = 1 if flops < SERIAL_FLOPS else torch.get_num_threads()
-    return contextlib.nullcontext(Launch(extension, {"threads": threads}))
+    return contextlib.nullcontext(Launch(extension, {"threads": threads_for(flops)}))
+
+
+def threads_for(flops: float) -> int:
+    """How many threads of a CPU share so much arithmetic."""
+    return 1 if flops < SERIAL_FLOPS else torch.get_num_threads()
 
 
 def product_flops(visual: Tensor, audios: int) -> int:
@@ -126,11 +130,16 @@ def shape_of(
 
     A map of one cell counts as channels last: its channels are contiguous.
     """
-    count, channels, height, width = visual.shape
-    last = memory_format(visual) == torch.channels_last or height * width == 1
+    last = not visual.is_contiguous() and memory_format(visual) == torch.channels_last
+    return _shape(kernels, visual.dtype, last, visual.shape, images, audios, normalized, tokens_of(audio), heads, head)
+
+
+@functools.lru_cache(maxsize=256)  # half of the time of a call of few pairs would go here
+def _shape(kernels, dtype, last, size, images, audios, normalized, tokens, heads, head):
+    count, channels, height, width = size
     return kernels.Shape(
-        dtype=dtype_of(kernels, visual.dtype),
-        channels_last=last,
+        dtype=dtype_of(kernels, dtype),
+        channels_last=last or height * width == 1,
         images=count if images is None else images,
         audios=audios,
         channels=channels // heads,
@@ -138,7 +147,7 @@ def shape_of(
         normalized=normalized,
         all_channels=channels,
         first_channel=head * (channels // heads),
-        tokens=tokens_of(audio),
+        tokens=tokens,
     )
 
 
@@ -221,6 +230,8 @@ def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1, heads:
 
 def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
     """Number of images that cached alphas belong to."""
+    if not alphas.shape[0]:
+        return 0
     return alphas.shape[0] // max(cache_rows(visual, audios), 1)
 
 

@@ -1,5 +1,6 @@
 """Registration of the ops with torch, and the direct call where torch need not know."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -42,21 +43,25 @@ class Op:
     def __init__(self, name: str, function, upstream: int | None):
         self.op = torch.library.custom_op(f"ssl_fast::{name}", function, mutates_args=(), device_types=("cpu", "cuda"))
         self.register_fake = self.op.register_fake
-        self.name, self.function, self.upstream, self.differentiable = name, function, upstream, None
+        self.name, self.function, self.differentiable = name, function, None
+        kinds = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
+        self.looked_at = [i for i, kind in enumerate(kinds) if kind in (Tensor, Tensor | None)][:upstream]
 
-    def register_autograd(self, backward, *, setup_context) -> None:
+    def register_autograd(self, backward, *, setup_context, outputs: int | None = None) -> None:
+        """outputs: how many of the first ones a direct call with gradients returns, as autograd takes time over each
+        (None: all). The others are for the backward pass."""
         self.op.register_autograd(backward, setup_context=setup_context)
 
         def forward(ctx, *arguments):
             output = self.function(*arguments)
             setup_context(ctx, arguments, output)
-            return output
+            return output[:outputs]
 
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         self.differentiable = type(self.name, (torch.autograd.Function,), members)
 
     def __call__(self, *arguments) -> Any:
-        if _needs_dispatcher(arguments[: self.upstream]):
+        if _needs_dispatcher([arguments[i] for i in self.looked_at]):
             return self.op(*arguments)
         if self.differentiable:
             return self.differentiable.apply(*arguments)

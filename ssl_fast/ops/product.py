@@ -341,4 +341,4 @@ def _backward(ctx, grad_scores, *_):
     return *(grad if wanted else None for grad, wanted in zip(grads, need)), *none
 
 
-_product.register_autograd(_backward, setup_context=_setup_context)
+_product.register_autograd(_backward, setup_context=_setup_context, outputs=1)

@@ -1,5 +1,7 @@
 """All-pairs cosine similarity maps, pooled over the cells of each image (LVS, MarginNCE, EZ-VSL, SSL-Align)."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -239,38 +241,42 @@ def _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, a
 
 
 def _call_cpu(
-    name, visual, audio, kind, parameters, normalized, positives, heads, head, saved, gradients=(None, None), **upstream
+    name,
+    visual,
+    audio,
+    kind,
+    parameters,
+    normalized,
+    positives,
+    heads,
+    head,
+    scores,
+    maps,
+    residual,
+    inverse_norm,
+    alphas,
+    grad_visual=None,
+    grad_audio=None,
+    **upstream,
 ):
     """The forward or the backward pass of one head; features as they lie in memory."""
-    scores, maps, residual, inverse_norm, alphas = saved
-    audios = rows_of(audio)
-    with kernels.launch_on(visual, kernels.product_flops(visual, audios) / heads) as launch:
-        module = launch.kernels
-        getattr(module, name)(
-            cpu_shape(launch, visual, audio, normalized, heads, head),
-            kernels.features_of(module, visual, audio, inverse_norm, alphas, *gradients),
-            pooling=getattr(module.Pooling, kind),
-            parameters=parameters,
-            cached_images=kernels.cached_images(alphas, visual, audios),
-            positives=buffer(positives),
-            positive_map=buffer(maps),
-            scores=buffer(scores),
-            residual=buffer(residual),
-            **upstream,
-            **launch.args,
-        )
+    module, audios = kernels.extension, rows_of(audio)
+    getattr(module, name)(
+        kernels.shape_of(module, visual, audios, None, normalized, audio=audio, heads=heads, head=head),
+        kernels.features_of(module, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
+        pooling=getattr(module.Pooling, kind),
+        parameters=parameters,
+        cached_images=kernels.cached_images(alphas, visual, audios),
+        positives=buffer(positives),
+        positive_map=buffer(maps),
+        scores=buffer(scores),
+        residual=buffer(residual),
+        threads=kernels.threads_for(kernels.product_flops(visual, audios) / heads),
+        **upstream,
+    )
 
 
-def cpu_shape(launch, visual, audio, normalized, heads, head):
-    """Of one head; features as they lie in memory."""
-    audios = rows_of(audio)
-    options = {"normalized": normalized, "audio": audio, "heads": heads, "head": head}
-    return kernels.shape_of(launch.kernels, visual, audios, **options)
-
-
-def _forward_cpu(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
-    pooling = kind, parameters, normalized, positives
-    _call_cpu("similarity_forward", visual, audio, *pooling, heads, head, saved)
+_forward_cpu = functools.partial(_call_cpu, "similarity_forward")
 
 
 def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
@@ -336,25 +342,8 @@ def _(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positi
     return empty_gradients(visual, audio, *rest[-3:-1])
 
 
-def _backward_cpu(
-    grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *saved_and_gradients
-):
-    *saved, grad_visual, grad_audio = saved_and_gradients
-    _call_cpu(
-        "similarity_backward",
-        visual,
-        audio,
-        kind,
-        parameters,
-        normalized,
-        positives,
-        heads,
-        head,
-        saved,
-        (grad_visual, grad_audio),
-        grad_scores=buffer(grad_scores),
-        grad_map=buffer(grad_map),
-    )
+def _backward_cpu(grad_scores, grad_map, *arguments):
+    _call_cpu("similarity_backward", *arguments, grad_scores=buffer(grad_scores), grad_map=buffer(grad_map))
 
 
 def _backward_cuda(
@@ -474,4 +463,4 @@ def _backward(ctx, grad_scores, grad_map, *_):
     return grad_visual if need_visual else None, grad_audio if need_audio else None, *none
 
 
-_pooled_similarity.register_autograd(_backward, setup_context=_setup_context)
+_pooled_similarity.register_autograd(_backward, setup_context=_setup_context, outputs=2)
