@@ -79,7 +79,7 @@ def caption(head: dict, channels: int) -> str:
     """Caption of the table: machine, versions, meaning of the columns. head: see `environment.header`."""
     return (
         f"{machine(head)}, C = {channels}. ms: median wall time ± half the interquartile range; CPU ms: of all "
-        f"threads. x, % of mm, loss / ops: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. GB/s: "
-        f"of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. us outside: of a call, what is not spent "
-        f"in compiled kernels. Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
+        f"threads. x, % of mm, loss / ops: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. "
+        f"GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. us outside: what a call takes "
+        f"outside of kernels. Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
     )

@@ -84,17 +84,18 @@ def _(scores, maps, positives, rows, columns, tau, margin, epsilon, beta, backwa
 
 
 @library.op("cross_entropy_backward", upstream=1)
-def _cross_entropy_backward(grad: Tensor, grad_scores: Tensor, grad_maps: Tensor) -> tuple[Tensor, Tensor]:
-    return grad * grad_scores, grad * grad_maps
+def _cross_entropy_backward(grad: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
+    """scores: for torch to see what a second derivative, which there is none of, would be of."""
+    return grad * gradient
 
 
 @_cross_entropy_backward.register_fake
-def _(grad, grad_scores, grad_maps):
-    return torch.empty_like(grad_scores), torch.empty_like(grad_maps)
+def _(grad, scores, gradient):
+    return torch.empty_like(gradient)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output[1:])
+    ctx.save_for_backward(inputs[0], *output[1:])
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
 
@@ -103,9 +104,9 @@ def _backward(ctx, grad, *_):
     none = (None,) * 8
     if grad is None:
         return None, None, *none
-    grad_scores, grad_maps = _cross_entropy_backward(grad, *ctx.saved_tensors)
-    need_scores, need_maps = ctx.needs_input_grad[:2]
-    return grad_scores if need_scores else None, grad_maps if need_maps else None, *none
+    scores, *gradients = ctx.saved_tensors
+    wanted = zip(gradients, ctx.needs_input_grad)
+    return *(_cross_entropy_backward(grad, scores, one) if need else None for one, need in wanted), *none
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_setup_context, outputs=1)
