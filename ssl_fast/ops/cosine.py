@@ -64,7 +64,7 @@ def _(visual, audio):
     return _outputs(visual)
 
 
-@library.op("cosine_map_backward", upstream=1)
+@library.op("cosine_map_backward", outside=3)
 def _cosine_map_backward(
     grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor, need_visual: bool, need_audio: bool
 ) -> tuple[Tensor, Tensor]:

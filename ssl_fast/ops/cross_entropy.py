@@ -83,7 +83,7 @@ def _(scores, maps, positives, rows, columns, tau, margin, epsilon, beta, backwa
     return _outputs(scores, maps, backward)
 
 
-@library.op("cross_entropy_backward", upstream=1)
+@library.op("cross_entropy_backward", outside=2)
 def _cross_entropy_backward(grad: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
     """scores: for torch to see what a second derivative, which there is none of, would be of."""
     return grad * gradient

@@ -180,10 +180,16 @@ def features_of(
     )
 
 
+def _empty_like(visual: Tensor) -> Tensor:
+    if visual.is_contiguous():
+        return torch.empty_like(visual)
+    return torch.empty_like(visual, memory_format=memory_format(visual))
+
+
 def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
     """Room for the gradients of visual (N, C, h, w) and audio, both `dense`; (0,) for one that is not needed."""
     return (
-        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        _empty_like(visual) if need_visual else visual.new_empty(0),
         torch.empty_like(dense_audio(audio)) if need_audio else audio.new_empty(0),
     )
 
@@ -230,9 +236,9 @@ def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1, heads:
 
 def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
     """Number of images that cached alphas belong to."""
-    if not alphas.shape[0]:
-        return 0
-    return alphas.shape[0] // max(cache_rows(visual, audios), 1)
+    rows, columns = alphas.shape
+    panels = 1 if runs_on_cuda(visual) else -(-audios // columns)
+    return rows // max(panels * visual.shape[2] * visual.shape[3], 1)
 
 
 def check_cache(alphas: Tensor, visual: Tensor) -> None:

@@ -12,19 +12,20 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _functorch = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: True)  # by is_grads_batched
+_is_tracing = getattr(torch._C, "_is_tracing", lambda: True)
 
 
 def _needs_dispatcher(arguments) -> bool:
     """True if torch has to see a call as that of an op: it compiles, exports, traces or watches, or a tensor is not
     what its memory holds. In transforms no op is called."""
-    if torch.compiler.is_compiling() or _dispatch_modes() > 0:
+    if torch.compiler.is_compiling() or _dispatch_modes() > 0 or _is_tracing():
         return True
-    if torch.jit.is_tracing():  # pyright: ignore[reportPrivateImportUsage], it is documented
-        return True
-    return any(isinstance(x, Tensor) and not _is_plain(x) for x in arguments)
+    return not all(map(_is_plain, arguments))
 
 
-def _is_plain(x: Tensor) -> bool:
+def _is_plain(x: Tensor | None) -> bool:
+    if x is None:
+        return True
     usual = type(x) in PLAIN and (x.is_cpu or x.is_cuda) and x.layout == torch.strided
     return usual and not x.is_neg() and not x._is_zerotensor() and not _is_batched(x)
 
@@ -36,16 +37,16 @@ class Op:
     of 512 channels and 7 x 7 cells on one thread, 6 % of 32 x 32. So the function is called directly, as a plain
     `torch.autograd.Function`, unless torch has to see the op.
 
-    upstream: of a backward pass, how many of the first arguments are gradients that arrive; the others were looked at,
-    or made, by the forward pass. None: all have to be looked at.
+    outside: of a backward pass, how many of its first tensors are gradients that arrive or features; the others,
+    outputs of the forward pass, are known to be plain. None: all have to be looked at.
     """
 
-    def __init__(self, name: str, function, upstream: int | None):
+    def __init__(self, name: str, function, outside: int | None):
         self.op = torch.library.custom_op(f"ssl_fast::{name}", function, mutates_args=(), device_types=("cpu", "cuda"))
         self.register_fake = self.op.register_fake
         self.name, self.function, self.differentiable = name, function, None
         kinds = [parameter.annotation for parameter in inspect.signature(function).parameters.values()]
-        self.looked_at = [i for i, kind in enumerate(kinds) if kind in (Tensor, Tensor | None)][:upstream]
+        self.looked_at = [i for i, kind in enumerate(kinds) if kind in (Tensor, Tensor | None)][:outside]
 
     def register_autograd(self, backward, *, setup_context, outputs: int | None = None) -> None:
         """outputs: how many of the first ones a direct call with gradients returns, as autograd takes time over each
@@ -70,5 +71,5 @@ class Op:
         return self.function(*arguments)
 
 
-def op(name: str, upstream: int | None = None):
-    return lambda function: Op(name, function, upstream)
+def op(name: str, outside: int | None = None):
+    return lambda function: Op(name, function, outside)

@@ -64,7 +64,7 @@ def _(visual, weight):
     return _outputs(visual, weight)
 
 
-@library.op("mean_direction_backward", upstream=1)
+@library.op("mean_direction_backward", outside=2)
 def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None, inverse_norm: Tensor) -> Tensor:
     grad = grad.contiguous()
     visual = dense(visual)

@@ -278,7 +278,7 @@ def _gradients(visual_loc, audio_loc, need_visual, need_audio):
     return loc[0], avc[0], loc[1], avc[1]
 
 
-@library.op("product_log_scores_backward", upstream=1)
+@library.op("product_log_scores_backward", outside=5)
 def _product_backward(
     grad_scores: Tensor,
     visual_loc: Tensor,

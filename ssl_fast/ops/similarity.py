@@ -76,7 +76,8 @@ def pooled_similarity(
         raise TypeError(f"pooling: expected {', '.join(names)} or {last}, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
-    check_tokens(tokens, audio)
+    if tokens is not None or audio.dim() == 3:
+        check_tokens(tokens, audio)
     compiled = use_compiled(backend, visual)
     if audio.dim() == 2 and visual_mask is None and bias is None and heads == 1 and normalize and not nonnegative:
         return _cell_scores(visual, audio, pooling) if compiled else pooled_similarity_reference(visual, audio, pooling)
@@ -221,7 +222,7 @@ def _pooled_similarity(
     if outputs[0].numel():
         forward = _forward_cuda if on_cuda else _forward_cpu
         for head in range(heads):
-            saved = _of_head(visual, audio, heads, head, *outputs)
+            saved = outputs if heads == 1 else _of_head(visual, audio, heads, head, *outputs)
             forward(visual, audio, kind, parameters, normalized, positives, heads, head, *saved)
     return outputs
 
@@ -233,8 +234,6 @@ def _(visual, audio, kind, parameters, normalized, positives, cached, heads):
 
 def _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas):
     """Of `_outputs`, the images of one head."""
-    if heads == 1:
-        return scores, maps, residual, inverse_norm, alphas
     first, end = head * len(visual), (head + 1) * len(visual)
     rows = kernels.cache_rows(visual, rows_of(audio))
     return scores[first:end], maps, residual[first:end], inverse_norm[first:end], alphas[first * rows : end * rows]
@@ -303,7 +302,7 @@ def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads,
         maps.copy_(_cosine_map.function(visual, audio[positives])[0])
 
 
-@library.op("pooled_similarity_backward", upstream=2)
+@library.op("pooled_similarity_backward", outside=4)
 def _pooled_similarity_backward(
     grad_scores: Tensor,
     grad_map: Tensor | None,
@@ -331,7 +330,8 @@ def _pooled_similarity_backward(
     backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
     wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
     for head, upstream in enumerate(grad_scores.chunk(heads) if heads > 1 else [grad_scores]):
-        saved = _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas)
+        saved = scores, maps, residual, inverse_norm, alphas
+        saved = saved if heads == 1 else _of_head(visual, audio, heads, head, *saved)
         pooling = kind, parameters, normalized, positives, heads, head
         backward(upstream, grad_map, visual, audio, *pooling, *saved, *wanted)
     return gradients
