@@ -19,10 +19,6 @@ template <class T>
 SSL_FAST_ALWAYS_INLINE Vec<T> power(Vec<T> x) {
   return select(x < T(sizeof(T) == 4 ? -87.3 : -708), Vec<T>{}, exponential(x));
 }
-template <class T>
-T power(T x) {
-  return power<T>(broadcast(x))[0];
-}
 
 // log(1 + sum), and the factor that makes weights of a sum's terms; `sum` is over exp(gap - top), top = max(0, gaps).
 struct Entropy {
@@ -60,7 +56,7 @@ struct CrossEntropy {
     T highest = T(p.epsilon) - c[0];
     for (int64_t q = 1; q < p.cells; ++q) highest = highest > T(p.epsilon) - c[q] ? highest : T(p.epsilon) - c[q];
     const T shift = highest < 0 ? highest * per_beta : T(0);
-    T sum = 0, weighted = 0;
+    double sum = 0, weighted = 0;
     auto for_cells = [&](auto f) {
       for (int64_t q = 0; q < p.cells; q += L) {
         const int64_t count = p.cells - q < L ? p.cells - q : L;
@@ -72,12 +68,12 @@ struct CrossEntropy {
       }
     };
     for_cells([&](int64_t, int64_t count, Vec<T> cell, Vec<T> w, Vec<T>) {
-      for (int64_t k = 0; k < count; ++k) sum += w[k], weighted += w[k] * cell[k];
+      for (int64_t k = 0; k < count; ++k) sum += w[k], weighted += double(w[k]) * cell[k];
     });
-    const T mean = weighted / sum;
+    const T mean = T(weighted / sum), per_sum = T(1 / sum);
     if (grad)
       for_cells([&](int64_t q, int64_t count, Vec<T> cell, Vec<T> w, Vec<T> rest) {
-        const Vec<T> s = w * (1 - (cell - mean) * rest * per_beta) / sum;
+        const Vec<T> s = w * (1 - (cell - mean) * rest * per_beta) * per_sum;
         for (int64_t k = 0; k < count; ++k) slope[q + k] = s[k];
       });
     return mean;
