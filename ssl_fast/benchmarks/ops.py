@@ -255,8 +255,7 @@ def _dispatch_us(job: Callable, options: argparse.Namespace) -> float | None:
     """Microseconds of `job` that are not spent in compiled kernels; the median of as many calls as there are rounds."""
     if options.device == "cuda" or options.backend != "compiled":
         return None
-    calls = range(10 * options.rounds)
-    return 1e6 * statistics.median(seconds_outside(job) for _ in calls)
+    return 1e6 * statistics.median(seconds_outside(job) for _ in range(options.rounds))
 
 
 def run(options: argparse.Namespace) -> int:

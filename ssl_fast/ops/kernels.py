@@ -134,7 +134,7 @@ def shape_of(
     return _shape(kernels, visual.dtype, last, visual.shape, images, audios, normalized, tokens_of(audio), heads, head)
 
 
-@functools.lru_cache(maxsize=256)  # half of the time of a call of few pairs would go here
+@functools.lru_cache(maxsize=256)  # making one takes longer than finding it
 def _shape(kernels, dtype, last, size, images, audios, normalized, tokens, heads, head):
     count, channels, height, width = size
     return kernels.Shape(
