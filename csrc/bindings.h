@@ -136,34 +136,37 @@ inline void bind_types(py::module_& m) {
 template <class Run>
 void bind_cells(py::module_& m, const std::string& name, bool mean, Run run) {
   // the other side of the pairs, and what is computed: real
-  auto params = [mean](const Shape& s, const Buffer& visual, const Buffer& audio, const Buffer& weight,
+  auto params = [mean](const Shape& s, const Buffer& visual, const Buffer& audio, const Buffer& weight, int64_t means,
                        const Buffer& inverse_norm) {
     const int64_t real = real_bytes(s.dtype);
+    if (means < 1 || (means > 1 && !weight)) throw std::invalid_argument("means: expected as many as weights");
+    check_sizes("means", {means, s.images, std::max(s.channels, s.cells)});
     CellsParams p{};
     p.shape = s;
     p.visual = need("visual", visual, visual_bytes(s));
     if (!mean) p.audio = need("audio", audio, s.images * s.channels * bytes_of(s.dtype));
-    p.weight = need("weight", weight, s.images * s.cells * real, true);
+    p.weight = need("weight", weight, means * s.images * s.cells * real, true);
+    p.means = means;
     p.inverse_norm = need("inverse_norm", inverse_norm, s.images * s.cells * real);
     return p;
   };
   m.def((name + "_forward").c_str(),
-        [=](const Shape& s, Buffer visual, Buffer audio, Buffer weight, Buffer inverse_norm, Buffer out, int threads,
-            std::uintptr_t stream) {
-          CellsParams p = params(s, visual, audio, weight, inverse_norm);
-          p.out = need("out", out, s.images * (mean ? s.channels : s.cells) * real_bytes(s.dtype));
+        [=](const Shape& s, Buffer visual, Buffer audio, Buffer weight, int64_t means, Buffer inverse_norm, Buffer out,
+            int threads, std::uintptr_t stream) {
+          CellsParams p = params(s, visual, audio, weight, means, inverse_norm);
+          p.out = need("out", out, s.images * (mean ? means * s.channels : s.cells) * real_bytes(s.dtype));
           p.threads = threads;
           py::gil_scoped_release release;
           run(p, false, reinterpret_cast<void*>(stream));
         },
         py::arg("shape"), py::kw_only(), py::arg("visual"), py::arg("audio") = py::none(),
-        py::arg("weight") = py::none(), py::arg("inverse_norm"), py::arg("out"), py::arg("threads") = 1,
-        py::arg("stream") = 0);
+        py::arg("weight") = py::none(), py::arg("means") = 1, py::arg("inverse_norm"), py::arg("out"),
+        py::arg("threads") = 1, py::arg("stream") = 0);
   m.def((name + "_backward").c_str(),
-        [=](const Shape& s, Buffer visual, Buffer audio, Buffer weight, Buffer inverse_norm, Buffer out,
+        [=](const Shape& s, Buffer visual, Buffer audio, Buffer weight, int64_t means, Buffer inverse_norm, Buffer out,
             Buffer grad_out, Buffer grad_visual, Buffer grad_audio, int threads, std::uintptr_t stream) {
-          const int64_t real = real_bytes(s.dtype), size = s.images * (mean ? s.channels : s.cells) * real;
-          CellsParams p = params(s, visual, audio, weight, inverse_norm);
+          CellsParams p = params(s, visual, audio, weight, means, inverse_norm);
+          const int64_t real = real_bytes(s.dtype), size = s.images * (mean ? means * s.channels : s.cells) * real;
           p.out = need("out", out, size, mean);
           p.grad_out = need("grad_out", grad_out, size);
           p.grad_visual = need("grad_visual", grad_visual, visual_bytes(s), true);
@@ -173,9 +176,9 @@ void bind_cells(py::module_& m, const std::string& name, bool mean, Run run) {
           run(p, true, reinterpret_cast<void*>(stream));
         },
         py::arg("shape"), py::kw_only(), py::arg("visual"), py::arg("audio") = py::none(),
-        py::arg("weight") = py::none(), py::arg("inverse_norm"), py::arg("out") = py::none(), py::arg("grad_out"),
-        py::arg("grad_visual") = py::none(), py::arg("grad_audio") = py::none(), py::arg("threads") = 1,
-        py::arg("stream") = 0);
+        py::arg("weight") = py::none(), py::arg("means") = 1, py::arg("inverse_norm"), py::arg("out") = py::none(),
+        py::arg("grad_out"), py::arg("grad_visual") = py::none(), py::arg("grad_audio") = py::none(),
+        py::arg("threads") = 1, py::arg("stream") = 0);
 }
 
 }  // namespace ssl_fast

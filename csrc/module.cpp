@@ -39,6 +39,16 @@ Features features_of(const Shape& s, const FeatureBuffers& f, int64_t cached_ima
           need("grad_audio", f.grad_audio, audio_bytes(s), true)};
 }
 
+// Columns (rows) of the positives, or null. std::invalid_argument, also for one that does not exist.
+const int64_t* need_positives(const Buffer& buffer, int64_t rows, int64_t columns) {
+  const auto* positives = need<int64_t>("positives", buffer, rows * 8, true);
+  for (int64_t i = 0; positives && i < rows; ++i)
+    if (positives[i] < 0 || positives[i] >= columns)
+      throw std::invalid_argument("positives: expected columns in [0, " + std::to_string(columns) + "), got " +
+                                  std::to_string(positives[i]));
+  return positives;
+}
+
 SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pooling pooling,
                                    const std::vector<double>& parameters, int64_t cached_images,
                                    const Buffer& positives, const Buffer& positive_map, const Buffer& scores,
@@ -49,7 +59,7 @@ SimilarityParams similarity_params(const Shape& s, const FeatureBuffers& f, Pool
   p.features = features_of(s, f, cached_images);
   set_pooling(p, pooling, parameters);
   p.cached_images = cached_images;
-  p.positives = need<int64_t>("positives", positives, s.images * 8, true);
+  p.positives = need_positives(positives, s.images, s.audios);
   if (positives) p.positive_map = need("positive_map", positive_map, s.images * s.cells * real);
   p.scores = need("scores", scores, pairs * real);
   p.residual = need("residual", residual, pairs * (is_sparse(pooling) ? 4 : real));
@@ -88,7 +98,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
-  m.attr("interface") = 4;  // raised when what ssl_fast/ops calls changes
+  m.attr("interface") = 5;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
@@ -197,6 +207,38 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   bind_cells(m, "mean", true, [](const CellsParams& p, bool backward, void*) {
     run(*(backward ? kernels().mean_backward : kernels().mean), p, {{p.grad_visual, visual_bytes(p.shape)}});
   });
+
+  m.def(
+      "cross_entropy",
+      [](bool float64, bool of_rows, bool of_columns, int64_t rows, int64_t columns, double tau, double margin,
+         Buffer positives, Buffer scores, Buffer maps, int64_t cells, double epsilon, double beta, Buffer loss,
+         Buffer grad_scores, Buffer grad_maps, int threads) {
+        check_sizes("scores", {rows, columns});
+        check_sizes("maps", {rows, cells});
+        if (rows < 1 || columns < 1) throw std::invalid_argument("scores: expected rows and columns");
+        const int64_t real = float64 ? 8 : 4;
+        CrossEntropyParams p{};
+        p.float64 = float64, p.of_rows = of_rows, p.of_columns = of_columns;
+        p.rows = rows, p.columns = columns;
+        p.tau = tau, p.margin = margin;
+        p.positives = need_positives(positives, rows, columns);
+        if (columns < rows && (of_columns || !positives))
+          throw std::invalid_argument("positives: expected, and no loss of columns, of less columns than rows");
+        p.scores = need("scores", scores, rows * columns * real);
+        p.maps = need("maps", maps, rows * cells * real, true);
+        if (maps && cells < 1) throw std::invalid_argument("maps: expected cells");
+        p.cells = cells, p.epsilon = epsilon, p.beta = beta;
+        p.loss = need("loss", loss, real);
+        p.grad_scores = need("grad_scores", grad_scores, rows * columns * real, true);
+        p.grad_maps = need("grad_maps", grad_maps, rows * cells * real, !grad_scores || !maps);
+        p.threads = threads;
+        py::gil_scoped_release release;
+        run(*kernels().cross_entropy, p);
+      },
+      py::kw_only(), py::arg("float64"), py::arg("of_rows"), py::arg("of_columns"), py::arg("rows"), py::arg("columns"),
+      py::arg("tau"), py::arg("margin"), py::arg("positives"), py::arg("scores"), py::arg("maps"), py::arg("cells"),
+      py::arg("epsilon"), py::arg("beta"), py::arg("loss"), py::arg("grad_scores"), py::arg("grad_maps"),
+      py::arg("threads"));
 
   py::enum_<RuleKind>(m, "RuleKind", py::module_local())
       .value("fraction", RuleKind::fraction)

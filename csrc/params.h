@@ -77,14 +77,31 @@ struct ProductParams {
   int threads;
 };
 
+// Cross-entropy of scores (N, K), of rows and of columns (csrc/cpu/cross_entropy.cpp); real is double with float64.
+struct CrossEntropyParams {
+  bool float64, of_rows, of_columns;
+  int64_t rows, columns;  // N, K; of_columns: K >= N
+  double tau, margin;
+  const int64_t* positives;  // (N) or null: the diagonal, as for columns
+  const void* scores;        // real (N, K)
+  const void* maps;          // real (N, cells) or null: a background is one more negative of each row
+  int64_t cells;
+  double epsilon, beta;
+  void* loss;         // real (1)
+  void* grad_scores;  // real (N, K) or null
+  void* grad_maps;    // real (N, cells)
+  int threads;
+};
+
 // Paired: audio (N, C). With a null `audio`, the mean of the unit vectors of each image.
 struct CellsParams {
   Shape shape;
   const void* visual;
   const void* audio;
-  const void* weight;  // mean: real (N, cells), the weights, summing to 1 over an image
+  const void* weight;  // mean: real (means, N, cells), or null: 1 / cells
+  int64_t means;       // of an image, each with weights of its own; CUDA: 1
   void* inverse_norm;  // real (N, cells)
-  void* out;           // map: real (N, cells); mean: real (N, C)
+  void* out;           // map: real (N, cells); mean: real (means, N, C)
   const void* grad_out;
   void* grad_visual;
   void* grad_audio;  // map only: real (N, C), with respect to the raw audio

@@ -99,6 +99,13 @@ def pytest_runtest_makereport(item, call):
         report.longrepr = f"--require-cuda: this test must run, but it was not able to: {reason}"
 
 
+@pytest.fixture(autouse=True)
+def small_calls_use_all_threads(monkeypatch):
+    from ssl_fast.ops import kernels
+
+    monkeypatch.setattr(kernels, "SERIAL_FLOPS", 0)
+
+
 @pytest.fixture
 def set_threads():
     """torch.set_num_threads for one test."""

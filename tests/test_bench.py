@@ -13,11 +13,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from op_checks import needs_compiled
 from ssl_fast import ops
 from ssl_fast.benchmarks import agreement, environment, measure, rivals, table
 from ssl_fast.benchmarks import ops as bench
 from ssl_fast.cli import bench as command
 from ssl_fast.cli import main as cli
+from ssl_fast.ops import kernels
 
 TINY = ["--batch", "4", "--maps", "3x2", "--channels", "16", "--rounds", "2", "--threads", "1", "--no-compile"]
 LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
@@ -642,3 +644,61 @@ def test_what_does_not_fit_into_the_memory_of_a_cpu_is_a_failure(monkeypatch, ca
     assert cli.main(["bench", *TINY, "--ops", "max"]) == 1
     error = capsys.readouterr().err
     assert "ssl-fast bench: max float32 batch 4 map 3x2: " in error and "Traceback" not in error
+
+
+# ---- What stands between ops and losses ----
+
+
+class Recorded:
+    """The compiled module, with the names of the kernels that were called."""
+
+    def __init__(self, module):
+        self.module, self.names = module, []
+
+    def __getattr__(self, name):
+        self.names += [name] * (name.endswith(("_forward", "_backward")) or name == "cross_entropy")
+        return getattr(self.module, name)
+
+
+@needs_compiled
+@pytest.mark.parametrize("name", [name for name in command.LOSSES if bench.CASES[name].ops])
+def test_a_loss_calls_its_ops_and_little_else(name, monkeypatch):
+    case = bench.CASES[name]
+    inputs = bench.make_inputs(case, bench.Shape(4, 3, 2, 16), torch.float32, "cpu")
+    jobs = (
+        inputs.job(partial(case.call, backend="compiled"), bench.PASSES[1]),
+        inputs.ops_job(partial(case.ops, backend="compiled"), bench.PASSES[1]),
+    )
+    called = []
+    for job in jobs:
+        recorded = Recorded(kernels.extension)
+        with monkeypatch.context() as patch:
+            patch.setattr(kernels, "extension", recorded)
+            job()
+        called.append(sorted(recorded.names))
+    more = {"cross_entropy", "mean_forward", "mean_backward"}
+    assert [one for one in called[0] if one not in more] == called[1]
+    assert "cross_entropy" in called[0]
+
+
+def test_seconds_outside_of_kernels(monkeypatch):
+    """A scripted clock: 2 s of Python, 1 s of a helper, 5 s in a kernel."""
+    clock = [0.0]
+
+    def lasts(seconds):
+        clock[0] += seconds
+
+    module = types.SimpleNamespace(max_forward=partial(lasts, 5), panel=partial(lasts, 1))
+    monkeypatch.setattr(kernels, "extension", module)
+    monkeypatch.setattr(measure, "time", types.SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def job():
+        lasts(2)
+        kernels.extension.max_forward()
+        kernels.extension.panel()
+
+    assert measure.seconds_outside(job) == 3 and kernels.extension is module
+
+
+def test_losses_stand_for_all_of_them():
+    assert parse("--ops", "losses").ops == ["ssl_align", "margin_nce", "lvs", "ez_vsl", "slavc", "fnac", "ssl_tie"]

@@ -67,7 +67,7 @@ def emulated(kernels, monkeypatch):
     """From here on, ops on CPU tensors run the CUDA kernels, of this module. All are launched on STREAM."""
 
     @contextlib.contextmanager
-    def launch_on(tensor):
+    def launch_on(tensor, flops=0):
         with checks.without_autocast(tensor):
             yield launches.Launch(kernels, {"stream": STREAM})
 

@@ -17,7 +17,7 @@ import torch
 from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 from ssl_fast import ops
 from ssl_fast.evaluation.map_metrics import Rule, Upsampling, counts
-from ssl_fast.ops import checks
+from ssl_fast.ops import checks, kernels
 
 pytestmark = needs_compiled
 
@@ -170,6 +170,7 @@ def test_set_changed_between_forward_and_backward(name, use_set):
 COUNT_THREADS = """
 import os, sys, torch
 from ssl_fast import ops
+ops.kernels.SERIAL_FLOPS = 0  # else small calls use one thread
 count = lambda: len(os.listdir("/proc/self/task"))
 threads = int(sys.argv[1])
 torch.set_num_threads(threads)
@@ -300,6 +301,7 @@ def run_fenced(instruction_set):
     checks.extension.use_instruction_set(instruction_set)
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(2)
+    kernels.SERIAL_FLOPS = 0
     fences = FencedPages()
     shapes = Shape(2, 5, 3, 1, 3), Shape(3, 33, 35, 3, 5), Shape(1, 1, 1, 1, 1), Shape(2, 70, 66, 4, 5)
     types = torch.float32, torch.bfloat16, torch.float64

@@ -5,7 +5,7 @@ import torch
 
 from op_checks import DTYPES, Shape, dtypes, needs_compiled, planted
 from ssl_fast import ops
-from ssl_fast.ops.mean import mean_direction
+from ssl_fast.ops.mean import mean_direction, mean_vectors
 
 pytestmark = needs_compiled
 SHAPE = Shape(5, 7, 41, 3, 5)
@@ -107,3 +107,20 @@ def test_gradient_of_very_short_and_very_long_vectors(length):
     single = visual.detach().float().requires_grad_()
     (got,) = torch.autograd.grad(mean_direction(single, None)[0], single, upstream)
     torch.testing.assert_close(got.double() * length, want * length, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_means_of_one_pass(layout, backend, dtype):
+    visual = torch.randn(5, 37, 3, 4).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    weights, wide = torch.rand(3, 5, 3, 4), visual.detach().double().requires_grad_()
+    means = mean_vectors(visual, weights, backend=backend)
+    expected = (torch.nn.functional.normalize(wide)[None] * weights[:, :, None]).sum((3, 4))
+    upstream = torch.randn(expected.shape)
+    (got,), (want,) = (
+        torch.autograd.grad(means, visual, upstream),
+        torch.autograd.grad(expected, wide, upstream.double()),
+    )
+    torch.testing.assert_close(means.double(), expected, rtol=1e-5, atol=1e-5 if dtype == torch.float32 else 2e-2)
+    assert (got.double() - want).norm() <= (1e-6 if dtype == torch.float32 else 8e-3) * want.norm()

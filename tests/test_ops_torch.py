@@ -52,6 +52,14 @@ def arguments(dtype, layout):
         ],
         "mean_direction": [(visual(), None), (visual(), weight)],
         "cosine_map": [(visual(), audio(4))],
+        "cross_entropy": [
+            (torch.rand(4, 6), maps, y, True, columns, 0.1, 0.2, 0.4, 0.1, True)
+            for maps, y, columns in (
+                (None, None, True),
+                (torch.rand(4, 6), torch.tensor([1, 0, 5, 4]), False),
+                (torch.rand(4, 6), None, True),
+            )
+        ],
         "late_interaction": [(visual(), clip, *rest) for clip in clips for rest in ((True, 1), (False, 2))],
     }
 
@@ -60,12 +68,13 @@ NAMES = ["pooled_similarity", "product_log_scores", "mean_direction", "cosine_ma
 LIBRARY_OPS = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "late_interaction"])
+@pytest.mark.parametrize("name", [*NAMES, "late_interaction", "cross_entropy"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16-channels-last"])
 def test_opcheck(name, kind):
     dtype = getattr(torch, kind.split("-")[0])
     layout = torch.channels_last if "last" in kind else torch.contiguous_format
-    op, differentiable = getattr(torch.ops.ssl_fast, name).default, 1 if name == "mean_direction" else 4
+    differentiable = {"mean_direction": 1, "cross_entropy": 2}.get(name, 4)
+    op = getattr(torch.ops.ssl_fast, name).default
     for args in arguments(dtype, layout)[name][:: 1 if dtype == torch.float32 else 2]:
         for x in args[:differentiable]:
             if isinstance(x, torch.Tensor):

@@ -4,7 +4,7 @@
 //   channel_dots           out[p]    = sum_c V[c, p] x[c], or sum_c V[c, p]^2
 //   inverse_norms          out[p]    = 1 / |V[:, p]|
 //   cell_dots              out[c]    = sum_p V[c, p] s[p]
-//   rank1_gradient         out[c, p] = s[p] x[c] - t[p] V[c, p]
+//   rank1_gradient         out[c, p] = s[p] x[c] - t[p] V[c, p], or added to out
 //   store_gradient_panel   out[c, p] = D[p, c] - t[p] V[c, p]
 //
 // Lanes run over what is contiguous in memory. All of this runs in one thread; callers take images in parallel.
@@ -106,24 +106,25 @@ inline void cell_dots(const Image<T>& image, const T* s, T* out, T* scratch, L2P
   }
 }
 
-// out[c, p] = s[p] x[c] - t[p] V[c, p]: gradient of V where its unit vectors are multiplied by one vector x alone.
-template <class T>
+// out[c, p] = s[p] x[c] - t[p] V[c, p], or added: gradient of V where its unit vectors are multiplied by a vector x.
+template <bool kAdd, class T>
 inline void rank1_gradient(const Image<T>& image, const T* x, const T* s, const T* t, T* out,
                            L2Prefetcher& prefetcher) {
   constexpr int L = kLanes<T>;
   bool last = image.channel_stride == 1;
   int64_t rows = last ? image.cells : image.channels, columns = last ? image.channels : image.cells;
+  auto put = [](T* to, Vec<T> x) { store(to, kAdd ? load(to) + x : x); };
   for (int64_t r = 0; r < rows; ++r) {
     const T* v = image.values + r * columns;
     T* o = out + r * columns;
     int64_t i = 0;
     prefetcher.prefetch_step();
     if (last) {
-      for (; i + L <= columns; i += L) store(o + i, load(x + i) * s[r] - load(v + i) * t[r]);
-      for (; i < columns; ++i) o[i] = x[i] * s[r] - v[i] * t[r];
+      for (; i + L <= columns; i += L) put(o + i, load(x + i) * s[r] - load(v + i) * t[r]);
+      for (; i < columns; ++i) o[i] = x[i] * s[r] - v[i] * t[r] + (kAdd ? o[i] : 0);
     } else {
-      for (; i + L <= columns; i += L) store(o + i, load(s + i) * x[r] - load(v + i) * load(t + i));
-      for (; i < columns; ++i) o[i] = x[r] * s[i] - v[i] * t[i];
+      for (; i + L <= columns; i += L) put(o + i, load(s + i) * x[r] - load(v + i) * load(t + i));
+      for (; i < columns; ++i) o[i] = x[r] * s[i] - v[i] * t[i] + (kAdd ? o[i] : 0);
     }
   }
 }

@@ -117,6 +117,13 @@ void* Workspace::allocate(int64_t bytes) {
   return std::exchange(next, next + bytes);
 }
 
+// What threads share.
+template <class Params>
+int64_t rows_of(const Params& params) {
+  return params.shape.images;
+}
+int64_t rows_of(const CrossEntropyParams& params) { return params.rows; }
+
 template <class Params>
 void run(Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int64_t>> large) {
   constexpr int64_t kHuge = 2 << 20;
@@ -128,7 +135,7 @@ void run(Kernel<Params>& kernel, Params params, std::vector<std::pair<void*, int
       // a hint: failure changes nothing
       madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
     }
-  params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(params.shape.images, 1)));
+  params.threads = forked ? 1 : int(std::clamp<int64_t>(params.threads, 1, std::max<int64_t>(rows_of(params), 1)));
   Workspace workspace;
   kernel(params, workspace);
 }
@@ -137,5 +144,6 @@ template void run(Kernel<SimilarityParams>&, SimilarityParams, std::vector<std::
 template void run(Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
 template void run(Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
 template void run(Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
+template void run(Kernel<CrossEntropyParams>&, CrossEntropyParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

@@ -39,6 +39,7 @@ struct KernelTable {
   Kernel<ProductParams>*product, *product_backward;
   Kernel<CellsParams>*cosine, *cosine_backward, *mean, *mean_backward;
   Kernel<MapParams>* map_metrics;
+  Kernel<CrossEntropyParams>* cross_entropy;
 };
 
 const KernelTable& kernels();                  // of the instruction set in use
@@ -57,5 +58,6 @@ extern template void run(Kernel<SimilarityParams>&, SimilarityParams, std::vecto
 extern template void run(Kernel<ProductParams>&, ProductParams, std::vector<std::pair<void*, int64_t>>);
 extern template void run(Kernel<CellsParams>&, CellsParams, std::vector<std::pair<void*, int64_t>>);
 extern template void run(Kernel<MapParams>&, MapParams, std::vector<std::pair<void*, int64_t>>);
+extern template void run(Kernel<CrossEntropyParams>&, CrossEntropyParams, std::vector<std::pair<void*, int64_t>>);
 
 }  // namespace ssl_fast

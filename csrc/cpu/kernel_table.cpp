@@ -19,6 +19,7 @@ const KernelTable table{SSL_FAST_STRING(SSL_FAST_ISA),
                         &plain::cosine_backward_kernel,
                         &plain::mean_kernel,
                         &plain::mean_backward_kernel,
-                        &plain::map_metrics_kernel};
+                        &plain::map_metrics_kernel,
+                        &plain::cross_entropy_kernel};
 
 }  // namespace ssl_fast::SSL_FAST_ISA

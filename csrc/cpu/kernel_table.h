@@ -17,6 +17,7 @@ Kernel<SimilarityParams> similarity_kernel, similarity_backward_kernel;
 Kernel<ProductParams> product_kernel, product_backward_kernel;
 Kernel<CellsParams> cosine_kernel, cosine_backward_kernel, mean_kernel, mean_backward_kernel;
 Kernel<MapParams> map_metrics_kernel;
+Kernel<CrossEntropyParams> cross_entropy_kernel;
 
 }  // namespace ssl_fast::SSL_FAST_PLAIN_ISA
 

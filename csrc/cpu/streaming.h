@@ -37,12 +37,16 @@ struct StreamingScratch {
   L2Prefetcher prefetch_next(const CellsParams& p, int64_t n) const {
     return prefetch_image(p.shape, p.visual, n + 1, p.shape.channels_last ? p.shape.cells : p.shape.channels);
   }
-  void store_visual_gradient(const CellsParams& p, const Image<T>& values, int64_t n) {
+  // dv of x, gain and projection: of the first of p.means, or added to that of those before. The last is stored.
+  void store_visual_gradient(const CellsParams& p, const Image<T>& values, int64_t n, int64_t mean = 0) {
     int64_t size = p.shape.channels * p.shape.cells;
     T* out = output_buffer<T>(p.grad_visual, p.shape.dtype, n * size, grad_out);
     L2Prefetcher next = prefetch_next(p, n);
-    rank1_gradient(values, x, gain, projection, out, next);
-    store_output(out, p.grad_visual, p.shape.dtype, n * size, size);
+    if (mean == 0)
+      rank1_gradient<false>(values, x, gain, projection, out, next);
+    else
+      rank1_gradient<true>(values, x, gain, projection, out, next);
+    if (mean + 1 == p.means) store_output(out, p.grad_visual, p.shape.dtype, n * size, size);
   }
 };
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import losses, ops
+from ..ops.similarity import similarity_and_map
 from . import eager
 from .rivals import Rival, flash_maxsim, late_interaction_kernels, maxsim_cpu, token_mask
 
@@ -57,6 +58,8 @@ class Case:
     shapes: the sizes that are timed, in place of those that the options ask for.
     script: the same as a training script has it, see benchmarks/eager.py; None: not timed.
     rivals: by name, see benchmarks/rivals.py, of dot products or, with `normalized`, of cosines.
+    ops: of a loss, the ops alone that it calls, `ops(visuals, audios, backend)` with the tensors that the loss goes on
+        from; None: not timed.
     """
 
     call: Callable[..., Tensor]
@@ -71,6 +74,7 @@ class Case:
     script: eager.Script | None = None
     rivals: dict[str, Rival] = field(default_factory=dict)
     normalized: bool = True
+    ops: Callable[..., tuple[Tensor, ...]] | None = None
 
 
 def _pooled(visuals, audios, backend, pooling) -> Tensor:
@@ -83,6 +87,25 @@ def _product(visuals, audios, backend) -> Tensor:
 
 def _paired(visuals, audios, backend, function) -> Tensor:
     return function(visuals[0], audios[0], backend=backend)
+
+
+def _ops(visuals, audios, backend, pooling, maps, times=1) -> tuple[Tensor, ...]:
+    """Pooled scores, and with `maps` those of the pairs."""
+    if not maps:
+        return (_pooled(visuals, audios, backend, pooling),)
+    pairs = torch.arange(len(visuals[0]), device=visuals[0].device)
+    each = (similarity_and_map(visuals[0], audios[0], pooling, pairs, backend=backend) for _ in range(times))
+    return tuple(x for both in each for x in both)
+
+
+def _ssl_tie(visuals, audios, backend) -> Tensor:
+    """The transformed image has the same features: another would only be another input."""
+    flip = partial(torch.flip, dims=(3,))
+    return typing.cast(Tensor, losses.ssl_tie(visuals[0], audios[0], visuals[0], flip, backend=backend))
+
+
+def _slavc_ops(visuals, audios, backend) -> tuple[Tensor, ...]:
+    return (_product(visuals[:2], audios[2:], backend), _product(visuals[2:], audios[:2], backend))
 
 
 def _slavc(visuals, audios, backend) -> Tensor:
@@ -130,11 +153,32 @@ CASES = {
         script=eager.cosine_map,
     ),
     "ssl_align": Case(_ssl_align, FlopCount(0, 18, 12), FlopCount(0, 54, 24), spaces=3, streams=True),
-    "margin_nce": Case(partial(_paired, function=losses.margin_nce), *DENSE),
-    "lvs": Case(partial(_paired, function=losses.lvs), FlopCount(1, 0, 4), FlopCount(3, 0, 10)),
-    "ez_vsl": Case(partial(_paired, function=losses.ez_vsl), *PICK, picks=True),
-    "slavc": Case(_slavc, FlopCount(4), FlopCount(8), spaces=4, frozen=2),
-    "fnac": Case(partial(_paired, function=losses.fnac), FlopCount(1, 0, 4), FlopCount(1, 4, 4), picks=True),
+    "margin_nce": Case(
+        partial(_paired, function=losses.margin_nce), *DENSE, ops=partial(_ops, pooling=ops.SoftThreshold(), maps=False)
+    ),
+    "lvs": Case(
+        partial(_paired, function=losses.lvs),
+        FlopCount(1, 0, 4),
+        FlopCount(3, 0, 10),
+        ops=partial(_ops, pooling=ops.SoftThreshold(), maps=True),
+    ),
+    "ez_vsl": Case(
+        partial(_paired, function=losses.ez_vsl), *PICK, picks=True, ops=partial(_ops, pooling=ops.Max(), maps=False)
+    ),
+    "slavc": Case(_slavc, FlopCount(4), FlopCount(8), spaces=4, frozen=2, ops=_slavc_ops),
+    "fnac": Case(
+        partial(_paired, function=losses.fnac),
+        FlopCount(1, 0, 4),
+        FlopCount(1, 4, 4),
+        picks=True,
+        ops=partial(_ops, pooling=ops.Max(), maps=True),
+    ),
+    "ssl_tie": Case(
+        _ssl_tie,
+        FlopCount(2, 0, 8),
+        FlopCount(6, 0, 20),
+        ops=partial(_ops, pooling=ops.SoftThreshold(), maps=True, times=2),
+    ),
     "tokens": Case(
         partial(_tokens, heads=1),
         *PICK,
@@ -179,6 +223,21 @@ class Inputs:
             return output, *torch.autograd.grad(output, self.wanted, self.upstream)
 
         return forward if name == "forward" else both
+
+    def ops_job(self, call: Callable, name: str) -> Callable[[], tuple[Tensor, ...]]:
+        """The same of the ops of a loss, whose tensors get random upstream gradients."""
+        generator = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            shapes = [x.shape for x in call(self.visuals, self.audios)]
+        upstream = [torch.randn(shape, generator=generator).to(self.visuals[0].device) for shape in shapes]
+
+        def both():
+            of_outputs = zip(call(self.visuals, self.audios), upstream)
+            pairs = [(x, grad.to(x.dtype)) for x, grad in of_outputs if x.requires_grad]
+            outputs, gradients = zip(*pairs)
+            return *outputs, *torch.autograd.grad(outputs, self.wanted, gradients)
+
+        return self.job(call, name) if name == "forward" else both
 
     def double(self) -> "Inputs":
         visuals, audios = ([x.detach().double() for x in features] for features in (self.visuals, self.audios))

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..ops import kernels
+
 LATE_IMPORTS = ["torch._dynamo"]  # by the first backward pass through a custom op
 
 
@@ -73,6 +75,37 @@ def time_rounds(jobs: dict[str, Callable], stopwatch: Stopwatch, rounds: int, le
     finally:
         gc.enable()
     return {name: tuple(zip(*sample)) for name, sample in samples.items()}
+
+
+class _Timed:
+    """The compiled module, with the time that is spent in its functions."""
+
+    def __init__(self, module):
+        self.module, self.seconds = module, 0.0
+
+    def __getattr__(self, name):
+        found = getattr(self.module, name)
+        if not name.endswith(("_forward", "_backward")) and name != "cross_entropy":
+            return found
+
+        def timed(*arguments, **more):
+            start = time.perf_counter()
+            found(*arguments, **more)
+            self.seconds += time.perf_counter() - start
+
+        return timed
+
+
+def seconds_outside(job: Callable[[], object]) -> float:
+    """Wall seconds of job() that are not spent in the CPU kernels."""
+    module = kernels.extension
+    kernels.extension = timed = _Timed(module)
+    try:
+        start = time.perf_counter()
+        result = job()  # noqa: F841  named, so that freeing it is not timed
+        return time.perf_counter() - start - timed.seconds
+    finally:
+        kernels.extension = module
 
 
 def ratio(numerator: tuple, denominator: tuple) -> float | None:

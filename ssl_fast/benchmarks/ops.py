@@ -28,9 +28,14 @@ GFLOP/s  Counts what the method needs, not what a kernel recomputes. With G = 2 
              tokens          as max, with the M T tokens of all clips for M
          The dense ones leave out the normalisation, O(N h w C), and what a pooling does to each cosine. A loss counts
          the ops that it calls: `lvs` a soft threshold and a cosine map, `fnac` a max and the forward of a cosine map,
-         `slavc` two products with gradients of one side each (4 G, 8 G), `ssl_align` three means of N x 3 N pairs.
+         `slavc` two products with gradients of one side each (4 G, 8 G), `ssl_tie` twice what `lvs` does, `ssl_align`
+         three means of N x 3 N pairs.
 Tokens   `tokens`, and `token_heads` with two heads, have sizes of their own, TOKEN_SHAPES: dot products, the maximum
          over cells (and heads), and the mean over the tokens that a mask keeps.
+Losses   "loss / ops" is the time of a loss over that of the ops that it calls, with random upstream gradients: what
+         stands between them, as cross-entropy, costs the rest.
+Dispatch "us outside", on a CPU: wall time of a call that is not spent in compiled kernels, but in Python, dispatch,
+         autograd and other ops of torch.
 mm       torch.mm of (N h w, C) by (C, M T), which is 1 G, into a ready buffer, same dtype. For `mean`, `cosine_map` and
          `ssl_align`, which stream, see gbytes_per_s: inputs (twice with backward), gradients and output over time.
 Memory   peak_bytes: the most memory in use during one call, minus that before it (inputs, upstream gradient), minus the
@@ -42,6 +47,7 @@ Memory   peak_bytes: the most memory in use during one call, minus that before i
 import argparse
 import itertools
 import json
+import statistics
 import sys
 import typing
 from collections.abc import Callable
@@ -65,6 +71,7 @@ from .measure import (
     peak_resident,
     quartiles,
     ratio,
+    seconds_outside,
     time_rounds,
     try_compiled,
 )
@@ -201,6 +208,8 @@ def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
         else:
             notes[key] = call
     jobs |= {name: passes[which] for name, passes in others.items() if callable(passes[which])}
+    if case.ops is not None:
+        jobs["ops"] = inputs.ops_job(partial(case.ops, backend=options.backend), which)
     samples = time_rounds(jobs, Stopwatch(options.device, options.flush_l2), options.rounds, options.least_seconds)
     row: dict[str, typing.Any] = {"rounds": len(samples["fast"][0])}
     clock = 1 if options.clock == "cpu" else 0
@@ -235,9 +244,18 @@ def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
         "flops": flops,
         "gflops": flops / row["ms"] / 1e6,
         "mm_gflops": mm_flops / row["mm_ms"] / 1e6,
+        "loss_per_ops": ratio(samples["fast"][clock], samples["ops"][clock]) if "ops" in samples else None,
+        "dispatch_us": _dispatch_us(jobs["fast"], options),
         "mm_fraction": None if case.streams or mm_ratio is None else flops / mm_flops * mm_ratio,
         "gbytes_per_s": traffic / row["ms"] / 1e6,
     }
+
+
+def _dispatch_us(job: Callable, options: argparse.Namespace) -> float | None:
+    """Microseconds of `job` that are not spent in compiled kernels; the median of as many calls as there are rounds."""
+    if options.device == "cuda" or options.backend != "compiled":
+        return None
+    return 1e6 * statistics.median(seconds_outside(job) for _ in range(options.rounds))
 
 
 def run(options: argparse.Namespace) -> int:

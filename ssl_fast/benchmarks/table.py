@@ -30,6 +30,8 @@ COLUMNS = {  # title: width, text of a row
     "GFLOP/s": (7, lambda r: _number(r["gflops"])),
     "% of mm": (7, lambda r: _number(r["mm_fraction"], 100)),
     "GB/s": (5, lambda r: "-" if r["mm_fraction"] is not None else _number(r["gbytes_per_s"])),
+    "loss / ops": (10, lambda r: _number(r["loss_per_ops"])),
+    "us outside": (10, lambda r: _number(r["dispatch_us"])),
     "peak MiB": (8, lambda r: _number(r["peak_bytes"], 2**-20)),
     "reference MiB": (13, lambda r: _number(r["reference_peak_bytes"], 2**-20)),
 }
@@ -77,7 +79,7 @@ def caption(head: dict, channels: int) -> str:
     """Caption of the table: machine, versions, meaning of the columns. head: see `environment.header`."""
     return (
         f"{machine(head)}, C = {channels}. ms: median wall time ± half the interquartile range; CPU ms: of all "
-        f"threads. x, % of mm: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. GB/s: of "
-        f"memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. Peak MiB of the kernels and of the "
-        f"reference: beyond inputs, output and gradients."
+        f"threads. x, % of mm, loss / ops: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. "
+        f"GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. us outside: what a call takes "
+        f"outside of kernels. Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
     )

@@ -25,10 +25,12 @@ OPS = (
     "ez_vsl",
     "slavc",
     "fnac",
+    "ssl_tie",
     "tokens",
     "token_heads",
 )
 OWN_SIZES = OPS[-2:]
+LOSSES = OPS[5:-2]
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 COMPILE_MODES = ("default", "max-autotune")  # of torch.compile
 
@@ -53,6 +55,10 @@ def _names(choices: Sequence[str], text: str) -> list[str]:
     return text.split(",")
 
 
+def _ops(text: str) -> list[str]:
+    return list(LOSSES) if text == "losses" else _names(OPS, text)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
@@ -61,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--markdown", action="store_true", help="print a Markdown table")
     add(
         "--ops",
-        type=partial(_names, OPS),
+        type=_ops,
         metavar="A,B",
-        help=f"of {', '.join(OPS)} (default: all; the last two have sizes of their own)",
+        help=f"of {', '.join(OPS)} (default: all; the last two have sizes of their own); losses: all losses",
     )
     add(
         "--batch",

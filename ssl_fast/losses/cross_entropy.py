@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import JoinedBatch, together
-from ..ops.checks import check_tensor
+from ..ops.checks import check_tensor, use_compiled
+from ..ops.cross_entropy import fused_cross_entropy
 from ..ops.tokens import TokenPooling
 from .extra import ExtraColumns, ExtraNegatives, check_extra
 
@@ -186,6 +187,12 @@ def cross_entropy(
     return batch.mean(losses) if queries is None else losses.sum() / queries.sum()
 
 
+def has_kernel(batch: JoinedBatch, scores: Tensor, positives: Tensor | None, backend: str, **options) -> bool:
+    """True if `fused_cross_entropy` computes what `cross_entropy` does, options included."""
+    plain = batch.group is None and not several(positives) and all(option is None for option in options.values())
+    return plain and not scores.is_cuda and use_compiled(backend, scores)
+
+
 def contrast(
     batch: JoinedBatch,
     scores: Tensor,
@@ -194,21 +201,38 @@ def contrast(
     negatives: str,
     tau: float = 1.0,
     margin: float = 0.0,
+    *,
+    weight: float = 1.0,
+    backend: str = "reference",
     **options,
 ) -> Tensor:
-    """Cross-entropy of scores (N, M + K) against `negatives`: "audio" (rows), "image" (columns), "both" (their sum).
-    The last K columns, of the extra negatives, are those of rows only. options: of `cross_entropy`."""
+    """`weight` times the cross-entropy of scores (N, M + K) against `negatives`: "audio" (rows), "image" (columns),
+    "both" (their sum). The last K columns, of the extra negatives, are those of rows only. backend: of scores that came
+    from a kernel, that of the loss; others stay differentiable twice. options: of `cross_entropy`."""
     pairs = extra.without(scores, 1)
     check_positives(pairs.shape[0], pairs.shape[1], positives, scores.device)
+    if negatives != "image" and scores.shape[1] < 2:
+        raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
+    if negatives != "audio" and batch.size < 2:
+        raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
+    fused = has_kernel(batch, scores, positives, backend, **options)
+    weighed = extra.weigh(scores, tau)
+    if fused and negatives == "both" and positives is None:
+        loss = fused_cross_entropy(weighed, None, tau, margin, rows=True, columns=True)
+        return loss if weight == 1 else loss * weight
     terms = []
     if negatives != "image":
-        if scores.shape[1] < 2:
-            raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
-        terms.append(cross_entropy(batch, extra.weigh(scores, tau), positives, tau, margin, **options))
+        terms.append(
+            fused_cross_entropy(weighed, positives, tau, margin, rows=True, columns=False)
+            if fused
+            else cross_entropy(batch, weighed, positives, tau, margin, **options)
+        )
     if negatives != "audio":
-        if batch.size < 2:
-            raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
         if batch.group is None and not several(positives):  # some columns may be nobody's positive
             pairs, positives = own(pairs, positives, 1), None
-        terms.append(cross_entropy(batch, pairs, positives, tau, margin, down=True, **options))
-    return total(terms)
+        terms.append(
+            fused_cross_entropy(pairs, None, tau, margin, rows=False, columns=True)
+            if fused
+            else cross_entropy(batch, pairs, positives, tau, margin, down=True, **options)
+        )
+    return total(terms) if weight == 1 else total(terms) * weight

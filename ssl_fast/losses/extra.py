@@ -110,7 +110,7 @@ class ExtraColumns:
 
     def without(self, x: Tensor, dim: int = 0) -> Tensor:
         """x with M + K entries along `dim` -> the first M."""
-        return x.narrow(dim, 0, x.shape[dim] - self.count)
+        return x.narrow(dim, 0, x.shape[dim] - self.count) if self.count else x
 
     def masks(self, name: str, mask: Tensor | None, audio: Tensor) -> Tensor | None:
         """The mask (M, T) of the argument `name`, or None -> that of all audio (M + K, C, T)."""

@@ -10,7 +10,8 @@ from torch import Tensor
 from .. import ops
 from ..distributed import JoinedBatch
 from ..ops.checks import check_pair, check_tensor, without_autocast
-from ..ops.mean import mean_vector
+from ..ops.cross_entropy import fused_cross_entropy
+from ..ops.mean import mean_vectors
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.similarity import similarity_and_map
 from ..ops.tokens import TokenPooling
@@ -21,6 +22,7 @@ from .cross_entropy import (
     contrast,
     cross_entropy,
     gather_tokens,
+    has_kernel,
     join,
     own,
     target_columns,
@@ -62,7 +64,7 @@ def margin_nce(
     tokens = gather_tokens(batch, tokens, extra, audio)
     scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
     negatives, weight = direction(symmetric)
-    return contrast(batch, scores, positives, extra, negatives, tau, margin) * weight
+    return contrast(batch, scores, positives, extra, negatives, tau, margin, weight=weight, backend=backend)
 
 
 def lvs(
@@ -146,18 +148,22 @@ def _lvs(
     pooling = ops.SoftThreshold(epsilon, beta)
     if not (hard_negative or need_map):
         scores = pooled(visual, audio, pooling, mean_weight, backend)
-        return contrast(batch, scores, positives, extra, "audio", tau, margin, repeat=repeat), scores.new_empty(0)
+        loss = contrast(batch, scores, positives, extra, "audio", tau, margin, backend=backend, repeat=repeat)
+        return loss, scores.new_empty(0)
     check_pair(visual, audio)
     check_positives(visual.shape[0], audio.shape[0] - extra.count, positives, visual.device)
     columns = target_columns(positives, visual).flatten()
     scores, maps = similarity_and_map(visual, audio, pooling, columns, backend=backend)
     scores = blend(scores, visual, audio, mean_weight, backend)
     if not hard_negative:
-        return contrast(batch, scores, positives, extra, "audio", tau, margin, repeat=repeat), maps
-    cells = maps.flatten(1)
-    weight = F.logsigmoid(((epsilon_negative if tri_map else epsilon) - cells) / beta).softmax(1)
-    background = (weight * cells).sum(1, keepdim=True)
-    scores = torch.cat([extra.weigh(scores, tau), background], 1)
+        return contrast(batch, scores, positives, extra, "audio", tau, margin, backend=backend, repeat=repeat), maps
+    cells, scores = maps.flatten(1), extra.weigh(scores, tau)
+    below = epsilon_negative if tri_map else epsilon
+    if has_kernel(batch, scores, positives, backend, repeat=repeat):
+        background = {"maps": cells, "epsilon": below, "beta": beta}
+        return fused_cross_entropy(scores, positives, tau, margin, rows=True, columns=False, **background), maps
+    weight = F.logsigmoid((below - cells) / beta).softmax(1)
+    scores = torch.cat([scores, (weight * cells).sum(1, keepdim=True)], 1)
     return cross_entropy(batch, scores, positives, tau, margin, repeat=repeat), maps
 
 
@@ -185,7 +191,7 @@ def ez_vsl(
     audio = extra.behind(audio)
     tokens = gather_tokens(batch, tokens, extra, audio)
     scores = pooled(visual, audio, ops.Max(), mean_weight, backend, tokens)
-    return contrast(batch, scores, positives, extra, "both", tau, margin)
+    return contrast(batch, scores, positives, extra, "both", tau, margin, backend=backend)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -265,19 +271,36 @@ def slavc(
             positives,
             extra,
             negatives,
+            weight=weight,
+            backend=backend,
         )
-        * weight
         for features in terms
     )
 
 
-def _row_difference(batch: JoinedBatch, p: Tensor, q: Tensor, positives: Tensor | None) -> Tensor:
-    """mean |p - q| of square matrices whose rows sum to 1; of this process, the rows (N, M) with these positives.
+class _Gram(torch.autograd.Function):
+    """x @ x.mT, whose gradient is one product and not two."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x @ x.mT
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return (grad + grad.mT) @ ctx.saved_tensors[0]
+
+
+def _row_differences(batch: JoinedBatch, difference: Tensor, positives: Tensor | None) -> list[Tensor]:
+    """mean |p - q| of K pairs of square matrices whose rows sum to 1, difference = p - q (K, N, M); of this process,
+    the rows with these positives.
 
     The diagonal, close to 1 in both, is taken from the rest of the row, where the difference keeps its digits.
     """
-    difference = (p - q).scatter(1, target_columns(positives, p), 0)
-    return batch.mean(difference.abs().sum(1) + difference.sum(1).abs()) / p.shape[1]
+    columns = target_columns(positives, difference[0]).expand(len(difference), -1, -1)
+    difference = difference.scatter(2, columns, 0)
+    rows = difference.abs().sum(2) + difference.sum(2).abs()
+    return [batch.mean(one) / difference.shape[2] for one in rows]
 
 
 def fnac(
@@ -311,28 +334,33 @@ def fnac(
     if not without_l1:
         check_one_positive(positives, "with L1 terms, whose matrices are of pairs")
     batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
-    scores = pooled(visual, extra.behind(audio), ops.Max(), mean_weight, backend)
-    nce = contrast(batch, scores, positives, extra, "both", tau)
+    every = extra.behind(audio)
     if without_l1:
-        return nce
+        scores = pooled(visual, every, ops.Max(), mean_weight, backend)
+        return contrast(batch, scores, positives, extra, "both", tau, backend=backend)
+    check_pair(visual, every)
+    check_positives(visual.shape[0], audio.shape[0], positives, visual.device)
+    columns = target_columns(positives, visual).flatten()
+    scores, cells = similarity_and_map(visual, every, ops.Max(), columns, backend=backend)
+    scores = blend(scores, visual, every, mean_weight, backend)
+    nce = contrast(batch, scores, positives, extra, "both", tau, backend=backend)
     audio, scores = own(audio, positives), extra.without(scores, 1)
     if group is None:
         scores, positives = own(scores, positives, 1), None
     with torch.no_grad():
-        cells = ops.cosine_map(visual, audio, backend=backend)
         low, high = cells.amin((1, 2), keepdim=True), cells.amax((1, 2), keepdim=True)
-        weight = ((cells - low) / (high - low + 1e-5) > threshold).to(cells.dtype) / cells[0].numel()
+        foreground = (cells - low) / (high - low + 1e-5) > threshold
+        of_cells = torch.stack([torch.ones_like(cells), foreground.to(cells.dtype)]) / cells[0].numel()
+    sound = unit(audio.to(accumulate_dtype(audio)))
+    vectors = torch.stack([sound, *mean_vectors(visual, of_cells, backend=backend)])
     with without_autocast(visual):
-        sound = unit(audio.to(accumulate_dtype(audio)))
-        mean, foreground = (mean_vector(visual, part, backend=backend) for part in (None, weight))
-        audio_audio, mean_mean, front_front = (
-            torch.softmax(x @ batch.gather(x).t() / tau, 1) for x in (sound, mean, foreground)
-        )
-    visual_audio = torch.softmax(scores / tau, 1)
-    fns1, tns, fns2 = (
-        _row_difference(batch, p, q, positives)
-        for p, q in ((audio_audio, visual_audio), (audio_audio, front_front), (mean_mean, visual_audio))
-    )
+        if has_kernel(batch, scores, positives, backend):
+            products = _Gram.apply(vectors)
+        else:
+            products = vectors @ torch.stack([batch.gather(x) for x in vectors]).mT
+    audio_audio, mean_mean, front_front, visual_audio = torch.softmax(torch.cat([products, scores[None]]) / tau, 2)
+    differences = torch.stack([audio_audio - visual_audio, audio_audio - front_front, mean_mean - visual_audio])
+    fns1, tns, fns2 = _row_differences(batch, differences, positives)
     loss = nce + weights[0] * fns1 + weights[1] * tns + weights[2] * fns2
     return (loss, {"nce": nce, "fns1": fns1, "tns": tns, "fns2": fns2}) if return_terms else loss
 

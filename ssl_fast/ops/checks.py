@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .reference import unit
 
-INTERFACE = 4  # of csrc/module.cpp
+INTERFACE = 5  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -34,6 +34,7 @@ INSTALL = "pip install --force-reinstall --no-deps ."
 TRANSFORMED = "the kernels have a backward pass, and no rule for forward-mode derivatives or torch.func transforms"
 # Private names of torch. Without this check torch.library would drop tangents, and derivatives would be 0.
 _transforms_active = torch._C._are_functorch_transforms_active
+_any_autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)  # the quick question
 
 
 def use_compiled(backend: str, tensor: Tensor) -> bool:
@@ -43,10 +44,10 @@ def use_compiled(backend: str, tensor: Tensor) -> bool:
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     if backend == "reference":
         return False
-    device = tensor.device
     transformed = _transforms_active() or forward_ad._current_level >= 0
-    if extension is not None and device.type in ("cpu", "meta") and not transformed:
+    if extension is not None and (tensor.is_cpu or tensor.is_meta) and not transformed:
         return True
+    device = tensor.device
     return has_kernels(backend, device.type, device.index, transformed)
 
 
@@ -159,7 +160,7 @@ def check_pair(
         )
     if visual.dtype not in DTYPES:
         raise TypeError(f"{visual_name}: expected float32, bfloat16, float16 or float64, got {visual.dtype}")
-    if audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual):
+    if audio.dtype != visual.dtype and (audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual)):
         raise TypeError(f"{audio_name}: expected {visual.dtype} to match {visual_name}, got {audio.dtype}")
     if audio.device != visual.device:
         raise ValueError(f"{audio_name}: expected device {visual.device} to match {visual_name}, got {audio.device}")
@@ -184,6 +185,8 @@ def autocast_inputs(*features: Tensor, normalize: bool = True) -> tuple[Tensor, 
 
     The compiled kernels accumulate in float32 either way.
     """
+    if not torch.compiler.is_compiling() and not _any_autocast():
+        return features
 
     def cast(x: Tensor) -> Tensor:
         dtype = _computed_dtype(x)

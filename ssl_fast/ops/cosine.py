@@ -47,7 +47,7 @@ def _cosine_map(visual: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     audio = audio.contiguous()
     maps, inverse_norm = _outputs(visual)
     if visual.numel():
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.pass_flops(visual)) as launch:
             launch.kernels.cosine_forward(
                 kernels.shape_of(launch.kernels, visual, len(audio)),
                 visual=buffer(visual),
@@ -64,7 +64,7 @@ def _(visual, audio):
     return _outputs(visual)
 
 
-@library.op("cosine_map_backward")
+@library.op("cosine_map_backward", outside=3)
 def _cosine_map_backward(
     grad: Tensor, visual: Tensor, audio: Tensor, maps: Tensor, inverse_norm: Tensor, need_visual: bool, need_audio: bool
 ) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _cosine_map_backward(
     visual = dense(visual)
     grad_visual, grad_audio = _gradients(visual, audio, need_visual, need_audio)
     if visual.numel():
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.pass_flops(visual)) as launch:
             launch.kernels.cosine_backward(
                 kernels.shape_of(launch.kernels, visual, len(audio)),
                 visual=buffer(visual),
@@ -105,7 +105,7 @@ def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
 
 
-def _backward(ctx, grad, _):
+def _backward(ctx, grad, *_):
     if grad is None:
         return None, None
     need_visual, need_audio = ctx.needs_input_grad
@@ -114,4 +114,4 @@ def _backward(ctx, grad, _):
     return grad_visual if need_visual else None, grad_audio.to(audio.dtype) if need_audio else None
 
 
-_cosine_map.register_autograd(_backward, setup_context=_setup_context)
+_cosine_map.register_autograd(_backward, setup_context=_setup_context, outputs=1)

@@ -28,6 +28,11 @@ def _cuda_cache_bytes() -> int:
 CUDA_CACHED_ALPHA_BYTES = _cuda_cache_bytes()  # the same of the CUDA kernels
 # 16 bits hold alphas in steps of 3e-5: of what is divided by less than this (beta, tau), they are computed again.
 CACHED_DIVISOR = 1e-3
+# Arithmetic below which a call runs on one thread: waking another costs up to 15 microseconds where it sleeps (the time
+# of about 1.5 million of these operations), and milliseconds where its core has other work.
+SERIAL_FLOPS = 4e6
+# What an exponential, or a number that is read from memory or written, counts as in such arithmetic.
+EXPONENTIAL_FLOPS, MEMORY_FLOPS = 64, 16
 COLUMNS = 8  # rows of their matrices with a column for each audio are filled up to a multiple of this
 
 
@@ -43,12 +48,27 @@ def runs_on_cuda(tensor: Tensor) -> bool:
     return tensor.is_cuda
 
 
-def launch_on(tensor: Tensor) -> AbstractContextManager[Launch]:
-    """A context with the launch for this tensor's device. What torch computes inside on CUDA is not subject to
-    autocast."""
+def launch_on(tensor: Tensor, flops: float = SERIAL_FLOPS) -> AbstractContextManager[Launch]:
+    """A context with the launch for this tensor's device; on a CPU, that of so much arithmetic. What torch computes
+    inside on CUDA is not subject to autocast."""
     if tensor.is_cuda:
         return _cuda_launch(tensor)
-    return contextlib.nullcontext(Launch(extension, {"threads": torch.get_num_threads()}))
+    return contextlib.nullcontext(Launch(extension, {"threads": threads_for(flops)}))
+
+
+def threads_for(flops: float) -> int:
+    """How many threads of a CPU share so much arithmetic."""
+    return 1 if flops < SERIAL_FLOPS else torch.get_num_threads()
+
+
+def product_flops(visual: Tensor, audios: int) -> int:
+    """Arithmetic of the product of all cells with so many audios."""
+    return 2 * visual.numel() * audios
+
+
+def pass_flops(visual: Tensor) -> int:
+    """The same of one pass over the images."""
+    return MEMORY_FLOPS * visual.numel()
 
 
 @contextlib.contextmanager
@@ -62,13 +82,13 @@ def _cuda_launch(tensor: Tensor) -> Iterator[Launch]:
 
 def memory_format(visual: Tensor) -> torch.memory_format:
     """The layout in which a kernel reads this tensor (after a copy, where it has neither)."""
-    last = visual.is_contiguous(memory_format=torch.channels_last) and not visual.is_contiguous()
+    last = not visual.is_contiguous() and visual.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 def dense(visual: Tensor) -> Tensor:
     """The same values in one of the two layouts that kernels read."""
-    return visual.contiguous(memory_format=memory_format(visual))
+    return visual if visual.is_contiguous() else visual.contiguous(memory_format=memory_format(visual))
 
 
 @functools.cache
@@ -84,7 +104,7 @@ def dense_audio(audio: Tensor) -> Tensor:
 
 def rows_of(audio: Tensor) -> int:
     """M of (M, C); M * T of (M, C, T)."""
-    return audio.shape[0] * audio.shape[2:].numel()
+    return audio.shape[0] if audio.dim() == 2 else audio.shape[0] * audio.shape[2]
 
 
 def tokens_of(audio: Tensor | None) -> int:
@@ -110,11 +130,16 @@ def shape_of(
 
     A map of one cell counts as channels last: its channels are contiguous.
     """
-    count, channels, height, width = visual.shape
-    last = memory_format(visual) == torch.channels_last or height * width == 1
+    last = not visual.is_contiguous() and memory_format(visual) == torch.channels_last
+    return _shape(kernels, visual.dtype, last, visual.shape, images, audios, normalized, tokens_of(audio), heads, head)
+
+
+@functools.lru_cache(maxsize=256)  # making one takes longer than finding it
+def _shape(kernels, dtype, last, size, images, audios, normalized, tokens, heads, head):
+    count, channels, height, width = size
     return kernels.Shape(
-        dtype=dtype_of(kernels, visual.dtype),
-        channels_last=last,
+        dtype=dtype_of(kernels, dtype),
+        channels_last=last or height * width == 1,
         images=count if images is None else images,
         audios=audios,
         channels=channels // heads,
@@ -122,7 +147,7 @@ def shape_of(
         normalized=normalized,
         all_channels=channels,
         first_channel=head * (channels // heads),
-        tokens=tokens_of(audio),
+        tokens=tokens,
     )
 
 
@@ -155,10 +180,16 @@ def features_of(
     )
 
 
+def _empty_like(visual: Tensor) -> Tensor:
+    if visual.is_contiguous():
+        return torch.empty_like(visual)
+    return torch.empty_like(visual, memory_format=memory_format(visual))
+
+
 def empty_gradients(visual: Tensor, audio: Tensor, need_visual: bool, need_audio: bool) -> tuple[Tensor, Tensor]:
     """Room for the gradients of visual (N, C, h, w) and audio, both `dense`; (0,) for one that is not needed."""
     return (
-        torch.empty_like(visual, memory_format=memory_format(visual)) if need_visual else visual.new_empty(0),
+        _empty_like(visual) if need_visual else visual.new_empty(0),
         torch.empty_like(dense_audio(audio)) if need_audio else audio.new_empty(0),
     )
 
@@ -205,7 +236,9 @@ def empty_cache(visual: Tensor, audios: int, cached: bool, maps: int = 1, heads:
 
 def cached_images(alphas: Tensor, visual: Tensor, audios: int) -> int:
     """Number of images that cached alphas belong to."""
-    return alphas.shape[0] // max(cache_rows(visual, audios), 1)
+    rows, columns = alphas.shape
+    panels = 1 if runs_on_cuda(visual) else -(-audios // columns)
+    return rows // max(panels * visual.shape[2] * visual.shape[3], 1)
 
 
 def check_cache(alphas: Tensor, visual: Tensor) -> None:

@@ -8,7 +8,7 @@ from .checks import autocast_inputs, check_pair, use_compiled
 from .kernels import buffer, dense, dense_audio, empty_cache, rows_of
 from .poolings import Max
 from .reference import accumulate_dtype, unit
-from .similarity import _pooled_similarity, _pooled_similarity_backward, check_visual_mask, cpu_shape, pooled_similarity
+from .similarity import _pooled_similarity, _pooled_similarity_backward, check_visual_mask, pooled_similarity
 from .tokens import TokenMean, check_tokens, fill_masked, scoring_of
 
 
@@ -111,9 +111,11 @@ def _late_interaction(
     outputs = _outputs(visual, audio, heads)
     for head in range(heads if outputs[0].numel() else 0):
         scores, argmax, norm, back, back_argmax, back_norm = (x.chunk(heads)[head] for x in outputs)
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.product_flops(visual, rows_of(audio))) as launch:
             launch.kernels.similarity_forward(
-                cpu_shape(launch, visual, audio, normalized, heads, head),
+                kernels.shape_of(
+                    launch.kernels, visual, rows_of(audio), None, normalized, audio=audio, heads=heads, head=head
+                ),
                 kernels.features_of(launch.kernels, visual, audio, norm, empty_cache(visual, 0, False)),
                 pooling=launch.kernels.Pooling.max,
                 parameters=[],

@@ -22,18 +22,26 @@ def mean_vector(visual: Tensor, weight: Tensor | None = None, *, backend: str = 
     return vectors.mean((2, 3)) if weight is None else (vectors * weight[:, None].to(dtype)).sum((2, 3))
 
 
+def mean_vectors(visual: Tensor, weights: Tensor, *, backend: str = "auto") -> Tensor:
+    """`mean_vector` by each of weights (K, N, h, w) -> (K, N, C), on a CPU in one pass over the features."""
+    if not visual.is_cuda and use_compiled(backend, visual):
+        return mean_direction(visual, weights.flatten(2).to(accumulate_dtype(visual)).contiguous())[0]
+    return torch.stack([mean_vector(visual, weight, backend=backend) for weight in weights])
+
+
 @library.op("mean_direction")
 def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
-    """visual (N, C, h, w), weight (N, h*w) summing to 1 over an image, or None -> (mean (N, C), 1 / |visual| (N,
-    h*w))."""
+    """visual (N, C, h, w), weight (N, h*w), or None: 1 / (h w) -> (mean (N, C), 1 / |visual| (N, h*w)). On a CPU also
+    weight (K, N, h*w) -> mean (K, N, C)."""
     visual = dense(visual)
-    mean, inverse_norm = _outputs(visual)
+    mean, inverse_norm = _outputs(visual, weight)
     if visual.numel():
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.pass_flops(visual)) as launch:
             launch.kernels.mean_forward(
                 kernels.shape_of(launch.kernels, visual, 0),
                 visual=buffer(visual),
                 weight=buffer(weight),
+                means=_means(weight),
                 inverse_norm=buffer(inverse_norm),
                 out=buffer(mean),
                 **launch.args,
@@ -41,28 +49,33 @@ def mean_direction(visual: Tensor, weight: Tensor | None) -> tuple[Tensor, Tenso
     return mean, inverse_norm
 
 
-def _outputs(visual):
+def _means(weight):
+    return len(weight) if weight is not None and weight.dim() == 3 else 1
+
+
+def _outputs(visual, weight):
     images, channels, height, width = visual.shape
-    dtype = accumulate_dtype(visual)
-    return visual.new_empty(images, channels, dtype=dtype), visual.new_empty(images, height * width, dtype=dtype)
+    dtype, rows = accumulate_dtype(visual), (images,) if weight is None else weight.shape[:-1]
+    return visual.new_empty(*rows, channels, dtype=dtype), visual.new_empty(images, height * width, dtype=dtype)
 
 
 @mean_direction.register_fake
 def _(visual, weight):
-    return _outputs(visual)
+    return _outputs(visual, weight)
 
 
-@library.op("mean_direction_backward")
+@library.op("mean_direction_backward", outside=2)
 def mean_direction_backward(grad: Tensor, visual: Tensor, weight: Tensor | None, inverse_norm: Tensor) -> Tensor:
     grad = grad.contiguous()
     visual = dense(visual)
     grad_visual = torch.empty_like(visual, memory_format=kernels.memory_format(visual))
     if visual.numel():
-        with kernels.launch_on(visual) as launch:
+        with kernels.launch_on(visual, kernels.pass_flops(visual)) as launch:
             launch.kernels.mean_backward(
                 kernels.shape_of(launch.kernels, visual, 0),
                 visual=buffer(visual),
                 weight=buffer(weight),
+                means=_means(weight),
                 inverse_norm=buffer(inverse_norm),
                 grad_out=buffer(grad),
                 grad_visual=buffer(grad_visual),

@@ -100,7 +100,7 @@ def _run_cpu(features, tau, reduce, instances, saved, grad_scores=None, grads=(N
     """The forward pass, or with grad_scores the backward pass."""
     visual_loc, visual_avc, audio_loc, audio_avc = features
     scores, pair_norm, instance_norm, argmax, norm_loc, norm_avc, alphas_loc, alphas_avc = saved
-    with kernels.launch_on(visual_loc) as launch:
+    with kernels.launch_on(visual_loc, 2 * kernels.product_flops(visual_loc, len(audio_loc))) as launch:
         space = functools.partial(kernels.features_of, launch.kernels)
         args = {
             "shape": kernels.shape_of(launch.kernels, visual_loc, len(audio_loc)),
@@ -278,7 +278,7 @@ def _gradients(visual_loc, audio_loc, need_visual, need_audio):
     return loc[0], avc[0], loc[1], avc[1]
 
 
-@library.op("product_log_scores_backward")
+@library.op("product_log_scores_backward", outside=5)
 def _product_backward(
     grad_scores: Tensor,
     visual_loc: Tensor,
@@ -341,4 +341,4 @@ def _backward(ctx, grad_scores, *_):
     return *(grad if wanted else None for grad, wanted in zip(grads, need)), *none
 
 
-_product.register_autograd(_backward, setup_context=_setup_context)
+_product.register_autograd(_backward, setup_context=_setup_context, outputs=1)

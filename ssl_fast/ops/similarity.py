@@ -1,5 +1,7 @@
 """All-pairs cosine similarity maps, pooled over the cells of each image (LVS, MarginNCE, EZ-VSL, SSL-Align)."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,8 @@ def pooled_similarity(
         raise TypeError(f"pooling: expected {', '.join(names)} or {last}, got {pooling!r}")
     if isinstance(pooling, Mean) and pooling.mask is not None:
         _check_mask(pooling.mask, visual)
-    check_tokens(tokens, audio)
+    if tokens is not None or audio.dim() == 3:
+        check_tokens(tokens, audio)
     compiled = use_compiled(backend, visual)
     if audio.dim() == 2 and visual_mask is None and bias is None and heads == 1 and normalize and not nonnegative:
         return _cell_scores(visual, audio, pooling) if compiled else pooled_similarity_reference(visual, audio, pooling)
@@ -110,23 +113,25 @@ def _cell_scores(visual: Tensor, audio: Tensor, pooling: Pooling, normalized: bo
 
 
 def similarity_and_map(
-    visual: Tensor, audio: Tensor, pooling: SoftThreshold, positives: Tensor, *, backend: str = "auto"
+    visual: Tensor, audio: Tensor, pooling: SoftThreshold | Max, positives: Tensor, *, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """`pooled_similarity`, and `cosine_map(visual, audio[positives])`, in one pass over the features.
 
-    positives: the audio of each image, int64 (N,). Returns S (N, M) and alpha (N, h, w), both differentiable.
+    positives: the audio of each image, int64 (N,). Returns S (N, M) and alpha (N, h, w), both differentiable; alpha is
+    not with `Max`, as the gather of a maximum has no place for a gradient of the map.
     """
     check_pair(visual, audio)
     visual, audio = autocast_inputs(visual, audio)
-    if not isinstance(pooling, SoftThreshold):  # the gather of a maximum has no place for a gradient of the map
-        raise TypeError(f"pooling: expected ops.SoftThreshold, got {pooling!r}")
+    if not isinstance(pooling, SoftThreshold | Max):
+        raise TypeError(f"pooling: expected ops.SoftThreshold or ops.Max, got {pooling!r}")
     check_tensor("positives", positives)
     if positives.shape != visual.shape[:1] or positives.dtype != torch.int64:
         raise ValueError(
             f"positives: expected int64 ({visual.shape[0]},), got {positives.dtype} {tuple(positives.shape)}"
         )
     if not use_compiled(backend, visual):
-        return pooled_similarity_reference(visual, audio, pooling), cosine_map_reference(visual, audio[positives])
+        maps = cosine_map_reference(visual, audio[positives])
+        return pooled_similarity_reference(visual, audio, pooling), maps.detach() if pooling.sparse else maps
     scores, maps = _pooled_similarity(visual, audio, *_options(visual, audio, pooling, positives))[:2]
     return scores, maps.view(visual.shape[0], *visual.shape[2:])
 
@@ -209,15 +214,15 @@ def _pooled_similarity(
     on_cuda = kernels.runs_on_cuda(visual)
     # on a GPU, torch's own check of an index: this one would wait for it
     if positives is not None and positives.numel() and not on_cuda:
-        low, high = positives.min(), positives.max()
-        if not (low >= 0 and high < len(audio)):
+        low, high = (int(x) for x in torch.aminmax(positives))
+        if low < 0 or high >= len(audio):
             raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {low}..{high}")
     visual, audio = dense(visual), dense_audio(audio)
     outputs = _outputs(visual, audio, kind, positives, cached, heads)
     if outputs[0].numel():
         forward = _forward_cuda if on_cuda else _forward_cpu
         for head in range(heads):
-            saved = _of_head(visual, audio, heads, head, *outputs)
+            saved = outputs if heads == 1 else _of_head(visual, audio, heads, head, *outputs)
             forward(visual, audio, kind, parameters, normalized, positives, heads, head, *saved)
     return outputs
 
@@ -229,42 +234,48 @@ def _(visual, audio, kind, parameters, normalized, positives, cached, heads):
 
 def _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas):
     """Of `_outputs`, the images of one head."""
-    if heads == 1:
-        return scores, maps, residual, inverse_norm, alphas
     first, end = head * len(visual), (head + 1) * len(visual)
     rows = kernels.cache_rows(visual, rows_of(audio))
     return scores[first:end], maps, residual[first:end], inverse_norm[first:end], alphas[first * rows : end * rows]
 
 
-def _launch_args(launch, visual, audio, kind, parameters, positives, scores, maps, residual, inverse_norm, alphas):
-    """Keyword arguments of both CPU kernels."""
-    return {
-        "pooling": getattr(launch.kernels.Pooling, kind),
-        "parameters": parameters,
-        "cached_images": kernels.cached_images(alphas, visual, rows_of(audio)),
-        "positives": buffer(positives),
-        "positive_map": buffer(maps),
-        "scores": buffer(scores),
-        "residual": buffer(residual),
-        **launch.args,
-    }
+def _call_cpu(
+    name,
+    visual,
+    audio,
+    kind,
+    parameters,
+    normalized,
+    positives,
+    heads,
+    head,
+    scores,
+    maps,
+    residual,
+    inverse_norm,
+    alphas,
+    grad_visual=None,
+    grad_audio=None,
+    **upstream,
+):
+    """The forward or the backward pass of one head; features as they lie in memory."""
+    module, audios = kernels.extension, rows_of(audio)
+    getattr(module, name)(
+        kernels.shape_of(module, visual, audios, None, normalized, audio=audio, heads=heads, head=head),
+        kernels.features_of(module, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
+        pooling=getattr(module.Pooling, kind),
+        parameters=parameters,
+        cached_images=kernels.cached_images(alphas, visual, audios),
+        positives=buffer(positives),
+        positive_map=buffer(maps),
+        scores=buffer(scores),
+        residual=buffer(residual),
+        threads=kernels.threads_for(kernels.product_flops(visual, audios) / heads),
+        **upstream,
+    )
 
 
-def cpu_shape(launch, visual, audio, normalized, heads, head):
-    """Of one head; features as they lie in memory."""
-    audios = rows_of(audio)
-    options = {"normalized": normalized, "audio": audio, "heads": heads, "head": head}
-    return kernels.shape_of(launch.kernels, visual, audios, **options)
-
-
-def _forward_cpu(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
-    *_, inverse_norm, alphas = saved
-    with kernels.launch_on(visual) as launch:
-        launch.kernels.similarity_forward(
-            cpu_shape(launch, visual, audio, normalized, heads, head),
-            kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas),
-            **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
-        )
+_forward_cpu = functools.partial(_call_cpu, "similarity_forward")
 
 
 def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads, head, *saved):
@@ -291,7 +302,7 @@ def _forward_cuda(visual, audio, kind, parameters, normalized, positives, heads,
         maps.copy_(_cosine_map.function(visual, audio[positives])[0])
 
 
-@library.op("pooled_similarity_backward")
+@library.op("pooled_similarity_backward", outside=4)
 def _pooled_similarity_backward(
     grad_scores: Tensor,
     grad_map: Tensor | None,
@@ -318,8 +329,9 @@ def _pooled_similarity_backward(
         return gradients[0].zero_(), gradients[1].zero_()
     backward = _backward_cuda if kernels.runs_on_cuda(visual) else _backward_cpu
     wanted = [gradient if need else None for gradient, need in zip(gradients, (need_visual, need_audio))]
-    for head, upstream in enumerate(grad_scores.chunk(heads)):
-        saved = _of_head(visual, audio, heads, head, scores, maps, residual, inverse_norm, alphas)
+    for head, upstream in enumerate(grad_scores.chunk(heads) if heads > 1 else [grad_scores]):
+        saved = scores, maps, residual, inverse_norm, alphas
+        saved = saved if heads == 1 else _of_head(visual, audio, heads, head, *saved)
         pooling = kind, parameters, normalized, positives, heads, head
         backward(upstream, grad_map, visual, audio, *pooling, *saved, *wanted)
     return gradients
@@ -330,19 +342,8 @@ def _(grad_scores, grad_map, visual, audio, kind, parameters, normalized, positi
     return empty_gradients(visual, audio, *rest[-3:-1])
 
 
-def _backward_cpu(
-    grad_scores, grad_map, visual, audio, kind, parameters, normalized, positives, heads, head, *saved_and_gradients
-):
-    *saved, grad_visual, grad_audio = saved_and_gradients
-    *_, inverse_norm, alphas = saved
-    with kernels.launch_on(visual) as launch:
-        launch.kernels.similarity_backward(
-            cpu_shape(launch, visual, audio, normalized, heads, head),
-            kernels.features_of(launch.kernels, visual, audio, inverse_norm, alphas, grad_visual, grad_audio),
-            grad_scores=buffer(grad_scores),
-            grad_map=buffer(grad_map),
-            **_launch_args(launch, visual, audio, kind, parameters, positives, *saved),
-        )
+def _backward_cpu(grad_scores, grad_map, *arguments):
+    _call_cpu("similarity_backward", *arguments, grad_scores=buffer(grad_scores), grad_map=buffer(grad_map))
 
 
 def _backward_cuda(
@@ -462,4 +463,4 @@ def _backward(ctx, grad_scores, grad_map, *_):
     return grad_visual if need_visual else None, grad_audio if need_audio else None, *none
 
 
-_pooled_similarity.register_autograd(_backward, setup_context=_setup_context)
+_pooled_similarity.register_autograd(_backward, setup_context=_setup_context, outputs=2)
