@@ -84,7 +84,7 @@ def test_score_of_a_part_of_the_frame(backend):
         ValueError, match=re.escape("window: expected a part of 21 x 33 pixels of ground truth, got (0, 3, 22")
     ):
         score(Protocol(), maps, truth, window=(0, 3, 22, 9))
-    with pytest.raises(ValueError, match="window: expected none for figures of prompted, which rank all pixels"):
+    with pytest.raises(ValueError, match="window: expected none for 'denseav', whose figures rank all pixels"):
         score(PROTOCOLS["denseav"], maps, truth, window=(0, 3, 20, 9))
 
 

@@ -226,6 +226,7 @@ def test_sound_and_pictures_apart(tmp_path, capsys):
     film(source / "c.mp4", greys(15), stamps=[1 + k / 5 for k in range(15)], fps=5, sound=long)
     film(source / "d.mp4", greys(20), fps=5, sound=long)
     film(source / "e.ts", greys(100), sound=short)
+    film(source / "g.ts", greys(100), sound=long)
     data = film(tmp_path / "cut.mp4", greys(20), fps=5, sound=short, options={"movflags": "+faststart"}).read_bytes()
     (source / "f.mp4").write_bytes(data[: len(data) * 9 // 10])
     argv = ["data", "prepare", str(source), str(out), "--workers", "1", "--quiet"]
@@ -235,10 +236,11 @@ def test_sound_and_pictures_apart(tmp_path, capsys):
         assert "  kept: 3 (sound and pictures begin or end more than 0.5 s apart, see manifest.jsonl): 'a', 'b'" in told
         assert json.loads((out / "prepare.json").read_text())["apart"] == 3
     entries = {entry["id"]: entry for entry in lines(out)}
-    assert [entries[one].get("apart") for one in "abcd"] == [
+    assert [entries[one].get("apart") for one in "abcdg"] == [
         "sound ends at 2.00 s, pictures at 4.00 s",
-        "sound ends at 4.03 s, pictures at 2.00 s",  # mkv knows of no padding of the last frame
+        "sound ends at 4.03 s, pictures at 2.00 s",  # mkv, as ts, knows of no padding of the last frame
         "sound begins at 0.00 s, pictures at 1.00 s",
+        None,
         None,
     ]
     assert "end together" in entries["e"]["left_out"] and entries["f"]["left_out"].startswith("truncated")
@@ -246,10 +248,11 @@ def test_sound_and_pictures_apart(tmp_path, capsys):
         ("a", greys(20)[10], short),
         ("b", greys(10)[5], long),
         ("c", greys(15)[7], long[16000:]),
+        ("g", greys(100)[50], long),
     ):
         np.testing.assert_allclose(np.asarray(Image.open(out / f"frames/{one}.jpg")), shown, atol=4)
         found = soundfile.read(out / f"audio/{one}.wav")[0]
-        assert abs(len(found) - len(sound)) <= (1024 if one == "b" else 0)
+        assert abs(len(found) - len(sound)) <= (1024 if one in "bg" else 0)
         np.testing.assert_allclose(found[500 : len(sound) - 500], sound[500:-500, 0], atol=0.02)
     with pytest.raises(MediaError, match=r"a.mp4: expected sound and pictures that end together"):
         decode_audio(source / "a.mp4")
@@ -365,7 +368,7 @@ def test_sources_that_change(source, made, tmp_path):
     assert FolderSet(out, front_end="ez_vsl", size=32).ids == found.ids
     (out / f"audio/{IDS[0]}.wav").unlink()  # whose source is not there either
     found = prepare(source, out, set_name="vggsound")
-    lost = "neither its source nor all that was made of it is there any more"
+    lost = "its source is gone, and what was made of it is gone or has changed"
     assert found.ids == [IDS[2], IDS[3], "abcdefghij9_000000"] and found.left_out[lost] == [f"{NAMES[0]}.mp4"]
     assert found.notes == [f"1 files that manifest.jsonl does not name: 'frames/{IDS[0]}.jpg'"]
 
@@ -401,6 +404,8 @@ def test_refused(source, made, tmp_path, capsys):
     argv[3] = tmp_path / "new"
     fails(capsys, argv, f"{source}/a/loop: expected a link that leads elsewhere, got one to {source}/a, which it is in")
     (source / "a/loop").unlink()
+    with pytest.raises(ValueError, match="min_seconds: expected a positive number, got nan"):
+        prepare(source, argv[3], min_seconds=float("nan"))
     fails(capsys, [*argv, "--sample-rate", "100"], "sample_rate: expected 1000 to 768000 Hz, got 100")
     shutil.copy(source / f"{NAMES[0]}.mp4", source / "abcdefghij0_30000_40000.webm")
     fails(

@@ -322,6 +322,16 @@ def test_a_part_of_a_film_that_begins_within_a_frame(tmp_path, suffix):
         assert abs(len(decode_audio(target)[0]) / 16000 - (3 - begin)) < 0.1
 
 
+def test_an_mp4_of_fragments(tmp_path):
+    path = film(tmp_path / "a.mp4", greys(50), sound=tone(2, 16000), options={"movflags": "+dash"})
+    np.testing.assert_allclose(decode_image(path), greys(50)[25], atol=4)
+    assert len(decode_audio(path)[0]) == 32000
+    data = path.read_bytes()
+    path.write_bytes(data[: data.rindex(b"moof") - 4])
+    with pytest.raises(MediaError, match="a.mp4: truncated, its head tells of 2.08 s, "):
+        decode_image(path)
+
+
 def test_an_mp4_cut_between_two_packets_is_an_error(tmp_path):
     path = film(tmp_path / "a.mp4", greys(10), sound=tone(0.4, 16000), options={"movflags": "+faststart"})
     with av.open(str(path)) as container:

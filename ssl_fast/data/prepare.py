@@ -325,7 +325,7 @@ def _make(
     entries = {_paths(entry): entry for entry in gone.values()}
     for one in known.keys() - gone.keys() - {one.id for one in sources}:
         files = _paths(known[one])
-        reason = "neither its source nor all that was made of it is there any more"
+        reason = "its source is gone, and what was made of it is gone or has changed"
         entries[files] = _left_out(one, files, reason, files[0])
     tasks: list[_Task] = []
     for one in sources:

@@ -103,11 +103,8 @@ def score(
     left, top, right, bottom = window or (0, 0, width, height)
     if window is not None and not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(f"window: expected a part of {width} x {height} pixels of ground truth, got {window}")
-    if window is not None and (ranking := {"sources", "prompted"} & {*protocol.figures}):
-        name = ranking.pop()
-        raise ValueError(
-            f"window: expected none for figures of {name}, which rank all pixels of the image, got {window}"
-        )
+    if window is not None and {"sources", "prompted"} & {*protocol.figures}:
+        raise ValueError(f"window: expected none for {protocol.name!r}, whose figures rank all pixels, got {window}")
     size, seen = (bottom - top, right - left), truth[:, top:bottom, left:right]
     rules = _rules(protocol, threshold, own_threshold)
     enlarge = {kind: protocol.positive if kind == "positive" else protocol.negative for kind in sounds}

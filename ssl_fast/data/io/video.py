@@ -312,7 +312,8 @@ def _packets(path: str | os.PathLike, container, stream, ends: dict[int, float])
     if container.format.name in _HEADLESS:
         return  # a length that was guessed of these very packets, with that of a last frame, which itself may tell none
     if stream.duration is not None and stream.index in ends:
-        told = float((stream.duration + (stream.start_time or 0)) * stream.time_base)
+        # that of an index of fragments counts from time 0, not from the first picture
+        told = float((stream.duration + min(0, stream.start_time or 0)) * stream.time_base)
         found = ends[stream.index]
         # a packet: an edit list may begin within the first; avi counts pauses as packets
         slack = JUMP if container.format.name == "avi" else (found - starts[stream.index]) / count
