@@ -487,7 +487,7 @@ def test_a_released_pipeline_by_its_name(folder, tmp_path, monkeypatch):
         (["--model", "math:sin", "--alpha", "0.9"], "--alpha: expected with --object-weights, the prior"),
         (
             ["--model", "math:sin", "--protocol", "vssl_eval", "--negatives", ""],
-            "threshold: expected the universal one for",
+            "expected negative sounds for protocol 'vssl_eval', got none",
         ),
     ],
 )

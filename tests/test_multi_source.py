@@ -230,7 +230,7 @@ LACKING = {
     "vssl_eval": ({"negatives": []}, "expected negative sounds for protocol 'vssl_eval', got none"),
     "vssl_eval_unit": (
         {"negatives": ["offscreen"], "categories": [None] * 3},
-        "'image0_a': expected categories, for off-screen sounds for protocol 'vssl_eval_unit', got none",
+        "'image0_a': expected the categories that off-screen sounds need for protocol 'vssl_eval_unit', g",
     ),
 }
 

@@ -319,7 +319,7 @@ def _check_protocol(protocol: Protocol, name: str, sample_set: "SampleSet", nega
     if protocol.needs_threshold and not negatives:
         refuse("negative sounds", "none")
     if protocol.needs_threshold and not {*negatives} - {"offscreen"} and (unknown := _unknown(sample_set)):
-        refuse("categories, for off-screen sounds", "none", unknown[0])
+        refuse("the categories that off-screen sounds need", "none", unknown[0])
     if "prompted" in figures and None in sample_set.categories:
         refuse("the category that is prompted", "none", sample_set.categories.index(None))
     if "sources" in figures:

@@ -30,7 +30,7 @@ import numpy as np
 
 from .metrics import array, auc, check_values, ratio, success_rate
 
-MOST = 16  # sources of an image: their assignment takes 2^MOST steps
+MOST_SOURCES = 16  # of an image: their assignment takes 2^MOST_SOURCES steps
 BINARY = "cap_no_prior", "piap_avgn"  # what `binary_aps` returns
 
 
@@ -63,7 +63,7 @@ class Sources(typing.NamedTuple):
 
 def by_image(image_ids: Sequence[str]) -> list[tuple[int, list[int]]]:
     """For each sample its place among the samples of its image, and the indices of these, in order. ValueError for an
-    image with more than MOST sources."""
+    image with more than MOST_SOURCES sources."""
     groups: dict[str, list[int]] = {}
     places = []
     for i, image in enumerate(image_ids):
@@ -71,8 +71,10 @@ def by_image(image_ids: Sequence[str]) -> list[tuple[int, list[int]]]:
         places.append(len(members))
         members.append(i)
     for image, members in groups.items():
-        if len(members) > MOST:
-            raise ValueError(f"image_ids: expected at most {MOST} sources of an image, {image!r} has {len(members)}")
+        if len(members) > MOST_SOURCES:
+            raise ValueError(
+                f"image_ids: expected at most {MOST_SOURCES} sources of an image, {image!r} has {len(members)}"
+            )
     return [(place, groups[image]) for place, image in zip(places, image_ids)]
 
 

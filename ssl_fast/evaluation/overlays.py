@@ -59,9 +59,8 @@ def collect(
     """{"two_sounds", "negatives", "best", "worst", "random": rows} of the set that `results` calls `name`.
 
     Row of "two_sounds": all sounds of one image (none where no image has two, as where one sound is that of all its
-    sources, or of all frames of a video). Row of "negatives": a sample's own
-    sound, then those kinds of negative that were evaluated, on a common scale; in both cases images are drawn by
-    `seed`.
+    sources, or of all frames of a video). Row of "negatives": a sample's own sound, then those kinds of negative that
+    were evaluated, on a common scale; in both cases images are drawn by `seed`.
     """
     rng = np.random.default_rng(seed)
     columns = results.samples[name]
@@ -76,9 +75,9 @@ def collect(
     seed = results["protocol"]["negatives_seed"]
     sounds = {kind: kind if len(results["seeds"]) == 1 else f"{kind}/{seed}" for kind in kinds}
     tile = _Tiles(localizer, sample_set, columns, sounds, lambda kind: draw(sample_set, name, kind, seed))
-    rows = [Row(tuple(tile(i) for i in groups[image])) for image in shuffled[:pairs]]
+    compared = [groups[image] for image in shuffled[:pairs]]
     out = {
-        "two_sounds": [row for row in rows if _several_sounds(row)],
+        "two_sounds": [Row(tuple(map(tile, one))) for one in compared if _several_sounds(sample_set, one)],
         "negatives": [
             Row((tile(i), *(tile(i, kind) for kind in kinds)), common_scale=True)
             for i in rng.permutation(len(sample_set))[:negatives].tolist()
@@ -88,8 +87,8 @@ def collect(
     return out | {section: [Row((tile(i),)) for i in members.tolist()] for section, members in chosen.items()}
 
 
-def _several_sounds(row: Row) -> bool:
-    first, *others = (tile.waveform for tile in row.tiles)
+def _several_sounds(sample_set: "SampleSet", members: Sequence[int]) -> bool:
+    first, *others = map(sample_set.waveform, members)
     return any(not np.array_equal(first, other) for other in others)
 
 
