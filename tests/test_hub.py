@@ -149,6 +149,9 @@ def test_what_is_there_is_kept_and_other_names_are_refused(run, saved, tmp_path,
         Checkpoint.from_pretrained("you/net")
     with pytest.raises(ValueError, match=r'you/net: .* pip install "ssl_fast\[hub\]"'):
         found.push_to_hub("you/net")
+    (saved / "README.md").write_text("mine")
+    found.save_pretrained(saved, overwrite=True)
+    assert (saved / "README.md").read_text() == "mine"
     (saved / "config.json").unlink()
     fails(capsys, ["convert", saved, tmp_path / "a.pt"], f"{saved}/config.json: expected a copy of what")
 

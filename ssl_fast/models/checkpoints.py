@@ -107,7 +107,7 @@ class Checkpoint:
     def save_pretrained(self, folder: str | os.PathLike, overwrite: bool = False) -> None:
         """Write model.safetensors by `write`, config.json, a copy of what it has beside weights for those who read no
         such files, and README.md, its card. ValueError for a folder that holds a run, and without `overwrite` for one
-        that holds such files."""
+        that holds such files. A README.md that is there is kept."""
         folder = Path(folder)
         runs, own = (storage.BEST, storage.LAST), (WEIGHTS, CONFIG, hub.CARD)
         if there := [one for one in (runs if overwrite else runs + own) if (folder / one).exists()]:
@@ -115,7 +115,8 @@ class Checkpoint:
         folder.mkdir(parents=True, exist_ok=True)
         write(self, folder / WEIGHTS, overwrite=overwrite)
         replace_file(folder / CONFIG, json.dumps(_about(self), indent=2) + "\n")
-        replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.resolve().name))
+        if not (folder / hub.CARD).exists():
+            replace_file(folder / hub.CARD, hub.card(self.recipe["method"], folder.resolve().name))
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = None, message: str = "Upload a localizer of ssl_fast"

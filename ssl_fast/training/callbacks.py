@@ -11,14 +11,14 @@ class Callback:
     """Does nothing. Every process of a run calls its own; what a method raises ends the run.
 
     record: that of the step as metrics.jsonl has it: "step" (from 0), "epoch", "loss", "learning_rate", "seconds" of
-    training so far, and in the last step of an epoch the figures of validation.
+    training so far, without those of callbacks, and in the last step of an epoch the figures of validation.
     """
 
     def on_start(self, run: "Run") -> None:
         """Before the first step. run.steps: those of the checkpoint that a resumed run goes on from, else 0."""
 
     def on_step(self, learner: "Learner", record: dict) -> None:
-        """After every step, before any checkpoint of it."""
+        """After every step, its validation and best.pt, before any checkpoint.pt with it."""
 
     def on_epoch(self, learner: "Learner", record: dict) -> None:
         """After the last step of an epoch, after its validation and its `on_step`."""
