@@ -42,10 +42,11 @@ Features features_of(const Shape& s, const FeatureBuffers& f, int64_t cached_ima
 // Columns (rows) of the positives, or null. std::invalid_argument, also for one that does not exist.
 const int64_t* need_positives(const Buffer& buffer, int64_t rows, int64_t columns) {
   const auto* positives = need<int64_t>("positives", buffer, rows * 8, true);
-  for (int64_t i = 0; positives && i < rows; ++i)
-    if (positives[i] < 0 || positives[i] >= columns)
-      throw std::invalid_argument("positives: expected columns in [0, " + std::to_string(columns) + "), got " +
-                                  std::to_string(positives[i]));
+  if (!positives || rows == 0) return positives;
+  const auto [low, high] = std::minmax_element(positives, positives + rows);
+  if (*low < 0 || *high >= columns)
+    throw std::invalid_argument("positives: expected columns in [0, " + std::to_string(columns) + "), got " +
+                                std::to_string(*low) + ".." + std::to_string(*high));
   return positives;
 }
 

@@ -16,6 +16,8 @@ from ..ops.cross_entropy import fused_cross_entropy
 from ..ops.tokens import TokenPooling
 from .extra import ExtraColumns, ExtraNegatives, check_extra
 
+_NO_EXTRA = ExtraColumns()
+
 
 def check_tau(tau: float) -> None:
     if not tau > 0:
@@ -85,6 +87,8 @@ def join(
         check_tensor(argument, x)
     if not (extra is None or isinstance(extra, ExtraNegatives)):
         raise TypeError(f"extra_negatives: expected losses.ExtraNegatives, got {type(extra).__name__}")
+    if group is None and extra is None:  # what is below, in less time
+        return JoinedBatch(None, images), positives, _NO_EXTRA, *audios.values()
     like = audios if like is None else like
     further = {} if extra is None else extra.tensors(like)
     rows = {}

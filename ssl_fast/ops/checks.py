@@ -44,10 +44,10 @@ def use_compiled(backend: str, tensor: Tensor) -> bool:
         raise ValueError(f"backend: expected 'auto', 'compiled' or 'reference', got {backend!r}")
     if backend == "reference":
         return False
-    transformed = _transforms_active() or forward_ad._current_level >= 0
-    if extension is not None and (tensor.is_cpu or tensor.is_meta) and not transformed:
-        return True
     device = tensor.device
+    transformed = _transforms_active() or forward_ad._current_level >= 0
+    if extension is not None and device.type in ("cpu", "meta") and not transformed:
+        return True
     return has_kernels(backend, device.type, device.index, transformed)
 
 

@@ -52,7 +52,8 @@ def _cross_entropy(
     beta: float,
     backward: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scores, maps = scores.contiguous(), None if maps is None else maps.contiguous()
+    scores = scores.contiguous()
+    maps, positives = (None if x is None else x.contiguous() for x in (maps, positives))
     outputs = loss, grad_scores, grad_maps = _outputs(scores, maps, backward)
     count, width = scores.shape
     with kernels.launch_on(scores, count * width * kernels.EXPONENTIAL_FLOPS) as launch:
@@ -64,7 +65,7 @@ def _cross_entropy(
             columns=width,
             tau=tau,
             margin=margin,
-            positives=None if positives is None else buffer(positives.contiguous()),
+            positives=buffer(positives),
             scores=buffer(scores),
             maps=buffer(maps),
             cells=0 if maps is None else maps.shape[1],

@@ -212,12 +212,12 @@ def _pooled_similarity(
     heads: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     on_cuda = kernels.runs_on_cuda(visual)
-    # on a GPU, torch's own check of an index: this one would wait for it
-    if positives is not None and positives.numel() and not on_cuda:
-        low, high = (int(x) for x in torch.aminmax(positives))
-        if low < 0 or high >= len(audio):
-            raise ValueError(f"positives: expected columns in [0, {len(audio)}), got {low}..{high}")
     visual, audio = dense(visual), dense_audio(audio)
+    if positives is not None:
+        # which columns: see csrc/module.cpp, on a GPU torch's own check of an index
+        if len(positives) and not len(audio):
+            raise ValueError("positives: expected columns in [0, 0), as there is no audio")
+        positives = positives.contiguous()
     outputs = _outputs(visual, audio, kind, positives, cached, heads)
     if outputs[0].numel():
         forward = _forward_cuda if on_cuda else _forward_cpu
@@ -324,6 +324,7 @@ def _pooled_similarity_backward(
     kernels.check_cache(alphas, visual)
     visual, audio, grad_scores = dense(visual), dense_audio(audio), grad_scores.contiguous()
     grad_map = None if grad_map is None else grad_map.contiguous()
+    positives = None if positives is None else positives.contiguous()
     gradients = empty_gradients(visual, audio, need_visual, need_audio)
     if not scores.numel():
         return gradients[0].zero_(), gradients[1].zero_()
