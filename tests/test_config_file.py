@@ -72,6 +72,7 @@ BAD = {
     "epochs = 3\nepochs = 4\nseed = 1": "expected options in TOML, NAME = VALUE, got Cannot overwrite a value (at line",
     "epochs 3": "expected options in TOML, NAME = VALUE, got Expected '='",
     'epochs = "3"': 'epochs: expected an integer, got "3"',
+    "workers = 1025": "workers: expected at most 1024, got 1025",
     "epochs = 0": "epochs: expected a positive integer, got '0'",
     "epochs = true": "epochs: expected a positive integer, got 'True'",
     "minutes = nan": "minutes: expected a positive number",

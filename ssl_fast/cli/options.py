@@ -23,7 +23,7 @@ SETS = (
 WEIGHTS = "a checkpoint, ours or a published program's, or the folder of a run or of save_pretrained"
 
 
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # or processes
 MOST = 2**31 - 1  # of an integer option: torch, numpy and C take no larger sizes or counts
 
 
@@ -174,16 +174,24 @@ def add_weights_layout(parser: argparse.ArgumentParser) -> None:
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workers", type=natural, default=0, metavar="N", help="processes that load samples (default: 0)"
+        "--workers", type=workers, default=0, metavar="N", help="processes that load samples (default: 0)"
     )
 
 
 def threads(text: str) -> int:
     """The type of an option that takes a number of threads: OpenMP crashes where the system has no more of them."""
-    number = positive(int)(text)
+    return _few(int(positive(int)(text)))
+
+
+def workers(text: str) -> int:
+    """The type of an option that takes a number of processes, all of which are started at once."""
+    return _few(natural(text))
+
+
+def _few(number: int) -> int:
     if number > MOST_THREADS:
         raise argparse.ArgumentTypeError(f"expected at most {MOST_THREADS}, got {number}")
-    return int(number)
+    return number
 
 
 def add_threads(parser: argparse.ArgumentParser, default: str = "as torch chooses") -> None:
