@@ -107,7 +107,9 @@ def test_not_differentiable_twice_and_unknown_positives():
         fused_cross_entropy(scores, torch.tensor([0, 1, 4, 2]), 0.1, 0.0, rows=True, columns=False)
 
 
-@pytest.mark.parametrize("options", [{}, {"margin": 0.1, "tri_map": False}, {"positives": torch.tensor([2, 0, 0, 3])}])
+@pytest.mark.parametrize(
+    "options", [{}, {"margin": 0.1, "tri_map": False}, {"positives": torch.tensor([2, 9, 0, 9, 0, 9, 3])[::2]}]
+)
 def test_lvs_takes_the_background_from_the_kernel(options):
     generator = torch.Generator().manual_seed(0)
     visual, audio = (torch.randn(4, 8, *size, generator=generator, dtype=torch.float64) for size in ((3, 2), ()))
