@@ -240,6 +240,7 @@ def test_force_replaces_a_run_and_nothing_else(tmp_path):
     for name in ("best.pt", "checkpoint.pt", "metrics.json", "notes.txt", f".checkpoint.pt.{GONE}"):
         (tmp_path / name).write_text("")
     (tmp_path / "tensorboard").mkdir()
+    (tmp_path / "run.json").write_text("")
     args = cli.parser().parse_args(["quickstart", "--out", str(tmp_path), "--force", "--threads", "1"])
     with run_folder.held(run_folder.open_run(args, tmp_path, quickstart.add_arguments), quickstart.add_arguments):
         assert sorted(os.listdir(tmp_path)) == [".lock", "config.toml", "notes.txt", "run.json"]

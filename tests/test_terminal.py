@@ -55,7 +55,7 @@ def test_each_sample_has_one_line(folder, capsys):
     assert cli.main(["data", "check", str(folder), "--quiet"]) == 1
     out, err = capsys.readouterr()
     found, *entries = out.splitlines()
-    assert "1 missing" in found and err == "" and not controls(out)
+    assert "1 files missing" in found and err == "" and not controls(out)
     assert sum(f"b{ESCAPED}" in entry for entry in entries) == 1 and all(ESCAPED in entry for entry in entries)
 
 

@@ -131,6 +131,10 @@ class Step:
             if "visual_projected" in split:
                 options |= {f"projected_{kind}s": split[f"{kind}_projected"] for kind in ("visual", "audio")}
             return self.loss(split["visual"], split["audio"], **options)
+        if self.recipe.method == "dense_av":  # of each clip, the last quarter is silent
+            samples, _, tokens = features["audio"].shape
+            silent = torch.arange(tokens, device=self.device) >= tokens - tokens // 4
+            options["silent"] = silent.expand(samples, -1)
         return self.loss(features["visual"], features["audio"], **options)
 
     def whole(self, backend: str) -> tuple[()]:

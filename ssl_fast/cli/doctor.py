@@ -6,7 +6,6 @@ import os
 import platform
 
 from .. import __version__
-from ..reproducibility import processor_name
 
 HELP = "what is installed, what was built, what is in use, and why something is not"
 
@@ -103,6 +102,7 @@ def report() -> tuple[dict[str, dict[str, str]], bool]:
     import torch
 
     from ..ops import checks
+    from ..reproducibility import processor_name
     from ..training.learner import bfloat16_native
 
     usable = True
