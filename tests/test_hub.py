@@ -134,7 +134,8 @@ def test_code_is_imported_where_it_is_allowed(name, tmp_path):
 
 
 @pytest.mark.usefixtures("offline")
-def test_what_is_there_is_kept_and_other_names_are_refused(run, saved, tmp_path, capsys):  # noqa: F811
+def test_what_is_there_is_kept_and_other_names_are_refused(run, saved, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
     found = Checkpoint.from_pretrained(saved)
     with pytest.raises(ValueError, match=f"{saved}: holds model.safetensors, config.json, README.md already"):
         found.save_pretrained(saved)
