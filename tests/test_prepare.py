@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -441,7 +442,8 @@ def test_interrupted(films, tmp_path, ending):
         shutil.copy(films / f"{NAMES[3]}.mp4", source / f"{k}.mp4")
     prepare(source, expected)
     argv = [sys.executable, "-m", "ssl_fast", "data", "prepare", source, out, "--workers", "2", "--quiet"]
-    run = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background jobs ignore
+    run = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, start_new_session=True, preexec_fn=heed)
     while not (out / "manifest.jsonl").exists() or (out / "manifest.jsonl").read_bytes().count(b"\n") < 5:
         assert run.poll() is None
         time.sleep(0.01)

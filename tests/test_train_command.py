@@ -292,7 +292,7 @@ def test_broken_file_stops_training_and_is_named(folder, tmp_path, capsys):
     assert cli.main(["data", "check", str(broken), "--quiet"]) == 1
     assert str(path) in capsys.readouterr().out
     assert cli.main(["data", "check", str(folder), "--quiet"]) == 0
-    assert "12 samples complete, 0 missing" in capsys.readouterr().out
+    assert "12 samples complete, 0 files missing" in capsys.readouterr().out
 
 
 def test_sets_without_boxes_cannot_be_evaluated(folder, tmp_path, capsys):
