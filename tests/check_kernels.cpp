@@ -214,7 +214,7 @@ Result run_kernels(const Op& op, const Shape& s, std::vector<Tensor>& features, 
   } else {
     const bool mean = op.kind == Op::mean;
     CellsParams p{};
-    p.shape = s, p.visual = features[0].bytes.data(), p.audio = mean ? nullptr : features[1].bytes.data();
+    p.shape = s, p.visual = features[0].bytes.data(), p.audio = mean ? nullptr : features[1].bytes.data(), p.means = 1;
     p.inverse_norm = norms[0].bytes.data(), p.out = outputs.bytes.data(), p.threads = kThreads;
     run(*(mean ? kernels().mean : kernels().cosine), p);
     p.grad_out = grad_outputs.bytes.data(), p.grad_visual = gradients[0].bytes.data();
