@@ -22,6 +22,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
+from ..optional import optional_module
 from .storage import fitted
 
 if typing.TYPE_CHECKING:
@@ -148,13 +149,7 @@ class TimmBackbone(nn.Module):
 
 
 def _timm(name: str):
-    try:
-        import timm  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # a broken installation raises anything, as torchvision for another torch
-        raise ValueError(
-            f"backbone {TIMM}{name}: needs timm, which cannot be imported ({type(error).__name__}: {error}): "
-            "pip install timm"
-        ) from error
+    timm = optional_module("timm", f"backbone {TIMM}{name}: needs timm, which", "timm")
     if not timm.is_model(name):  # nor a name of the Hub or of a folder, which timm would read
         similar = ", ".join(timm.list_models(f"*{name.partition('.')[0][:8]}*")[:5])
         more = f"; similar are {similar}" if similar else ""

@@ -5,19 +5,15 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..optional import optional_module
+
 CARD = "README.md"
 
 
 def _library(beginning: str) -> typing.Any:
     """huggingface_hub. beginning: of the error where there is none."""
-    try:
-        import huggingface_hub  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # a broken installation raises anything
-        raise ValueError(
-            f"{beginning} a repository of the Hub needs huggingface_hub, which cannot be imported "
-            f'({type(error).__name__}: {error}): pip install "ssl_fast[hub]"'
-        ) from error
-    return huggingface_hub
+    needs = f"{beginning} a repository of the Hub needs huggingface_hub, which"
+    return optional_module("huggingface_hub", needs, '"ssl_fast[hub]"')
 
 
 def download(repo_id: str, revision: str | None, names: Sequence[str]) -> Path:

@@ -8,7 +8,6 @@ samples per second, and figures that are known at the end under "final/".
 """
 
 import contextlib
-import importlib
 import os
 import typing
 import warnings
@@ -16,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ..files import naming
+from ..optional import optional_module
 from . import metrics_log
 from .callbacks import Callback
 
@@ -168,11 +168,7 @@ _MODULES = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb", "trackio
 def check(names: Sequence[str]) -> None:
     """ValueError, which names the package, for a tracker that cannot be imported."""
     for name in names:
-        try:
-            importlib.import_module(_MODULES[name])
-        except Exception as error:  # a broken installation raises anything
-            text = f"{name}: cannot be imported ({type(error).__name__}: {error}): pip install {name}"
-            raise ValueError(text) from error
+        optional_module(_MODULES[name], f"{name}:", name)
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...optional import optional_module
 from .media import MediaError, check_file
 from .video import CONTAINERS, middle_frame
 
@@ -271,14 +272,8 @@ def _register_heif(path: Path) -> None:
         head = file.read(64)
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS or b"avif" in head:
         return
-    try:
-        from pillow_heif import register_heif_opener  # pyright: ignore[reportMissingImports]
-    except Exception as error:  # a broken installation raises anything
-        raise MediaError(
-            f"{path}: HEIC is read by pillow-heif, which cannot be imported ({type(error).__name__}: {error}): "
-            'pip install "ssl_fast[heif]"'
-        ) from error
-    register_heif_opener()
+    beginning = f"{path}: HEIC is read by pillow-heif, which"
+    optional_module("pillow_heif", beginning, '"ssl_fast[heif]"', MediaError).register_heif_opener()
 
 
 def _orientation(image) -> int:

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...optional import optional_module
 from .lengths import check_container
 from .media import MediaError, check_file
 
@@ -45,14 +46,9 @@ JUMP = 0.1  # seconds that time stamps of sound may differ from the number of sa
 
 def pyav():
     """The module av; ValueError that tells how to install it."""
-    try:
-        import av
-        import av.error
-    except Exception as error:  # a broken installation raises anything
-        raise ValueError(
-            f"files of {', '.join(CONTAINERS)} are read by PyAV, which cannot be imported "
-            f'({type(error).__name__}: {error}): pip install "ssl_fast[video]"'
-        ) from error
+    optional_module("av", f"files of {', '.join(CONTAINERS)} are read by PyAV, which", '"ssl_fast[video]"')
+    import av.error
+
     return av
 
 
