@@ -1,6 +1,7 @@
 import argparse
 import dataclasses
 import json
+import mmap
 import multiprocessing
 import re
 import signal
@@ -147,7 +148,8 @@ def test_rounds_take_turns():
     calls = []
     jobs = {name: partial(calls.append, name) for name in "abc"}
     samples = measure.time_rounds(jobs, measure.Stopwatch("cpu"), 3, 0)
-    assert "".join(calls) == "abcabc" + "abc" + "bca" + "cab"  # two rounds of warm-up, then the order rotates
+    # two rounds of warm-up, then the order rotates; each timed call follows an untimed one
+    assert "".join(calls) == "abcabc" + "aabbcc" + "bbccaa" + "ccaabb"
     assert all(len(wall) == len(cpu) == 3 for wall, cpu in samples.values())
 
 
@@ -698,6 +700,25 @@ def test_seconds_outside_of_kernels(monkeypatch):
         kernels.extension.panel()
 
     assert measure.seconds_outside(job) == 3 and kernels.extension is module
+
+
+def test_page_faults_are_those_of_one_call():
+    """Of 4 KiB pages; memory that was there before the call has none."""
+    pages = 5000
+    before = mmap.mmap(-1, pages * mmap.PAGESIZE)
+
+    def touch(memory):
+        for page in range(pages):
+            memory[page * mmap.PAGESIZE] = 1
+
+    def fresh():
+        memory = mmap.mmap(-1, pages * mmap.PAGESIZE)
+        memory.madvise(mmap.MADV_NOHUGEPAGE)
+        touch(memory)
+
+    faults, seconds = measure.page_faults(fresh)
+    assert pages <= faults < pages + 500 and seconds >= 0
+    assert measure.page_faults(partial(touch, before))[0] < 500
 
 
 def test_losses_stand_for_all_of_them():

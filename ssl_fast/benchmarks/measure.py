@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import gc
 import multiprocessing
+import resource
 import signal
 import statistics
 import sys
@@ -58,7 +59,12 @@ class Stopwatch:
 
 
 def time_rounds(jobs: dict[str, Callable], stopwatch: Stopwatch, rounds: int, least_seconds: float) -> dict[str, tuple]:
-    """name -> (wall seconds, CPU seconds) by round; jobs take turns. Short jobs get up to ten times `rounds` rounds."""
+    """name -> (wall seconds, CPU seconds) by round; jobs take turns. Short jobs get up to ten times `rounds` rounds.
+
+    Each timed call follows one that is not, of the same job, as in a loop that repeats it. Otherwise memory that the
+    kernel had back from the job before is a part of its time: where a hypervisor reclaims the free memory of a virtual
+    machine, a huge page that was free for seconds takes milliseconds to come back.
+    """
     names, samples = list(jobs), {name: [] for name in jobs}
     for name in names * 2:
         stopwatch(jobs[name])
@@ -71,6 +77,7 @@ def time_rounds(jobs: dict[str, Callable], stopwatch: Stopwatch, rounds: int, le
                 break
             turn = k % len(names)
             for name in names[turn:] + names[:turn]:
+                stopwatch(jobs[name])
                 samples[name].append(stopwatch(jobs[name]))
     finally:
         gc.enable()
@@ -106,6 +113,16 @@ def seconds_outside(job: Callable[[], object]) -> float:
         return time.perf_counter() - start - timed.seconds
     finally:
         kernels.extension = module
+
+
+def page_faults(job: Callable[[], object]) -> tuple[int, float]:
+    """First touches of fresh pages in job(), of all threads, and its seconds of CPU time in the operating system, which
+    fills them with zeros. A call before makes it one of many."""
+    job()
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    result = job()  # noqa: F841  named, so that freeing it does not count
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    return after.ru_minflt - before.ru_minflt, after.ru_stime - before.ru_stime
 
 
 def ratio(numerator: tuple, denominator: tuple) -> float | None:

@@ -14,10 +14,11 @@ Candidates, beside the kernels, all on the same features:
     max_autotune     the reference through torch.compile(mode="max-autotune")
     rivals           other packages that compute the same, where they are installed, checked as the kernels are
 
-Time     All candidates and a bare torch.mm take turns in one process, in an order that rotates from round to round,
-         after a warm-up. ms is the median of the rounds' wall time (on CUDA: events). x columns are medians of the
-         ratios within each round, by wall time or, with --clock cpu, by the CPU time of the process, all its threads
-         together: steadier on a shared machine (set OMP_WAIT_POLICY=passive, or threads that wait count as working).
+Time     All candidates and a bare torch.mm take turns in one process, in an order that rotates from round to round;
+         each timed call follows an untimed one, see `measure.time_rounds`. ms is the median of the rounds' wall time
+         (on CUDA: events). x columns are medians of the ratios within each round, by wall time or, with --clock cpu, by
+         the CPU time of the process, all its threads together: steadier on a shared machine (set
+         OMP_WAIT_POLICY=passive, or threads that wait count as working).
          Each row has both times, the instruction set in use, and the load of the machine when it was done.
 Inputs   Raw features with one correlated cell per image; normalisation is part of what is timed. Ops get a fixed random
          upstream gradient, losses get 1. `forward` runs under no_grad.
@@ -36,6 +37,10 @@ Losses   "loss / ops" is the time of a loss over that of the ops that it calls, 
          stands between them, as cross-entropy, costs the rest.
 Dispatch "us outside", on a CPU: wall time of a call that is not spent in compiled kernels, but in Python, dispatch,
          autograd and other ops of torch.
+Faults   "faults" and "system ms", on a CPU: first touches of fresh pages in a call, and the CPU time that all its
+         threads spend in the operating system, most of it to serve them. Gradients are new memory in each call, of the
+         kernels as of plain PyTorch; torch.mm writes into a ready buffer. Outputs of 4 MiB and more of the kernels ask
+         for huge pages, 2 MiB instead of 4 KiB.
 mm       torch.mm of (N h w, C) by (C, M T), which is 1 G, into a ready buffer, same dtype. For `mean`, `cosine_map` and
          `ssl_align`, which stream, see gbytes_per_s: inputs (twice with backward), gradients and output over time.
 Memory   peak_bytes: the most memory in use during one call, minus that before it (inputs, upstream gradient), minus the
@@ -67,6 +72,7 @@ from .measure import (
     in_fresh_process,
     milliseconds,
     out_of_memory,
+    page_faults,
     peak_cuda,
     peak_resident,
     quartiles,
@@ -245,17 +251,26 @@ def _timings(case, shape, which, inputs, calls, mm, others, options) -> dict:
         "gflops": flops / row["ms"] / 1e6,
         "mm_gflops": mm_flops / row["mm_ms"] / 1e6,
         "loss_per_ops": ratio(samples["fast"][clock], samples["ops"][clock]) if "ops" in samples else None,
-        "dispatch_us": _dispatch_us(jobs["fast"], options),
+        **_outside_of_kernels(jobs["fast"], options),
         "mm_fraction": None if case.streams or mm_ratio is None else flops / mm_flops * mm_ratio,
         "gbytes_per_s": traffic / row["ms"] / 1e6,
     }
 
 
-def _dispatch_us(job: Callable, options: argparse.Namespace) -> float | None:
-    """Microseconds of `job` that are not spent in compiled kernels; the median of as many calls as there are rounds."""
-    if options.device == "cuda" or options.backend != "compiled":
-        return None
-    return 1e6 * statistics.median(seconds_outside(job) for _ in range(options.rounds))
+def _outside_of_kernels(job: Callable, options: argparse.Namespace) -> dict:
+    """What `job` takes besides arithmetic, medians of as many calls as there are rounds: microseconds that are not
+    spent in compiled kernels; page faults, and milliseconds of CPU time in the operating system, which serves them."""
+    if options.device == "cuda":
+        return dict.fromkeys(("dispatch_us", "page_faults", "system_ms"))
+    calls = range(options.rounds)
+    faults, seconds = zip(*(page_faults(job) for _ in calls))
+    return {
+        "dispatch_us": 1e6 * statistics.median(seconds_outside(job) for _ in calls)
+        if options.backend == "compiled"
+        else None,
+        "page_faults": statistics.median(faults),
+        "system_ms": milliseconds(seconds),
+    }
 
 
 def run(options: argparse.Namespace) -> int:

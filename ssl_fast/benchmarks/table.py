@@ -32,6 +32,8 @@ COLUMNS = {  # title: width, text of a row
     "GB/s": (5, lambda r: "-" if r["mm_fraction"] is not None else _number(r["gbytes_per_s"])),
     "loss / ops": (10, lambda r: _number(r["loss_per_ops"])),
     "us outside": (10, lambda r: _number(r["dispatch_us"])),
+    "faults": (6, lambda r: _number(r["page_faults"])),
+    "system ms": (9, lambda r: _number(r["system_ms"])),
     "peak MiB": (8, lambda r: _number(r["peak_bytes"], 2**-20)),
     "reference MiB": (13, lambda r: _number(r["reference_peak_bytes"], 2**-20)),
 }
@@ -81,5 +83,6 @@ def caption(head: dict, channels: int) -> str:
         f"{machine(head)}, C = {channels}. ms: median wall time ± half the interquartile range; CPU ms: of all "
         f"threads. x, % of mm, loss / ops: medians of ratios of {CLOCKS[head['clock']]} within interleaved rounds. "
         f"GB/s: of memory-bound ops; a copy reaches {head['copy_gbytes_per_s']:.0f}. us outside: what a call takes "
-        f"outside of kernels. Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
+        f"outside of kernels; faults, system ms: its first touches of fresh pages, CPU time in the operating system. "
+        f"Peak MiB of the kernels and of the reference: beyond inputs, output and gradients."
     )
