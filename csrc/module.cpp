@@ -86,6 +86,33 @@ ProductParams product_params(const Shape& s, const FeatureBuffers& loc, const Fe
   return p;
 }
 
+CrossEntropyParams cross_entropy_params(bool float64, bool of_rows, bool of_columns, int64_t rows, int64_t columns,
+                                        double tau, double margin, const int64_t* positives, int64_t cells,
+                                        double epsilon, double beta, const Buffer& scores, const Buffer& maps,
+                                        const Buffer& loss, const Buffer& grad_scores, const Buffer& grad_maps,
+                                        int threads) {
+  check_sizes("scores", {rows, columns});
+  check_sizes("maps", {rows, cells});
+  if (rows < 1 || columns < 1) throw std::invalid_argument("scores: expected rows and columns");
+  if (columns < rows && (of_columns || !positives))
+    throw std::invalid_argument("positives: expected, and no loss of columns, of less columns than rows");
+  if (maps && cells < 1) throw std::invalid_argument("maps: expected cells");
+  const int64_t real = float64 ? 8 : 4;
+  CrossEntropyParams p{};
+  p.float64 = float64, p.of_rows = of_rows, p.of_columns = of_columns;
+  p.rows = rows, p.columns = columns;
+  p.tau = tau, p.margin = margin;
+  p.positives = positives;
+  p.scores = need("scores", scores, rows * columns * real);
+  p.maps = need("maps", maps, rows * cells * real, true);
+  p.cells = cells, p.epsilon = epsilon, p.beta = beta;
+  p.loss = need("loss", loss, real);
+  p.grad_scores = need("grad_scores", grad_scores, rows * columns * real, true);
+  p.grad_maps = need("grad_maps", grad_maps, rows * cells * real, !grad_scores || !maps);
+  p.threads = threads;
+  return p;
+}
+
 // Interpolation along one axis: first cell and weights of each pixel, taps.
 using AxisArguments = std::tuple<Buffer, Buffer, int64_t>;
 Axis axis_of(const AxisArguments& a, int64_t pixels) {
@@ -99,7 +126,7 @@ Axis axis_of(const AxisArguments& a, int64_t pixels) {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled kernels of ssl_fast; use ssl_fast.ops.";
   bind_types(m);
-  m.attr("interface") = 5;  // raised when what ssl_fast/ops calls changes
+  m.attr("interface") = 6;  // raised when what ssl_fast/ops calls changes
   m.def("instruction_set", [] { return kernels().instruction_set; });
   m.def("instruction_sets", &instruction_sets);
   m.def("use_instruction_set", &use_instruction_set);
@@ -172,6 +199,33 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       py::arg("cached_images"), py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"),
       py::arg("grad_scores"), py::arg("grad_map"), py::arg("threads"));
 
+  // Scores, their loss of rows, and the gradients of the features, from one pass over the products. The other tensors
+  // are scratch: see SimilarityParams. background: epsilon and beta of the map of each positive, or null.
+  m.def(
+      "similarity_row_loss",
+      [](const Shape& s, const FeatureBuffers& features, Pooling pooling, const std::vector<double>& parameters,
+         Buffer positives, Buffer positive_map, Buffer scores, Buffer residual, Buffer grad_scores, Buffer grad_map,
+         double tau, double margin, std::optional<std::pair<double, double>> background, Buffer loss, int threads) {
+        if (is_sparse(pooling)) throw std::invalid_argument("pooling: expected one with a gradient of every cell");
+        if (background && !positives) throw std::invalid_argument("positives: expected with background, got null");
+        const auto* columns = need_positives(positives, s.images, s.audios);
+        const auto [epsilon, beta] = background.value_or(std::pair(0.0, 1.0));
+        const CrossEntropyParams of_rows = cross_entropy_params(
+            s.dtype == DType::float64, true, false, s.images, s.audios, tau, margin, columns, s.cells, epsilon, beta,
+            scores, background ? positive_map : Buffer{}, loss, grad_scores, background ? grad_map : Buffer{}, threads);
+        SimilarityParams p = similarity_params(s, features, pooling, parameters, 0, background ? positives : Buffer{},
+                                               positive_map, scores, residual, threads);
+        p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
+        p.grad_map = of_rows.grad_maps;
+        p.loss = &of_rows;
+        py::gil_scoped_release release;
+        run(*kernels().similarity_backward, p, {{p.features.grad_visual, visual_bytes(s)}});
+      },
+      py::arg("shape"), py::arg("features"), py::kw_only(), py::arg("pooling"), py::arg("parameters"),
+      py::arg("positives"), py::arg("positive_map"), py::arg("scores"), py::arg("residual"), py::arg("grad_scores"),
+      py::arg("grad_map"), py::arg("tau"), py::arg("margin"), py::arg("background"), py::arg("loss"),
+      py::arg("threads"));
+
   m.def(
       "product_forward",
       [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
@@ -201,6 +255,27 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
       py::arg("instances"), py::arg("cached_images"), py::arg("scores"), py::arg("pair_norm"), py::arg("instance_norm"),
       py::arg("argmax"), py::arg("grad_scores"), py::arg("threads"));
+  // The same as similarity_row_loss, of logits that are scores.
+  m.def(
+      "product_row_loss",
+      [](const Shape& s, const FeatureBuffers& loc, const FeatureBuffers& avc, double tau, Reduce reduce,
+         Buffer positives, Buffer scores, Buffer pair_norm, Buffer instance_norm, Buffer argmax, Buffer grad_scores,
+         Buffer loss, int threads) {
+        const CrossEntropyParams of_rows =
+            cross_entropy_params(s.dtype == DType::float64, true, false, s.images, s.audios, 1, 0,
+                                 need_positives(positives, s.images, s.audios), 0, 0, 1, scores, Buffer{}, loss,
+                                 grad_scores, Buffer{}, threads);
+        ProductParams p = product_params(s, loc, avc, tau, reduce, Instances::audio, 0, scores, pair_norm,
+                                         instance_norm, argmax, threads);
+        p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
+        p.loss = &of_rows;
+        py::gil_scoped_release release;
+        run(*kernels().product_backward, p,
+            {{p.loc.grad_visual, visual_bytes(s)}, {p.avc.grad_visual, visual_bytes(s)}});
+      },
+      py::arg("shape"), py::kw_only(), py::arg("loc"), py::arg("avc"), py::arg("tau"), py::arg("reduce"),
+      py::arg("positives"), py::arg("scores"), py::arg("pair_norm"), py::arg("instance_norm"), py::arg("argmax"),
+      py::arg("grad_scores"), py::arg("loss"), py::arg("threads"));
 
   bind_cells(m, "cosine", false, [](const CellsParams& p, bool backward, void*) {
     run(*(backward ? kernels().cosine_backward : kernels().cosine), p, {{p.grad_visual, visual_bytes(p.shape)}});
@@ -214,25 +289,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       [](bool float64, bool of_rows, bool of_columns, int64_t rows, int64_t columns, double tau, double margin,
          Buffer positives, Buffer scores, Buffer maps, int64_t cells, double epsilon, double beta, Buffer loss,
          Buffer grad_scores, Buffer grad_maps, int threads) {
-        check_sizes("scores", {rows, columns});
-        check_sizes("maps", {rows, cells});
-        if (rows < 1 || columns < 1) throw std::invalid_argument("scores: expected rows and columns");
-        const int64_t real = float64 ? 8 : 4;
-        CrossEntropyParams p{};
-        p.float64 = float64, p.of_rows = of_rows, p.of_columns = of_columns;
-        p.rows = rows, p.columns = columns;
-        p.tau = tau, p.margin = margin;
-        p.positives = need_positives(positives, rows, columns);
-        if (columns < rows && (of_columns || !positives))
-          throw std::invalid_argument("positives: expected, and no loss of columns, of less columns than rows");
-        p.scores = need("scores", scores, rows * columns * real);
-        p.maps = need("maps", maps, rows * cells * real, true);
-        if (maps && cells < 1) throw std::invalid_argument("maps: expected cells");
-        p.cells = cells, p.epsilon = epsilon, p.beta = beta;
-        p.loss = need("loss", loss, real);
-        p.grad_scores = need("grad_scores", grad_scores, rows * columns * real, true);
-        p.grad_maps = need("grad_maps", grad_maps, rows * cells * real, !grad_scores || !maps);
-        p.threads = threads;
+        const CrossEntropyParams p = cross_entropy_params(float64, of_rows, of_columns, rows, columns, tau, margin,
+                                                          need_positives(positives, rows, columns), cells, epsilon,
+                                                          beta, scores, maps, loss, grad_scores, grad_maps, threads);
         py::gil_scoped_release release;
         run(*kernels().cross_entropy, p);
       },

@@ -37,6 +37,22 @@ struct Features {
   void* grad_audio;     // like audio
 };
 
+// Cross-entropy of scores (N, K), of rows and of columns (csrc/cpu/cross_entropy.h); real is double with float64.
+struct CrossEntropyParams {
+  bool float64, of_rows, of_columns;
+  int64_t rows, columns;  // N, K; of_columns: K >= N
+  double tau, margin;
+  const int64_t* positives;  // (N) or null: the diagonal, as for columns
+  const void* scores;        // real (N, K)
+  const void* maps;          // real (N, cells) or null: a background is one more negative of each row
+  int64_t cells;
+  double epsilon, beta;
+  void* loss;         // real (1)
+  void* grad_scores;  // real (N, K) or null
+  void* grad_maps;    // real (N, cells)
+  int threads;
+};
+
 struct SimilarityParams {
   Shape shape;
   Features features;
@@ -55,6 +71,10 @@ struct SimilarityParams {
   void* residual;            // (N, M): of the pooling; real, or int32 where it is sparse
   const void* grad_scores;   // real (N, M)
   const void* grad_map;      // real (N, cells) or null
+  // Backward pass: of a loss of the rows of S, from one pass over the products. S, residual, 1 / |v| and positive_map
+  // are then computed, and grad_scores and grad_map, gradients of the loss, image by image; nothing is cached. Null:
+  // all of them are read.
+  const CrossEntropyParams* loss;
   int threads;
 };
 
@@ -74,22 +94,7 @@ struct ProductParams {
   void* instance_norm;
   void* argmax;  // int32 (N, M), reduce = max only
   const void* grad_scores;
-  int threads;
-};
-
-// Cross-entropy of scores (N, K), of rows and of columns (csrc/cpu/cross_entropy.cpp); real is double with float64.
-struct CrossEntropyParams {
-  bool float64, of_rows, of_columns;
-  int64_t rows, columns;  // N, K; of_columns: K >= N
-  double tau, margin;
-  const int64_t* positives;  // (N) or null: the diagonal, as for columns
-  const void* scores;        // real (N, K)
-  const void* maps;          // real (N, cells) or null: a background is one more negative of each row
-  int64_t cells;
-  double epsilon, beta;
-  void* loss;         // real (1)
-  void* grad_scores;  // real (N, K) or null
-  void* grad_maps;    // real (N, cells)
+  const CrossEntropyParams* loss;  // as of SimilarityParams, for instances = audio
   int threads;
 };
 

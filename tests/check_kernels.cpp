@@ -16,7 +16,7 @@ using Values = std::vector<double>;
 
 namespace {
 
-constexpr double kEpsilon = .2, kBeta = .1, kTau = .15;
+constexpr double kEpsilon = .2, kBeta = .1, kTau = .15, kMargin = .1;
 constexpr int kThreads = 2;
 
 std::mt19937 generator(1);
@@ -89,7 +89,28 @@ struct Op {
   Pooling pool;
   Reduce reduce;
   Instances instances;
+  enum Loss { none, rows, rows_and_background } loss = none;  // of the scores, from one pass
 };
+
+int64_t positive_of(int64_t n, int64_t audios) { return (3 * n + 1) % audios; }
+
+// Mean over rows of log(1 + sum over the others of exp((s - positive + margin) / tau)); background: one more of each
+// row, or empty. columns: plus the same over the first N columns, whose positives are the diagonal.
+double cross_entropy(const Values& scores, int64_t rows, int64_t width, const Values& background, double margin,
+                     double tau, bool diagonal, bool columns) {
+  double loss = 0;
+  for (int64_t n = 0; n < rows; ++n) {
+    const int64_t y = diagonal ? n : positive_of(n, width);
+    const double positive = scores[n * width + y] - margin;
+    double sum = background.empty() ? 0 : std::exp((background[n] - positive) / tau), below = 0;
+    for (int64_t m = 0; m < width; ++m)
+      if (m != y) sum += std::exp((scores[n * width + m] - positive) / tau);
+    for (int64_t i = 0; i < rows; ++i)
+      if (i != n) below += std::exp((scores[i * width + n] - positive) / tau);
+    loss += (std::log1p(sum) + (columns ? std::log1p(below) : 0)) / rows;
+  }
+  return loss;
+}
 
 // alpha[n, m, p]
 Values cosines(const Shape& s, const Values& visual, const Values& audio) {
@@ -121,7 +142,7 @@ double pooled(Pooling pool, const double* alpha, int64_t cells) {
 }
 
 // `features`: visual features of all spaces, then audio features.
-Values outputs_of(const Op& op, const Shape& s, const std::vector<Values>& features) {
+Values scores_of(const Op& op, const Shape& s, const std::vector<Values>& features) {
   Values out;
   if (op.kind == Op::mean) {  // the cosines with unit vectors along the axes
     Shape axes = s;
@@ -167,6 +188,30 @@ Values outputs_of(const Op& op, const Shape& s, const std::vector<Values>& featu
   return out;
 }
 
+// The background of image n: the mean of the map of its positive weighted by sigmoid((epsilon - alpha) / beta).
+double background_of(const Shape& s, const Values& alpha, int64_t n) {
+  const double* map = &alpha[(n * s.audios + positive_of(n, s.audios)) * s.cells];
+  double weights = 0, weighted = 0;
+  for (int64_t p = 0; p < s.cells; ++p) {
+    const double w = 1 / (1 + std::exp((map[p] - kEpsilon) / kBeta));
+    weights += w, weighted += w * map[p];
+  }
+  return weighted / weights;
+}
+
+Values outputs_of(const Op& op, const Shape& s, const std::vector<Values>& features) {
+  const Values scores = scores_of(op, s, features);
+  if (op.loss == Op::none) return scores;
+  Values background;
+  if (op.loss == Op::rows_and_background) {
+    const Values alpha = cosines(s, features[0], features[1]);
+    for (int64_t n = 0; n < s.images; ++n) background.push_back(background_of(s, alpha, n));
+  }
+  const bool product = op.kind == Op::product;
+  return {
+      cross_entropy(scores, s.images, s.audios, background, product ? 0 : kMargin, product ? 1 : kTau, false, false)};
+}
+
 // ---- the kernels ----
 
 struct Result {
@@ -192,24 +237,41 @@ Result run_kernels(const Op& op, const Shape& s, std::vector<Tensor>& features, 
     return {features[i].bytes.data(), features[audio].bytes.data(), norms[i].bytes.data(),
             alphas[i].bytes.data(),   gradients[i].bytes.data(),    gradients[audio].bytes.data()};
   };
+  // of one pass: what it computes besides
+  Tensor scores(real, pairs), grad_scores(real, pairs), map(real, s.images * s.cells), grad_map(real, map.size());
+  std::vector<int64_t> positives;
+  for (int64_t n = 0; n < s.images; ++n) positives.push_back(positive_of(n, s.audios));
+  CrossEntropyParams loss{};
+  loss.float64 = real == DType::float64, loss.of_rows = true, loss.rows = s.images, loss.columns = s.audios;
+  loss.tau = op.kind == Op::product ? 1 : kTau, loss.margin = op.kind == Op::product ? 0 : kMargin;
+  loss.positives = positives.data(), loss.scores = scores.bytes.data(), loss.grad_scores = grad_scores.bytes.data();
+  loss.loss = outputs.bytes.data();
+  if (op.loss == Op::rows_and_background) {
+    loss.maps = map.bytes.data(), loss.grad_maps = grad_map.bytes.data(), loss.cells = s.cells;
+    loss.epsilon = kEpsilon, loss.beta = kBeta;
+  }
   if (op.kind == Op::pooling) {
     SimilarityParams p{};
     p.shape = s, p.features = space(0), p.pooling = op.pool, p.cached_images = 1, p.threads = kThreads;
     const double soft[] = {kEpsilon, kBeta};
     if (op.pool == Pooling::soft_threshold) std::copy(soft, soft + 2, p.parameters);
     if (op.pool == Pooling::log_mean_exp) p.parameters[0] = kTau;
-    p.scores = outputs.bytes.data(), p.residual = residual.bytes.data();
-    run(*kernels().similarity, p);
-    p.grad_scores = grad_outputs.bytes.data();
+    p.scores = op.loss ? scores.bytes.data() : outputs.bytes.data(), p.residual = residual.bytes.data();
+    p.grad_scores = op.loss ? grad_scores.bytes.data() : grad_outputs.bytes.data();
+    if (op.loss) p.loss = &loss, p.cached_images = 0;
+    if (op.loss == Op::rows_and_background)
+      p.positives = loss.positives, p.positive_map = map.bytes.data(), p.grad_map = grad_map.bytes.data();
+    if (!op.loss) run(*kernels().similarity, p);
     run(*kernels().similarity_backward, p);
   } else if (op.kind == Op::product) {
     ProductParams p{};
     p.shape = s, p.loc = space(0), p.avc = space(1), p.tau = kTau, p.reduce = op.reduce, p.instances = op.instances;
     p.cached_images = 1, p.threads = kThreads;
-    p.scores = outputs.bytes.data(), p.pair_norm = pair_norm.bytes.data();
+    p.scores = op.loss ? scores.bytes.data() : outputs.bytes.data(), p.pair_norm = pair_norm.bytes.data();
     p.instance_norm = instance_norm.bytes.data(), p.argmax = argmax.bytes.data();
-    run(*kernels().product, p);
-    p.grad_scores = grad_outputs.bytes.data();
+    p.grad_scores = op.loss ? grad_scores.bytes.data() : grad_outputs.bytes.data();
+    if (op.loss) p.loss = &loss, p.cached_images = 0;
+    if (!op.loss) run(*kernels().product, p);
     run(*kernels().product_backward, p);
   } else {
     const bool mean = op.kind == Op::mean;
@@ -243,6 +305,7 @@ void check_op(const Op& op, const Shape& s) {
   const Values want = outputs_of(op, s, x);
   const bool exact = s.dtype == DType::float64;
   Tensor grad_outputs = random_tensor(exact ? DType::float64 : DType::float32, int64_t(want.size()));
+  if (op.loss) grad_outputs.set(0, 1);
   const Result got = run_kernels(op, s, features, grad_outputs);
 
   const char* dtypes[] = {"float32", "bfloat16", "float16", "float64"};
@@ -270,6 +333,33 @@ void check_op(const Op& op, const Shape& s) {
       check(name + ", gradient of feature " + std::to_string(i), std::fabs(inner(got.gradients[i], direction) - slope),
             rounding[int(s.dtype)] * std::sqrt(inner(got.gradients[i], got.gradients[i])) + 2e-8);  // of the loss
     }
+}
+
+// Rows and columns at once, where there are more columns than rows.
+void check_cross_entropy(DType dtype, bool of_columns) {
+  const int64_t rows = 21, width = of_columns ? 40 : 37;
+  Tensor scores = random_tensor(dtype, rows * width), grad(dtype, rows * width), loss(dtype, 1);
+  std::vector<int64_t> positives;
+  for (int64_t n = 0; n < rows; ++n) positives.push_back(positive_of(n, width));
+  CrossEntropyParams p{};
+  p.float64 = dtype == DType::float64, p.of_rows = true, p.of_columns = of_columns, p.rows = rows, p.columns = width;
+  p.tau = kTau, p.margin = kMargin, p.positives = of_columns ? nullptr : positives.data(), p.threads = kThreads;
+  p.scores = scores.bytes.data(), p.grad_scores = grad.bytes.data(), p.loss = loss.bytes.data();
+  run(*kernels().cross_entropy, p);
+  const std::string name = std::string(kernels().instruction_set) + " cross-entropy" + (of_columns ? ", columns" : "");
+  const Values x = scores.values();
+  auto loss_of = [&](const Values& at) {
+    return cross_entropy(at, rows, width, {}, kMargin, kTau, of_columns, of_columns);
+  };
+  const double want = loss_of(x), limit = p.float64 ? 1e-12 : 1e-6;
+  check(name, std::fabs(loss.get(0) - want), limit * want);
+  for (int repeat = 0; repeat < 4; ++repeat) {
+    Values direction(x.size()), up = x, down = x;
+    for (double& d : direction) d = generator() % 2 ? 1 : -1;
+    for (size_t i = 0; i < x.size(); ++i) up[i] += 1e-6 * direction[i], down[i] -= 1e-6 * direction[i];
+    const double slope = (loss_of(up) - loss_of(down)) / 2e-6;
+    check(name + ", gradient", std::fabs(inner(grad.values(), direction) - slope), p.float64 ? 1e-7 : 2e-6);
+  }
 }
 
 // ---- evaluation ----
@@ -354,7 +444,12 @@ int main() {
                     {"product, sum, image", Op::product, {}, Reduce::sum, Instances::image},
                     {"product, max, image", Op::product, {}, Reduce::max, Instances::image},
                     {"cosine map", Op::cosine, {}, {}, {}},
-                    {"mean", Op::mean, {}, {}, {}}};
+                    {"mean", Op::mean, {}, {}, {}},
+                    {"loss of soft threshold", Op::pooling, Pooling::soft_threshold, {}, {}, Op::rows},
+                    {"loss of log mean exp", Op::pooling, Pooling::log_mean_exp, {}, {}, Op::rows},
+                    {"loss with background", Op::pooling, Pooling::soft_threshold, {}, {}, Op::rows_and_background},
+                    {"loss of product, sum", Op::product, {}, Reduce::sum, Instances::audio, Op::rows},
+                    {"loss of product, max", Op::product, {}, Reduce::max, Instances::audio, Op::rows}};
   // images, audios, channels (from 129 on in blocks), cells (from 128 on an audio gradient for each image)
   const int64_t sizes[][4] = {{2, 5, 3, 1}, {3, 19, 37, 21}, {3, 9, 150, 15}, {3, 4, 9, 130}};
   for (const std::string& name : instruction_sets()) {
@@ -365,6 +460,8 @@ int main() {
           for (const Op& op : ops)
             check_op(op, {dtype, channels_last, images, op.kind == Op::cosine ? images : audios, channels, cells, true,
                           channels, 0, 1});
+    for (bool of_columns : {false, true})
+      for (DType dtype : {DType::float32, DType::float64}) check_cross_entropy(dtype, of_columns);
     for (bool bytes : {false, true}) check_map_metrics(bytes);
     std::printf("%s: %d checks so far, %d failed\n", name.c_str(), checks, failures);
   }

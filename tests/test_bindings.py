@@ -66,6 +66,42 @@ def test_another_number_of_parameters_is_an_error(parameters):
         backward(parameters)
 
 
+def row_loss(pooling="soft_threshold", background=(0.4, 0.1), **changes):
+    """One pass with good buffers but for `changes`; the tensors."""
+    compiled = checks.extension
+    tensors = {name: torch.ones(size) for name, size in SIZES.items()} | {"cached_alphas": torch.empty(0)}
+    tensors |= {name: torch.empty(N * P) for name in ("positive_map", "grad_map")}
+    tensors |= {"positives": torch.arange(N), "loss": torch.empty(())}
+    buffers = {name: buffer(tensor) for name, tensor in (tensors | changes).items()}
+    compiled.similarity_row_loss(
+        shape(),
+        compiled.Features(**{name: buffers.pop(name) for name in FEATURES}),
+        pooling=getattr(compiled.Pooling, pooling),
+        parameters=[] if pooling == "max" else [0.4, 0.1],
+        tau=0.1,
+        margin=0.0,
+        background=background,
+        threads=1,
+        **buffers,
+    )
+    return tensors
+
+
+def test_buffers_of_a_row_loss():
+    """Equal cosines: each of the others, and the background, is as good as the positive."""
+    assert row_loss()["loss"].item() == pytest.approx(torch.log(torch.tensor(M + 1.0)).item())
+    assert row_loss(background=None)["loss"].item() == pytest.approx(torch.log(torch.tensor(float(M))).item())
+    for name in ("loss", "scores", "grad_scores", "positive_map", "grad_map"):
+        with pytest.raises(ValueError, match=f"^({name}|maps|grad_maps): expected .* bytes, got null$"):
+            row_loss(**{name: None})
+    with pytest.raises(ValueError, match="^positives: expected with background, got null$"):
+        row_loss(positives=None)
+    with pytest.raises(ValueError, match=r"^positives: expected columns in \[0, 5\), got 0..5$"):
+        row_loss(positives=torch.tensor([0, 5, 1]))
+    with pytest.raises(ValueError, match="^pooling: expected one with a gradient of every cell$"):
+        row_loss("max")
+
+
 def shape(**sizes):
     given = {"images": N, "audios": M, "channels": C, "cells": P} | sizes
     return checks.extension.Shape(dtype=checks.extension.DType.float32, channels_last=False, **given)

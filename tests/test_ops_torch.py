@@ -60,6 +60,14 @@ def arguments(dtype, layout):
                 (torch.rand(4, 6), None, True),
             )
         ],
+        "pooled_row_loss": [
+            (visual(), audio(), torch.tensor([1, 0, 4, 4]), "soft_threshold", [0.4, 0.1], 0.1, 0.2, *rest)
+            for rest in (([], True, True), ([0.4, 0.1], True, True))
+        ],
+        "product_row_loss": [
+            (visual(), visual(), audio(), audio(), torch.tensor([1, 0, 4, 4]), 0.1, *rest)
+            for rest in (("sum", True, True), ("max", True, True))
+        ],
         "late_interaction": [(visual(), clip, *rest) for clip in clips for rest in ((True, 1), (False, 2))],
     }
 
@@ -68,12 +76,12 @@ NAMES = ["pooled_similarity", "product_log_scores", "mean_direction", "cosine_ma
 LIBRARY_OPS = pytest.mark.parametrize("name", NAMES)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "late_interaction", "cross_entropy"])
+@pytest.mark.parametrize("name", [*NAMES, "late_interaction", "cross_entropy", "pooled_row_loss", "product_row_loss"])
 @pytest.mark.parametrize("kind", ["float32", "bfloat16-channels-last"])
 def test_opcheck(name, kind):
     dtype = getattr(torch, kind.split("-")[0])
     layout = torch.channels_last if "last" in kind else torch.contiguous_format
-    differentiable = {"mean_direction": 1, "cross_entropy": 2}.get(name, 4)
+    differentiable = {"mean_direction": 1, "cross_entropy": 2, "pooled_row_loss": 2}.get(name, 4)
     op = getattr(torch.ops.ssl_fast, name).default
     for args in arguments(dtype, layout)[name][:: 1 if dtype == torch.float32 else 2]:
         for x in args[:differentiable]:

@@ -17,6 +17,7 @@
 // take groups of panels in a pass before. Every exponent is 1 / tau times a difference of alphas from their maximum:
 // nothing large cancels. Of the backward pass too, where so the same roundings meet: what is left of a small one is
 // divided by tau.
+#include "cross_entropy.h"
 #include "dense_backward.h"
 #include "kernel_table.h"
 
@@ -147,11 +148,64 @@ struct Product {
       log[cell] = T(p.tau * __builtin_log(double(total)));
     }
   }
+  // Scores of image n with the audios of a panel, and what the backward pass needs of each pair. loc: alphas of the
+  // panel, avc: of all.
+  void score_panel(int64_t n, int64_t panel, const T* loc, const T* avc) const {
+    const T *max = instance_max(n, panel), *sums = instance_log(n, panel);
+    int64_t at = n * s.audios + panel * W, count = lanes_in(panel);
+    Vec<T> largest[kVectors], norm[kVectors], top[kVectors], log[kVectors], score[kVectors];
+    Index<Vec<T>> argmax[kVectors];
+    for (int v = 0; v < kVectors; ++v) {
+      largest[v] = load(loc + v * L);
+      for (int64_t cell = 1; cell < s.cells; ++cell) {
+        Vec<T> alpha = load(loc + cell * W + v * L);
+        largest[v] = select(alpha > largest[v], alpha, largest[v]);
+      }
+      auto y = [&](int64_t cell) { return load(loc + cell * W + v * L) - largest[v]; };
+      auto x = [&](int64_t cell) {  // a + loc, relative to the largest loc
+        return log_instance(load(avc + (panel * s.cells + cell) * W + v * L), max, sums, cell, v) + y(cell);
+      };
+      typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
+      for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
+      norm[v] = logarithm(sum_in_levels<Vec<T>>(s.cells, [&](int64_t cell) { return exponential(y(cell) * per_tau); }));
+      top[v] = best.best, argmax[v] = best.cell, log[v] = Vec<T>{};
+      if (p.reduce == Reduce::sum)
+        log[v] = logarithm(
+            sum_in_levels<Vec<T>>(s.cells, [&](int64_t cell) { return exponential((x(cell) - top[v]) * per_tau); }));
+      score[v] = top[v] * per_tau - norm[v] + log[v];
+    }
+    store_lanes(largest, pair_norm(kLocMax) + at, count);
+    store_lanes(norm, pair_norm(kLocLog) + at, count);
+    store_lanes(top, pair_norm(kMax) + at, count);
+    store_lanes(log, pair_norm(kLog) + at, count);
+    store_lanes(score, static_cast<T*>(p.scores) + at, count);
+    if (p.reduce == Reduce::max) store_lanes(argmax, static_cast<int32_t*>(p.argmax) + at, count);
+  }
+  // Scores of image n with all audios. avc_scratch: of a map; loc_scratch: of a group of panels or, with keep_loc, of a
+  // map. Both have the alphas then, where they are not cached.
+  void score_image(int64_t n, const ImagePair<T>& images, T* avc_scratch, T* loc_scratch, bool keep_loc) const {
+    if (!over_images()) write_norms(n, images);
+    const T* avc_alphas = nullptr;
+    L2Prefetcher next_avc = prefetch_next(p.avc, images.avc, n, avc.panels),
+                 next_loc = prefetch_next(p.loc, images.loc, n, loc.panels);
+    for_panel_groups(avc, [&](int64_t first, int64_t panels) {
+      const int64_t offset = first * s.cells * W;
+      avc_alphas = alphas(p.avc, images.avc, avc, images.avc_norm, n, first, panels, !over_images(),
+                          avc_scratch + offset, next_avc) -
+                   offset;
+    });
+    if (!over_images()) instance_log_sum_exp(avc_alphas, instance_max(n, 0), instance_log(n, 0));
+    for_panel_groups(loc, [&](int64_t first, int64_t panels) {
+      const T* loc_alphas = alphas(p.loc, images.loc, loc, images.loc_norm, n, first, panels, true,
+                                   loc_scratch + (keep_loc ? first * s.cells * W : 0), next_loc);
+      for (int64_t i = 0; i < panels; ++i) score_panel(n, first + i, loc_alphas + i * s.cells * W, avc_alphas);
+    });
+  }
 };
 
 template <class T>
 void forward(const ProductParams& p, Workspace& workspace) {
-  constexpr int W = kPanel<T>, L = kLanes<T>;
+  constexpr int L = kLanes<T>;
   Product<T> product(p);
   const Shape& s = p.shape;
   product.loc.allocate(workspace, s, false);
@@ -193,56 +247,7 @@ void forward(const ProductParams& p, Workspace& workspace) {
     }
     parallel_for(s.images, [&](int64_t n) {
       ImagePair<T> images = product.load_images(n, local.loc_image, local.avc_image, true);
-      if (!product.over_images()) product.write_norms(n, images);
-      const T* avc = nullptr;
-      L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, product.avc.panels),
-                   next_loc = product.prefetch_next(p.loc, images.loc, n, product.loc.panels);
-      for_panel_groups(product.avc, [&](int64_t first, int64_t panels) {
-        avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first, panels, !product.over_images(),
-                             local.avc_alphas + first * s.cells * W, next_avc) -
-              first * s.cells * W;
-      });
-      if (!product.over_images())
-        product.instance_log_sum_exp(avc, product.instance_max(n, 0), product.instance_log(n, 0));
-      auto pool_panel = [&](int64_t panel, const T* loc) {
-        const T *instance_max = product.instance_max(n, panel), *instance_log = product.instance_log(n, panel);
-        int64_t at = n * s.audios + panel * W, count = product.lanes_in(panel);
-        Vec<T> largest[kVectors], norm[kVectors], top[kVectors], log[kVectors], score[kVectors];
-        Index<Vec<T>> argmax[kVectors];
-        for (int v = 0; v < kVectors; ++v) {
-          largest[v] = load(loc + v * L);
-          for (int64_t cell = 1; cell < s.cells; ++cell) {
-            Vec<T> alpha = load(loc + cell * W + v * L);
-            largest[v] = select(alpha > largest[v], alpha, largest[v]);
-          }
-          auto y = [&](int64_t cell) { return load(loc + cell * W + v * L) - largest[v]; };
-          auto x = [&](int64_t cell) {  // a + loc, relative to the largest loc
-            return product.log_instance(load(avc + (panel * s.cells + cell) * W + v * L), instance_max, instance_log,
-                                        cell, v) +
-                   y(cell);
-          };
-          typename Max<Vec<T>, T>::State best{broadcast(T(-1e30)), {}};
-          for (int64_t cell = 0; cell < s.cells; ++cell) Max<Vec<T>, T>{}.absorb(best, x(cell), int(cell));
-          norm[v] = logarithm(
-              sum_in_levels<Vec<T>>(s.cells, [&](int64_t cell) { return exponential(y(cell) * product.per_tau); }));
-          top[v] = best.best, argmax[v] = best.cell, log[v] = Vec<T>{};
-          if (p.reduce == Reduce::sum)
-            log[v] = logarithm(sum_in_levels<Vec<T>>(
-                s.cells, [&](int64_t cell) { return exponential((x(cell) - top[v]) * product.per_tau); }));
-          score[v] = top[v] * product.per_tau - norm[v] + log[v];
-        }
-        store_lanes(largest, product.pair_norm(product.kLocMax) + at, count);
-        store_lanes(norm, product.pair_norm(product.kLocLog) + at, count);
-        store_lanes(top, product.pair_norm(product.kMax) + at, count);
-        store_lanes(log, product.pair_norm(product.kLog) + at, count);
-        store_lanes(score, static_cast<T*>(p.scores) + at, count);
-        if (p.reduce == Reduce::max) store_lanes(argmax, static_cast<int32_t*>(p.argmax) + at, count);
-      };
-      for_panel_groups(product.loc, [&](int64_t first, int64_t panels) {
-        const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first, panels, true,
-                                      local.loc_alphas, next_loc);
-        for (int64_t i = 0; i < panels; ++i) pool_panel(first + i, loc + i * s.cells * W);
-      });
+      product.score_image(n, images, local.avc_alphas, local.loc_alphas, false);
     });
   });
 }
@@ -292,16 +297,19 @@ void backward(const ProductParams& p, Workspace& workspace) {
   product.avc.allocate(workspace, s, visual);
   product.R = product.over_images() ? workspace.take<T>(product.map_size()) : nullptr;
   struct Scratch {
-    T *loc_alphas, *avc_alphas;  // of a group of panels; of one image
+    T *loc_alphas, *avc_alphas;  // of a group of panels, with p.loss of one image; of one image
+    T* gaps;                     // of the loss of one row
     Vec<T>* R;                   // (cells): R before the sum over lanes
     BackwardScratch<T> loc_grads, avc_grads;
   };
+  double* losses = p.loss ? workspace.take<double>(s.images) : nullptr;
   auto* scratch = workspace.take<Scratch>(p.threads);
   auto* by_space = workspace.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
   for (int i = 0; i < p.threads; ++i) {
     Scratch& local = scratch[i];
-    local.loc_alphas = workspace.take<T>(product.group_size());
+    local.loc_alphas = workspace.take<T>(p.loss ? product.map_size() : product.group_size());
     local.avc_alphas = workspace.take<T>(product.map_size());
+    local.gaps = p.loss ? workspace.take<T>(cross_entropy_scratch(s.audios)) : nullptr;
     local.R = workspace.take<Vec<T>>(s.cells);
     local.loc_grads.allocate(workspace, s, product.loc);
     local.avc_grads.allocate(workspace, s, product.avc);
@@ -349,6 +357,10 @@ void backward(const ProductParams& p, Workspace& workspace) {
         ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch + offset,
                                                   local.avc_grads.image_scratch + offset, n >= p.cached_images, audio);
         local.loc_grads.images[n - first] = images.loc, local.avc_grads.images[n - first] = images.avc;
+        if (p.loss) {
+          product.score_image(n, images, local.avc_alphas, local.loc_alphas, true);
+          CrossEntropy<T>{*p.loss, losses}.row(n, local.gaps);
+        }
         T *G_loc = local.loc_grads.G + (n - first) * s.cells * W,
           *G_avc = local.avc_grads.G + (n - first) * s.cells * W;
         local.loc_grads.zero_t(s), local.avc_grads.zero_t(s);
@@ -358,11 +370,16 @@ void backward(const ProductParams& p, Workspace& workspace) {
         L2Prefetcher next_avc = product.prefetch_next(p.avc, images.avc, n, product.avc.panels),
                      next_loc = product.prefetch_next(p.loc, images.loc, n, product.loc.panels);
         for_panel_groups(product.avc, [&](int64_t first_panel, int64_t panels) {
-          avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first_panel, panels, false,
-                               local.avc_alphas + first_panel * s.cells * W, next_avc) -
-                first_panel * s.cells * W;
-          const T* loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first_panel, panels, false,
-                                        local.loc_alphas, next_loc);
+          const int64_t offset = first_panel * s.cells * W;
+          avc = local.avc_alphas;
+          const T* loc = local.loc_alphas + offset;
+          if (!p.loss) {
+            avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first_panel, panels, false,
+                                 local.avc_alphas + offset, next_avc) -
+                  offset;
+            loc = product.alphas(p.loc, images.loc, product.loc, images.loc_norm, n, first_panel, panels, false,
+                                 local.loc_alphas, next_loc);
+          }
           for (int64_t panel = first_panel; panel < first_panel + panels; ++panel, loc += s.cells * W) {
             ScoreGradient<T> gradient{product, n, {}, {}, {}, {}, {}, {}};
             gradient.load_panel(panel);
@@ -413,6 +430,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
       reduce_audio_gradient(s, p.avc, product.avc, by_space + p.threads);
     }
   });
+  if (p.loss) store_loss<T>(*p.loss, losses);
 }
 
 template <bool kBackward>

@@ -8,8 +8,11 @@
 //   Outputs   S, residual, 1 / |v| (N, P); alpha of the first images, cached for the backward pass
 //   Threads   share the images; the audio gradient is a sum per thread, added in the order of the threads
 //
+//   one pass   of a loss of the rows of S: forward and backward pass of each image in turn, alphas in between in cache
+//
 // One GEMM tile (cells x a panel of audios) at a time goes to an epilogue: PoolEpilogue keeps a running state per lane,
 // SlopeEpilogue writes G. A sparse pooling has its backward pass in max_backward.h.
+#include "cross_entropy.h"
 #include "kernel_table.h"
 #include "max_backward.h"
 
@@ -100,29 +103,18 @@ struct PoolEpilogue {
   }
 };
 
-// Packed audios of a block, which stays in L2 while the images pass.
-constexpr int64_t kAudioBlockBytes = 512 << 10;
-
 template <class T, class Pool>
-void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
-  constexpr int W = kPanel<T>;
-  const Shape& s = p.shape;
-  const Features& f = p.features;
-  const int64_t row_bytes = s.channels * (uses_bf16_gemm<T>(s) ? sizeof(Bf16) : sizeof(T));
-  const int64_t block_size = round_up(kAudioBlockBytes / row_bytes + 1, W), scratch_size = image_scratch_size<T>(s);
-  PackedAudios<T> block;
-  block.allocate(workspace, s, false, s.audios < block_size ? s.audios : block_size);
-  T* scratch = workspace.take<T>(p.threads * round_up(scratch_size, 64));
+struct ImagePooling {
+  const SimilarityParams& p;
+  Pool pool;
 
-  // Scores of image n with the audios of a block.
-  auto pool_image = [&](int64_t n, const PackedAudios<T>& audios) {
-    Image<T> image = load_image(s, f.visual, n, scratch + omp_get_thread_num() * round_up(scratch_size, 64), true);
-    T* inverse_norm = static_cast<T*>(f.inverse_norm) + n * s.cells;
+  // Scores of image n with the audios of a block, and what else is wanted of them; alphas to `cached`, or null.
+  void run(int64_t n, const Image<T>& image, const PackedAudios<T>& audios, T* cached) const {
+    constexpr int W = kPanel<T>;
+    const Shape& s = p.shape;
+    T* inverse_norm = static_cast<T*>(p.features.inverse_norm) + n * s.cells;
     if (!audios.first) inverse_norms(s, image, inverse_norm);
-    T* cached = n < p.cached_images
-                    ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + audios.first) * s.cells
-                    : nullptr;
-    L2Prefetcher ahead = prefetch_image(s, f.visual, n + 1, prefetch_steps(image, audios));
+    L2Prefetcher ahead = prefetch_image(s, p.features.visual, n + 1, prefetch_steps(image, audios));
     ClipMax<T> clips{};
     if (p.clip)
       clips = {s.audios, p.clip, static_cast<T*>(p.clip_scores) + n * s.cells, p.clip_argmax + n * s.cells,
@@ -149,20 +141,43 @@ void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       }
     });
     const int64_t positive = p.positives ? p.positives[n] - audios.first : -1;
-    if (positive >= 0 && positive < audios.count) {
+    if (p.positive_map && positive >= 0 && positive < audios.count) {
       T* map = static_cast<T*>(p.positive_map) + n * s.cells;
       channel_dots(image, audios.rows + positive * audios.padded_channels(), map);
       for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
     }
-  };
+  }
+};
+
+// Packed audios of a block, which stays in L2 while the images pass.
+constexpr int64_t kAudioBlockBytes = 512 << 10;
+
+template <class T, class Pool>
+void forward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
+  constexpr int W = kPanel<T>;
+  const Shape& s = p.shape;
+  const Features& f = p.features;
+  const int64_t row_bytes = s.channels * (uses_bf16_gemm<T>(s) ? sizeof(Bf16) : sizeof(T));
+  const int64_t block_size = round_up(kAudioBlockBytes / row_bytes + 1, W), scratch_size = image_scratch_size<T>(s);
+  PackedAudios<T> block;
+  block.allocate(workspace, s, false, s.audios < block_size ? s.audios : block_size);
+  T* scratch = workspace.take<T>(p.threads * round_up(scratch_size, 64));
+  const ImagePooling<T, Pool> pooling{p, pool};
+
   parallel(p.threads, [&] {
     AmxTileScope tiles;
+    T* local = scratch + omp_get_thread_num() * round_up(scratch_size, 64);
     for (int64_t first = 0; first < s.audios; first += block_size) {
       const PackedAudios<T> audios = block.of(first, s.audios - first < block_size ? s.audios - first : block_size);
       parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, false); });
       if (T* norms = static_cast<T*>(p.audio_inverse_norm))
         parallel_for(audios.count, [&](int64_t m) { norms[first + m] = audios.inverse_norm[m]; });
-      parallel_for(s.images, [&](int64_t n) { pool_image(n, audios); });
+      parallel_for(s.images, [&](int64_t n) {
+        T* cached = n < p.cached_images
+                        ? static_cast<T*>(f.cached_alphas) + (n * round_up(s.audios, W) + first) * s.cells
+                        : nullptr;
+        pooling.run(n, load_image(s, f.visual, n, local, true), audios, cached);
+      });
     }
   });
 }
@@ -221,11 +236,17 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   audios.allocate(workspace, s, f.grad_visual);
   auto* scratch = workspace.take<BackwardScratch<T>>(p.threads);
   for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
+  // of one pass over the products: alphas of one image, in each thread, and the loss of each row
+  const int64_t map_size = s.cells * audios.padded(), gaps = cross_entropy_scratch(s.audios);
+  T* maps = p.loss ? workspace.take<T>(p.threads * (map_size + gaps)) : nullptr;
+  double* losses = p.loss ? workspace.take<double>(s.images) : nullptr;
+  const ImagePooling<T, Pool> pooling{p, pool};
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     BackwardScratch<T>& local = scratch[thread];
+    T* map = p.loss ? maps + thread * (map_size + gaps) : nullptr;
     if (f.grad_audio) local.zero_dA(audios);
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, f.grad_visual); });
 
@@ -235,6 +256,10 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       for (int64_t n = first; n < last; ++n) {
         const Image<T>& image = local.images[n - first] = load_image(
             s, f.visual, n, local.image_scratch + (n - first) * local.image_size, n >= p.cached_images, f.grad_audio);
+        if (p.loss) {
+          pooling.run(n, image, audios, map);
+          CrossEntropy<T>{*p.loss, losses}.row(n, map + map_size);
+        }
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
         T* G = local.G + (n - first) * s.cells * W;
         local.zero_t(s);
@@ -251,8 +276,8 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
             load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
             for (int v = 0; v < kVectors; ++v) epilogue.scale[i][v] *= grad[v];
           }
-          if (n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
-          const T* cached = static_cast<const T*>(f.cached_alphas) + n * s.cells * audios.padded();
+          if (!p.loss && n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
+          const T* cached = p.loss ? map : static_cast<const T*>(f.cached_alphas) + n * map_size;
           for (int64_t i = 0; i < panels; ++i) epilogue.all_cells(cached, first_panel + i);
         });
         local.reduce_t(s);
@@ -265,6 +290,7 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
     GOMP_barrier();
     if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch);
   });
+  if (p.loss) store_loss<T>(*p.loss, losses);
 }
 
 template <bool kBackward>

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeGuard
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..distributed import JoinedBatch, together
-from ..ops.checks import check_tensor, use_compiled
+from ..ops.checks import check_tensor, computed_dtype, use_compiled
 from ..ops.cross_entropy import fused_cross_entropy
 from ..ops.tokens import TokenPooling
 from .extra import ExtraColumns, ExtraNegatives, check_extra
@@ -197,6 +197,22 @@ def has_kernel(batch: JoinedBatch, scores: Tensor, positives: Tensor | None, bac
     return plain and not scores.is_cuda and use_compiled(backend, scores)
 
 
+def has_row_loss(
+    batch: JoinedBatch, features: Sequence[Tensor], positives: Tensor | None, extra: ExtraColumns, backend: str
+) -> bool:
+    """True if the loss of the rows of the scores of these features, and its gradients, come from one pass over the
+    products: see `ops.row_loss`. Without gradients there is nothing to be gained, and those of float16 have to be
+    scaled before they are rounded."""
+    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    wanted = wanted and not extra.count and has_kernel(batch, features[0], positives, backend)
+    return wanted and computed_dtype(features[0]) != torch.float16
+
+
+def check_negatives(audios: int) -> None:
+    if audios < 2:
+        raise ValueError(f"audio: expected at least 2, a positive and a negative, got {audios}")
+
+
 def contrast(
     batch: JoinedBatch,
     scores: Tensor,
@@ -215,8 +231,8 @@ def contrast(
     from a kernel, that of the loss; others stay differentiable twice. options: of `cross_entropy`."""
     pairs = extra.without(scores, 1)
     check_positives(pairs.shape[0], pairs.shape[1], positives, scores.device)
-    if negatives != "image" and scores.shape[1] < 2:
-        raise ValueError("audio: expected at least 2, a positive and a negative, got 1")
+    if negatives != "image":
+        check_negatives(scores.shape[1])
     if negatives != "audio" and batch.size < 2:
         raise ValueError("visual: expected at least 2 images, a positive and a negative, got 1")
     fused = has_kernel(batch, scores, positives, backend, **options)

@@ -12,10 +12,13 @@ from ..distributed import JoinedBatch
 from ..ops.checks import check_pair, check_tensor, without_autocast
 from ..ops.cross_entropy import fused_cross_entropy
 from ..ops.mean import mean_vectors
+from ..ops.product import check_features
 from ..ops.reference import accumulate_dtype, unit
+from ..ops.row_loss import pooled_row_loss, product_row_loss
 from ..ops.similarity import similarity_and_map
 from ..ops.tokens import TokenPooling
 from .cross_entropy import (
+    check_negatives,
     check_one_positive,
     check_positives,
     check_tau,
@@ -23,6 +26,7 @@ from .cross_entropy import (
     cross_entropy,
     gather_tokens,
     has_kernel,
+    has_row_loss,
     join,
     own,
     target_columns,
@@ -60,11 +64,23 @@ def margin_nce(
     """
     check_tau(tau)
     batch, positives, extra, audio = join(group, positives, extra_negatives, visual, audio=audio)
-    audio = extra.behind(audio)
+    audio, pooling = extra.behind(audio), ops.SoftThreshold(epsilon, beta)
+    plain = not symmetric and mean_weight == 0 and tokens is None and audio.dim() == 2
+    if plain and has_row_loss(batch, (visual, audio), positives, extra, backend):
+        return _row_loss(visual, audio, positives, pooling, tau, margin)
     tokens = gather_tokens(batch, tokens, extra, audio)
-    scores = pooled(visual, audio, ops.SoftThreshold(epsilon, beta), mean_weight, backend, tokens)
+    scores = pooled(visual, audio, pooling, mean_weight, backend, tokens)
     negatives, weight = direction(symmetric)
     return contrast(batch, scores, positives, extra, negatives, tau, margin, weight=weight, backend=backend)
+
+
+def _row_loss(visual, audio, positives, pooling, tau, margin, background=None) -> Tensor:
+    """`pooled_row_loss` of features that are checked first."""
+    check_pair(visual, audio)
+    check_positives(len(visual), len(audio), positives, visual.device)
+    if background is None:
+        check_negatives(len(audio))
+    return pooled_row_loss(visual, audio, pooling, positives, tau, margin, background)
 
 
 def lvs(
@@ -146,6 +162,11 @@ def _lvs(
     check_choice("diagonal", diagonal, lvs)
     repeat = -99.0 if diagonal == "released" else None
     pooling = ops.SoftThreshold(epsilon, beta)
+    below = epsilon_negative if tri_map else epsilon
+    plain = not need_map and repeat is None and mean_weight == 0
+    if plain and has_row_loss(batch, (visual, audio), positives, extra, backend):
+        background = (below, beta) if hard_negative else None
+        return _row_loss(visual, audio, positives, pooling, tau, margin, background), visual.new_empty(0)
     if not (hard_negative or need_map):
         scores = pooled(visual, audio, pooling, mean_weight, backend)
         loss = contrast(batch, scores, positives, extra, "audio", tau, margin, backend=backend, repeat=repeat)
@@ -158,7 +179,6 @@ def _lvs(
     if not hard_negative:
         return contrast(batch, scores, positives, extra, "audio", tau, margin, backend=backend, repeat=repeat), maps
     cells, scores = maps.flatten(1), extra.weigh(scores, tau)
-    below = epsilon_negative if tri_map else epsilon
     if has_kernel(batch, scores, positives, backend, repeat=repeat):
         background = {"maps": cells, "epsilon": below, "beta": beta}
         return fused_cross_entropy(scores, positives, tau, margin, rows=True, columns=False, **background), maps
@@ -264,18 +284,18 @@ def slavc(
     if momentum is not None:
         terms = [(visual_loc, visual_avc, *audios[2:]), (*momentum[:2], *audios[:2])]
     weight = 0.5 if negatives == "both" else 1.0
-    return total(
-        contrast(
-            batch,
-            ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend),
-            positives,
-            extra,
-            negatives,
-            weight=weight,
-            backend=backend,
-        )
-        for features in terms
-    )
+
+    def term(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor) -> Tensor:
+        features = visual_loc, visual_avc, audio_loc, audio_avc
+        if negatives == "audio" and has_row_loss(batch, features, positives, extra, backend):
+            features = check_features(*features, tau, reduce, "audio")
+            check_positives(len(visual_loc), len(audio_loc), positives, visual_loc.device)
+            check_negatives(len(audio_loc))
+            return product_row_loss(*features, positives, tau=tau, reduce=reduce)
+        scores = ops.product_log_scores(*features, tau=tau, reduce=reduce, instances="audio", backend=backend)
+        return contrast(batch, scores, positives, extra, negatives, weight=weight, backend=backend)
+
+    return total(term(*features) for features in terms)
 
 
 class _Gram(torch.autograd.Function):

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from .reference import unit
 
-INTERFACE = 5  # of csrc/module.cpp
+INTERFACE = 6  # of csrc/module.cpp
 extension: Any = None
 extension_error: str | None = None
 try:
@@ -160,7 +160,7 @@ def check_pair(
         )
     if visual.dtype not in DTYPES:
         raise TypeError(f"{visual_name}: expected float32, bfloat16, float16 or float64, got {visual.dtype}")
-    if audio.dtype != visual.dtype and (audio.dtype not in DTYPES or _computed_dtype(audio) != _computed_dtype(visual)):
+    if audio.dtype != visual.dtype and (audio.dtype not in DTYPES or computed_dtype(audio) != computed_dtype(visual)):
         raise TypeError(f"{audio_name}: expected {visual.dtype} to match {visual_name}, got {audio.dtype}")
     if audio.device != visual.device:
         raise ValueError(f"{audio_name}: expected device {visual.device} to match {visual_name}, got {audio.device}")
@@ -171,8 +171,8 @@ def _autocasts(device: str) -> bool:
     return device != "meta" and torch.is_autocast_enabled(device)
 
 
-def _computed_dtype(features: Tensor) -> torch.dtype:
-    """That of `autocast_inputs`."""
+def computed_dtype(features: Tensor) -> torch.dtype:
+    """The dtype that `autocast_inputs` gives features."""
     device = features.device.type
     autocasts = _autocasts(device) and features.dtype != torch.float64
     return torch.get_autocast_dtype(device) if autocasts else features.dtype
@@ -189,7 +189,7 @@ def autocast_inputs(*features: Tensor, normalize: bool = True) -> tuple[Tensor, 
         return features
 
     def cast(x: Tensor) -> Tensor:
-        dtype = _computed_dtype(x)
+        dtype = computed_dtype(x)
         return x if x.dtype == dtype else unit(x, dtype) if normalize else x.to(dtype)
 
     return tuple(map(cast, features))

@@ -30,6 +30,11 @@ def _is_plain(x: Tensor | None) -> bool:
     return usual and not x.is_neg() and not x._is_zerotensor() and not _is_batched(x)
 
 
+def is_plain_call(*arguments: Tensor | None) -> bool:
+    """True if nobody but the caller sees what is done with these tensors: their values may be looked at."""
+    return not _needs_dispatcher(arguments)
+
+
 class Op:
     """`torch.library.custom_op("ssl_fast::" + name)` of a function of tensors and plain values.
 

@@ -54,6 +54,23 @@ def product_log_scores(
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau out of range.
     """
+    features = check_features(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances)
+    if not use_compiled(backend, visual_loc):
+        return product_log_scores_reference(*features, tau, reduce, instances)
+    backward = torch.is_grad_enabled() and any(f.requires_grad for f in features)
+    return _product(*features, float(tau), reduce, instances, backward)[0]
+
+
+def check_features(
+    visual_loc: Tensor,
+    visual_avc: Tensor,
+    audio_loc: Tensor,
+    audio_avc: Tensor,
+    tau: float,
+    reduce: str,
+    instances: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The features as autocast has them; ValueError and TypeError as of `product_log_scores`."""
     check_pair(visual_loc, audio_loc, ("visual_loc", "audio_loc"))
     check_pair(visual_avc, audio_avc, ("visual_avc", "audio_avc"))
     visual_loc, visual_avc, audio_loc, audio_avc = autocast_inputs(visual_loc, visual_avc, audio_loc, audio_avc)
@@ -68,11 +85,7 @@ def product_log_scores(
         raise ValueError(f"reduce: expected one of {REDUCTIONS}, got {reduce!r}")
     if instances not in INSTANCES:
         raise ValueError(f"instances: expected one of {INSTANCES}, got {instances!r}")
-    features = visual_loc, visual_avc, audio_loc, audio_avc
-    if not use_compiled(backend, visual_loc):
-        return product_log_scores_reference(*features, tau, reduce, instances)
-    backward = torch.is_grad_enabled() and any(f.requires_grad for f in features)
-    return _product(*features, float(tau), reduce, instances, backward)[0]
+    return visual_loc, visual_avc, audio_loc, audio_avc
 
 
 # ---- the torch.library op ----
