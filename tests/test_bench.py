@@ -658,7 +658,7 @@ class Recorded:
         self.module, self.names = module, []
 
     def __getattr__(self, name):
-        self.names += [name] * name.endswith(("_forward", "_backward", "_row_loss", "cross_entropy"))
+        self.names += [name] * measure.is_kernel(name)
         return getattr(self.module, name)
 
 
