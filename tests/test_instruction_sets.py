@@ -17,7 +17,8 @@ import torch
 from op_checks import DTYPES, LAYOUTS, OPS, Shape, assert_accurate, dtypes, evaluate, extra_for, needs_compiled
 from ssl_fast import ops
 from ssl_fast.evaluation.map_metrics import Rule, Upsampling, counts
-from ssl_fast.ops import checks, kernels
+from ssl_fast.ops import SoftThreshold, checks, kernels
+from ssl_fast.ops.row_loss import pooled_row_loss, product_row_loss
 
 pytestmark = needs_compiled
 
@@ -296,6 +297,15 @@ class FencedPages:
         return view.copy_(x)
 
 
+def row_losses(features, extra):
+    """Of two spaces of features: the loss with a background of the first, that of the product, and their gradients."""
+    leaves = [x.detach().requires_grad_() for x in features]
+    pooled = pooled_row_loss(*leaves[::2], SoftThreshold(), extra.positives, 0.1, 0.0, (0.4, 0.03))
+    product = product_row_loss(*leaves, extra.positives, tau=0.1, reduce="sum")
+    gradients = *torch.autograd.grad(pooled, leaves[::2]), *torch.autograd.grad(product, leaves)
+    return [pooled.detach(), product.detach(), *gradients]
+
+
 def run_fenced(instruction_set):
     """All ops on fenced memory, with workspaces that start full of huge numbers and outputs that start as NaN."""
     checks.extension.use_instruction_set(instruction_set)
@@ -312,6 +322,12 @@ def run_fenced(instruction_set):
         for at_end in (True, False):
             fenced = [fences.copy(x, at_end) for x in features]
             got = evaluate(OPS[name], fenced, extra_for(shape)).tensors()
+            assert all(x.isfinite().all() and torch.equal(x, y) for x, y in zip(got, want, strict=True)), case
+    for case in itertools.product(shapes, types, ("contiguous", "channels-last")):
+        features, extra = OPS["product-sum-audio"].features(*case), extra_for(case[0])
+        want = row_losses(features, extra)
+        for at_end in (True, False):
+            got = row_losses([fences.copy(x, at_end) for x in features], extra)
             assert all(x.isfinite().all() and torch.equal(x, y) for x, y in zip(got, want, strict=True)), case
     print("inside the fences")
 
