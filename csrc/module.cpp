@@ -208,16 +208,16 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
          double tau, double margin, std::optional<std::pair<double, double>> background, Buffer loss, int threads) {
         if (is_sparse(pooling)) throw std::invalid_argument("pooling: expected one with a gradient of every cell");
         if (background && !positives) throw std::invalid_argument("positives: expected with background, got null");
-        const auto* columns = need_positives(positives, s.images, s.audios);
+        const auto* positive_columns = need_positives(positives, s.images, s.audios);
         const auto [epsilon, beta] = background.value_or(std::pair(0.0, 1.0));
         const CrossEntropyParams of_rows = cross_entropy_params(
-            s.dtype == DType::float64, true, false, s.images, s.audios, tau, margin, columns, s.cells, epsilon, beta,
+            s.dtype == DType::float64, true, false, s.images, s.audios, tau, margin, positive_columns, s.cells, epsilon, beta,
             scores, background ? positive_map : Buffer{}, loss, grad_scores, background ? grad_map : Buffer{}, threads);
         SimilarityParams p = similarity_params(s, features, pooling, parameters, 0, background ? positives : Buffer{},
                                                positive_map, scores, residual, threads);
         p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
         p.grad_map = of_rows.grad_maps;
-        p.loss = &of_rows;
+        p.row_loss = &of_rows;
         py::gil_scoped_release release;
         run(*kernels().similarity_backward, p, {{p.features.grad_visual, visual_bytes(s)}});
       },
@@ -268,7 +268,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         ProductParams p = product_params(s, loc, avc, tau, reduce, Instances::audio, 0, scores, pair_norm,
                                          instance_norm, argmax, threads);
         p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));
-        p.loss = &of_rows;
+        p.row_loss = &of_rows;
         py::gil_scoped_release release;
         run(*kernels().product_backward, p,
             {{p.loc.grad_visual, visual_bytes(s)}, {p.avc.grad_visual, visual_bytes(s)}});

@@ -74,7 +74,7 @@ struct SimilarityParams {
   // Backward pass: of a loss of the rows of S, from one pass over the products. S, residual, 1 / |v| and positive_map
   // are then computed, and grad_scores and grad_map, gradients of the loss, image by image; nothing is cached. Null:
   // all of them are read.
-  const CrossEntropyParams* loss;
+  const CrossEntropyParams* row_loss;
   int threads;
 };
 
@@ -94,7 +94,7 @@ struct ProductParams {
   void* instance_norm;
   void* argmax;  // int32 (N, M), reduce = max only
   const void* grad_scores;
-  const CrossEntropyParams* loss;  // as of SimilarityParams, for instances = audio
+  const CrossEntropyParams* row_loss;  // as of SimilarityParams, for instances = audio
   int threads;
 };
 

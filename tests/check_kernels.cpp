@@ -258,7 +258,7 @@ Result run_kernels(const Op& op, const Shape& s, std::vector<Tensor>& features, 
     if (op.pool == Pooling::log_mean_exp) p.parameters[0] = kTau;
     p.scores = op.loss ? scores.bytes.data() : outputs.bytes.data(), p.residual = residual.bytes.data();
     p.grad_scores = op.loss ? grad_scores.bytes.data() : grad_outputs.bytes.data();
-    if (op.loss) p.loss = &loss, p.cached_images = 0;
+    if (op.loss) p.row_loss = &loss, p.cached_images = 0;
     if (op.loss == Op::rows_and_background)
       p.positives = loss.positives, p.positive_map = map.bytes.data(), p.grad_map = grad_map.bytes.data();
     if (!op.loss) run(*kernels().similarity, p);
@@ -270,7 +270,7 @@ Result run_kernels(const Op& op, const Shape& s, std::vector<Tensor>& features, 
     p.scores = op.loss ? scores.bytes.data() : outputs.bytes.data(), p.pair_norm = pair_norm.bytes.data();
     p.instance_norm = instance_norm.bytes.data(), p.argmax = argmax.bytes.data();
     p.grad_scores = op.loss ? grad_scores.bytes.data() : grad_outputs.bytes.data();
-    if (op.loss) p.loss = &loss, p.cached_images = 0;
+    if (op.loss) p.row_loss = &loss, p.cached_images = 0;
     if (!op.loss) run(*kernels().product, p);
     run(*kernels().product_backward, p);
   } else {

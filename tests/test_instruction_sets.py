@@ -298,12 +298,14 @@ class FencedPages:
 
 
 def row_losses(features, extra):
-    """Of two spaces of features: the loss with a background of the first, that of the product, and their gradients."""
-    leaves = [x.detach().requires_grad_() for x in features]
+    """Of two spaces of features: the loss with a background of the first, those of the product, and their gradients."""
+    leaves, found = [x.detach().requires_grad_() for x in features], []
     pooled = pooled_row_loss(*leaves[::2], SoftThreshold(), extra.positives, 0.1, 0.0, (0.4, 0.03))
-    product = product_row_loss(*leaves, extra.positives, tau=0.1, reduce="sum")
-    gradients = *torch.autograd.grad(pooled, leaves[::2]), *torch.autograd.grad(product, leaves)
-    return [pooled.detach(), product.detach(), *gradients]
+    found += [pooled.detach(), *torch.autograd.grad(pooled, leaves[::2])]
+    for reduce in ("sum", "max"):
+        product = product_row_loss(*leaves, extra.positives, tau=0.1, reduce=reduce)
+        found += [product.detach(), *torch.autograd.grad(product, leaves)]
+    return found
 
 
 def run_fenced(instruction_set):

@@ -45,12 +45,16 @@ def same_bits(one_pass, two_passes, tensors):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("background", [None, (0.4, 0.03)], ids=["", "background"])
 @pytest.mark.parametrize("pooling", [ops.SoftThreshold(), ops.LogMeanExp(0.1)], ids=lambda pooling: pooling.kind)
-def test_pooled(case, dtype, background, pooling, set_threads):
+@pytest.mark.parametrize("side", ["both", "visual", "audio"])
+def test_pooled(case, dtype, background, pooling, side, set_threads):
     shape, positives = SHAPES[case]
     options = {} if background is None else dict(zip(("epsilon", "beta"), background))
     for threads, layout in ((1, torch.contiguous_format), (3, torch.channels_last)):
         set_threads(threads)
-        visual, audio = pair = features(shape, dtype, layout)
+        visual, audio = features(shape, dtype, layout)
+        wanted = {"both": [visual, audio], "visual": [visual], "audio": [audio]}[side]
+        for x in (visual, audio):
+            x.requires_grad_(any(x is one for one in wanted))
         columns = torch.arange(shape[0]) if positives is None else positives
         scores, maps = ops.pooled_similarity(visual, audio, pooling), None
         if background is not None:
@@ -58,10 +62,10 @@ def test_pooled(case, dtype, background, pooling, set_threads):
         two = fused_cross_entropy(scores, positives, 0.07, -0.2, rows=True, columns=False, **options)
         one = pooled_row_loss(visual, audio, pooling, positives, 0.07, -0.2, background)
         if maps is None:
-            same_bits(one, two, pair)
+            same_bits(one, two, wanted)
             continue
         # the two passes add the gradient of the map to that of the scores as tensors of the features' dtype
-        results = [(loss, *torch.autograd.grad(loss, pair)) for loss in (one, two)]
+        results = [(loss, *torch.autograd.grad(loss, wanted)) for loss in (one, two)]
         bound = {torch.float32: 3e-6, torch.float64: 1e-14, torch.bfloat16: 2e-2}[dtype]
         for got, expected in zip(*results, strict=True):
             assert (got - expected).norm() <= bound * expected.norm()
@@ -114,8 +118,8 @@ def test_gradients_of_a_weighted_loss_again_and_of_one_side(name):
     tripled = torch.autograd.grad(3 * loss, (visual, audio), retain_graph=True)
     for three, one in zip(tripled, first):  # to the rounding of slavc's sum of two spaces
         torch.testing.assert_close(three, 3 * one, rtol=1e-14, atol=1e-16)
-    (loss + loss).backward(retain_graph=True)
-    loss.backward(retain_graph=True)  # accumulates into .grad, which must be nobody else's memory
+    loss.backward(retain_graph=True)
+    (loss + loss).backward(retain_graph=True)  # accumulates into .grad, which must be nobody else's memory
     for x, one in zip((visual, audio), kept):
         torch.testing.assert_close(x.grad, 3 * one, rtol=1e-14, atol=1e-16)
     again = torch.autograd.grad(loss, (visual, audio))
@@ -125,10 +129,41 @@ def test_gradients_of_a_weighted_loss_again_and_of_one_side(name):
 
 
 @pytest.mark.parametrize("name", CALLS)
+def test_what_comes_back_is_the_callers(name):
+    """A loss, and gradients of a graph that is kept, may be changed in place."""
+    visual, audio = features((4, 4, 8, 3, 3), torch.float64)
+    expected = torch.autograd.grad(CALLS[name](visual, audio), (visual, audio))
+    loss = CALLS[name](visual, audio)
+    for _ in range(2):
+        for gradient, want in zip(torch.autograd.grad(loss, (visual, audio), retain_graph=True), expected):
+            assert torch.equal(gradient, want)
+            gradient.mul_(7)
+    loss /= 4
+    for gradient, want in zip(torch.autograd.grad(loss, (visual, audio)), expected):
+        torch.testing.assert_close(4 * gradient, want, rtol=1e-14, atol=1e-16)
+
+
+def test_factors_of_bfloat16_gradients_are_not_rounded():
+    pair = features((4, 4, 64, 3, 3), torch.bfloat16)
+    loss = losses.margin_nce(*pair)
+    one = torch.autograd.grad(loss, pair, retain_graph=True)
+    third = torch.autograd.grad(loss / 3, pair)
+    for gradient, whole in zip(third, one):
+        assert torch.equal(gradient, (whole.float() * torch.tensor(1 / 3)).bfloat16())
+
+
+def test_features_decide_on_the_device():
+    with torch.device("meta"):
+        visual, audio = torch.randn(4, 8, 3, 3, device="cpu"), torch.randn(4, 8, device="cpu", requires_grad=True)
+        assert losses.lvs(visual, audio).isfinite()
+        assert losses.lvs(visual.to("meta"), audio.to("meta")).is_meta
+
+
+@pytest.mark.parametrize("name", CALLS)
 def test_no_second_derivative(name):
     visual, audio = features((4, 4, 8, 3, 3), torch.float64)
     gradient = torch.autograd.grad(CALLS[name](visual, audio), visual, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="row_loss_backward"):
+    with pytest.raises(RuntimeError, match="cross_entropy_backward"):
         gradient.sum().backward()
 
 
@@ -169,6 +204,9 @@ def test_bad_arguments_are_named(name):
         CALLS[name](visual, audio[:3])
     with pytest.raises(ValueError, match=r"audio.*: expected \(M, 8\)"):
         CALLS[name](visual, audio[:, :7])
+    if name == "slavc":
+        with pytest.raises(TypeError, match="visual_avc: expected a tensor, got NoneType"):
+            losses.slavc(visual.detach(), None, audio.detach(), audio.detach(), momentum=None)
     if name != "lvs":  # whose background is a negative
         with pytest.raises(ValueError, match="audio: expected at least 2, a positive and a negative, got 1"):
             CALLS[name](visual[:1], audio[:1])

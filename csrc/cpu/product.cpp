@@ -297,19 +297,19 @@ void backward(const ProductParams& p, Workspace& workspace) {
   product.avc.allocate(workspace, s, visual);
   product.R = product.over_images() ? workspace.take<T>(product.map_size()) : nullptr;
   struct Scratch {
-    T *loc_alphas, *avc_alphas;  // of a group of panels, with p.loss of one image; of one image
+    T *loc_alphas, *avc_alphas;  // of a group of panels, with p.row_loss of one image; of one image
     T* gaps;                     // of the loss of one row
     Vec<T>* R;                   // (cells): R before the sum over lanes
     BackwardScratch<T> loc_grads, avc_grads;
   };
-  double* losses = p.loss ? workspace.take<double>(s.images) : nullptr;
+  double* losses = p.row_loss ? workspace.take<double>(s.images) : nullptr;
   auto* scratch = workspace.take<Scratch>(p.threads);
   auto* by_space = workspace.take<BackwardScratch<T>>(2 * p.threads);  // loc of all threads, then avc
   for (int i = 0; i < p.threads; ++i) {
     Scratch& local = scratch[i];
-    local.loc_alphas = workspace.take<T>(p.loss ? product.map_size() : product.group_size());
+    local.loc_alphas = workspace.take<T>(p.row_loss ? product.map_size() : product.group_size());
     local.avc_alphas = workspace.take<T>(product.map_size());
-    local.gaps = p.loss ? workspace.take<T>(cross_entropy_scratch(s.audios)) : nullptr;
+    local.gaps = p.row_loss ? workspace.take<T>(cross_entropy_scratch(s.audios)) : nullptr;
     local.R = workspace.take<Vec<T>>(s.cells);
     local.loc_grads.allocate(workspace, s, product.loc);
     local.avc_grads.allocate(workspace, s, product.avc);
@@ -357,9 +357,9 @@ void backward(const ProductParams& p, Workspace& workspace) {
         ImagePair<T> images = product.load_images(n, local.loc_grads.image_scratch + offset,
                                                   local.avc_grads.image_scratch + offset, n >= p.cached_images, audio);
         local.loc_grads.images[n - first] = images.loc, local.avc_grads.images[n - first] = images.avc;
-        if (p.loss) {
+        if (p.row_loss) {
           product.score_image(n, images, local.avc_alphas, local.loc_alphas, true);
-          CrossEntropy<T>{*p.loss, losses}.row(n, local.gaps);
+          CrossEntropy<T>{*p.row_loss, losses}.row(n, local.gaps);
         }
         T *G_loc = local.loc_grads.G + (n - first) * s.cells * W,
           *G_avc = local.avc_grads.G + (n - first) * s.cells * W;
@@ -373,7 +373,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
           const int64_t offset = first_panel * s.cells * W;
           avc = local.avc_alphas;
           const T* loc = local.loc_alphas + offset;
-          if (!p.loss) {
+          if (!p.row_loss) {
             avc = product.alphas(p.avc, images.avc, product.avc, images.avc_norm, n, first_panel, panels, false,
                                  local.avc_alphas + offset, next_avc) -
                   offset;
@@ -430,7 +430,7 @@ void backward(const ProductParams& p, Workspace& workspace) {
       reduce_audio_gradient(s, p.avc, product.avc, by_space + p.threads);
     }
   });
-  if (p.loss) store_loss<T>(*p.loss, losses);
+  if (p.row_loss) store_loss<T>(*p.row_loss, losses);
 }
 
 template <bool kBackward>

@@ -238,15 +238,15 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
   for (int i = 0; i < p.threads; ++i) scratch[i].allocate(workspace, s, audios);
   // of one pass over the products: alphas of one image, in each thread, and the loss of each row
   const int64_t map_size = s.cells * audios.padded(), gaps = cross_entropy_scratch(s.audios);
-  T* maps = p.loss ? workspace.take<T>(p.threads * (map_size + gaps)) : nullptr;
-  double* losses = p.loss ? workspace.take<double>(s.images) : nullptr;
+  T* maps = p.row_loss ? workspace.take<T>(p.threads * (map_size + gaps)) : nullptr;
+  double* losses = p.row_loss ? workspace.take<double>(s.images) : nullptr;
   const ImagePooling<T, Pool> pooling{p, pool};
 
   parallel(p.threads, [&] {
     AmxTileScope tiles;
     int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     BackwardScratch<T>& local = scratch[thread];
-    T* map = p.loss ? maps + thread * (map_size + gaps) : nullptr;
+    T* map = p.row_loss ? maps + thread * (map_size + gaps) : nullptr;
     if (f.grad_audio) local.zero_dA(audios);
     parallel_for(audios.panels, [&](int64_t panel) { audios.pack(s, f.audio, panel, f.grad_visual); });
 
@@ -256,9 +256,9 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
       for (int64_t n = first; n < last; ++n) {
         const Image<T>& image = local.images[n - first] = load_image(
             s, f.visual, n, local.image_scratch + (n - first) * local.image_size, n >= p.cached_images, f.grad_audio);
-        if (p.loss) {
+        if (p.row_loss) {
           pooling.run(n, image, audios, map);
-          CrossEntropy<T>{*p.loss, losses}.row(n, map + map_size);
+          CrossEntropy<T>{*p.row_loss, losses}.row(n, map + map_size);
         }
         const T* inverse_norm = static_cast<const T*>(f.inverse_norm) + n * s.cells;
         T* G = local.G + (n - first) * s.cells * W;
@@ -276,8 +276,8 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
             load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
             for (int v = 0; v < kVectors; ++v) epilogue.scale[i][v] *= grad[v];
           }
-          if (!p.loss && n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
-          const T* cached = p.loss ? map : static_cast<const T*>(f.cached_alphas) + n * map_size;
+          if (!p.row_loss && n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
+          const T* cached = p.row_loss ? map : static_cast<const T*>(f.cached_alphas) + n * map_size;
           for (int64_t i = 0; i < panels; ++i) epilogue.all_cells(cached, first_panel + i);
         });
         local.reduce_t(s);
@@ -290,7 +290,7 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
     GOMP_barrier();
     if (f.grad_audio) reduce_audio_gradient(s, f, audios, scratch);
   });
-  if (p.loss) store_loss<T>(*p.loss, losses);
+  if (p.row_loss) store_loss<T>(*p.row_loss, losses);
 }
 
 template <bool kBackward>

@@ -90,8 +90,14 @@ def is_kernel(name: str) -> bool:
     return name.endswith(("_forward", "_backward", "_row_loss", "cross_entropy"))
 
 
-def seconds_outside(job: Callable[[], object]) -> float:
-    """Wall seconds of job() that are not spent in the CPU kernels."""
+def _once(job: Callable[[], object], inside: list[float]) -> float:
+    inside[0], start = 0.0, time.perf_counter()
+    result = job()  # noqa: F841  named, so that freeing it is not timed
+    return time.perf_counter() - start - inside[0]
+
+
+def seconds_outside(job: Callable[[], object], calls: int) -> list[float]:
+    """Wall seconds of each call of job() that are not spent in the CPU kernels."""
     module, inside = kernels.extension, [0.0]
 
     def timed(kernel):
@@ -108,9 +114,7 @@ def seconds_outside(job: Callable[[], object]) -> float:
     kernels.extension = copy
     try:
         job()  # the copy is new to what the package remembers of a module
-        inside[0], start = 0.0, time.perf_counter()
-        result = job()  # noqa: F841  named, so that freeing it is not timed
-        return time.perf_counter() - start - inside[0]
+        return [_once(job, inside) for _ in range(calls)]
     finally:
         kernels.extension = module
 

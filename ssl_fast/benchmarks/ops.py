@@ -38,9 +38,9 @@ Losses   "loss / ops" is the time of a loss over that of the ops that it calls, 
 Dispatch "us outside", on a CPU: wall time of a call that is not spent in compiled kernels, but in Python, dispatch,
          autograd and other ops of torch.
 Faults   "faults" and "system ms", on a CPU: first touches of fresh pages in a call, and the CPU time that all its
-         threads spend in the operating system, most of it to serve them. Gradients are new memory in each call, of the
-         kernels as of plain PyTorch; torch.mm writes into a ready buffer. Outputs of 4 MiB and more of the kernels ask
-         for huge pages, 2 MiB instead of 4 KiB.
+         threads spend in the operating system, most of it to serve them (0 where whole ticks are counted and a call is
+         shorter). Gradients are new memory in each call, of the kernels as of plain PyTorch; torch.mm writes into a
+         ready buffer. Outputs of 4 MiB and more of the kernels ask for huge pages, 2 MiB instead of 4 KiB.
 mm       torch.mm of (N h w, C) by (C, M T), which is 1 G, into a ready buffer, same dtype. For `mean`, `cosine_map` and
          `ssl_align`, which stream, see gbytes_per_s: inputs (twice with backward), gradients and output over time.
 Memory   peak_bytes: the most memory in use during one call, minus that before it (inputs, upstream gradient), minus the
@@ -262,10 +262,9 @@ def _outside_of_kernels(job: Callable, options: argparse.Namespace) -> dict:
     spent in compiled kernels; page faults, and milliseconds of CPU time in the operating system, which serves them."""
     if options.device == "cuda":
         return dict.fromkeys(("dispatch_us", "page_faults", "system_ms"))
-    calls = range(options.rounds)
-    faults, seconds = zip(*(page_faults(job) for _ in calls))
+    faults, seconds = zip(*(page_faults(job) for _ in range(options.rounds)))
     return {
-        "dispatch_us": 1e6 * statistics.median(seconds_outside(job) for _ in calls)
+        "dispatch_us": 1e6 * statistics.median(seconds_outside(job, options.rounds))
         if options.backend == "compiled"
         else None,
         "page_faults": statistics.median(faults),

@@ -203,7 +203,8 @@ def has_row_loss(
     """True if the loss of the rows of the scores of these features, and its gradients, come from one pass over the
     products: see `ops.row_loss`. Without gradients there is nothing to be gained, and those of float16 have to be
     scaled before they are rounded."""
-    wanted = torch.is_grad_enabled() and any(x.requires_grad for x in features)
+    # some may be no tensors: the ops say so
+    wanted = torch.is_grad_enabled() and any(getattr(x, "requires_grad", False) for x in features)
     wanted = wanted and not extra.count and has_kernel(batch, features[0], positives, backend)
     return wanted and computed_dtype(features[0]) != torch.float16
 

@@ -12,7 +12,7 @@ from ..distributed import JoinedBatch
 from ..ops.checks import check_pair, check_tensor, without_autocast
 from ..ops.cross_entropy import fused_cross_entropy
 from ..ops.mean import mean_vectors
-from ..ops.product import check_features
+from ..ops.product import check_product_features
 from ..ops.reference import accumulate_dtype, unit
 from ..ops.row_loss import pooled_row_loss, product_row_loss
 from ..ops.similarity import similarity_and_map
@@ -254,7 +254,7 @@ def slavc(
         q(v, a)_ij = `reduce` over cells p of  softmax_j(cos_avc / tau)(p) * softmax_p(cos_loc / tau)(p)
         L = CE(log q(v, a'), positives) + CE(log q(v', a), positives)            ' = momentum
 
-    visual_* (N, C, h, w), audio_* (M, C); `loc` and `avc` may differ in C. The released program calls the heads of avc
+    visual_* (N, C, h, w), audio_* (M, C), of equal shapes in both spaces. The released program calls the heads of avc
     1 and those of loc 2; exchanged, a net trains without an error, but its maps are not those of loc.
     momentum: the same four of the momentum nets, without gradient. None: no momentum nets, one term CE(log q(v, a)).
     reduce: "sum" as released, "max" as in the paper.
@@ -288,7 +288,7 @@ def slavc(
     def term(visual_loc: Tensor, visual_avc: Tensor, audio_loc: Tensor, audio_avc: Tensor) -> Tensor:
         features = visual_loc, visual_avc, audio_loc, audio_avc
         if negatives == "audio" and has_row_loss(batch, features, positives, extra, backend):
-            features = check_features(*features, tau, reduce, "audio")
+            features = check_product_features(*features, tau, reduce, "audio")
             check_positives(len(visual_loc), len(audio_loc), positives, visual_loc.device)
             check_negatives(len(audio_loc))
             return product_row_loss(*features, positives, tau=tau, reduce=reduce)

@@ -85,13 +85,14 @@ def _(scores, maps, positives, rows, columns, tau, margin, epsilon, beta, backwa
 
 
 @library.op("cross_entropy_backward", outside=2)
-def _cross_entropy_backward(grad: Tensor, scores: Tensor, gradient: Tensor) -> Tensor:
-    """scores: for torch to see what a second derivative, which there is none of, would be of."""
-    return grad * gradient
+def cross_entropy_backward(grad: Tensor, origin: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient of a loss, times the 0-dimensional `grad` that arrives. origin: for torch to see what a second
+    derivative, which there is none of, would be of."""
+    return gradient * grad  # in this order: torch would round the first factor to the dtype of the second
 
 
-@_cross_entropy_backward.register_fake
-def _(grad, scores, gradient):
+@cross_entropy_backward.register_fake
+def _(grad, origin, gradient):
     return torch.empty_like(gradient)
 
 
@@ -107,7 +108,7 @@ def _backward(ctx, grad, *_):
         return None, None, *none
     scores, *gradients = ctx.saved_tensors
     wanted = zip(gradients, ctx.needs_input_grad)
-    return *(_cross_entropy_backward(grad, scores, one) if need else None for one, need in wanted), *none
+    return *(cross_entropy_backward(grad, scores, one) if need else None for one, need in wanted), *none
 
 
 _cross_entropy.register_autograd(_backward, setup_context=_setup_context, outputs=1)

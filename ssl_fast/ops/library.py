@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 PLAIN = (Tensor, torch.nn.Parameter)
-# Private names of torch. Where one is gone, each call is dispatched as an op: slower for small batches, otherwise the
-# same.
+# Private names of torch. Where one is gone, each call is dispatched as an op, and saved gradients are copied: slower,
+# otherwise the same.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _functorch = getattr(torch._C, "_functorch", None)
 _is_batched = getattr(_functorch, "is_legacy_batchedtensor", lambda _: True)  # by is_grads_batched
 _is_tracing = getattr(torch._C, "_is_tracing", lambda: True)
+_autograd = getattr(torch._C, "_autograd", None)
+_keeps_graph = getattr(_autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def _needs_dispatcher(arguments) -> bool:
@@ -30,9 +32,10 @@ def _is_plain(x: Tensor | None) -> bool:
     return usual and not x.is_neg() and not x._is_zerotensor() and not _is_batched(x)
 
 
-def is_plain_call(*arguments: Tensor | None) -> bool:
-    """True if nobody but the caller sees what is done with these tensors: their values may be looked at."""
-    return not _needs_dispatcher(arguments)
+def may_return_saved(grad: Tensor) -> bool:
+    """Whether a backward pass may look at the value of `grad` and return saved tensors themselves: torch does not trace
+    or wrap the call, and neither a second derivative nor another backward pass of the graph follows."""
+    return not (_needs_dispatcher([grad]) or torch.is_grad_enabled() or _keeps_graph())
 
 
 class Op:

@@ -54,14 +54,14 @@ def product_log_scores(
     Raises:
         ValueError, TypeError: shapes, dtypes or devices that do not match; unknown options; tau out of range.
     """
-    features = check_features(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances)
+    features = check_product_features(visual_loc, visual_avc, audio_loc, audio_avc, tau, reduce, instances)
     if not use_compiled(backend, visual_loc):
         return product_log_scores_reference(*features, tau, reduce, instances)
     backward = torch.is_grad_enabled() and any(f.requires_grad for f in features)
     return _product(*features, float(tau), reduce, instances, backward)[0]
 
 
-def check_features(
+def check_product_features(
     visual_loc: Tensor,
     visual_avc: Tensor,
     audio_loc: Tensor,

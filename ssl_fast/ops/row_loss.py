@@ -11,6 +11,7 @@ from torch import Tensor
 
 from . import kernels, library
 from .checks import autocast_inputs
+from .cross_entropy import cross_entropy_backward
 from .kernels import buffer, dense, empty_gradients
 from .poolings import SoftThreshold
 from .product import _dense, _gradients
@@ -34,9 +35,10 @@ def pooled_row_loss(
     """
     visual, audio = autocast_inputs(visual, audio)
     if background is not None and positives is None:
-        positives = torch.arange(len(visual))
+        positives = torch.arange(len(visual), device=visual.device)
     options = pooling.kind, pooling.parameters, float(tau), float(margin), list(map(float, background or ()))
-    return _pooled_row_loss(visual, audio, positives, *options, visual.requires_grad, audio.requires_grad)[0]
+    loss = _pooled_row_loss(visual, audio, positives, *options, visual.requires_grad, audio.requires_grad)[0]
+    return loss.clone()  # the loss itself is saved: `loss /= 2` would change it
 
 
 def product_row_loss(
@@ -50,10 +52,10 @@ def product_row_loss(
     reduce: str,
 ) -> Tensor:
     """`fused_cross_entropy(product_log_scores(..., instances="audio"), positives, 1, 0, rows=True, columns=False)`,
-    with the gradients of the features, as `check_features` gives them, computed beside it."""
+    with the gradients of the features, as `check_product_features` gives them, computed beside it."""
     features = visual_loc, visual_avc, audio_loc, audio_avc
     need = [any(x.requires_grad for x in both) for both in (features[:2], features[2:])]
-    return _product_row_loss(*features, positives, float(tau), reduce, *need)[0]
+    return _product_row_loss(*features, positives, float(tau), reduce, *need)[0].clone()  # as above
 
 
 # ---- the torch.library ops: the loss, and its gradients ----
@@ -169,17 +171,6 @@ def _(visual_loc, visual_avc, audio_loc, audio_avc, *options):
     return _product_outputs(visual_loc, audio_loc, *options[-2:])
 
 
-@library.op("row_loss_backward", outside=2)
-def _scale(grad: Tensor, loss: Tensor, gradient: Tensor) -> Tensor:
-    """loss: for torch to see what a second derivative, which there is none of, would be of."""
-    return (grad * gradient).to(gradient.dtype)
-
-
-@_scale.register_fake
-def _(grad, loss, gradient):
-    return torch.empty_like(gradient)
-
-
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*output)
     ctx.mark_non_differentiable(*output[1:])
@@ -191,12 +182,10 @@ def _backward(ctx, grad, *_):
     if grad is None:
         return (None,) * ctx.options
     loss, *gradients = ctx.saved_tensors
-    # the usual gradient of a loss, which spares another tensor of the size of the features
-    as_it_is = library.is_plain_call(grad) and not torch.is_grad_enabled() and grad == 1
-    found = [
-        (x if as_it_is else _scale(grad, loss, x)) if need else None for x, need in zip(gradients, ctx.needs_input_grad)
-    ]
-    return *found, *(None,) * (ctx.options - len(found))
+    wanted = [x if need else None for x, need in zip(gradients, ctx.needs_input_grad)]
+    if not (library.may_return_saved(grad) and grad == 1):  # as of a loss that is the last of a graph
+        wanted = [None if x is None else cross_entropy_backward(grad, loss, x) for x in wanted]
+    return *wanted, *(None,) * (ctx.options - len(wanted))
 
 
 for _op in (_pooled_row_loss, _product_row_loss):
