@@ -190,9 +190,13 @@ def test_autocast_and_compile(name):
     results = [(x, *torch.autograd.grad(x, pair)) for x in (loss, expected)]
     for got, want in zip(*results):
         assert got.dtype == want.dtype and (got - want).norm() <= 2e-2 * want.norm()
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    results = [(x, *torch.autograd.grad(3 * x, pair)) for x in (compiled(*pair), call(*pair))]
-    assert all(torch.equal(got, want) for got, want in zip(*results))
+    for dynamic in (None, True):
+        torch.compiler.reset()
+        compiled = torch.compile(call, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+        for count in (5, 7):
+            pair = features((count, count, 16, 3, 2), torch.float32)
+            results = [(x, *torch.autograd.grad(3 * x, pair)) for x in (compiled(*pair), call(*pair))]
+            assert all(torch.equal(got, want) for got, want in zip(*results))
 
 
 @pytest.mark.parametrize("name", CALLS)

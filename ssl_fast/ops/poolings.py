@@ -54,7 +54,7 @@ class SoftThreshold:
 
     def __post_init__(self):
         check_divisor("beta", self.beta)
-        if not math.isfinite(self.epsilon):
+        if not abs(self.epsilon) < math.inf:  # math.isfinite would end a graph with dynamic numbers
             raise ValueError(f"epsilon: expected a finite number, got {self.epsilon}")
 
     @property
