@@ -80,7 +80,7 @@ def _pooled_row_loss(
     scores, residual, grad_scores = loss.new_empty(3, *rows)
     inverse_norm, positive_map, grad_map = loss.new_empty(3, *cells)
     no_cache, positives = loss.new_empty(0), None if positives is None else positives.contiguous()
-    with kernels.launch_on(visual, kernels.product_flops(visual, len(audio))) as launch:
+    with kernels.launch_on(visual, 3 * kernels.product_flops(visual, len(audio))) as launch:
         launch.kernels.similarity_row_loss(
             kernels.shape_of(launch.kernels, visual, len(audio)),
             kernels.features_of(
@@ -140,7 +140,7 @@ def _product_row_loss(
     norm_loc, norm_avc = loss.new_empty(2, *cells)
     positives = None if positives is None else positives.contiguous()
     argmax, no_cache = loss.new_empty(rows if reduce == "max" else 0, dtype=torch.int32), loss.new_empty(0)
-    with kernels.launch_on(visual_loc, 2 * kernels.product_flops(visual_loc, len(audio_loc))) as launch:
+    with kernels.launch_on(visual_loc, 6 * kernels.product_flops(visual_loc, len(audio_loc))) as launch:
         spaces = zip(features, features[2:], (norm_loc, norm_avc), (no_cache, no_cache), wanted, wanted[2:])
         loc, avc = (kernels.features_of(launch.kernels, *of_space) for of_space in spaces)
         launch.kernels.product_row_loss(
