@@ -210,9 +210,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         if (background && !positives) throw std::invalid_argument("positives: expected with background, got null");
         const auto* positive_columns = need_positives(positives, s.images, s.audios);
         const auto [epsilon, beta] = background.value_or(std::pair(0.0, 1.0));
-        const CrossEntropyParams of_rows = cross_entropy_params(
-            s.dtype == DType::float64, true, false, s.images, s.audios, tau, margin, positive_columns, s.cells, epsilon, beta,
-            scores, background ? positive_map : Buffer{}, loss, grad_scores, background ? grad_map : Buffer{}, threads);
+        const CrossEntropyParams of_rows =
+            cross_entropy_params(s.dtype == DType::float64, true, false, s.images, s.audios, tau, margin,
+                                 positive_columns, s.cells, epsilon, beta, scores, background ? positive_map : Buffer{},
+                                 loss, grad_scores, background ? grad_map : Buffer{}, threads);
         SimilarityParams p = similarity_params(s, features, pooling, parameters, 0, background ? positives : Buffer{},
                                                positive_map, scores, residual, threads);
         p.grad_scores = need("grad_scores", grad_scores, s.images * s.audios * real_bytes(s.dtype));

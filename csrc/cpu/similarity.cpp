@@ -276,7 +276,8 @@ void backward(const SimilarityParams& p, Pool pool, Workspace& workspace) {
             load_lanes(static_cast<const T*>(p.grad_scores) + at, count, grad);
             for (int v = 0; v < kVectors; ++v) epilogue.scale[i][v] *= grad[v];
           }
-          if (!p.row_loss && n >= p.cached_images) return similarities(image, audios, first_panel, panels, epilogue, ahead);
+          if (!p.row_loss && n >= p.cached_images)
+            return similarities(image, audios, first_panel, panels, epilogue, ahead);
           const T* cached = p.row_loss ? map : static_cast<const T*>(f.cached_alphas) + n * map_size;
           for (int64_t i = 0; i < panels; ++i) epilogue.all_cells(cached, first_panel + i);
         });
