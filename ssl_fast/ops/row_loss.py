@@ -13,7 +13,7 @@ from . import kernels, library
 from .checks import autocast_inputs
 from .cross_entropy import cross_entropy_backward
 from .kernels import buffer, dense, empty_gradients
-from .poolings import SoftThreshold
+from .poolings import LogMeanExp, SoftThreshold
 from .product import _dense, _gradients
 from .reference import accumulate_dtype
 
@@ -21,7 +21,7 @@ from .reference import accumulate_dtype
 def pooled_row_loss(
     visual: Tensor,
     audio: Tensor,
-    pooling: SoftThreshold,
+    pooling: SoftThreshold | LogMeanExp,
     positives: Tensor | None,
     tau: float,
     margin: float,
@@ -183,7 +183,7 @@ def _backward(ctx, grad, *_):
         return (None,) * ctx.options
     loss, *gradients = ctx.saved_tensors
     wanted = [x if need else None for x, need in zip(gradients, ctx.needs_input_grad)]
-    if not (library.may_return_saved(grad) and grad == 1):  # as of a loss that is the last of a graph
+    if not (library.may_return_saved(grad) and grad == 1):  # `loss.backward()` copies nothing
         wanted = [None if x is None else cross_entropy_backward(grad, loss, x) for x in wanted]
     return *wanted, *(None,) * (ctx.options - len(wanted))
 
