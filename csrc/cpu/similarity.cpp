@@ -141,7 +141,7 @@ struct ImagePooling {
       }
     });
     const int64_t positive = p.positives ? p.positives[n] - audios.first : -1;
-    if (p.positive_map && positive >= 0 && positive < audios.count) {
+    if (positive >= 0 && positive < audios.count) {
       T* map = static_cast<T*>(p.positive_map) + n * s.cells;
       channel_dots(image, audios.rows + positive * audios.padded_channels(), map);
       for (int64_t c = 0; c < s.cells; ++c) map[c] *= inverse_norm[c];
