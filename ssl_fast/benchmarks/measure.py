@@ -119,14 +119,18 @@ def seconds_outside(job: Callable[[], object], calls: int) -> list[float]:
         kernels.extension = module
 
 
-def page_faults(job: Callable[[], object]) -> tuple[int, float]:
-    """First touches of fresh pages in job(), of all threads, and its seconds of CPU time in the operating system, which
-    fills them with zeros. A call before makes it one of many."""
+def page_faults(job: Callable[[], object], calls: int) -> list[tuple[int, float]]:
+    """Of each call of job(), after one that does not count: first touches of fresh pages by all threads, and seconds of
+    their CPU time in the operating system, which fills pages with zeros."""
+    found = []
     job()
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    result = job()  # noqa: F841  named, so that freeing it does not count
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    return after.ru_minflt - before.ru_minflt, after.ru_stime - before.ru_stime
+    for _ in range(calls):
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        result = job()
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        found.append((after.ru_minflt - before.ru_minflt, after.ru_stime - before.ru_stime))
+        del result  # not before: freeing it does not count
+    return found
 
 
 def ratio(numerator: tuple, denominator: tuple) -> float | None:

@@ -262,7 +262,7 @@ def _outside_of_kernels(job: Callable, options: argparse.Namespace) -> dict:
     spent in compiled kernels; page faults, and milliseconds of CPU time in the operating system, which serves them."""
     if options.device == "cuda":
         return dict.fromkeys(("dispatch_us", "page_faults", "system_ms"))
-    faults, seconds = zip(*(page_faults(job) for _ in range(options.rounds)))
+    faults, seconds = zip(*page_faults(job, options.rounds))
     return {
         "dispatch_us": 1e6 * statistics.median(seconds_outside(job, options.rounds))
         if options.backend == "compiled"

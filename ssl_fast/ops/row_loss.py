@@ -80,6 +80,7 @@ def _pooled_row_loss(
     scores, residual, grad_scores = loss.new_empty(3, *rows)
     inverse_norm, positive_map, grad_map = loss.new_empty(3, *cells)
     no_cache, positives = loss.new_empty(0), None if positives is None else positives.contiguous()
+    # products of both passes
     with kernels.launch_on(visual, 3 * kernels.product_flops(visual, len(audio))) as launch:
         launch.kernels.similarity_row_loss(
             kernels.shape_of(launch.kernels, visual, len(audio)),
